@@ -1,0 +1,48 @@
+# Every target does its own set-up: Python 3.11 or newer is all that has to be there.
+# Another interpreter: make test PYTHON=python3.12 VENV=.venv312
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo       photos through conversion and model; results in demo_output/"
+	@echo "make test       the default tests"
+	@echo "make test-slow  the tests marked slow"
+	@echo "make lint       ruff and pyright"
+	@echo "make format     let ruff rewrite the files"
+	@echo "make clean      remove the environment and what the tools cached"
+
+demo: $(VENV)/.demo
+	$(RUN) -m tools.demo
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/.dev
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+format: $(VENV)/.dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) demo_output .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "$(PYTHON) is Python %d.%d, 3.11 or newer is needed: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.created pyproject.toml
+	$(RUN) -m pip install --quiet --editable '.[$(@:$(VENV)/.%=%)]'
+	@touch $@

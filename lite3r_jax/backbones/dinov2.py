@@ -1,0 +1,112 @@
+"""DINOv2 vision transformer with registers, as an image encoder (vggt/layers/vision_transformer.py)."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
+from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.patch_embed import PatchEmbed, resize_pos_embed
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Depth and heads of the encoder; the defaults are ViT-L."""
+
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+
+
+class DinoEncoder(nnx.Module):
+    """Patch tokens of single images. Sites: role "patch", one per block."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dim: int,
+        patch: int,
+        image: int,
+        registers: int,
+        plan: Plan,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args: dim C; patch size; image: side that the position table was made for; registers."""
+        kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.patch = patch
+        self.proj = PatchEmbed(patch, dim, **kinds)
+        draw = nnx.initializers.truncated_normal(0.02)
+        small = nnx.initializers.normal(1e-6)
+        side = image // patch
+        self.cls_token = nnx.Param(small(rngs.params(), (1, 1, dim), param_dtype))
+        self.register_tokens = nnx.Param(small(rngs.params(), (1, registers, dim), param_dtype))
+        self.pos_embed = nnx.Param(draw(rngs.params(), (1, 1 + side * side, dim), param_dtype))
+        block = BlockConfig(dim, config.num_heads, config.mlp_ratio, eps=EPS, layer_scale=1.0)
+        self.blocks = stack(
+            lambda r: Block(block, dtype=dtype, param_dtype=param_dtype, rngs=r),
+            config.depth,
+            rngs,
+        )
+        self.runs = runs(plan.specs("patch", config.depth))
+        self.cores = build_cores(self.runs, 0, block.heads, dim // block.heads, param_dtype, rngs)
+        # The trunk's residual stream starts from this result, so it stays float32.
+        self.norm = layer_norm(dim, EPS, param_dtype=param_dtype, rngs=rngs)
+
+    def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Patches, and tokens before the first block.
+
+        Args:
+            images: [B, H, W, 3], normalised.
+
+        Returns:
+            (patches [B, h*w, C], tokens [B, 1+R+h*w, C] as [class, registers, patches], float32).
+        """
+        b, height, width, _ = images.shape
+        patches = self.proj(images).astype(jnp.float32)
+        grid = (height // self.patch, width // self.patch)
+        cls = jnp.broadcast_to(self.cls_token[...].astype(jnp.float32), (b, 1, patches.shape[-1]))
+        x = jnp.concatenate([cls, patches], axis=1)
+        x = x + resize_pos_embed(self.pos_embed[...], grid, height == width)
+        registers = self.register_tokens[...].astype(jnp.float32)
+        registers = jnp.broadcast_to(registers, (b, *registers.shape[1:]))
+        return patches, jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+
+    def __call__(
+        self, images: jax.Array, taps: Collection[str] = ()
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encode images.
+
+        Args:
+            images: [B, H, W, 3], normalised; H and W multiples of the patch size.
+            taps: names of intermediates to return.
+
+        Returns:
+            (normed patch tokens [B, h*w, C] float32, taps). Taps: `patch/embed` [B, h*w, C];
+            `patch/tokens` [B, T, C]; `patch/blocks`, `patch/attn` [L, B, T, C] output of every
+            block and of its attention layer; T = 1 + R + h*w.
+        """
+        patches, x = self.embed(images)
+        out = {"patch/embed": patches, "patch/tokens": x}
+        special = 1 + self.register_tokens.shape[1]
+        grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
+        layouts = Layouts.both(TokenLayout(1, special, grid, "frame"))
+
+        def body(x, index, modules, cores):
+            del index
+            x, attended = modules[0](x, cores[0], layouts)
+            every = {"patch/blocks": x, "patch/attn": attended}
+            return x, {name: y for name, y in every.items() if name in taps}
+
+        x, ys = scan_stacks(body, x, [self.blocks], [self.cores], self.runs)
+        out = {name: y for name, y in (out | ys).items() if name in taps}
+        return self.norm(x)[:, special:], out

@@ -1,0 +1,449 @@
+"""VGGT: views to cameras, depth, points and tracks in one pass (arXiv 2503.11651; vggt/models/).
+
+A DINOv2 encoder turns every view into patch tokens; 24 pairs of blocks attend in turn within each
+view ("frame") and over all views of the scene ("global"); heads read the tokens of four layers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from lite3r_jax import geometry
+from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
+from lite3r_jax.backbones.base import (
+    Backbone,
+    Prediction,
+    Tracks,
+    check_images,
+    count_parameters,
+    from_json,
+)
+from lite3r_jax.backbones.dinov2 import DinoEncoder, EncoderConfig
+from lite3r_jax.backbones.heads import (
+    CameraConfig,
+    CameraHead,
+    DPTConfig,
+    activate,
+    run_frames,
+)
+from lite3r_jax.backbones.track_head import TrackConfig, Tracker
+from lite3r_jax.errors import InputError
+from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.dpt import DPT
+from lite3r_jax.layers.patch_embed import normalise
+from lite3r_jax.layers.rope import rope_table, view_positions
+
+HEADS = ("camera", "depth", "point", "track")
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """Frame and global blocks: `depth` of each."""
+
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True)
+class VGGTConfig:
+    """Sizes of a VGGT; the defaults are VGGT-1B."""
+
+    img_size: int = 518
+    patch_size: int = 14
+    embed_dim: int = 1024
+    num_register_tokens: int = 4
+    vit: EncoderConfig = field(default_factory=EncoderConfig)
+    aggregator: TrunkConfig = field(default_factory=TrunkConfig)
+    camera_head: CameraConfig = field(default_factory=CameraConfig)
+    dpt: DPTConfig = field(default_factory=DPTConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+
+class Aggregator(nnx.Module):
+    """Encoder and alternating trunk (vggt/models/aggregator.py).
+
+    Sites: roles "patch", "frame" and "global". Frame block i runs before global block i; the
+    residual stream passes through both.
+    """
+
+    def __init__(
+        self,
+        config: VGGTConfig,
+        *,
+        plan: Plan,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        c, trunk = config.embed_dim, config.aggregator
+        kinds = {"dtype": dtype, "param_dtype": param_dtype}
+        self.dtype = dtype
+        self.patch = config.patch_size
+        self.special = 1 + config.num_register_tokens
+        # Every layer writes into the slot of the next layer that a head reads, so that after the
+        # scan each slot holds just that layer and nothing else was kept.
+        self.read = tuple(sorted({*config.dpt.intermediate_layer_idx, trunk.depth - 1}))
+        self.slots = tuple(
+            sum(layer < i for layer in self.read[:-1]) for i in range(trunk.depth)
+        )
+        self.patch_embed = DinoEncoder(
+            config.vit,
+            dim=c,
+            patch=config.patch_size,
+            image=config.img_size,
+            registers=config.num_register_tokens,
+            plan=plan,
+            rngs=rngs,
+            **kinds,
+        )
+        small = nnx.initializers.normal(1e-6)
+        r = config.num_register_tokens
+        self.camera_token = nnx.Param(small(rngs.params(), (1, 2, 1, c), param_dtype))
+        self.register_token = nnx.Param(small(rngs.params(), (1, 2, r, c), param_dtype))
+        block = BlockConfig(c, trunk.num_heads, trunk.mlp_ratio, qk_norm=True)
+
+        def make(layer_rngs: nnx.Rngs) -> Block:
+            return Block(block, rngs=layer_rngs, **kinds)
+
+        self.head_dim = c // trunk.num_heads
+        self.frame_blocks = stack(make, trunk.depth, rngs)
+        self.global_blocks = stack(make, trunk.depth, rngs)
+        self.runs = runs(plan.specs("frame", trunk.depth), plan.specs("global", trunk.depth))
+        site = (trunk.num_heads, self.head_dim, param_dtype, rngs)
+        self.frame_cores = build_cores(self.runs, 0, *site)
+        self.global_cores = build_cores(self.runs, 1, *site)
+
+    def tokens(self, patches: jax.Array) -> jax.Array:
+        """Put camera and register tokens before the patches.
+
+        Slot 0 of both belongs to the first view of every scene, slot 1 to all others.
+
+        Args:
+            patches: [B, S, h*w, C].
+
+        Returns:
+            [B, S, P, C], P = 1 + R + h*w, as [camera, registers, patches].
+        """
+        b, s, _, c = patches.shape
+        table = jnp.concatenate([self.camera_token[...], self.register_token[...]], axis=2)[0]
+        special = table[(np.arange(s) > 0).astype(int)].astype(patches.dtype)
+        special = jnp.broadcast_to(special, (b, *special.shape))
+        return jnp.concatenate([special, patches], axis=2)
+
+    def __call__(
+        self, images: jax.Array, taps: Collection[str] = ()
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Run encoder and trunk.
+
+        Args:
+            images: [B, S, H, W, 3] in [0, 1].
+            taps: names of intermediates to return, see `TAPS`.
+
+        Returns:
+            (tokens [B, S, K, P, 2C] in the compute dtype: frame and global stream, side by side, of
+            the K layers that heads read; taps).
+        """
+        b, s, height, width, _ = images.shape
+        grid = (height // self.patch, width // self.patch)
+        flat = normalise(images).reshape(b * s, height, width, 3)
+        patches, out = self.patch_embed(flat, taps)
+        c = patches.shape[-1]
+        x = self.tokens(patches.reshape(b, s, -1, c))
+        p = x.shape[2]
+        out |= {
+            n: t for n, t in {"patch/norm": patches, "trunk/tokens": x}.items() if n in taps
+        }
+
+        frame = TokenLayout(1, self.special, grid, "frame")
+        scene = TokenLayout(s, self.special, grid, "global")
+        rope = rope_table(view_positions(frame), self.head_dim)
+        slots = jnp.asarray(self.slots)
+
+        def body(carry, index, modules, cores):
+            x, kept = carry
+            x, frame_attn = modules[0](
+                x.reshape(b * s, p, c), cores[0], Layouts.both(frame), rope
+            )
+            y, global_attn = modules[1](
+                x.reshape(b, s * p, c), cores[1], Layouts.both(scene), rope
+            )
+            x, y = x.reshape(b, s, p, c), y.reshape(b, s, p, c)
+            pair = jnp.concatenate([x, y], axis=-1).astype(self.dtype)
+            kept = lax.dynamic_update_index_in_dim(kept, pair, slots[index], 2)
+            every = {
+                "frame/blocks": x,
+                "global/blocks": y,
+                "frame/attn": frame_attn.reshape(b, s, p, c),
+                "global/attn": global_attn.reshape(b, s, p, c),
+            }
+            return (y, kept), {name: t for name, t in every.items() if name in taps}
+
+        kept = jnp.zeros((b, s, len(self.read), p, 2 * c), self.dtype)
+        stacks = [self.frame_blocks, self.global_blocks]
+        cores = [self.frame_cores, self.global_cores]
+        (_, kept), ys = scan_stacks(body, (x, kept), stacks, cores, self.runs)
+        return kept, out | ys
+
+
+class TrackHead(nnx.Module):
+    """Feature maps by DPT, then the tracker (vggt/heads/track_head.py)."""
+
+    def __init__(
+        self, config: TrackConfig, dim: int, patch: int, *, param_dtype: Any, rngs: nnx.Rngs
+    ):
+        self.feature_extractor = DPT(
+            dim,
+            features=config.features,
+            out_channels=config.dpt_out_channels,
+            outputs=None,
+            patch=patch,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.tracker = Tracker(config, param_dtype=param_dtype, rngs=rngs)
+
+
+TAPS = (
+    "patch/embed",
+    "patch/tokens",
+    "patch/blocks",
+    "patch/attn",
+    "patch/norm",
+    "trunk/tokens",
+    "frame/blocks",
+    "frame/attn",
+    "global/blocks",
+    "global/attn",
+    "camera/pose_enc",
+    "track/features",
+    "track/coords",
+)
+
+
+class VGGT(nnx.Module):
+    """The model. `prediction, taps = model(images)`."""
+
+    def __init__(
+        self,
+        config: VGGTConfig,
+        *,
+        heads: Sequence[str] = HEADS,
+        plan: Plan | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Build with random weights.
+
+        Args:
+            config: sizes.
+            heads: which of camera, depth, point, track to have.
+            plan: attention strategy of every site; dense everywhere when None.
+            dtype: compute dtype of encoder and trunk, float32 or bfloat16. LayerNorm, softmax,
+                residual stream, RoPE, position tables and the heads are float32 in any case, as
+                upstream has it under autocast.
+            param_dtype: dtype in which parameters are held.
+            rngs: random streams.
+
+        Raises:
+            InputError: an unknown head.
+            ValueError: the plan has a rule without a site.
+        """
+        unknown = sorted(set(heads) - set(HEADS))
+        if unknown:
+            raise InputError(f"heads {unknown} are not known; choose from {', '.join(HEADS)}")
+        plan = Plan() if plan is None else plan
+        sites = {
+            "patch": config.vit.depth,
+            "frame": config.aggregator.depth,
+            "global": config.aggregator.depth,
+        }
+        if "camera" in heads:
+            sites["camera"] = config.camera_head.trunk_depth
+        plan.check(sites)
+        self.config = config
+        self.heads = tuple(h for h in HEADS if h in heads)
+        self.aggregator = Aggregator(
+            config, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        dim = 2 * config.embed_dim
+        kinds = {"param_dtype": param_dtype, "rngs": rngs}
+
+        def dense_head(outputs: int) -> DPT:
+            return DPT(
+                dim,
+                features=config.dpt.features,
+                out_channels=config.dpt.out_channels,
+                outputs=outputs,
+                patch=config.patch_size,
+                **kinds,
+            )
+
+        if "camera" in heads:
+            self.camera_head = CameraHead(config.camera_head, dim, plan=plan, **kinds)
+        if "depth" in heads:
+            self.depth_head = dense_head(2)
+        if "point" in heads:
+            self.point_head = dense_head(4)
+        if "track" in heads:
+            self.track_head = TrackHead(config.track, dim, config.patch_size, **kinds)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        query_points: jax.Array | None = None,
+        *,
+        taps: Collection[str] = (),
+        frame_chunk: int = 1,
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        """Reconstruct scenes. Compiled once per shape.
+
+        Args:
+            images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of the patch size. The
+                first view defines the world frame.
+            query_points: [B, N, 2] (x, y) in pixels of the first view, to be tracked; None for no
+                tracks.
+            taps: names of intermediates to return, from `TAPS`. Layers are stacked on axis 0.
+            frame_chunk: frames that the dense heads handle at a time: memory against speed, the
+                result is the same.
+
+        Returns:
+            (`Prediction`, {tap: array}).
+
+        Raises:
+            InputError: images of wrong rank, dtype, size or range; query points without a track
+                head; an unknown tap.
+        """
+        check_images(images, self.config.patch_size)
+        unknown = sorted(set(taps) - set(TAPS))
+        if unknown:
+            raise InputError(f"taps {unknown} are not known; choose from {', '.join(TAPS)}")
+        if query_points is not None and "track" not in self.heads:
+            raise InputError("query_points need the track head, which this model was built without")
+        graph, state = nnx.split(self)
+        return _forward(graph, state, images, query_points, tuple(sorted(taps)), frame_chunk)
+
+    def _run(
+        self,
+        images: jax.Array,
+        query_points: jax.Array | None,
+        taps: tuple[str, ...],
+        frame_chunk: int,
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        config = self.config
+        size = images.shape[2:4]
+        grid = (size[0] // config.patch_size, size[1] // config.patch_size)
+        kept, out = self.aggregator(images, taps)
+        found: dict[str, Any] = {}
+
+        if "camera" in self.heads:
+            pose_encs = self.camera_head(kept[:, :, -1, 0])
+            out["camera/pose_enc"] = pose_encs
+            found["pose_enc"] = pose_encs[-1]
+            found["extrinsics"], found["intrinsics"] = geometry.pose_encoding_to_cameras(
+                pose_encs[-1], size
+            )
+
+        read = self.aggregator.read
+        levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
+
+        def dense(head: DPT) -> jax.Array:
+            return run_frames(head, kept, levels, self.aggregator.special, frame_chunk, grid)
+
+        if "depth" in self.heads:
+            logits = dense(self.depth_head)
+            found["depth"], found["depth_conf"] = activate(logits, "exp", "expp1")
+        if "point" in self.heads:
+            logits = dense(self.point_head)
+            found["world_points"], found["world_points_conf"] = activate(logits, "inv_log", "expp1")
+        if query_points is not None:
+            head = self.track_head
+            maps = dense(head.feature_extractor)
+            tracked, _ = head.tracker(query_points, maps)
+            out["track/features"], out["track/coords"] = maps, tracked.coords
+            found["tracks"] = Tracks(tracked.coords[-1], tracked.visibility, tracked.confidence)
+        return Prediction(**found), {name: x for name, x in out.items() if name in taps}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _forward(graph, state, images, query_points, taps, frame_chunk):
+    return nnx.merge(graph, state)._run(images, query_points, taps, frame_chunk)
+
+
+# Keys of the JSON form that describe a test run and not the model.
+_RUN_KEYS = {"batch", "views", "height", "width"}
+
+
+def config_to_json(config: VGGTConfig) -> dict[str, Any]:
+    """The JSON form: one key per setting, nested as the dataclasses are."""
+    return dataclasses.asdict(config, dict_factory=_jsonable)
+
+
+def _jsonable(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in items}
+
+
+def config_from_json(data: dict[str, Any]) -> VGGTConfig:
+    """Read the JSON form; settings that are absent keep VGGT-1B's values.
+
+    `param_count`, if present, is checked against the model with all heads. Keys of a test run
+    (batch, views, height, width) are accepted and ignored.
+
+    Raises:
+        InputError: unknown keys, wrong types, sizes that do not fit together.
+    """
+    data = {k: v for k, v in data.items() if k not in _RUN_KEYS}
+    expected = data.pop("param_count", None)
+    config = from_json(VGGTConfig, data, "config")
+    _check_config(config)
+    if expected is not None:
+        model = nnx.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0)))
+        # DINOv2's mask token is in every checkpoint and in no forward pass.
+        count = count_parameters(model) + config.embed_dim
+        if count != expected:
+            raise InputError(
+                f"config: param_count says {expected:,} but these sizes give {count:,}; correct one"
+            )
+    return config
+
+
+def _check_config(config: VGGTConfig) -> None:
+    depth = config.aggregator.depth
+    c = config.embed_dim
+    rules = [
+        (config.img_size % config.patch_size == 0, "img_size must be a multiple of patch_size"),
+        (c % (4 * config.aggregator.num_heads) == 0,
+         "embed_dim / aggregator.num_heads must be a multiple of 4"),
+        (c % config.vit.num_heads == 0, "vit.num_heads must divide embed_dim"),
+        (2 * c % config.camera_head.num_heads == 0,
+         "camera_head.num_heads must divide 2 * embed_dim"),
+        (len(config.dpt.out_channels) == 4, "dpt.out_channels must have 4 entries"),
+        (len(config.track.dpt_out_channels) == 4, "track.dpt_out_channels must have 4 entries"),
+        (all(n % 4 == 0 for n in (*config.dpt.out_channels, config.dpt.features // 2)),
+         "dpt.out_channels and dpt.features / 2 must be multiples of 4"),
+        (len(config.dpt.intermediate_layer_idx) == 4
+         and all(0 <= i < depth for i in config.dpt.intermediate_layer_idx),
+         f"dpt.intermediate_layer_idx must name 4 of the {depth} trunk layers"),
+    ]
+    broken = [text for ok, text in rules if not ok]
+    if broken:
+        raise InputError(f"config: {'; '.join(broken)}")
+
+
+BACKBONE = Backbone(
+    name="vggt",
+    default_config=VGGTConfig(),
+    heads=HEADS,
+    config_from_json=config_from_json,
+    config_to_json=config_to_json,
+    build=VGGT,
+)

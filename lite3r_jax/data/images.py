@@ -1,0 +1,358 @@
+"""Photos to network input: one preprocessing core for files, Pillow images and arrays.
+
+Every photo takes the same path: `read_image` (anything to an upright 8-bit RGB image), `fit_image`
+(to network size, remembering where the photo went) and `stack_images` (one size for all, floats in
+[0, 1]). Sizes, rounding and filter follow vggt/utils/load_fn.py, so equal pixels give equal
+tensors. On purpose it differs in three places: EXIF orientation is applied, transparency of every
+kind (not only mode RGBA) is composited on white, and 16-bit grey keeps its range.
+"""
+
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from lite3r_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+    Source = str | os.PathLike[str] | PILImage | np.ndarray
+
+Mode = Literal["crop", "pad", "square"]
+
+PATCH = 14  # network sizes are multiples of this; a photo with a shorter side is refused
+MAX_PIXELS = 64_000_000  # default limit of one photo
+MAX_CANVAS = 4 * MAX_PIXELS  # limit of what a fit may need in between
+
+# HEIF counts once its plug-in is registered (pillow_heif.register_heif_opener()); Pillow has none.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
+
+_ORIENTATION_TAG = 0x0112
+# EXIF orientation to the name of the Pillow transposition that makes it upright; 1 is upright.
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
+# What Pillow raises on damaged data; Warning where the caller turned warnings into errors.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
+    AttributeError, AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Warning,
+)  # fmt: skip
+_open_lock = threading.Lock()  # warning filters belong to the process, not to the thread
+
+
+@dataclass(frozen=True, eq=False)
+class FittedImage:
+    """One photo at network size, and where it lies there.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB.
+        box: (x1, y1, x2, y2), the edges of the whole upright photo in `pixels`; outside of them
+            where the photo was cropped. Measured from the outer corner of the first pixel, so
+            that the pixel whose centre a camera calls (0, 0) covers 0..1.
+        source_size: (width, height) of the upright photo in pixels.
+    """
+
+    pixels: np.ndarray
+    box: tuple[float, float, float, float]
+    source_size: tuple[int, int]
+
+
+def load_images(
+    sources: "Sequence[Source]",
+    mode: Mode = "crop",
+    size: int = 518,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Read photos and bring them to network size, as the model expects them.
+
+    Args:
+        sources: paths, Pillow images or arrays (uint8, uint16 or float in [0, 1]; [H, W],
+            [H, W, 1], [H, W, 3], or [H, W, 4] with alpha last). The first is the reference view.
+        mode: see `fit_image`.
+        size: network size in pixels, a multiple of 14.
+        max_pixels: photos with more pixels are refused before they are decoded.
+
+    Returns:
+        float32 [S, H, W, 3] in [0, 1], RGB; every value is a multiple of 1/255. Photos that end up
+        with different sizes are centred on white, at the largest height and width among them.
+
+    Raises:
+        InputError: naming the photo, for what cannot be read or has no defined meaning.
+    """
+    return load_images_with_boxes(sources, mode, size, max_pixels)[0]
+
+
+def load_images_with_boxes(
+    sources: "Sequence[Source]",
+    mode: Mode = "square",
+    size: int = 1024,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`load_images`, and where each photo lies in the result.
+
+    Args:
+        sources: as for `load_images`, and so are `mode`, `size` and `max_pixels`.
+        mode: the default is that of load_and_preprocess_images_square.
+        size: likewise.
+        max_pixels: likewise.
+
+    Returns:
+        (images as from `load_images`, float32 [S, 6] with rows (x1, y1, x2, y2, width, height)):
+        the edges of the whole photo in the network image (see `FittedImage.box`) and the size of
+        the photo. Its point (x, y) went to x1 + x * (x2 - x1) / width, y1 + y * (y2 - y1) / height.
+
+    Raises:
+        InputError: as `load_images`.
+    """
+    if isinstance(sources, str | os.PathLike) or not isinstance(sources, Sequence):
+        raise InputError(
+            "images: expected a list of paths, Pillow images or arrays, got one"
+            f" {type(sources).__name__}; put it in a list (a batch of arrays: list(batch))"
+        )
+    names = [_name(source, i) for i, source in enumerate(sources)]
+    fitted = [
+        fit_image(read_image(source, name, max_pixels), mode, size, name)
+        for source, name in zip(sources, names, strict=True)
+    ]
+    return stack_images(fitted)
+
+
+def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXELS) -> "PILImage":
+    """Turn any accepted source into an upright 8-bit RGB Pillow image.
+
+    A file's type is read from its content, not from its name; of animations and multi-page files
+    the first page counts. EXIF orientation is applied and transparency composited on white.
+    Palette, CMYK, YCbCr and 1-bit images are converted by Pillow, without colour profiles. 16-bit
+    grey and uint16 arrays become round(v / 257); colour files with 16 bits are decoded to 8 bits by
+    Pillow. Integer and floating-point images with 32 bits have no defined range and are refused.
+
+    Args:
+        source: a path, a Pillow image or an array, see `load_images`.
+        name: what messages call it.
+        max_pixels: limit of width * height.
+
+    Raises:
+        InputError: naming the photo, for what cannot be read or has no defined meaning.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name, max_pixels)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_array_to_image(source, name), name, max_pixels)
+    if isinstance(source, str | os.PathLike):
+        return _read_file(source, name, max_pixels)
+    raise InputError(
+        f"{name}: expected a path, a Pillow image or an array, got {type(source).__name__}"
+    )
+
+
+def fit_image(
+    image: "PILImage", mode: Mode = "crop", size: int = 518, name: str = "image"
+) -> FittedImage:
+    """Bring one upright RGB image to network size with Pillow's antialiased bicubic filter.
+
+    Source: load_and_preprocess_images and load_and_preprocess_images_square of
+    vggt/utils/load_fn.py.
+
+    Args:
+        image: mode RGB.
+        mode: crop: width becomes `size`, height follows, rounded to a multiple of 14 (halves to
+            even); if it exceeds `size`, the middle rows are kept. Width is never cropped.
+            pad: the longer side becomes `size`, the other follows, rounded likewise; white borders
+            make it size x size.
+            square: black borders make it square, then it is resized to size x size.
+        size: in pixels, a multiple of 14.
+        name: what messages call it.
+
+    Raises:
+        InputError: an unknown mode or size; a photo too small or too narrow.
+    """
+    if mode not in get_args(Mode):
+        raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if not isinstance(size, int) or size < PATCH or size % PATCH:
+        raise InputError(f"size: expected a positive multiple of {PATCH} pixels, got {size}")
+    width, height = image.size
+    if min(width, height) < PATCH:
+        raise InputError(f"{name}: {width}x{height} pixels; both sides need at least {PATCH}")
+    if mode == "square":
+        return _fit_square(image, size, name)
+    return _fit_patches(image, mode, size, name)
+
+
+def stack_images(fitted: Sequence[FittedImage]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack fitted photos, centred on white where sizes differ (odd borders: wider below, right).
+
+    Returns:
+        (images float32 [S, H, W, 3] in [0, 1], boxes float32 [S, 6]), see `load_images_with_boxes`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not fitted:
+        raise InputError("images: got none; at least one photo is needed")
+    height = max(image.pixels.shape[0] for image in fitted)
+    width = max(image.pixels.shape[1] for image in fitted)
+    images = np.ones((len(fitted), height, width, 3), np.float32)
+    boxes = np.empty((len(fitted), 6), np.float32)
+    for s, image in enumerate(fitted):
+        h, w = image.pixels.shape[:2]
+        top, left = (height - h) // 2, (width - w) // 2
+        images[s, top : top + h, left : left + w] = image.pixels / np.float32(255)
+        x1, y1, x2, y2 = image.box
+        boxes[s] = x1 + left, y1 + top, x2 + left, y2 + top, *image.source_size
+    return images, boxes
+
+
+def _name(source: "Source", index: int) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}"
+
+
+def _read_file(path: "str | os.PathLike[str]", name: str, max_pixels: int) -> "PILImage":
+    from PIL import Image, UnidentifiedImageError
+
+    if not os.path.isfile(path):
+        reason = "is not a file" if os.path.exists(path) else "no such file"
+        raise InputError(f"{name}: {reason}; pass the paths of image files")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{name}: is empty (0 bytes); copy it again or remove it from the list")
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with _open_lock, warnings.catch_warnings():
+            # Pillow warns at its own limit; the limit here is max_pixels
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name}: far more pixels than any photo; scale it down ({_one_line(error)})"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name}: is not an image in a supported format ({', '.join(formats)});"
+            " convert it or remove it from the list"
+        ) from error
+    except _DECODE_ERRORS as error:
+        raise _damaged(name, error) from error
+    with image:
+        return _to_rgb(image, name, max_pixels)
+
+
+def _to_rgb(image: "PILImage", name: str, max_pixels: int) -> "PILImage":
+    from PIL import Image
+
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name}: {width}x{height} is {width * height / 1e6:.1f} Mpx, the limit is"
+            f" {max_pixels / 1e6:.1f} Mpx; scale it down or raise max_pixels"
+        )
+    # Pillow reads 16-bit PGM as mode I, scaled to 0..65535
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise InputError(
+            f"{name}: 32-bit pixels (mode {image.mode}) have no defined range;"
+            " save it with 8 or 16 bits per channel"
+        )
+    try:
+        image.load()
+        upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        if upright is not None:
+            image = image.transpose(Image.Transpose[upright])
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            image = Image.fromarray(_to_uint8(np.asarray(image)))
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return image.convert("RGB")
+    except _DECODE_ERRORS as error:
+        raise _damaged(name, error) from error
+
+
+def _array_to_image(array: np.ndarray, name: str) -> "PILImage":
+    from PIL import Image
+
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+        raise InputError(
+            f"{name}: expected an array [H, W] or [H, W, 1, 3 or 4], got {list(array.shape)}"
+        )
+    if array.ndim == 3 and channels == 1:
+        array = array[:, :, 0]
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise InputError(
+                f"{name}: floating-point values must be finite and in [0, 1]; scale them"
+            )
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = _to_uint8(array)
+    elif array.dtype != np.uint8:
+        raise InputError(
+            f"{name}: expected uint8, uint16 or floating-point values, got {array.dtype}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """0..65535 to 0..255: round(v / 257), which sends 257 * k to k."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _fit_patches(image: "PILImage", mode: Mode, size: int, name: str) -> FittedImage:
+    from PIL import Image
+
+    width, height = image.size
+    # the order of the operations decides how ties round; it is load_fn.py's
+    if mode == "pad" and height > width:
+        new_width, new_height = round(width * (size / height) / PATCH) * PATCH, size
+    else:
+        new_width, new_height = size, round(height * (size / width) / PATCH) * PATCH
+    if min(new_width, new_height) == 0 or new_width * new_height > MAX_CANVAS:
+        raise InputError(
+            f"{name}: {width}x{height} is too narrow for mode {mode} at size {size}; crop it first"
+        )
+    resized = np.asarray(image.resize((new_width, new_height), Image.Resampling.BICUBIC))
+    if mode == "crop":
+        top = max(0, (new_height - size) // 2)
+        box = (0, -top, new_width, new_height - top)
+        return FittedImage(resized[top : top + size], box, image.size)
+    left, top = (size - new_width) // 2, (size - new_height) // 2
+    pixels = np.full((size, size, 3), 255, np.uint8)
+    pixels[top : top + new_height, left : left + new_width] = resized
+    return FittedImage(pixels, (left, top, left + new_width, top + new_height), image.size)
+
+
+def _fit_square(image: "PILImage", size: int, name: str) -> FittedImage:
+    from PIL import Image
+
+    width, height = image.size
+    side = max(width, height)
+    if side * side > MAX_CANVAS:
+        raise InputError(
+            f"{name}: {width}x{height} is too long for mode square; crop it or scale it down"
+        )
+    left, top = (side - width) // 2, (side - height) // 2
+    canvas = Image.new("RGB", (side, side), "black")
+    canvas.paste(image, (left, top))
+    pixels = np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC))
+    scale = size / side
+    box = (left * scale, top * scale, (left + width) * scale, (top + height) * scale)
+    return FittedImage(pixels, box, image.size)
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"{name}: cannot be read ({_one_line(error)}); copy it again or remove it from the list"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

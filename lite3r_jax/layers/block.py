@@ -1,0 +1,146 @@
+"""Pre-norm transformer block with LayerScale, and stacks of such blocks run by one scan."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from lite3r_jax.attention.core import AttentionCore, Layouts, Run
+from lite3r_jax.layers.attention import Attention
+from lite3r_jax.layers.mlp import Mlp
+from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.rope import RopeTable
+
+_trunc_normal = nnx.initializers.truncated_normal(0.02)
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Sizes and constants of one block.
+
+    Attributes:
+        dim: C.
+        heads: N.
+        mlp_ratio: hidden size of the MLP over C.
+        qk_norm: LayerNorm on queries and keys before RoPE.
+        eps: of the two LayerNorms and of the qk-norm.
+        layer_scale: initial LayerScale.
+    """
+
+    dim: int
+    heads: int
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    eps: float = 1e-5
+    layer_scale: float = 0.01
+
+
+class LayerScale(nnx.Module):
+    """Product with a learned vector."""
+
+    def __init__(self, dim: int, init: float, param_dtype: Any):
+        self.gamma = nnx.Param(jnp.full((dim,), init, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., C] -> x * gamma in float32, the dtype of the residual stream."""
+        return x.astype(jnp.float32) * self.gamma[...].astype(jnp.float32)
+
+
+class Block(nnx.Module):
+    """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))) (vggt/layers/block.py).
+
+    The residual stream stays float32; matrix products run in `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: BlockConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        c = config
+        kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm1 = layer_norm(c.dim, c.eps, **kinds)
+        self.attn = Attention(
+            c.dim, c.heads, qk_norm=c.qk_norm, eps=c.eps, kernel_init=_trunc_normal, **kinds
+        )
+        self.ls1 = LayerScale(c.dim, c.layer_scale, param_dtype)
+        self.norm2 = layer_norm(c.dim, c.eps, **kinds)
+        self.mlp = Mlp(c.dim, int(c.dim * c.mlp_ratio), kernel_init=_trunc_normal, **kinds)
+        self.ls2 = LayerScale(c.dim, c.layer_scale, param_dtype)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        core: AttentionCore,
+        layouts: Layouts,
+        rope: RopeTable | None = None,
+        shared: Any = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Run the block.
+
+        Args:
+            x: [B, T, C] float32.
+            core: attention strategy of this site.
+            layouts: token layouts of queries and keys.
+            rope: table of `rope_table` or None.
+            shared: per-forward context of the backbone.
+
+        Returns:
+            (x [B, T, C] float32, output of the attention layer [B, T, C] in the compute dtype).
+        """
+        attended = self.attn(self.norm1(x), core, layouts, rope, shared)
+        x = x + self.ls1(attended)
+        return x + self.ls2(self.mlp(self.norm2(x))), attended
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:
+    """`depth` modules as one, every parameter with a leading axis of that length."""
+    return nnx.vmap(make)(rngs.split(depth))
+
+
+def scan_stacks(
+    body: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    stacks: Sequence[nnx.Module],
+    cores: Sequence[Sequence[AttentionCore]],
+    plan_runs: Sequence[Run],
+) -> tuple[Any, Any]:
+    """Scan over layers, compiling each run of equal strategies once.
+
+    Args:
+        body: (carry, layer index, modules, cores) -> (carry, ys), with one module and one core of
+            the current layer for each stack.
+        carry: initial carry.
+        stacks: stacked modules that advance together, all of the same depth.
+        cores: for each stack, its stacked core of every run.
+        plan_runs: the runs, covering the whole depth.
+
+    Returns:
+        (carry, ys stacked over all layers).
+    """
+    split = [nnx.split(s) for s in stacks]
+    depth = plan_runs[-1].stop
+    collected = []
+    for r, run in enumerate(plan_runs):
+        core_split = [nnx.split(c[r]) for c in cores]
+
+        def step(carry, xs, core_split=core_split):
+            index, states, core_states = xs
+            modules = [nnx.merge(g, s) for (g, _), s in zip(split, states, strict=True)]
+            here = [nnx.merge(g, s) for (g, _), s in zip(core_split, core_states, strict=True)]
+            return body(carry, index, modules, here)
+
+        states = [state for _, state in split]
+        if run.stop - run.start < depth:
+            states = jax.tree.map(lambda x, run=run: x[run.start : run.stop], states)
+        xs = (jnp.arange(run.start, run.stop), states, [state for _, state in core_split])
+        carry, ys = lax.scan(step, carry, xs, length=run.stop - run.start)
+        collected.append(ys)
+    return carry, jax.tree.map(lambda *y: jnp.concatenate(y) if len(y) > 1 else y[0], *collected)

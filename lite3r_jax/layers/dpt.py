@@ -1,0 +1,224 @@
+"""Dense prediction transformer head: four levels of tokens to a map at image resolution.
+
+Source: vggt/heads/dpt_head.py, after Ranftl et al., arXiv 2103.13413.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.resize import resize_aligned
+
+_PAD = ((1, 1), (1, 1))
+
+
+def uv_axes(width: int, height: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres of a map on the unit-diagonal rectangle of the image.
+
+    Args:
+        width: of the map.
+        height: of the map.
+        aspect: image width over image height.
+
+    Returns:
+        (x [width], y [height]) float64, symmetric about 0.
+    """
+    diagonal = np.hypot(aspect, 1.0)
+
+    def axis(count: int, span: float) -> np.ndarray:
+        return np.linspace(-1, 1, count) * (span * (count - 1) / count) if count > 1 else np.zeros(1)
+
+    return axis(width, aspect / diagonal), axis(height, 1.0 / diagonal)
+
+
+def waves(position: np.ndarray, channels: int, base: float = 100.0) -> np.ndarray:
+    """Sines, then cosines, of one coordinate (vggt/heads/utils.py).
+
+    Args:
+        position: [n] float64.
+        channels: c, even.
+        base: frequencies are base^(-2k / c), k = 0 .. c/2 - 1.
+
+    Returns:
+        [n, c] float32, computed in float64.
+    """
+    half = channels // 2
+    angle = position[:, None] * base ** (-np.arange(half, dtype=np.float64) / half)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
+
+
+def add_uv_embedding(x: jax.Array, aspect: float, factor: float = 0.1) -> jax.Array:
+    """Add the position embedding of a map, in float32: half of the channels say x, half y.
+
+    A table of the whole map would be 100 MB at image resolution. One small table per axis, zero in
+    the other axis's channels, gives the same sums and is never expanded in memory.
+
+    Args:
+        x: [B, h, w, C], C a multiple of 4.
+        aspect: image width over image height.
+        factor: of the embedding.
+
+    Returns:
+        [B, h, w, C] in the dtype of x.
+    """
+    _, h, w, c = x.shape
+    half = c // 2
+    across, down = (np.float32(factor) * waves(p, half) for p in uv_axes(w, h, aspect))
+    across = jnp.asarray(np.pad(across, ((0, 0), (0, half))))
+    down = jnp.asarray(np.pad(down, ((0, 0), (half, 0))))
+    return (x.astype(jnp.float32) + across + down[:, None]).astype(x.dtype)
+
+
+class Upsample(nnx.Module):
+    """Transposed convolution with kernel = stride = k: every pixel becomes k x k pixels."""
+
+    def __init__(self, dim: int, k: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.dtype = dtype
+        init = nnx.initializers.lecun_normal(in_axis=0, out_axis=3)
+        self.kernel = nnx.Param(init(rngs.params(), (dim, k, k, dim), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, C] -> [B, h*k, w*k, C]."""
+        b, h, w, c = x.shape
+        kernel = self.kernel[...].astype(self.dtype)
+        k = kernel.shape[1]
+        y = (x.astype(self.dtype).reshape(-1, c) @ kernel.reshape(c, -1)).reshape(b, h, w, k, k, -1)
+        y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * k, w * k, -1)
+        return y + self.bias[...].astype(self.dtype)
+
+
+class ResidualUnit(nnx.Module):
+    """relu(x) + conv2(relu(conv1(relu(x)))).
+
+    The skip is rectified because upstream's first ReLU works in place.
+    """
+
+    def __init__(self, features: int, **kinds: Any):
+        self.conv1 = nnx.Conv(features, features, (3, 3), padding=_PAD, **kinds)
+        self.conv2 = nnx.Conv(features, features, (3, 3), padding=_PAD, **kinds)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, F] -> [B, h, w, F]."""
+        x = nnx.relu(x)
+        return x + self.conv2(nnx.relu(self.conv1(x)))
+
+
+class Refine(nnx.Module):
+    """Fuse the coarser map with this level, refine, resize, mix channels."""
+
+    def __init__(self, features: int, skip: bool, **kinds: Any):
+        self.unit1 = ResidualUnit(features, **kinds) if skip else None
+        self.unit2 = ResidualUnit(features, **kinds)
+        self.out = nnx.Linear(features, features, **kinds)
+
+    def __call__(
+        self, x: jax.Array, skip: jax.Array | None, size: tuple[int, int]
+    ) -> jax.Array:
+        """[B, h, w, F] (and the level's own [B, h, w, F]) -> [B, *size, F].
+
+        The 1x1 mixing comes before the resize, which it commutes with: interpolation weights sum
+        to one. Upstream mixes after it, at up to four times the cost.
+        """
+        if self.unit1 is not None and skip is not None:
+            x = x + self.unit1(skip)
+        return resize_aligned(self.out(self.unit2(x)), size)
+
+
+class DPT(nnx.Module):
+    """Tokens of four layers to a feature map or to per-pixel channels.
+
+    Frames are independent: callers may split them as memory asks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        features: int,
+        out_channels: Sequence[int],
+        outputs: int | None,
+        patch: int,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Build.
+
+        Args:
+            dim: channels of the tokens.
+            features: F, width of the fused maps.
+            out_channels: width of each of the four levels before fusion.
+            outputs: channels at image resolution; None gives a feature map of `features` channels
+                at half resolution without position embeddings (VGGT's track features).
+            patch: patch size.
+            dtype: compute dtype.
+            param_dtype: dtype of the parameters.
+            rngs: random streams.
+        """
+        kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.patch = patch
+        self.norm = layer_norm(dim, 1e-5, **kinds)
+        self.projects = nnx.List([nnx.Linear(dim, c, **kinds) for c in out_channels])
+        c = out_channels
+        self.upsample = nnx.List([Upsample(c[0], 4, **kinds), Upsample(c[1], 2, **kinds)])
+        self.downsample = nnx.Conv(c[3], c[3], (3, 3), strides=2, padding=_PAD, **kinds)
+        self.reassemble = nnx.List(
+            [nnx.Conv(n, features, (3, 3), padding=_PAD, use_bias=False, **kinds) for n in c]
+        )
+        self.refine = nnx.List([Refine(features, level < 3, **kinds) for level in range(4)])
+        half = features if outputs is None else features // 2
+        self.out_conv1 = nnx.Conv(features, half, (3, 3), padding=_PAD, **kinds)
+        self.maps_only = outputs is None
+        if outputs is not None:
+            self.out_conv2 = nnx.Conv(half, 32, (3, 3), padding=_PAD, **kinds)
+            self.out_conv3 = nnx.Linear(32, outputs, **kinds)
+
+    def __call__(
+        self, levels: Sequence[jax.Array], grid: tuple[int, int]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Run the head.
+
+        Args:
+            levels: four token arrays [B, h*w, C] (patches only), shallow to deep.
+            grid: (h, w).
+
+        Returns:
+            ([B, H, W, outputs], or [B, H/2, W/2, F] for feature maps; named intermediates).
+        """
+        h, w = grid
+        height, width = h * self.patch, w * self.patch
+
+
+        def place(x: jax.Array) -> jax.Array:
+            return x if self.maps_only else add_uv_embedding(x, width / height)
+
+        out: dict[str, jax.Array] = {}
+        maps = []
+        resize = [*self.upsample, lambda x: x, self.downsample]
+        for i, tokens in enumerate(levels):
+            x = self.projects[i](self.norm(tokens))
+            x = out[f"project/{i}"] = x.reshape(x.shape[0], h, w, -1)
+            x = out[f"resize/{i}"] = resize[i](place(x))
+            x = out[f"reassemble/{i}"] = self.reassemble[i](x)
+            maps.append(x)
+
+        x, skip = maps[3], None
+        for i in (3, 2, 1, 0):
+            finest = (2 * maps[0].shape[1], 2 * maps[0].shape[2])
+            size = maps[i - 1].shape[1:3] if i else finest
+            x = out[f"refine/{i}"] = self.refine[i](x, skip, size)
+            skip = maps[i - 1] if i else None
+
+        x = out["out_conv1"] = self.out_conv1(x)
+        scale = 2 if self.maps_only else 1
+        x = place(resize_aligned(x, (height // scale, width // scale)))
+        out["out_conv2_in"] = x
+        if not self.maps_only:
+            x = out["logits"] = self.out_conv3(nnx.relu(self.out_conv2(x)))
+        return x, out

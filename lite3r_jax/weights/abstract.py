@@ -1,0 +1,75 @@
+"""Models without numbers: shapes and dtypes of every parameter, nothing allocated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class AbstractModel:
+    """A model whose parameters are still to come.
+
+    Attributes:
+        shapes: path, "/" between parts -> shape.
+        dtypes: path -> dtype in which the model holds it.
+    """
+
+    graph: Any
+    variables: Mapping[str, tuple[tuple[Any, ...], nnx.Variable]]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See the class."""
+        return {path: tuple(variable.shape) for path, (_, variable) in self.variables.items()}
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """See the class."""
+        return {path: np.dtype(variable.dtype) for path, (_, variable) in self.variables.items()}
+
+    def fill(self, arrays: Mapping[str, jax.Array]) -> nnx.Module:
+        """The model with these parameters.
+
+        Args:
+            arrays: path -> array for exactly the paths of `shapes`.
+        """
+        flat = [
+            (key, variable.replace(arrays[path]))
+            for path, (key, variable) in self.variables.items()
+        ]
+        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+
+
+def abstract_model(
+    backbone: Backbone,
+    config: Any,
+    *,
+    heads: Sequence[str],
+    plan: Plan | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> AbstractModel:
+    """Trace the construction of a model.
+
+    Raises:
+        ValueError: the model has state that is no parameter and so would stay without a value.
+    """
+    model = nnx.eval_shape(
+        lambda: backbone.build(
+            config, heads=heads, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)
+        )
+    )
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    if others := ["/".join(map(str, key)) for key, _ in nnx.to_flat_state(rest)]:
+        raise ValueError(f"state that is no parameter: {others[:5]}")
+    return AbstractModel(
+        graph, {"/".join(map(str, key)): (key, v) for key, v in nnx.to_flat_state(params)}
+    )

@@ -1,0 +1,68 @@
+"""An existing directory of converted weights, and the proof that it is what was written."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.weights.manifest import FILE_NAME, read_manifest
+from lite3r_jax.weights.safetensors_file import SafetensorsFile
+from lite3r_jax.weights.safetensors_writer import FileRecord, hash_file
+from lite3r_jax.weights.strict_json import shown
+
+
+class ConvertedWeights:
+    """A directory made by `convert`.
+
+    Attributes:
+        path: the directory.
+        manifest: what it must contain.
+    """
+
+    def __init__(self, path: Path, remedy: str = "convert again"):
+        """Read the manifest and compare names and sizes of the files with it.
+
+        Args:
+            path: the directory.
+            remedy: what to do when it is damaged, for messages.
+
+        Raises:
+            InputError: no converted weights, or a file is missing, extra or of another size.
+        """
+        self.path = path
+        self.remedy = remedy
+        self.manifest = read_manifest(path, remedy)
+        present = {entry.name for entry in path.iterdir()} - {FILE_NAME}
+        for name in sorted(set(self.manifest.files) - present):
+            raise InputError(f"{path / name}: missing; {self.remedy}")
+        for name in sorted(present - set(self.manifest.files)):
+            raise InputError(f"{path / shown(name)}: not part of the converted weights; remove it")
+        for name, record in self.manifest.files.items():
+            size = (path / name).stat().st_size
+            if size != record.size:
+                raise InputError(
+                    f"{path / name}: damaged, {size} bytes instead of {record.size}; {self.remedy}"
+                )
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Compare the SHA-256 of files with the manifest.
+
+        Raises:
+            InputError: the first damaged file, by name.
+        """
+        for name in names:
+            self.check(name, hash_file(self.path / name))
+
+    def check(self, name: str, found: FileRecord) -> None:
+        """Compare what was found in a file with the manifest.
+
+        Raises:
+            InputError: it differs.
+        """
+        if found != self.manifest.files[name]:
+            raise InputError(
+                f"{self.path / name}: damaged, its SHA-256 is not the manifest's; {self.remedy}"
+            )
+
+    def open(self, name: str) -> SafetensorsFile:
+        """Open one of the safetensors files."""
+        return SafetensorsFile(self.path / name)

@@ -1,0 +1,196 @@
+"""The report that lies beside converted weights and says what every file must be."""
+
+import dataclasses
+import hashlib
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.safetensors_writer import FileRecord
+from lite3r_jax.weights.strict_json import shown
+
+FILE_NAME = "manifest.json"
+CONFIG_FILE = "config.json"
+CARRIED_FILE = "carried.safetensors"
+SOURCE_HEADER_FILE = "source_header.json"
+_FORMAT = "lite3r_jax weights 1"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint came from.
+
+    Attributes:
+        license: of the weights, as far as known; "unknown" otherwise.
+        license_from: who says so.
+        repo: hub repository, if it came from one.
+        revision: its commit.
+    """
+
+    license: str = "unknown"
+    license_from: str = "nobody said"
+    repo: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Counts of one top-level part of the model.
+
+    Attributes:
+        tensors: upstream tensors that went in.
+        leaves: parameters here, of which a stack of layers is one.
+        parameters: scalars.
+    """
+
+    tensors: int
+    leaves: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was converted, from what, into what.
+
+    Attributes:
+        backbone: registry name of the model.
+        heads: heads that the weights have.
+        origin: see `Origin`.
+        source_files: file name -> record, of the checkpoint.
+        dtypes: safetensors dtype -> upstream tensors of it.
+        parts: part -> counts; the weights of a part are in `<part>.safetensors`.
+        skipped: upstream tensor -> why the model does not take it; kept in `carried.safetensors`.
+        files: file name -> record, of every other file in the directory.
+        tool: program and versions.
+        date: UTC, ISO 8601.
+    """
+
+    backbone: str
+    heads: tuple[str, ...]
+    origin: Origin
+    source_files: Mapping[str, FileRecord]
+    dtypes: Mapping[str, int]
+    parts: Mapping[str, Part]
+    skipped: Mapping[str, str]
+    files: Mapping[str, FileRecord]
+    tool: str
+    date: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, with a digest of itself."""
+        body = {"format": _FORMAT, **dataclasses.asdict(self), "heads": list(self.heads)}
+        return {**body, "sha256": _digest(body)}
+
+    def report(self) -> str:
+        """A short table for people."""
+        rows: list[tuple[str, ...]] = [("part", *_COUNTS, "bytes")]
+        for name, part in self.parts.items():
+            size = self.files[f"{name}.safetensors"].size
+            counts = (part.tensors, part.leaves, part.parameters, size)
+            rows.append((name, *(f"{count:,}" for count in counts)))
+        total = [sum(getattr(p, k) for p in self.parts.values()) for k in _COUNTS]
+        written = sum(record.size for record in self.files.values())
+        rows.append(("mapped", *(f"{count:,}" for count in (*total, written))))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        lines += [f"skipped  {name}: {reason}" for name, reason in self.skipped.items()]
+        lines.append("dtypes   " + ", ".join(f"{k} x {v}" for k, v in self.dtypes.items()))
+        lines.append(f"licence  {self.origin.license} ({self.origin.license_from})")
+        lines += [f"read     {_row(name, r)}" for name, r in self.source_files.items()]
+        lines += [f"written  {_row(name, r)}" for name, r in self.files.items()]
+        return "\n".join(lines)
+
+
+_COUNTS = tuple(f.name for f in dataclasses.fields(Part))
+
+
+def read_manifest(directory: Path, remedy: str = "convert again") -> Manifest:
+    """The manifest of a converted directory.
+
+    Args:
+        directory: made by `convert`.
+        remedy: what to do when it is damaged, for messages.
+
+    Raises:
+        InputError: there is none, or it is damaged, edited or of another version.
+    """
+    path = directory / FILE_NAME
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory; expected converted weights")
+    if not path.is_file():
+        raise InputError(
+            f"{path}: missing, so this is no directory of converted weights; make one with "
+            "python -m tools.convert_torch_weights"
+        )
+    body = strict_json.read_object(path)
+    if body.get("format") != _FORMAT:
+        raise InputError(
+            f"{path}: format {shown(body.get('format'))}, expected '{_FORMAT}'; {remedy}"
+        )
+    if body.pop("sha256", None) != _digest(body):
+        raise InputError(f"{path}: damaged or edited (its own SHA-256 differs); {remedy}")
+    try:
+        return _from_json(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not as this version writes it; {remedy}") from error
+
+
+def _from_json(body: dict[str, Any]) -> Manifest:
+    fields = {f.name for f in dataclasses.fields(Manifest)}
+    if set(body) != fields | {"format"}:
+        raise ValueError("other fields")
+    files = _records(body["files"])
+    for name in files:
+        if Path(name).name != name or "\\" in name or name == FILE_NAME:
+            raise ValueError(f"file {name}")
+    parts = {name: Part(**counts) for name, counts in body["parts"].items()}
+    if CONFIG_FILE not in files or not {f"{name}.safetensors" for name in parts} <= set(files):
+        raise ValueError("files and parts disagree")
+    return Manifest(
+        backbone=_text(body["backbone"]),
+        heads=tuple(_text(head) for head in body["heads"]),
+        origin=Origin(**body["origin"]),
+        source_files=_records(body["source_files"]),
+        dtypes=dict(body["dtypes"]),
+        parts=parts,
+        skipped=dict(body["skipped"]),
+        files=files,
+        tool=_text(body["tool"]),
+        date=_text(body["date"]),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("expected text")
+    return value
+
+
+def _records(value: dict[str, Any]) -> dict[str, FileRecord]:
+    records = {name: FileRecord(**record) for name, record in value.items()}
+    for record in records.values():
+        if type(record.size) is not int or record.size < 0:
+            raise ValueError("size")
+        if len(record.sha256) != 64 or not set(record.sha256) <= set(string.hexdigits.lower()):
+            raise ValueError("SHA-256")
+    return records
+
+
+def _digest(body: dict[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _row(name: str, record: FileRecord) -> str:
+    return f"{name}  {record.size:,} bytes  sha256 {record.sha256}"

@@ -1,0 +1,76 @@
+"""JSON from outside, read strictly: what the standard parser lets through is refused here."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lite3r_jax.errors import InputError
+
+
+def parse(data: bytes, what: str) -> Any:
+    """The value of a JSON document.
+
+    Args:
+        data: the document, UTF-8.
+        what: names the document in messages, usually its path.
+
+    Raises:
+        InputError: not UTF-8, not JSON, a key twice in one object, NaN or Infinity, nested beyond
+            what can be read.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"{what}: the key {shown(key)} is there twice")
+            found[key] = value
+        return found
+
+    def no_constant(text: str) -> NoReturn:
+        raise InputError(f"{what}: {text} is no JSON number")
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant
+        )
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what}: not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:  # JSONDecodeError, or an integer of thousands of digits
+        raise InputError(f"{what}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{what}: not valid JSON (nested too deeply)") from error
+
+
+def read_object(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes.
+
+    Raises:
+        InputError: the file cannot be read, is larger, or does not hold one strict JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > limit:
+        raise InputError(f"{path}: larger than {limit} bytes, this is no such JSON file")
+    value = parse(data, str(path))
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def dump(value: Any) -> bytes:
+    """JSON for people: indented, in the order given, a final newline."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def shown(name: object, limit: int = 160) -> str:
+    """A name from a file, fit for a one-line message: escaped where not printable, cut if long."""
+    text = str(name)
+    if not text.isprintable() or not text:
+        text = ascii(text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
