@@ -1,6 +1,151 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, the golden VGGT, and the parity record.
+
+`python -m pytest --parity-table=docs/parity.md` writes gate and measured error of every comparison
+with the golden arrays into that file.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
+
+from lite3r_jax.weights.convert import convert
+from lite3r_jax.weights.load import load
+from lite3r_jax.weights.safetensors_file import open_safetensors
 
 # Parity gates are set for full float32 products; GPUs would take TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+GOLDEN = Path(__file__).parent / "golden" / "vggt"
+
+
+class Golden:
+    """One .npz of golden arrays that remembers which of them were read."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as file:
+            self.arrays = dict(file)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        self.read.add(key)
+        return self.arrays[key]
+
+    def __iter__(self):
+        return iter(self.arrays)
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    group: str
+    name: str
+    shape: tuple[int, ...]
+    gate: float
+    error: float
+    relative: bool
+
+
+_rows = pytest.StashKey[list[ParityRow]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity-table", metavar="FILE", help="write docs/parity.md there")
+
+
+def pytest_configure(config):
+    config.stash[_rows] = []
+
+
+@pytest.fixture
+def parity(request):
+    """parity(group, name, got, want, gate): maximum absolute error below the gate, recorded.
+
+    With `relative=True` the error is divided by the largest magnitude of `want`.
+    """
+
+    def check(group, name, got, want, gate, *, relative=False):
+        got, want = np.asarray(got), np.asarray(want)
+        assert got.shape == want.shape, f"{name}: {got.shape} is not {want.shape}"
+        assert np.isfinite(got).all(), f"{name}: not finite"
+        error = float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max(initial=0))
+        if relative:
+            error /= float(np.abs(want).max())
+        request.config.stash[_rows].append(
+            ParityRow(group, name, want.shape, gate, error, relative)
+        )
+        assert error <= gate, f"{group} {name}: error {error:.2e} above the gate {gate:.0e}"
+
+    return check
+
+
+def pytest_sessionfinish(session, exitstatus):
+    file = session.config.getoption("--parity-table")
+    if file and exitstatus == 0:
+        Path(file).write_text(_table(session.config.stash[_rows]))
+
+
+def _table(rows: list[ParityRow]) -> str:
+    head = f"""\
+# Parity with the original
+
+Golden arrays were made by running the original PyTorch code on CPU in float32 (see
+`tests/golden/vggt/README.md`: tiny configuration of the full architecture, random weights). Every
+comparison below is a test; gates are at or under those recommended there from measured float
+noise. Error is the largest absolute difference, or, where marked "rel.", that difference over the
+largest magnitude of the golden array.
+
+Made by `python -m pytest --parity-table=docs/parity.md` with jax {jax.__version__} on
+{jax.default_backend()}, {len(rows)} comparisons.
+
+| group | array | shape | gate | error |
+|---|---|---|---|---|
+"""
+    order = sorted(rows, key=lambda r: (r.group, r.name))
+    return head + "".join(
+        f"| {r.group} | {r.name} | {list(r.shape)} | {r.gate:.0e}{' rel.' * r.relative} | "
+        f"{r.error:.1e} |\n"
+        for r in order
+    )
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden(name): the arrays of tests/golden/vggt/<name>.npz."""
+    files: dict[str, Golden] = {}
+
+    def get(name: str) -> Golden:
+        if name not in files:
+            files[name] = Golden(GOLDEN / f"{name}.npz")
+        return files[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory) -> Path:
+    """The golden checkpoint, converted."""
+    out = tmp_path_factory.mktemp("weights") / "tiny"
+    config = json.loads((GOLDEN / "config.json").read_text())
+    with open_safetensors(GOLDEN / "model.safetensors") as source:
+        convert(source, out, backbone="vggt", config=config)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_vggt(tiny_dir):
+    """The golden model in float32, all heads."""
+    return load(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_images(golden):
+    """[2, 3, 56, 84, 3] of the golden run."""
+    return np.ascontiguousarray(np.moveaxis(golden("inputs")["images"], 2, -1))

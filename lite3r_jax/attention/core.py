@@ -109,7 +109,9 @@ class AttentionCore(nnx.Module):
 class AttentionSpec(Protocol):
     """Frozen, hashable settings of one strategy."""
 
-    def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> AttentionCore:
+    def build(
+        self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
+    ) -> AttentionCore:
         """The core for one attention site."""
         ...
 

@@ -34,9 +34,7 @@ class Dense:
     q_block: int = 1024
     k_block: int = 4096
 
-    def build(
-        self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
-    ) -> "DenseCore":
+    def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "DenseCore":
         """A core without parameters."""
         del heads, head_dim, param_dtype, rngs
         return DenseCore(self)

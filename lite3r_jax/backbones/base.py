@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from lite3r_jax.errors import InputError
 
@@ -130,7 +131,7 @@ def check_images(images: Any, patch: int) -> None:
             f"example to {max(1, round(height / patch)) * patch} x "
             f"{max(1, round(width / patch)) * patch}"
         )
-    if not isinstance(images, jax.core.Tracer):
+    if not isinstance(images, Tracer):
         low, high = float(images.min()), float(images.max())
         # Not (0 <= low): a NaN must fail too.
         if not (low >= 0 and high <= 1):

@@ -1,4 +1,7 @@
-"""DINOv2 vision transformer with registers, as an image encoder (vggt/layers/vision_transformer.py)."""
+"""DINOv2 vision transformer with registers, as an image encoder.
+
+Source: vggt/layers/vision_transformer.py.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass

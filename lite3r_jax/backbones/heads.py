@@ -101,7 +101,9 @@ class CameraHead(nnx.Module):
         return jnp.concatenate([every[..., :7], nnx.relu(every[..., 7:])], axis=-1)
 
 
-Activation = Literal["linear", "exp", "relu", "sigmoid", "inv_log", "norm", "norm_exp", "xy_inv_log"]
+Activation = Literal[
+    "linear", "exp", "relu", "sigmoid", "inv_log", "norm", "norm_exp", "xy_inv_log"
+]
 ConfActivation = Literal["expp1", "expp0", "sigmoid"]
 
 
@@ -169,7 +171,11 @@ class DPTConfig:
 
 
 def run_frames(
-    head: DPT, tokens: jax.Array, levels: Sequence[int], special: int, frame_chunk: int,
+    head: DPT,
+    tokens: jax.Array,
+    levels: Sequence[int],
+    special: int,
+    frame_chunk: int,
     grid: tuple[int, int],
 ) -> jax.Array:
     """A DPT head over all frames, a chunk at a time.

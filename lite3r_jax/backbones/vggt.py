@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax import geometry
-from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
+from lite3r_jax.attention.core import Layouts, Plan, Role, TokenLayout, build_cores, runs
 from lite3r_jax.backbones.base import (
     Backbone,
     Prediction,
@@ -92,9 +92,7 @@ class Aggregator(nnx.Module):
         # Every layer writes into the slot of the next layer that a head reads, so that after the
         # scan each slot holds just that layer and nothing else was kept.
         self.read = tuple(sorted({*config.dpt.intermediate_layer_idx, trunk.depth - 1}))
-        self.slots = tuple(
-            sum(layer < i for layer in self.read[:-1]) for i in range(trunk.depth)
-        )
+        self.slots = tuple(sum(layer < i for layer in self.read[:-1]) for i in range(trunk.depth))
         self.patch_embed = DinoEncoder(
             config.vit,
             dim=c,
@@ -133,7 +131,7 @@ class Aggregator(nnx.Module):
         Returns:
             [B, S, P, C], P = 1 + R + h*w, as [camera, registers, patches].
         """
-        b, s, _, c = patches.shape
+        b, s = patches.shape[:2]
         table = jnp.concatenate([self.camera_token[...], self.register_token[...]], axis=2)[0]
         special = table[(np.arange(s) > 0).astype(int)].astype(patches.dtype)
         special = jnp.broadcast_to(special, (b, *special.shape))
@@ -159,9 +157,7 @@ class Aggregator(nnx.Module):
         c = patches.shape[-1]
         x = self.tokens(patches.reshape(b, s, -1, c))
         p = x.shape[2]
-        out |= {
-            n: t for n, t in {"patch/norm": patches, "trunk/tokens": x}.items() if n in taps
-        }
+        out |= {n: t for n, t in {"patch/norm": patches, "trunk/tokens": x}.items() if n in taps}
 
         frame = TokenLayout(1, self.special, grid, "frame")
         scene = TokenLayout(s, self.special, grid, "global")
@@ -170,12 +166,8 @@ class Aggregator(nnx.Module):
 
         def body(carry, index, modules, cores):
             x, kept = carry
-            x, frame_attn = modules[0](
-                x.reshape(b * s, p, c), cores[0], Layouts.both(frame), rope
-            )
-            y, global_attn = modules[1](
-                x.reshape(b, s * p, c), cores[1], Layouts.both(scene), rope
-            )
+            x, frame_attn = modules[0](x.reshape(b * s, p, c), cores[0], Layouts.both(frame), rope)
+            y, global_attn = modules[1](x.reshape(b, s * p, c), cores[1], Layouts.both(scene), rope)
             x, y = x.reshape(b, s, p, c), y.reshape(b, s, p, c)
             pair = jnp.concatenate([x, y], axis=-1).astype(self.dtype)
             kept = lax.dynamic_update_index_in_dim(kept, pair, slots[index], 2)
@@ -212,21 +204,23 @@ class TrackHead(nnx.Module):
         self.tracker = Tracker(config, param_dtype=param_dtype, rngs=rngs)
 
 
-TAPS = (
-    "patch/embed",
-    "patch/tokens",
-    "patch/blocks",
-    "patch/attn",
-    "patch/norm",
-    "trunk/tokens",
-    "frame/blocks",
-    "frame/attn",
-    "global/blocks",
-    "global/attn",
-    "camera/pose_enc",
-    "track/features",
-    "track/coords",
-)
+# Intermediates that can be asked for, and their shapes. L is the depth of the stack, T = 1 + R + h*w
+# the tokens of the encoder, P those of the trunk, K the camera iterations, I the track iterations.
+TAPS = {
+    "patch/embed": "[B*S, h*w, C] patches before the position embedding",
+    "patch/tokens": "[B*S, T, C] input of the first encoder block",
+    "patch/blocks": "[L, B*S, T, C] output of every encoder block",
+    "patch/attn": "[L, B*S, T, C] output of its attention layer",
+    "patch/norm": "[B*S, h*w, C] output of the encoder",
+    "trunk/tokens": "[B, S, P, C] input of the first frame block",
+    "frame/blocks": "[L, B, S, P, C] output of every frame block",
+    "frame/attn": "[L, B, S, P, C] output of its attention layer",
+    "global/blocks": "[L, B, S, P, C] output of every global block",
+    "global/attn": "[L, B, S, P, C] output of its attention layer",
+    "camera/pose_enc": "[K, B, S, 9] pose encoding after every iteration",
+    "track/features": "[B, S, H/2, W/2, F] feature maps of the tracker",
+    "track/coords": "[I, B, S, N, 2] tracks in pixels after every iteration",
+}
 
 
 class VGGT(nnx.Module):
@@ -262,7 +256,7 @@ class VGGT(nnx.Module):
         if unknown:
             raise InputError(f"heads {unknown} are not known; choose from {', '.join(HEADS)}")
         plan = Plan() if plan is None else plan
-        sites = {
+        sites: dict[Role, int] = {
             "patch": config.vit.depth,
             "frame": config.aggregator.depth,
             "global": config.aggregator.depth,
@@ -312,7 +306,7 @@ class VGGT(nnx.Module):
                 first view defines the world frame.
             query_points: [B, N, 2] (x, y) in pixels of the first view, to be tracked; None for no
                 tracks.
-            taps: names of intermediates to return, from `TAPS`. Layers are stacked on axis 0.
+            taps: names of intermediates to return, from `TAPS`, which gives their shapes.
             frame_chunk: frames that the dense heads handle at a time: memory against speed, the
                 result is the same.
 
@@ -401,8 +395,10 @@ def config_from_json(data: dict[str, Any]) -> VGGTConfig:
     Raises:
         InputError: unknown keys, wrong types, sizes that do not fit together.
     """
-    data = {k: v for k, v in data.items() if k not in _RUN_KEYS}
-    expected = data.pop("param_count", None)
+    expected = None
+    if isinstance(data, dict):
+        data = {k: v for k, v in data.items() if k not in _RUN_KEYS}
+        expected = data.pop("param_count", None)
     config = from_json(VGGTConfig, data, "config")
     _check_config(config)
     if expected is not None:
@@ -421,18 +417,26 @@ def _check_config(config: VGGTConfig) -> None:
     c = config.embed_dim
     rules = [
         (config.img_size % config.patch_size == 0, "img_size must be a multiple of patch_size"),
-        (c % (4 * config.aggregator.num_heads) == 0,
-         "embed_dim / aggregator.num_heads must be a multiple of 4"),
+        (
+            c % (4 * config.aggregator.num_heads) == 0,
+            "embed_dim / aggregator.num_heads must be a multiple of 4",
+        ),
         (c % config.vit.num_heads == 0, "vit.num_heads must divide embed_dim"),
-        (2 * c % config.camera_head.num_heads == 0,
-         "camera_head.num_heads must divide 2 * embed_dim"),
+        (
+            2 * c % config.camera_head.num_heads == 0,
+            "camera_head.num_heads must divide 2 * embed_dim",
+        ),
         (len(config.dpt.out_channels) == 4, "dpt.out_channels must have 4 entries"),
         (len(config.track.dpt_out_channels) == 4, "track.dpt_out_channels must have 4 entries"),
-        (all(n % 4 == 0 for n in (*config.dpt.out_channels, config.dpt.features // 2)),
-         "dpt.out_channels and dpt.features / 2 must be multiples of 4"),
-        (len(config.dpt.intermediate_layer_idx) == 4
-         and all(0 <= i < depth for i in config.dpt.intermediate_layer_idx),
-         f"dpt.intermediate_layer_idx must name 4 of the {depth} trunk layers"),
+        (
+            all(n % 4 == 0 for n in (*config.dpt.out_channels, config.dpt.features // 2)),
+            "dpt.out_channels and dpt.features / 2 must be multiples of 4",
+        ),
+        (
+            len(config.dpt.intermediate_layer_idx) == 4
+            and all(0 <= i < depth for i in config.dpt.intermediate_layer_idx),
+            f"dpt.intermediate_layer_idx must name 4 of the {depth} trunk layers",
+        ),
     ]
     broken = [text for ok, text in rules if not ok]
     if broken:

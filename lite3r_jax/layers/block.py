@@ -125,22 +125,31 @@ def scan_stacks(
     Returns:
         (carry, ys stacked over all layers).
     """
-    split = [nnx.split(s) for s in stacks]
     depth = plan_runs[-1].stop
+    graphs, params = _split_all(stacks)
     collected = []
     for r, run in enumerate(plan_runs):
-        core_split = [nnx.split(c[r]) for c in cores]
+        core_graphs, core_params = _split_all([c[r] for c in cores])
 
-        def step(carry, xs, core_split=core_split):
-            index, states, core_states = xs
-            modules = [nnx.merge(g, s) for (g, _), s in zip(split, states, strict=True)]
-            here = [nnx.merge(g, s) for (g, _), s in zip(core_split, core_states, strict=True)]
-            return body(carry, index, modules, here)
+        def step(carry: Any, xs: Any, core_graphs: Sequence[Any] = core_graphs) -> Any:
+            index, here, here_cores = xs
+            modules = [nnx.merge(g, p) for g, p in zip(graphs, here, strict=True)]
+            their_cores = [nnx.merge(g, p) for g, p in zip(core_graphs, here_cores, strict=True)]
+            return body(carry, index, modules, their_cores)
 
-        states = [state for _, state in split]
-        if run.stop - run.start < depth:
-            states = jax.tree.map(lambda x, run=run: x[run.start : run.stop], states)
-        xs = (jnp.arange(run.start, run.stop), states, [state for _, state in core_split])
-        carry, ys = lax.scan(step, carry, xs, length=run.stop - run.start)
+        layers = slice(run.start, run.stop)
+        # A slice copies the weights, so a run over all layers goes without.
+        here = params if len(plan_runs) == 1 else jax.tree.map(lambda x, i=layers: x[i], params)
+        carry, ys = lax.scan(step, carry, (jnp.arange(depth)[layers], here, core_params))
         collected.append(ys)
     return carry, jax.tree.map(lambda *y: jnp.concatenate(y) if len(y) > 1 else y[0], *collected)
+
+
+def _split_all(modules: Sequence[nnx.Module]) -> tuple[list[Any], list[Any]]:
+    """Graph definitions and states of several modules."""
+    graphs, states = [], []
+    for module in modules:
+        graph, state = nnx.split(module)
+        graphs.append(graph)
+        states.append(state)
+    return graphs, states

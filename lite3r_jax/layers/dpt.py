@@ -31,7 +31,9 @@ def uv_axes(width: int, height: int, aspect: float) -> tuple[np.ndarray, np.ndar
     diagonal = np.hypot(aspect, 1.0)
 
     def axis(count: int, span: float) -> np.ndarray:
-        return np.linspace(-1, 1, count) * (span * (count - 1) / count) if count > 1 else np.zeros(1)
+        return (
+            np.linspace(-1, 1, count) * (span * (count - 1) / count) if count > 1 else np.zeros(1)
+        )
 
     return axis(width, aspect / diagonal), axis(height, 1.0 / diagonal)
 
@@ -117,9 +119,7 @@ class Refine(nnx.Module):
         self.unit2 = ResidualUnit(features, **kinds)
         self.out = nnx.Linear(features, features, **kinds)
 
-    def __call__(
-        self, x: jax.Array, skip: jax.Array | None, size: tuple[int, int]
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, skip: jax.Array | None, size: tuple[int, int]) -> jax.Array:
         """[B, h, w, F] (and the level's own [B, h, w, F]) -> [B, *size, F].
 
         The 1x1 mixing comes before the resize, which it commutes with: interpolation weights sum
@@ -193,7 +193,6 @@ class DPT(nnx.Module):
         """
         h, w = grid
         height, width = h * self.patch, w * self.patch
-
 
         def place(x: jax.Array) -> jax.Array:
             return x if self.maps_only else add_uv_embedding(x, width / height)

@@ -20,9 +20,7 @@ def normalise(images: jax.Array) -> jax.Array:
 class PatchEmbed(nnx.Module):
     """Convolution with kernel = stride = patch, written as one matrix product."""
 
-    def __init__(
-        self, patch: int, dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-    ):
+    def __init__(self, patch: int, dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         self.patch = patch
         self.dtype = dtype
         init = nnx.initializers.truncated_normal(0.02)
@@ -68,7 +66,10 @@ def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int], square: bool) 
         return pos_embed
     c = patches.shape[-1]
     resized = jax.image.resize(
-        patches.reshape(m, m, c), (h, w, c), "cubic", antialias=True,
+        patches.reshape(m, m, c),
+        (h, w, c),
+        "cubic",
+        antialias=True,
         precision=lax.Precision.HIGHEST,
     )
     return jnp.concatenate([cls, resized.reshape(1, h * w, c)], axis=1)

@@ -23,10 +23,8 @@ def _along(x: jax.Array, axis: int, out: int) -> jax.Array:
         return x
     low, high, weight = _taps(x.shape[axis], out)
     weight = jnp.asarray(weight, x.dtype).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-    at = x.at[:, :, low] if axis == 2 else x.at[:, low]
-    above = x.at[:, :, high] if axis == 2 else x.at[:, high]
-    mode = "promise_in_bounds"
-    return at.get(mode=mode) * (1 - weight) + above.get(mode=mode) * weight
+    lower, upper = (jnp.take(x, index, axis, mode="clip") for index in (low, high))
+    return lower * (1 - weight) + upper * weight
 
 
 def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:

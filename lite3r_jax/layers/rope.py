@@ -17,7 +17,9 @@ def view_positions(layout: TokenLayout) -> np.ndarray:
         rotates nothing.
     """
     h, w = layout.grid
-    patches = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2) + 1
+    patches = (
+        np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2) + 1
+    )
     special = np.zeros((layout.special, 2), patches.dtype)
     return np.concatenate([special, patches]).astype(np.int32)
 

@@ -46,10 +46,9 @@ class Masked:
 def filter_by_quantile(values: jax.Array, mask: jax.Array, quantile: float | None) -> Masked:
     """Sum of the smaller elements (training/loss.py: filter_by_quantile, torch_quantile).
 
-    The threshold is the k-th smallest of the n valid elements, k = round(quantile * (n - 1)) + 1
-    with halves to even. Elements strictly below it stay when they are more than 1000, otherwise
-    all do, which is always so for n <= 1000. k is computed exactly, with the quantile as the
-    decimal number it is written as.
+    The threshold is the k-th smallest of the valid elements, see `quantile_rank`. Elements strictly
+    below it stay when they are more than 1000, otherwise all do, which is always so for 1000
+    elements or fewer.
 
     This is inherently a rule about the whole batch: the filters of parts do not merge to the
     filter of the whole. It needs counts only, so a sharded array is neither sorted nor gathered,
@@ -68,16 +67,24 @@ def filter_by_quantile(values: jax.Array, mask: jax.Array, quantile: float | Non
     """
     if quantile is None:
         return Masked.of(values, mask)
+    k = quantile_rank(quantile, mask.sum(dtype=jnp.int32))
+    threshold = kth_smallest(lax.stop_gradient(values), mask, k)
+    kept = mask & (values < threshold)
+    return Masked.of(values, jnp.where(kept.sum(dtype=jnp.int32) > MIN_KEPT, kept, mask))
+
+
+def quantile_rank(quantile: float, n: jax.Array | int) -> jax.Array:
+    """round(quantile * (n - 1)) + 1 with halves to even, exact for every int32 n.
+
+    float32 could not tell halves apart for the n of a batch of images. The quantile is taken as the
+    decimal number it is written as, at most four decimals.
+    """
     p, d = as_ratio("quantile", quantile)
-    n = mask.sum(dtype=jnp.int32)
-    # round(p (n - 1) / d) in two steps, so that int32 suffices for any n.
-    whole, part = jnp.divmod(jnp.maximum(n - 1, 0), d)
+    whole, part = jnp.divmod(jnp.maximum(jnp.asarray(n, jnp.int32) - 1, 0), d)
     base, rest = jnp.divmod(p * part, d)
     base = base + whole * p
     up = (2 * rest > d) | ((2 * rest == d) & (base % 2 == 1))
-    threshold = kth_smallest(lax.stop_gradient(values), mask, base + up + 1)
-    kept = mask & (values < threshold)
-    return Masked.of(values, jnp.where(kept.sum(dtype=jnp.int32) > MIN_KEPT, kept, mask))
+    return base + up + 1
 
 
 def kth_smallest(values: jax.Array, mask: jax.Array, k: jax.Array | int) -> jax.Array:

@@ -174,6 +174,10 @@ def _checked_heads(entry: Backbone, heads: Sequence[str] | None) -> tuple[str, .
 
 
 def _check_out(out: Path, overwrite: bool, source: TensorSource) -> None:
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: cannot be written, {out.parent} is no directory; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out}: cannot be written, no permission in {out.parent}")
     if os.path.lexists(out):
         if not overwrite:
             raise InputError(f"{out}: exists; choose another directory or add --overwrite")
@@ -235,7 +239,7 @@ def _plan(
             )
     if {"F16", "BF16"} <= {spec.dtype for spec in source.specs.values()}:
         raise InputError(
-            f"{source.label}: float16 and bfloat16 in one checkpoint, which nobody trains or saves; "
+            f"{source.label}: float16 and bfloat16 in one checkpoint, which nobody saves so; "
             "one of them must be a mistaken dtype"
         )
     return plan

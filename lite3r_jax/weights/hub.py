@@ -70,11 +70,12 @@ def converted(repo: str, cache_dir: Path | None = None) -> Path:
     out = cache / repo.replace("/", "--")
     if (out / FILE_NAME).is_file():
         return out
-    path = _fetch(repo, known, out)
     try:
+        # Before fetching: where that fails, the command to do it by hand writes there as well.
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{cache}: cannot be created ({error.strerror})") from error
+    path = _fetch(repo, known, out)
     origin = Origin(known.license, f"the card of {repo}", repo, _commit(path))
     with SafetensorsFile(path) as source:
         try:

@@ -126,6 +126,11 @@ def read_manifest(directory: Path, remedy: str = "convert again") -> Manifest:
         InputError: there is none, or it is damaged, edited or of another version.
     """
     path = directory / FILE_NAME
+    if directory.is_file():
+        raise InputError(
+            f"{directory}: a file, expected a directory of converted weights; convert it with "
+            "python -m tools.convert_torch_weights"
+        )
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; expected converted weights")
     if not path.is_file():

@@ -1,7 +1,7 @@
 """The language of weight maps: rules as data, complete in both directions.
 
 A rule pairs two templates. `{word}` stands for a *field*: a finite one-to-one table of spellings,
-upstream -> here. The one open placeholder is the stack index: a number upstream, a position on the
+upstream -> here. The one open slot is the stack index: a number upstream, a position on the
 leading axis here. Every template can therefore be read and written in both directions, and a map
 that converts also exports.
 
@@ -24,7 +24,7 @@ from lite3r_jax.weights.strict_json import shown
 
 Shape = tuple[int, ...]
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_SLOT = re.compile(r"\{(\w+)\}")
 _NUMBER = "0|[1-9][0-9]{0,5}"
 
 
@@ -83,7 +83,7 @@ class Rule:
         source: template of the upstream name.
         target: template of the parameter path here, "/" between parts.
         transform: from the upstream layout to the one here.
-        stack: the placeholder of `source` that is the index on the leading axis of the target.
+        stack: the slot of `source` that is the index on the leading axis of the target.
     """
 
     source: str
@@ -137,7 +137,7 @@ class NameMap:
     """All the rules of one backbone.
 
     Attributes:
-        fields: placeholder -> {upstream spelling: spelling here}, one to one.
+        fields: slot -> {upstream spelling: spelling here}, one to one.
         rules: every upstream tensor matches exactly one of them or of `skips`.
         skips: see `Skip`.
     """
@@ -151,10 +151,8 @@ class NameMap:
             if len(set(table.values())) != len(table):
                 raise ValueError(f"field {name}: two spellings map to the same one")
         for rule in self.rules:
-            source = sorted(_PLACEHOLDER.findall(rule.source))
-            target = sorted(
-                _PLACEHOLDER.findall(rule.target) + ([rule.stack] if rule.stack else [])
-            )
+            source = sorted(_SLOT.findall(rule.source))
+            target = sorted(_SLOT.findall(rule.target) + ([rule.stack] if rule.stack else []))
             known = [p == rule.stack or p in self.fields for p in source]
             if source != target or len(set(source)) != len(source) or not all(known):
                 raise ValueError(f"rule {rule.source} -> {rule.target} cannot be read both ways")
@@ -164,12 +162,12 @@ class NameMap:
         return [(self._regex(r, r.source, 0), self._regex(r, r.target, 1), r) for r in self.rules]
 
     def _regex(self, rule: Rule, template: str, side: int) -> re.Pattern[str]:
-        def alternatives(placeholder: str) -> str:
-            if placeholder == rule.stack:
+        def alternatives(slot: str) -> str:
+            if slot == rule.stack:
                 return _NUMBER
-            return "|".join(re.escape(pair[side]) for pair in self.fields[placeholder].items())
+            return "|".join(re.escape(pair[side]) for pair in self.fields[slot].items())
 
-        parts = _PLACEHOLDER.split(template)
+        parts = _SLOT.split(template)
         for i, part in enumerate(parts):
             parts[i] = f"(?P<{part}>{alternatives(part)})" if i % 2 else re.escape(part)
         return re.compile("".join(parts))
@@ -321,7 +319,7 @@ class Checkpoint:
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda found: words[found[1]], template)
+    return _SLOT.sub(lambda found: words[found[1]], template)
 
 
 def _listing(kind: str, names: Sequence[str], limit: int = 10) -> str:

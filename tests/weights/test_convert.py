@@ -258,9 +258,11 @@ def test_the_old_result_comes_back_if_the_last_rename_fails(toy, toy_file, tmp_p
 
 
 def test_where_nothing_can_be_written(toy, toy_file, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"no/out: cannot be written, .*No such file"):
+    with pytest.raises(InputError, match=r"no/out: cannot be written, .*no is no directory"):
         toy.convert(toy_file, tmp_path / "no" / "out")
-    with pytest.raises(InputError, match=r"out: cannot be written.*Not a directory"):
+    with pytest.raises(
+        InputError, match=r"out: cannot be written, .*toy.safetensors is no directory"
+    ):
         toy.convert(toy_file, toy_file / "out")
 
     def denied(self, *arguments, **options):
@@ -268,6 +270,8 @@ def test_where_nothing_can_be_written(toy, toy_file, tmp_path, monkeypatch):
 
     monkeypatch.setattr(convert_module.Path, "mkdir", denied)
     refused(toy, toy_file, tmp_path / "out", r"out: cannot be written \(Permission denied\)")
+    monkeypatch.setattr(convert_module.os, "access", lambda path, mode: mode != os.W_OK)
+    refused(toy, toy_file, tmp_path / "out", "out: cannot be written, no permission in ")
 
 
 def test_a_full_disk_is_found_before_writing(toy, toy_file, tmp_path, monkeypatch):

@@ -98,6 +98,7 @@ def test_an_unknown_repository(tmp_path):
 def test_a_cache_that_cannot_be_made(download, toy_file):
     with pytest.raises(InputError, match="cannot be created"):
         load("someone/toy", cache_dir=toy_file / "cache")
+    assert download == []
 
 
 def test_what_looks_like_a_repository():

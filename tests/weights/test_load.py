@@ -170,6 +170,11 @@ def test_no_such_directory(source):
         load(source)
 
 
+def test_a_checkpoint_must_be_converted_first(golden_file):
+    with pytest.raises(InputError, match=r"model.safetensors: a file, .*convert it with python -m"):
+        load(golden_file)
+
+
 def test_paths_and_strings_are_alike(toy_weights):
     load(str(toy_weights), heads=())
     load(toy_weights, heads=())

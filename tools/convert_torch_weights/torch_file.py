@@ -5,6 +5,7 @@
 
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,10 +69,13 @@ class TorchFile:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         try:
-            # Files of torch before 1.6 are no zip archives and can only be read as a whole.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            with warnings.catch_warnings():
+                # On unusual but readable pickles; what comes out is checked below.
+                warnings.simplefilter("ignore")
+                # Files of torch before 1.6 are no zip archives and can only be read as a whole.
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{path}: refused, it is damaged or holds other objects than tensors, which could "

@@ -1,0 +1,130 @@
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lite3r_jax.attention.core import (
+    AttentionCore,
+    Layouts,
+    Plan,
+    Rule,
+    TokenLayout,
+    build_cores,
+    runs,
+)
+from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.norm import layer_norm
+
+LAYOUTS = Layouts.both(TokenLayout(1, 0, (1, 6), "frame"))
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A strategy with a parameter of its own: values times a learned number."""
+
+    start: float
+
+    def build(self, *, heads, head_dim, param_dtype, rngs):
+        return ScaledCore(self.start, rngs)
+
+
+class ScaledCore(AttentionCore):
+    def __init__(self, start, rngs):
+        self.factor = nnx.Param(start + 0.1 * jax.random.normal(rngs.params(), ()))
+
+    def __call__(self, q, k, v, layouts, *, aux=None, shared=None):
+        return v * self.factor[...]
+
+
+def make(layers, specs, rngs):
+    config = BlockConfig(8, 2, qk_norm=True, layer_scale=0.5)
+    blocks = stack(lambda r: Block(config, rngs=r), layers, rngs)
+    plan_runs = runs(specs)
+    return blocks, build_cores(plan_runs, 0, 2, 4, jnp.float32, rngs), plan_runs
+
+
+def run(blocks, cores, plan_runs, x):
+    def body(x, index, modules, here):
+        x, attended = modules[0](x, here[0], LAYOUTS)
+        return x, (index, attended)
+
+    return scan_stacks(body, x, [blocks], [cores], plan_runs)
+
+
+def one_by_one(blocks, cores, plan_runs, x):
+    graph, params = nnx.split(blocks)
+    for r, segment in enumerate(plan_runs):
+        core_graph, core_params = nnx.split(cores[r])
+        for i in range(segment.start, segment.stop):
+            block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
+            at = i - segment.start
+            core = nnx.merge(core_graph, jax.tree.map(lambda a, at=at: a[at], core_params))
+            x, _ = block(x, core, LAYOUTS)
+    return x
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [(), (Rule("global", Scaled(1.0), (1, 2)),), (Rule("global", Scaled(2.0)),)],
+    ids=["dense", "mixed", "all replaced"],
+)
+def test_scan_equals_the_loop_in_value_and_gradient(rules):
+    specs = Plan(rules).specs("global", 4)
+    blocks, cores, plan_runs = make(4, specs, nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((2, 6, 8), dtype=np.float32)
+    got, (order, _) = jax.jit(lambda x: run(blocks, cores, plan_runs, x))(x)
+    np.testing.assert_array_equal(order, np.arange(4))
+    want = jax.jit(lambda x: one_by_one(blocks, cores, plan_runs, x))(x)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+    graph, params = nnx.split(blocks)
+
+    def loss(params, how):
+        return jnp.sum(how(nnx.merge(graph, params), cores, plan_runs, x)[0] ** 2)
+
+    def loop(*args):
+        return (one_by_one(*args),)
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    a, b = gradient(params, run), gradient(params, loop)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4)
+
+
+def test_strategies_only_add_parameters():
+    """A student's parameters are a superset of its teacher's, whatever the runs."""
+    teacher, _, _ = make(4, Plan().specs("global", 4), nnx.Rngs(0))
+    rules = (Rule("global", Scaled(1.0), (1, 2)),)
+    student, cores, _ = make(4, Plan(rules).specs("global", 4), nnx.Rngs(0))
+    shapes = [jax.tree.map(jnp.shape, nnx.state(m, nnx.Param)) for m in (teacher, student)]
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+    assert [jnp.shape(x) for x in jax.tree.leaves(nnx.state(cores, nnx.Param))] == [(2,)]
+
+
+def test_block_by_hand():
+    """LayerScale 0 leaves the residual stream alone; the attention tap is still computed."""
+    block = Block(BlockConfig(8, 2, layer_scale=0.0), rngs=nnx.Rngs(0))
+    core = Plan().default.build(heads=2, head_dim=4, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((1, 6, 8), dtype=np.float32)
+    y, attended = block(x, core, LAYOUTS)
+    np.testing.assert_array_equal(y, x)
+    assert np.abs(attended).max() > 0
+
+
+def test_residual_stream_is_float32_under_bfloat16():
+    block = Block(BlockConfig(8, 2), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    core = Plan().default.build(heads=2, head_dim=4, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    y, attended = block(jnp.ones((1, 6, 8)), core, LAYOUTS)
+    assert (y.dtype, attended.dtype) == (jnp.float32, jnp.bfloat16)
+
+
+@pytest.mark.parametrize("mean", [10, 100])
+def test_layer_norm_keeps_its_digits_far_from_zero(mean):
+    x = mean + np.random.default_rng(0).standard_normal((4, 512))
+    want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    got = layer_norm(512, 1e-5, rngs=nnx.Rngs(0))(x.astype(np.float32))
+    # Rounding the input itself costs 2^-24 of the mean.
+    np.testing.assert_allclose(got, want, atol=1e-6 + mean * 2e-7)

@@ -1,0 +1,165 @@
+"""Time a forward pass and its memory on this machine, or plan it for an H200 without one.
+
+    python -m tools.benchmark.forward WEIGHTS --views 2 --height 392 --width 518
+    python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
+
+WEIGHTS is a converted directory; without it a VGGT-1B with random weights is made. Every number of
+views is compiled apart; compile time is not part of the run time.
+
+`--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
+version, no GPU and no driver) and prints XLA's memory plan. cuDNN cannot be compiled for that way,
+so the plan has the blocked form of attention.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax import InputError, load
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.backbones.vggt import VGGT, VGGTConfig
+
+GIB = 2**30
+
+
+def main() -> None:
+    """Parse, run, print one line per measurement."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", nargs="?", type=Path)
+    parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
+    parser.add_argument("--views", type=int, nargs="+", default=[2])
+    parser.add_argument("--height", type=int, default=392)
+    parser.add_argument("--width", type=int, default=518)
+    parser.add_argument("--heads", default="camera,depth,point")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--frame-chunk", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    heads = tuple(args.heads.split(","))
+    dtype = jnp.dtype(args.dtype)
+
+    if args.plan:
+        plan(args, heads, dtype)
+        return
+    start = time.perf_counter()
+    if args.weights is None:
+        model = random_model(heads, dtype)
+    else:
+        try:
+            model = load(args.weights, heads=heads, dtype=dtype, param_dtype=dtype)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+    seconds = time.perf_counter() - start
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.dtype}")
+    print(f"weights in {seconds:.1f} s, {memory()}", flush=True)
+    for views in args.views:
+        measure(model, views, args)
+
+
+def measure(model: VGGT, views: int, args: argparse.Namespace) -> None:
+    """Compile and run one shape."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.random((1, views, args.height, args.width, 3), dtype=np.float32))
+    start = time.perf_counter()
+    jax.block_until_ready(model(images, frame_chunk=args.frame_chunk))
+    print(f"{views} views: first call {time.perf_counter() - start:.2f} s, {memory()}", flush=True)
+    for run in range(args.runs):
+        wall, cpu = time.perf_counter(), time.process_time()
+        jax.block_until_ready(model(images, frame_chunk=args.frame_chunk))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(f"{views} views: run {run} {wall:.3f} s wall, {cpu:.2f} s CPU, {memory()}", flush=True)
+
+
+def memory() -> str:
+    """Peak so far, of the process and, where it is known, of the device."""
+    text = f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB:.2f} GiB"
+    stats = jax.devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return text if peak is None else f"{text}, peak device {peak / GIB:.2f} GiB"
+
+
+def random_model(heads: tuple[str, ...], dtype: Any) -> VGGT:
+    """VGGT-1B with kernels N(0, 0.02^2) and norms at one."""
+    rng = np.random.default_rng(0)
+    graph, state = nnx.split(abstract(heads, dtype, Plan()))
+    flat = []
+    for path, leaf in nnx.to_flat_state(state):
+        if path[-1] in ("scale", "gamma", "bias"):
+            value = jnp.full(leaf.shape, 0.0 if path[-1] == "bias" else 1.0, dtype)
+        else:
+            value = jnp.asarray(0.02 * rng.standard_normal(leaf.shape, dtype=np.float32), dtype)
+        flat.append((path, leaf.replace(value)))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def abstract(heads: tuple[str, ...], dtype: Any, plan: Plan) -> VGGT:
+    """VGGT-1B without numbers."""
+    return nnx.eval_shape(
+        lambda: VGGT(
+            VGGTConfig(), heads=heads, plan=plan, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)
+        )
+    )
+
+
+def plan(args: argparse.Namespace, heads: tuple[str, ...], dtype: Any) -> None:
+    """Compile for the described device and print memory plans."""
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    config = (Path(__file__).parent / f"{args.plan}.txtpb").read_text()
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=config, topology="1x1x1"
+    )
+    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
+    here = NamedSharding(mesh, PartitionSpec())
+
+    def described(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+    model = abstract(heads, dtype, Plan(default=Dense("blocked")))
+    graph, state = nnx.split(model)
+    state = jax.tree.map(described, state)
+    print(f"jax {jax.__version__}, compiled for {args.plan}, {args.dtype}, attention: blocked")
+    for views in args.views:
+        images = jax.ShapeDtypeStruct(
+            (1, views, args.height, args.width, 3), jnp.float32, sharding=here
+        )
+
+        def forward(state: Any, images: jax.Array) -> Any:
+            return nnx.merge(graph, state)(images, frame_chunk=args.frame_chunk)[0]
+
+        start = time.perf_counter()
+        lowered = jax.jit(forward).lower(state, images)
+        traced = time.perf_counter() - start
+        # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
+        compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
+        seconds = time.perf_counter() - start - traced
+        m = compiled.memory_analysis()
+        sizes = [
+            f"{name} {size / GIB:.2f}"
+            for name, size in (
+                ("weights and images", m.argument_size_in_bytes),
+                ("outputs", m.output_size_in_bytes),
+                ("temporary", m.temp_size_in_bytes),
+            )
+        ]
+        print(
+            f"{views} views: traced in {traced:.1f} s, compiled in {seconds:.1f} s; GiB: "
+            + ", ".join(sizes),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
