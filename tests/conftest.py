@@ -1,10 +1,12 @@
 """Settings of the whole suite, the golden VGGT, and the parity record.
 
-`python -m pytest --parity-table=docs/parity.md` writes gate and measured error of every comparison
-with the golden arrays into that file.
+`python -m pytest -m "slow or not slow" --parity-table=docs/parity.md` writes gate and measured
+error of every comparison with the golden arrays into that file, and fails if one was not compared.
 """
 
+import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +22,6 @@ from lite3r_jax.weights.safetensors_file import open_safetensors
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN = Path(__file__).parent / "golden" / "vggt"
-
-
-class Golden:
-    """One .npz of golden arrays that remembers which of them were read."""
-
-    def __init__(self, path: Path):
-        with np.load(path) as file:
-            self.arrays = dict(file)
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        self.read.add(key)
-        return self.arrays[key]
-
-    def __iter__(self):
-        return iter(self.arrays)
 
 
 @dataclass(frozen=True)
@@ -61,9 +47,11 @@ def pytest_configure(config):
 
 @pytest.fixture
 def parity(request):
-    """parity(group, name, got, want, gate): maximum absolute error below the gate, recorded.
+    """Check `got` against golden `want` by the maximum absolute error, and record it.
 
-    With `relative=True` the error is divided by the largest magnitude of `want`.
+    Called as parity(group, name, got, want, gate): group is the golden file without its suffix and
+    name the array, perhaps with more behind it in brackets or after a comma. With `relative=True`
+    the error is divided by the largest magnitude of `want`.
     """
 
     def check(group, name, got, want, gate, *, relative=False):
@@ -81,10 +69,40 @@ def parity(request):
     return check
 
 
+# Arrays that go into the computations that the others came out of.
+_INPUTS = {
+    "inputs": r".*",
+    "modules/camera": r"camera_tokens",
+    "modules/dpt": r"tokens_\d|act_in",
+    "modules/loss": r"batch_.*|pred_.*|mask_.*|norm_cam_points_in",
+    "modules/pose_geometry": r"extrinsics|intrinsics|image_size_hw|raw_pose_enc|rot"
+    r"|quat_xyzw_unnormalised|unproj_(depth|extrinsics|intrinsics)|proj_points|tracks"
+    r"|world_points_batch",
+    "modules/posembed": r"pos_embed_\d+",
+    "modules/rope": r"(tokens|positions)_\d",
+    "modules/track": r"fmaps|query_points|emb2d_xy|sampler_in|sampler_coords",
+}
+
+
 def pytest_sessionfinish(session, exitstatus):
     file = session.config.getoption("--parity-table")
-    if file and exitstatus == 0:
-        Path(file).write_text(_table(session.config.stash[_rows]))
+    if not file or exitstatus:
+        return
+    rows = session.config.stash[_rows]
+    if missing := _not_compared(rows):
+        pytest.exit(f"golden arrays that no test compared: {', '.join(missing)}", returncode=1)
+    Path(file).write_text(_table(rows))
+
+
+def _not_compared(rows: list[ParityRow]) -> list[str]:
+    done = {(row.group, re.split(r"[\[,]", row.name)[0]) for row in rows}
+    missing = []
+    for path in sorted(GOLDEN.rglob("*.npz")):
+        group = path.relative_to(GOLDEN).with_suffix("").as_posix()
+        with np.load(path) as arrays:
+            results = {n for n in arrays.files if not re.fullmatch(_INPUTS.get(group, ""), n)}
+        missing += [f"{group}/{name}" for name in sorted(results) if (group, name) not in done]
+    return missing
 
 
 def _table(rows: list[ParityRow]) -> str:
@@ -97,7 +115,8 @@ comparison below is a test; gates are at or under those recommended there from m
 noise. Error is the largest absolute difference, or, where marked "rel.", that difference over the
 largest magnitude of the golden array.
 
-Made by `python -m pytest --parity-table=docs/parity.md` with jax {jax.__version__} on
+Made by `python -m pytest -m "slow or not slow" --parity-table=docs/parity.md` (which fails if a
+golden array is compared nowhere) with jax {jax.__version__} on
 {jax.default_backend()}, {len(rows)} comparisons.
 
 | group | array | shape | gate | error |
@@ -113,13 +132,12 @@ Made by `python -m pytest --parity-table=docs/parity.md` with jax {jax.__version
 
 @pytest.fixture(scope="session")
 def golden():
-    """golden(name): the arrays of tests/golden/vggt/<name>.npz."""
-    files: dict[str, Golden] = {}
+    """Get the arrays of tests/golden/vggt/NAME.npz by that name."""
 
-    def get(name: str) -> Golden:
-        if name not in files:
-            files[name] = Golden(GOLDEN / f"{name}.npz")
-        return files[name]
+    @functools.cache
+    def get(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            return dict(file)
 
     return get
 

@@ -117,7 +117,7 @@ def test_every_value_and_gradient_agrees_with_the_original(case, golden, golden_
         want = data[f"{case}/{name}"]
         assert got.dtype == jnp.float32
         gate = GRADIENT_GATE if name.startswith("grad_") else VALUE_GATE
-        parity("losses", f"{case}/{name}", got, want, gate, relative=bool(np.any(want)))
+        parity("modules/loss", f"{case}/{name}", got, want, gate, relative=bool(np.any(want)))
 
 
 # A batch that all other tests use

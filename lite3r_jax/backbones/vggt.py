@@ -204,8 +204,8 @@ class TrackHead(nnx.Module):
         self.tracker = Tracker(config, param_dtype=param_dtype, rngs=rngs)
 
 
-# Intermediates that can be asked for, and their shapes. L is the depth of the stack, T = 1 + R + h*w
-# the tokens of the encoder, P those of the trunk, K the camera iterations, I the track iterations.
+# Intermediates that can be asked for, and their shapes. L is the depth of the stack,
+# T = 1 + R + h*w tokens of the encoder, P those of the trunk, K the camera iterations, I the track iterations.
 TAPS = {
     "patch/embed": "[B*S, h*w, C] patches before the position embedding",
     "patch/tokens": "[B*S, T, C] input of the first encoder block",

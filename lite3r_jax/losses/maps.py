@@ -16,6 +16,8 @@ MIN_POINTS = 100
 """Fewer valid pixels than this in the batch: the loss is 0. The scale needs one more."""
 MIN_NORMALS = 10
 NORMAL_EPS = 1e-8
+LARGEST = 1e18
+"""Cross products of differences of larger numbers overflow."""
 GRAD_ALPHA = 0.2
 """Weight of log(conf) in the terms on differences; upstream keeps it fixed."""
 
@@ -79,7 +81,7 @@ def map_terms(
     Returns:
         Scalars conf, reg, grad, and nonfinite: how many valid pixels had an error or confidence of
         NaN or infinity. These count as 0 in conf and reg (one such prediction spoils s, hence all
-        of reg) and as not valid in grad.
+        of reg) and as not valid in grad, as do predictions beyond 1e18.
 
     Raises:
         InputError: shapes differ; "normal" without 3 channels.
@@ -104,7 +106,7 @@ def map_terms(
     weighed = limit(settings.gamma * reg * floor - settings.alpha * jnp.log(floor))
     weighed = jnp.where(jnp.isfinite(conf), weighed, 0)
 
-    usable = mask & jnp.isfinite(pred).all(-1)
+    usable = mask & (jnp.abs(pred) <= LARGEST).all(-1)
     pred = jnp.where(usable[..., None], pred, 0)
     weight = sure if settings.gradient_conf else None
     grad = jnp.zeros((), jnp.float32)

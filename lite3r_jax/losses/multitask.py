@@ -43,7 +43,9 @@ class MultitaskLoss:
                 'MultitaskLoss.depth.gradient: "normal" needs 3D points; use "grad" for depth'
             )
         if self.camera is None and self.depth is None and self.points is None:
-            raise InputError("MultitaskLoss: expected a camera, depth or points loss, all are None")
+            raise InputError(
+                "MultitaskLoss: expected at least one of camera, depth, points, all are None"
+            )
 
 
 @jax.tree_util.register_dataclass

@@ -1,3 +1,5 @@
+"""Plans, rules, layouts and runs."""
+
 from dataclasses import dataclass
 
 import pytest

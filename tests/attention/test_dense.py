@@ -1,3 +1,5 @@
+"""Softmax attention against float64, in value, gradient and memory."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

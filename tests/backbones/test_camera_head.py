@@ -1,3 +1,5 @@
+"""The camera head against upstream."""
+
 import numpy as np
 import pytest
 

@@ -52,8 +52,7 @@ def test_one_patch_reaches_every_token_of_the_scene_through_global_attention(pre
     images[1, 1, :14, :14] = 1 - images[1, 1, :14, :14]
     after, start = predict(images)[1], predict(tiny_images)[1]
     frame, scene = (
-        np.abs(np.asarray(after[k][0]) - np.asarray(start[k][0])).max(axis=-1)
-        for k in STREAM
+        np.abs(np.asarray(after[k][0]) - np.asarray(start[k][0])).max(axis=-1) for k in STREAM
     )
     assert (frame[1, 1] > 0).all(), "frame attention spreads within the view"
     assert (frame[1, [0, 2]] == 0).all(), "and not to other views"
@@ -142,7 +141,8 @@ def test_bfloat16_is_close_and_its_heads_are_float32(tiny_dir, before, tiny_imag
 
 def test_bfloat16_parameters_halve_the_model(tiny_dir):
     model = load(tiny_dir, heads=("camera",), param_dtype=jnp.bfloat16)
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("bfloat16")}
+    kinds = {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))}
+    assert kinds == {jnp.dtype("bfloat16")}
 
 
 def test_plan_reaches_every_role(tiny_dir, before, tiny_images):
@@ -193,11 +193,11 @@ def test_bad_images_are_refused_in_one_line(tiny_vggt, images, message):
 
 
 def test_other_bad_calls_are_refused(tiny_vggt, tiny_dir):
-    with pytest.raises(InputError, match="taps .*nonsense"):
+    with pytest.raises(InputError, match=r"taps .*nonsense"):
         tiny_vggt(good(), taps=("nonsense",))
     with pytest.raises(InputError, match="need the track head"):
         load(tiny_dir, heads=("depth",))(good(), np.zeros((1, 1, 2), np.float32))
-    with pytest.raises(InputError, match="heads .*normal"):
+    with pytest.raises(InputError, match=r"heads .*normal"):
         VGGT(VGGTConfig(), heads=("normal",), rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="backbone 'vgg' is not known"):
         get_backbone("vgg")

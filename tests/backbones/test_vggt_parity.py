@@ -51,9 +51,7 @@ def test_stage_agrees_with_upstream(golden, parity, run, key):
     parity("outputs", key, get(*run), golden("outputs")[key], gate)
 
 
-@pytest.mark.parametrize(
-    ("iteration", "gate"), [(0, 1e-4), (1, 3e-4), (2, 2e-3), (3, 1e-2)]
-)
+@pytest.mark.parametrize(("iteration", "gate"), [(0, 1e-4), (1, 3e-4), (2, 2e-3), (3, 1e-2)])
 def test_tracks_agree_with_upstream(golden, parity, run, iteration, gate):
     want = golden("outputs")["track_list"][iteration]
     name = f"track_list[{iteration}]"

@@ -26,9 +26,8 @@ PHOTOS = sorted((GOLDEN / "images").glob("*.png"))
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / "preprocess.npz") as arrays:
-        return dict(arrays)
+def wanted(golden):
+    return golden("modules/preprocess")
 
 
 def photo(width: int = 60, height: int = 42, seed: int = 0) -> np.ndarray:
@@ -48,26 +47,27 @@ def channels_last(u8: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad"])
-def test_mixed_sizes_equal_the_original_exactly(golden, mode):
+def test_mixed_sizes_equal_the_original_exactly(wanted, parity, mode):
     images = load_images(PHOTOS, mode=mode)
     assert len(PHOTOS) == 3
     assert images.dtype == np.float32
-    np.testing.assert_array_equal(images, channels_last(golden[f"{mode}_all_u8"]))
+    name = f"{mode}_all_u8"
+    parity("modules/preprocess", name, images, channels_last(wanted[name]), 0)
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad"])
 @pytest.mark.parametrize("i", [0, 1, 2])
-def test_single_photos_have_the_original_shape(golden, mode, i):
-    images = load_images([PHOTOS[i]], mode=mode)
-    s, c, h, w = golden[f"{mode}_single_shape_{i}"]
-    assert images.shape == (s, h, w, c)
+def test_single_photos_have_the_original_shape(wanted, parity, mode, i):
+    s, h, w, c = load_images([PHOTOS[i]], mode=mode).shape
+    name = f"{mode}_single_shape_{i}"
+    parity("modules/preprocess", name, (s, c, h, w), wanted[name], 0)
 
 
-def test_square_variant_equals_the_original_exactly(golden):
+def test_square_variant_equals_the_original_exactly(wanted, parity):
     images, boxes = load_images_with_boxes(PHOTOS, size=112)
-    np.testing.assert_array_equal(images, channels_last(golden["square112_u8"]))
+    parity("modules/preprocess", "square112_u8", images, channels_last(wanted["square112_u8"]), 0)
     assert boxes.dtype == np.float32
-    np.testing.assert_array_equal(boxes, golden["square112_coords"])
+    parity("modules/preprocess", "square112_coords", boxes, wanted["square112_coords"], 0)
 
 
 def test_files_images_and_arrays_agree():

@@ -1,3 +1,5 @@
+"""Blocks and scanned stacks of blocks."""
+
 from dataclasses import dataclass
 
 import jax

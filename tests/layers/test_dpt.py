@@ -1,3 +1,5 @@
+"""The dense head against upstream, stage by stage."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""Patches and position embeddings against upstream."""
+
 import numpy as np
 import pytest
 from flax import nnx

@@ -1,3 +1,5 @@
+"""Bilinear resizing against PyTorch."""
+
 import jax
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def test_agrees_with_torch_in_value_and_gradient(h, w, height, width):
 def test_real_size_on_white_noise():
     x = np.random.default_rng(0).standard_normal((1, 196, 259, 2), dtype=np.float32)
     want = torch.nn.functional.interpolate(
-        torch.tensor(x.transpose(0, 3, 1, 2).copy()), size=(392, 518), mode="bilinear",
+        torch.tensor(x.transpose(0, 3, 1, 2).copy()),
+        size=(392, 518),
+        mode="bilinear",
         align_corners=True,
     )
     got = resize_aligned(x, (392, 518))

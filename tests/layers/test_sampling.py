@@ -35,18 +35,19 @@ def points(*xy: tuple[float, float]) -> jax.Array:
     ("expected", "rows", "outside"),
     [("zeros", 5, "zeros"), ("border", 5, "border"), ("h1_zeros", 1, "zeros")],
 )
-def test_sampling_agrees_with_torch(expected, rows, outside):
+def test_sampling_agrees_with_torch(parity, expected, rows, outside):
     maps = np.moveaxis(GOLDEN["sampler_in"], 1, -1)[:, :rows]
     at = GOLDEN["sampler_coords"]  # reaches beyond the map on every side
     got = bilinear_sample(jnp.asarray(maps), jnp.asarray(at.reshape(2, -1, 2)), outside=outside)
     got = np.moveaxis(np.asarray(got).reshape(*at.shape[:3], -1), -1, 1)
-    np.testing.assert_allclose(got, GOLDEN[f"sampler_{expected}"], atol=1e-6, rtol=0)
+    name = f"sampler_{expected}"
+    parity("modules/track", name, got, GOLDEN[name], 1e-6)
 
 
-def test_sampling_of_features_agrees_with_torch():
+def test_sampling_of_features_agrees_with_torch(parity):
     maps = jnp.moveaxis(jnp.asarray(GOLDEN["sampler_in"]), 1, -1)
     got = bilinear_sample(maps, jnp.asarray(GOLDEN["sampler_coords"][:, 0]), outside="border")
-    np.testing.assert_allclose(got, GOLDEN["sample_features4d"], atol=1e-6, rtol=0)
+    parity("modules/track", "sample_features4d", got, GOLDEN["sample_features4d"], 1e-6)
 
 
 @pytest.mark.parametrize("outside", ["border", "zeros"])

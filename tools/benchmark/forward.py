@@ -78,7 +78,9 @@ def measure(model: VGGT, views: int, args: argparse.Namespace) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(model(images, frame_chunk=args.frame_chunk))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(f"{views} views: run {run} {wall:.3f} s wall, {cpu:.2f} s CPU, {memory()}", flush=True)
+        print(
+            f"{views} views: run {run} {wall:.3f} s wall, {cpu:.2f} s CPU, {memory()}", flush=True
+        )
 
 
 def memory() -> str:
@@ -118,9 +120,7 @@ def plan(args: argparse.Namespace, heads: tuple[str, ...], dtype: Any) -> None:
     from jax.sharding import NamedSharding, PartitionSpec
 
     config = (Path(__file__).parent / f"{args.plan}.txtpb").read_text()
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=config, topology="1x1x1"
-    )
+    topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
     mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
     here = NamedSharding(mesh, PartitionSpec())
 
