@@ -6,13 +6,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow parity lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       photos through conversion and model; results in demo_output/"
 	@echo "make test       the default tests"
 	@echo "make test-slow  the tests marked slow"
+	@echo "make parity     all tests; rewrites docs/parity.md from what they measured"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
 	@echo "make clean      remove the environment and what the tools cached"
@@ -25,6 +26,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow
+
+parity: $(VENV)/.dev
+	$(RUN) -m pytest -m "slow or not slow" --parity-table=docs/parity.md
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

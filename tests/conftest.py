@@ -1,7 +1,7 @@
 """Settings of the whole suite, the golden VGGT, and the parity record.
 
-`python -m pytest -m "slow or not slow" --parity-table=docs/parity.md` writes gate and measured
-error of every comparison with the golden arrays into that file, and fails if one was not compared.
+`make parity` writes gate and measured error of every comparison with the golden arrays into
+docs/parity.md, and fails if one was not compared.
 """
 
 import functools
@@ -115,8 +115,7 @@ comparison below is a test; gates are at or under those recommended there from m
 noise. Error is the largest absolute difference, or, where marked "rel.", that difference over the
 largest magnitude of the golden array.
 
-Made by `python -m pytest -m "slow or not slow" --parity-table=docs/parity.md` (which fails if a
-golden array is compared nowhere) with jax {jax.__version__} on
+Made by `make parity`, which fails if a golden array is compared nowhere, with jax {jax.__version__} on
 {jax.default_backend()}, {len(rows)} comparisons.
 
 | group | array | shape | gate | error |

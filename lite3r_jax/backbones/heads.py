@@ -199,5 +199,7 @@ def run_frames(
         return maps[0]
 
     frames = tokens.reshape(b * s, *tokens.shape[2:])
-    maps = lax.map(one, frames, batch_size=min(frame_chunk, b * s))
+    chunk = min(frame_chunk, b * s)
+    # A batch size of one would be the same loop with a copy of all frames.
+    maps = lax.map(one, frames, batch_size=chunk if chunk > 1 else None)
     return maps.reshape(b, s, *maps.shape[1:])

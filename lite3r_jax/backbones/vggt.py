@@ -204,8 +204,8 @@ class TrackHead(nnx.Module):
         self.tracker = Tracker(config, param_dtype=param_dtype, rngs=rngs)
 
 
-# Intermediates that can be asked for, and their shapes. L is the depth of the stack,
-# T = 1 + R + h*w tokens of the encoder, P those of the trunk, K the camera iterations, I the track iterations.
+# Intermediates that can be asked for, and their shapes. L is the depth of the stack, P the tokens
+# of a view in the trunk, T = 1 + R + h*w in the encoder, K and I camera and track iterations.
 TAPS = {
     "patch/embed": "[B*S, h*w, C] patches before the position embedding",
     "patch/tokens": "[B*S, T, C] input of the first encoder block",
@@ -315,7 +315,7 @@ class VGGT(nnx.Module):
 
         Raises:
             InputError: images of wrong rank, dtype, size or range; query points without a track
-                head; an unknown tap.
+                head; a tap that is unknown or that nothing computes; frame_chunk below 1.
         """
         check_images(images, self.config.patch_size)
         unknown = sorted(set(taps) - set(TAPS))
@@ -323,6 +323,14 @@ class VGGT(nnx.Module):
             raise InputError(f"taps {unknown} are not known; choose from {', '.join(TAPS)}")
         if query_points is not None and "track" not in self.heads:
             raise InputError("query_points need the track head, which this model was built without")
+        absent = [] if "camera" in self.heads else ["camera/pose_enc"]
+        absent += [] if query_points is not None else ["track/features", "track/coords"]
+        if missing := sorted(set(taps) & set(absent)):
+            raise InputError(
+                f"taps {missing} need the camera head, or query_points; add or drop them"
+            )
+        if frame_chunk < 1:
+            raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
         graph, state = nnx.split(self)
         return _forward(graph, state, images, query_points, tuple(sorted(taps)), frame_chunk)
 

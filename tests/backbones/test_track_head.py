@@ -279,6 +279,7 @@ def linearised(tracker, module_case):
     return along
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", [0, 1])
 def test_derivative_along_the_feature_maps_is_a_difference_quotient(
     tracker, module_case, linearised, view
@@ -318,6 +319,7 @@ def test_each_position_is_trained_by_its_own_increment(linearised):
 # Precision and sizes.
 
 
+@pytest.mark.slow
 def test_bfloat16_products_leave_float32_positions(module_case, result):
     half = load_tracker(jnp.bfloat16)
     tracks, out = run(half, *module_case, iters=2)

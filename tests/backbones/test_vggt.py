@@ -107,6 +107,7 @@ def test_heads_that_are_off_are_none_and_the_rest_is_unchanged(tiny_dir, before,
     assert all(getattr(prediction, name) is None for name in off)
 
 
+@pytest.mark.slow
 def test_no_layer_is_kept_but_those_that_heads_read():
     """Kept tokens do not grow with depth."""
     config = VGGTConfig(
@@ -146,6 +147,7 @@ def test_bfloat16_parameters_halve_the_model(tiny_dir):
     assert kinds == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_plan_reaches_every_role(tiny_dir, before, tiny_images):
     """Another form of the same attention at every site gives the same result."""
     rules = [Rule(r, Dense("reference")) for r in ("patch", "frame", "camera")]
@@ -196,6 +198,10 @@ def test_bad_images_are_refused_in_one_line(tiny_vggt, images, message):
 def test_other_bad_calls_are_refused(tiny_vggt, tiny_dir):
     with pytest.raises(InputError, match=r"taps .*nonsense"):
         tiny_vggt(good(), taps=("nonsense",))
+    with pytest.raises(InputError, match=r"taps \['track/coords'\] need"):
+        tiny_vggt(good(), taps=("track/coords",))
+    with pytest.raises(InputError, match="frame_chunk"):
+        tiny_vggt(good(), frame_chunk=0)
     with pytest.raises(InputError, match="need the track head"):
         load(tiny_dir, heads=("depth",))(good(), np.zeros((1, 1, 2), np.float32))
     with pytest.raises(InputError, match=r"heads .*normal"):

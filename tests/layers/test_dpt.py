@@ -130,6 +130,7 @@ def test_chunks_of_frames_change_nothing(chunk):
     np.testing.assert_allclose(got[0], whole, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory():
     head = DPT(32, features=32, out_channels=(32,) * 4, outputs=2, patch=14, rngs=nnx.Rngs(0))
 

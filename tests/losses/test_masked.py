@@ -103,6 +103,7 @@ def test_masked_means_merge_exactly():
     assert Masked.of(np.ones((6, 50, 3), np.float32), mask[..., None]).count == 3 * mask.sum()
 
 
+@pytest.mark.slow
 def test_sharding_the_batch_changes_nothing():
     program = textwrap.dedent("""
         import jax, numpy as np
