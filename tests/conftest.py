@@ -115,8 +115,8 @@ comparison below is a test; gates are at or under those recommended there from m
 noise. Error is the largest absolute difference, or, where marked "rel.", that difference over the
 largest magnitude of the golden array.
 
-Made by `make parity`, which fails if a golden array is compared nowhere, with jax {jax.__version__} on
-{jax.default_backend()}, {len(rows)} comparisons.
+{len(rows)} comparisons, made by `make parity` (which fails if a golden array is compared nowhere)
+with jax {jax.__version__} on {jax.default_backend()}.
 
 | group | array | shape | gate | error |
 |---|---|---|---|---|

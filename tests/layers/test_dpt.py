@@ -25,8 +25,13 @@ def levels(golden):
 
 
 @pytest.fixture(scope="module")
-def stages(tiny_vggt, levels):
-    return jax.jit(lambda levels: tiny_vggt.depth_head(levels, GRID))(levels)
+def depth_head(tiny_vggt):
+    return jax.jit(lambda levels: tiny_vggt.depth_head(levels, GRID))
+
+
+@pytest.fixture(scope="module")
+def stages(depth_head, levels):
+    return depth_head(levels)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +50,10 @@ def test_stages_agree_with_upstream(golden, parity, stages, ours, upstream):
 
 
 @pytest.mark.parametrize("prefix", ["", "small_"])
-def test_depth_agrees_with_upstream(golden, parity, tiny_vggt, levels, prefix):
+def test_depth_agrees_with_upstream(golden, parity, depth_head, levels, prefix):
     g = golden("modules/dpt")
     scale = 3e-3 if prefix else 1.0  # small tokens show a wrong epsilon
-    logits, _ = tiny_vggt.depth_head([scale * x for x in levels], GRID)
+    logits = depth_head([np.float32(scale) * x for x in levels])[1]["logits"]
     depth, conf = activate(logits, "exp", "expp1")
     parity("modules/dpt", f"{prefix}depth", depth[None], g[f"{prefix}depth"], GATE)
     parity("modules/dpt", f"{prefix}depth_conf", conf[None], g[f"{prefix}depth_conf"], GATE)
