@@ -142,7 +142,11 @@ def scan_stacks(
         here = params if len(plan_runs) == 1 else jax.tree.map(lambda x, i=layers: x[i], params)
         carry, ys = lax.scan(step, carry, (jnp.arange(depth)[layers], here, core_params))
         collected.append(ys)
-    return carry, jax.tree.map(lambda *y: jnp.concatenate(y) if len(y) > 1 else y[0], *collected)
+    return carry, collected[0] if len(collected) == 1 else jax.tree.map(_join, *collected)
+
+
+def _join(*parts: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts)
 
 
 def _split_all(modules: Sequence[nnx.Module]) -> tuple[list[Any], list[Any]]:

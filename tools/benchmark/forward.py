@@ -146,6 +146,7 @@ def plan(args: argparse.Namespace, heads: tuple[str, ...], dtype: Any) -> None:
         compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
         seconds = time.perf_counter() - start - traced
         m = compiled.memory_analysis()
+        assert m is not None, "XLA gives no memory plan for this device"
         sizes = [
             f"{name} {size / GIB:.2f}"
             for name, size in (
