@@ -78,6 +78,7 @@ def test_cameras_are_those_of_the_encoding(before):
     assert (k[..., 0, 2] == width / 2).all()
     assert (k[..., 1, 2] == height / 2).all()
     seen = fov[..., 0] > 0
+    assert seen.any(), "otherwise the next line compares nothing"
     np.testing.assert_allclose(
         k[..., 1, 1][seen], height / 2 / np.tan(fov[..., 0][seen] / 2), rtol=1e-5
     )
