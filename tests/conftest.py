@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from lite3r_jax.backbones.base import Prediction
 from lite3r_jax.weights.convert import convert
 from lite3r_jax.weights.load import load
 from lite3r_jax.weights.safetensors_file import open_safetensors
@@ -161,6 +164,43 @@ def tiny_dir(tmp_path_factory) -> Path:
 def tiny_vggt(tiny_dir):
     """The golden model in float32, all heads."""
     return load(tiny_dir)
+
+
+class FakeModel(nnx.Module):
+    """A model that compiles in no time.
+
+    Depth is 1 + brightness, cameras step to the right, confidence falls from left to right.
+    """
+
+    def __init__(self, heads=("camera", "depth")):
+        self.heads = heads
+        self.dtype = jnp.dtype("float32")
+        self.one = nnx.Param(jnp.ones(()))
+
+    def attention(self):
+        return {"global": "none"}
+
+    def __call__(self, images: jax.Array, *, frame_chunk: int = 1):
+        del frame_chunk
+        b, s, h, w, _ = images.shape
+        depth = self.one[...] + images.mean(-1, keepdims=True)
+        pose = jnp.tile(jnp.eye(3, 4), (b, s, 1, 1)).at[..., 0, 3].set(-0.1 * jnp.arange(s))
+        camera = jnp.array([[w, 0, w / 2], [0, w, h / 2], [0, 0, 1]], jnp.float32)
+        prediction = Prediction(
+            extrinsics=pose,
+            intrinsics=jnp.tile(camera, (b, s, 1, 1)),
+            depth=depth,
+            depth_conf=jnp.broadcast_to(jnp.linspace(2, 1, w), (b, s, h, w)),
+            world_points=jnp.tile(depth, 3) if "point" in self.heads else None,
+            world_points_conf=depth[..., 0] if "point" in self.heads else None,
+        )
+        return prediction, {}
+
+
+@pytest.fixture(scope="session")
+def fake_model():
+    """FakeModel, a model that compiles in no time, for tests of what is around models."""
+    return FakeModel
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,10 @@ class AttentionSpec(Protocol):
         """The core for one attention site."""
         ...
 
+    def describe(self, dtype: Any) -> str:
+        """Strategy and kernel that run on this machine for that compute dtype, for reports."""
+        ...
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -158,6 +162,25 @@ class Plan:
     def specs(self, role: Role, depth: int) -> tuple[AttentionSpec, ...]:
         """The strategies of all `depth` layers of a role."""
         return tuple(self.at(role, layer) for layer in range(depth))
+
+    def describe(self, sites: dict[Role, int], dtypes: dict[Role, Any]) -> dict[str, str]:
+        """What runs where, for reports.
+
+        Args:
+            sites: number of layers of each role.
+            dtypes: compute dtype of each role.
+
+        Returns:
+            {role: "strategy and kernel x layers, ..."}.
+        """
+        found = {}
+        for role, depth in sites.items():
+            parts = [
+                f"{run.specs[0].describe(dtypes[role])} x {run.stop - run.start}"
+                for run in runs(self.specs(role, depth))
+            ]
+            found[role] = ", ".join(parts)
+        return found
 
     def check(self, sites: dict[Role, int]) -> None:
         """Refuse rules that match nothing.

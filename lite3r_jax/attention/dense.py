@@ -39,6 +39,10 @@ class Dense:
         del heads, head_dim, param_dtype, rngs
         return DenseCore(self)
 
+    def describe(self, dtype: Any) -> str:
+        """See `AttentionSpec.describe`."""
+        return f"dense ({_choose(self.implementation, dtype)})"
+
 
 class DenseCore(AttentionCore):
     """See `Dense`."""
@@ -89,22 +93,27 @@ def dense_attention(
     """
     if q.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(f"expected q, k, v as [B, T, N, D], got {q.shape}, {k.shape}, {v.shape}")
-    half = v.dtype in (jnp.bfloat16, jnp.float16)
-    on_gpu = jax.default_backend() == "gpu"
-    if implementation == "auto":
-        implementation = "cudnn" if half and on_gpu else "blocked"
+    implementation = _choose(implementation, v.dtype)
     if implementation == "cudnn":
-        if not (half and on_gpu):
-            raise ValueError(
-                f"cuDNN attention needs an NVIDIA GPU and bfloat16 or float16, got {v.dtype} on "
-                f"{jax.default_backend()}; use implementation='blocked'"
-            )
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     if implementation == "blocked":
         return _blocked(q, k, v, q_block, k_block)
     if implementation == "reference":
         return reference(q, k, v)
     raise ValueError(f"unknown implementation {implementation!r}")
+
+
+def _choose(implementation: Implementation, dtype: Any) -> Implementation:
+    """What runs for `implementation` on this backend."""
+    applies = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and jax.default_backend() == "gpu"
+    if implementation == "auto":
+        return "cudnn" if applies else "blocked"
+    if implementation == "cudnn" and not applies:
+        raise ValueError(
+            f"cuDNN attention needs an NVIDIA GPU and bfloat16 or float16, got {dtype} on "
+            f"{jax.default_backend()}; use implementation='blocked'"
+        )
+    return implementation
 
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -265,6 +265,8 @@ class VGGT(nnx.Module):
             sites["camera"] = config.camera_head.trunk_depth
         plan.check(sites)
         self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self._sites = plan, tuple(sites.items())
         self.heads = tuple(h for h in HEADS if h in heads)
         self.aggregator = Aggregator(
             config, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=rngs
@@ -333,6 +335,12 @@ class VGGT(nnx.Module):
             raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
         graph, state = nnx.split(self)
         return _forward(graph, state, images, query_points, tuple(sorted(taps)), frame_chunk)
+
+    def attention(self) -> dict[str, str]:
+        """Strategy and kernel of every role on this machine, for reports."""
+        plan, sites = self._sites
+        dtypes: dict[Role, Any] = {role: self.dtype for role, _ in sites}
+        return plan.describe(dict(sites), dtypes | {"camera": jnp.float32})
 
     def _run(
         self,

@@ -7,23 +7,28 @@ tensors. On purpose it differs in three places: EXIF orientation is applied, tra
 kind (not only mode RGBA) is composited on white, and 16-bit grey keeps its range.
 """
 
+import io
 import os
+import stat
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from lite3r_jax.data import heif
 from lite3r_jax.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-    Source = str | os.PathLike[str] | PILImage | np.ndarray
+    Source = str | os.PathLike[str] | PILImage | np.ndarray | bytes
 
 Mode = Literal["crop", "pad", "square"]
 
@@ -31,7 +36,7 @@ PATCH = 14  # network sizes are multiples of this; a photo with a shorter side i
 MAX_PIXELS = 64_000_000  # default limit of one photo
 MAX_CANVAS = 4 * MAX_PIXELS  # limit of what a fit may need in between
 
-# HEIF counts once its plug-in is registered (pillow_heif.register_heif_opener()); Pillow has none.
+# HEIF needs a plug-in, see heif.py.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 
 _ORIENTATION_TAG = 0x0112
@@ -45,7 +50,10 @@ _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
     AttributeError, AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Warning,
 )  # fmt: skip
+_HEAD = 256  # bytes from which the kind of a file is told
+_MAX_WORKERS = 8  # a photo of 64 Mpx is up to 0.5 GB while it is converted
 _open_lock = threading.Lock()  # warning filters belong to the process, not to the thread
+_shared_lock = threading.Lock()  # a Pillow image decodes itself on first use, and may come twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +82,9 @@ def load_images(
     """Read photos and bring them to network size, as the model expects them.
 
     Args:
-        sources: paths, Pillow images or arrays (uint8, uint16 or float in [0, 1]; [H, W],
-            [H, W, 1], [H, W, 3], or [H, W, 4] with alpha last). The first is the reference view.
+        sources: paths, Pillow images, arrays (uint8, uint16 or float in [0, 1]; [H, W],
+            [H, W, 1], [H, W, 3], or [H, W, 4] with alpha last) or the bytes of image files. The
+            first is the reference view.
         mode: see `fit_image`.
         size: network size in pixels, a multiple of 14.
         max_pixels: photos with more pixels are refused before they are decoded.
@@ -118,10 +127,51 @@ def load_images_with_boxes(
             f" {type(sources).__name__}; put it in a list (a batch of arrays: list(batch))"
         )
     names = [_name(source, i) for i, source in enumerate(sources)]
-    fitted = [
-        fit_image(read_image(source, name, max_pixels), mode, size, name)
+    readers = [
+        (name, partial(read_image, source, name, max_pixels))
         for source, name in zip(sources, names, strict=True)
     ]
+    return read_and_stack(readers, mode, size)
+
+
+def read_and_stack(
+    readers: "Sequence[tuple[str, Callable[[], PILImage]]]",
+    mode: Mode,
+    size: int,
+    workers: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read and fit photos side by side (Pillow decodes and resizes without the interpreter lock).
+
+    Each worker holds one decoded photo at a time. The result, and the error where photos are bad,
+    are those of one worker: it is the first bad photo in order that is named.
+
+    Args:
+        readers: for each photo, what messages call it and a function as `read_image`.
+        mode: see `fit_image`, and so is `size`.
+        size: likewise.
+        workers: number of threads; None: one for each core, at most 8.
+        progress: called after each photo, in the calling thread.
+
+    Returns:
+        As `stack_images`.
+
+    Raises:
+        InputError: as `read_image`, `fit_image` and `stack_images`; fewer than one worker.
+    """
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = min(_MAX_WORKERS, cores or 1)
+    if workers < 1:
+        raise InputError(f"workers: expected at least one, got {workers}")
+    fitted = []
+    with ThreadPoolExecutor(workers, "photo") as pool:
+        for image in pool.map(
+            lambda reader: fit_image(reader[1](), mode, size, reader[0]), readers
+        ):
+            fitted.append(image)
+            if progress is not None:
+                progress()
     return stack_images(fitted)
 
 
@@ -133,9 +183,11 @@ def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXE
     Palette, CMYK, YCbCr and 1-bit images are converted by Pillow, without colour profiles. 16-bit
     grey and uint16 arrays become round(v / 257); colour files with 16 bits are decoded to 8 bits by
     Pillow. Integer and floating-point images with 32 bits have no defined range and are refused.
+    HEIC is read where pi_heif or pillow_heif is installed. The result carries no metadata, so that
+    nobody turns it a second time.
 
     Args:
-        source: a path, a Pillow image or an array, see `load_images`.
+        source: a path, a Pillow image, an array or the bytes of a file, see `load_images`.
         name: what messages call it.
         max_pixels: limit of width * height.
 
@@ -145,14 +197,40 @@ def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXE
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name, max_pixels)
+        with _shared_lock:
+            return _to_rgb(source, name, max_pixels)
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source, name), name, max_pixels)
-    if isinstance(source, str | os.PathLike):
-        return _read_file(source, name, max_pixels)
+    if isinstance(source, str | os.PathLike | bytes):
+        with _open(source, _head(source, name), name) as image:
+            return _to_rgb(image, name, max_pixels)
     raise InputError(
         f"{name}: expected a path, a Pillow image or an array, got {type(source).__name__}"
     )
+
+
+def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | None:
+    """Whether a file stores just the pixels that `read_image` makes of it, and how.
+
+    Returns:
+        "JPEG" or "PNG" for one upright picture with 8 bits per channel, RGB or grey; else None.
+
+    Raises:
+        InputError: as `read_image`, as far as the head of the file tells.
+    """
+    head = _head(path, name)
+    with _open(path, head, name) as image:
+        # a JPEG file with a second picture behind the first, as phones write them, is MPO to Pillow
+        kind = "JPEG" if image.format == "MPO" else image.format
+        if kind not in ("JPEG", "PNG") or image.mode not in ("RGB", "L"):
+            return None
+        if kind == "PNG" and (head[24] != 8 or getattr(image, "is_animated", False)):
+            return None  # byte 24 is the bit depth in IHDR; Pillow gives RGB for 16 bits too
+        try:
+            turned = image.getexif().get(_ORIENTATION_TAG, 1) in _UPRIGHT
+        except _DECODE_ERRORS as error:
+            raise _damaged(name, error) from error
+        return None if turned or image.has_transparency_data else kind
 
 
 def fit_image(
@@ -216,21 +294,51 @@ def _name(source: "Source", index: int) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}"
 
 
-def _read_file(path: "str | os.PathLike[str]", name: str, max_pixels: int) -> "PILImage":
+def _head(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
+    """The first bytes of a file that is there, may be read, and is not empty."""
+    if isinstance(source, bytes):
+        head = source[:_HEAD]
+    else:
+        try:
+            regular = stat.S_ISREG(os.stat(source).st_mode)
+        except PermissionError as error:
+            raise _forbidden(name) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise InputError(f"{name}: no such file; pass the paths of image files") from error
+        if not regular:
+            raise InputError(f"{name}: is not a file; pass the paths of image files")
+        try:
+            with open(source, "rb") as file:
+                head = file.read(_HEAD)
+        except PermissionError as error:
+            raise _forbidden(name) from error
+        except OSError as error:
+            raise _damaged(name, error) from error
+    if not head:
+        raise InputError(f"{name}: is empty (0 bytes); copy it again or remove it from the list")
+    return head
+
+
+def _open(source: str | os.PathLike[str] | bytes, head: bytes, name: str) -> "PILImage":
+    """The image of a file, not decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
-    if not os.path.isfile(path):
-        reason = "is not a file" if os.path.exists(path) else "no such file"
-        raise InputError(f"{name}: {reason}; pass the paths of image files")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{name}: is empty (0 bytes); copy it again or remove it from the list")
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
+    needs_plugin = heif.is_heif(head)
     try:
+        if needs_plugin:
+            with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+                heif.check_items(file, name)
         with _open_lock, warnings.catch_warnings():
             # Pillow warns at its own limit; the limit here is max_pixels
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=formats)
+            Image.init()
+            if needs_plugin and "HEIF" not in Image.OPEN:
+                heif.register_plugin(name)
+            formats = [name for name in FORMATS if name in Image.OPEN]
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            return Image.open(file, formats=formats)
+    except InputError:
+        raise
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{name}: far more pixels than any photo; scale it down ({_one_line(error)})"
@@ -242,8 +350,6 @@ def _read_file(path: "str | os.PathLike[str]", name: str, max_pixels: int) -> "P
         ) from error
     except _DECODE_ERRORS as error:
         raise _damaged(name, error) from error
-    with image:
-        return _to_rgb(image, name, max_pixels)
 
 
 def _to_rgb(image: "PILImage", name: str, max_pixels: int) -> "PILImage":
@@ -271,7 +377,9 @@ def _to_rgb(image: "PILImage", name: str, max_pixels: int) -> "PILImage":
         if image.has_transparency_data:
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return image.convert("RGB")
+        rgb = image.convert("RGB")
+        rgb.info = {}  # an orientation left in there would be applied again
+        return rgb
     except _DECODE_ERRORS as error:
         raise _damaged(name, error) from error
 
@@ -346,6 +454,10 @@ def _fit_square(image: "PILImage", size: int, name: str) -> FittedImage:
     scale = size / side
     box = (left * scale, top * scale, (left + width) * scale, (top + height) * scale)
     return FittedImage(pixels, box, image.size)
+
+
+def _forbidden(name: str) -> InputError:
+    return InputError(f"{name}: permission denied; allow reading it or remove it from the list")
 
 
 def _damaged(name: str, error: Exception) -> InputError:

@@ -56,10 +56,7 @@ def load(
         InputError: no such directory, a damaged, missing or extra file (named), heads that the
             weights do not have, or a hub repository that cannot be reached.
     """
-    directory, remedy = Path(source), "convert again"
-    if not os.path.lexists(directory) and hub.looks_like_repo(str(source)):
-        directory = hub.converted(str(source), None if cache_dir is None else Path(cache_dir))
-        remedy = f"delete {directory} and load again"
+    directory, remedy = resolve(source, cache_dir)
     weights = ConvertedWeights(directory, remedy)
     manifest = weights.manifest
     backbone = get_backbone(manifest.backbone)
@@ -80,6 +77,28 @@ def load(
     )
     parts = list(dict.fromkeys(path.partition("/")[0] for path in model.shapes))
     return model.fill(_read(weights, model, parts))
+
+
+def resolve(
+    source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[Path, str]:
+    """The directory of converted weights that `load` would read; fetched and converted if need be.
+
+    Args:
+        source: as for `load`, and so is `cache_dir`.
+        cache_dir: likewise.
+
+    Returns:
+        (directory, what to do if it is damaged).
+
+    Raises:
+        InputError: a hub repository cannot be reached or converted.
+    """
+    directory = Path(source)
+    if os.path.lexists(directory) or not hub.looks_like_repo(str(source)):
+        return directory, "convert again"
+    directory = hub.converted(str(source), None if cache_dir is None else Path(cache_dir))
+    return directory, f"delete {directory} and load again"
 
 
 def _read(

@@ -2,6 +2,7 @@
 
 import io
 import random
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lite3r_jax.data.images import (
     fit_image,
     load_images,
     load_images_with_boxes,
+    read_and_stack,
     read_image,
     stack_images,
 )
@@ -77,6 +79,7 @@ def test_files_images_and_arrays_agree():
     np.testing.assert_array_equal(load_images(opened), expected)
     np.testing.assert_array_equal(load_images(arrays), expected)
     np.testing.assert_array_equal(load_images([str(path) for path in PHOTOS]), expected)
+    np.testing.assert_array_equal(load_images([path.read_bytes() for path in PHOTOS]), expected)
     as_float = [array / np.float32(255) for array in arrays]
     np.testing.assert_array_equal(load_images(as_float), expected)
 
@@ -194,7 +197,9 @@ def test_exif_orientation_makes_the_photo_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "turned.png"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
-    np.testing.assert_array_equal(np.asarray(read_image(path)), upright)
+    image = read_image(path)
+    np.testing.assert_array_equal(np.asarray(image), upright)
+    np.testing.assert_array_equal(np.asarray(read_image(image)), upright)  # not turned again
 
 
 def test_exif_of_a_16_bit_photo_is_applied(tmp_path):
@@ -280,6 +285,66 @@ def test_the_source_image_is_left_as_it_was():
     load_images([image], size=56)
     assert image.size == (60, 42)
     assert image.getexif()[0x0112] == 6
+
+
+# -- many at a time ---------------------------------------------------------------------------
+
+
+def test_any_number_of_workers_gives_the_same():
+    photos = [photo(60 + 7 * i, 90 - 5 * i, seed=i) for i in range(12)]
+    readers = [(f"photo {i}", lambda p=p: read_image(p)) for i, p in enumerate(photos)]
+    expected, boxes = load_images_with_boxes(photos, "crop", 56)
+    for workers in (1, 2, 5, 20):
+        got = read_and_stack(readers, "crop", 56, workers)
+        np.testing.assert_array_equal(got[0], expected)
+        np.testing.assert_array_equal(got[1], boxes)
+    with pytest.raises(InputError, match="workers"):
+        read_and_stack(readers, "crop", 56, 0)
+
+
+def test_workers_run_side_by_side_and_none_holds_two_photos():
+    workers, running, most = 3, 0, 0
+    lock, together = threading.Lock(), threading.Barrier(workers, timeout=30)
+
+    def read():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait()  # breaks if fewer than three run at once
+        with lock:
+            running -= 1
+        return read_image(photo())
+
+    read_and_stack([("photo", read)] * 12, "crop", 56, workers)
+    assert most == workers
+
+
+def test_the_first_bad_photo_in_order_is_named_though_a_later_one_fails_first():
+    later = threading.Event()
+
+    def slow():
+        assert later.wait(30)
+        raise InputError("second")
+
+    def fast():
+        later.set()
+        raise InputError("third")
+
+    done = []
+    readers = [("first", lambda: read_image(photo())), ("second", slow), ("third", fast)]
+    with pytest.raises(InputError, match="second"):
+        read_and_stack(readers, "crop", 56, 3, lambda: done.append(threading.current_thread()))
+    assert done == [threading.main_thread()]
+
+
+def test_one_lazy_pillow_image_may_come_many_times():
+    buffer = io.BytesIO()
+    Image.fromarray(photo(700, 500)).save(buffer, "PNG")
+    expected = load_images([photo(700, 500)], size=56)[0]
+    for _ in range(5):
+        images = load_images([Image.open(buffer)] * 8, size=56)
+        np.testing.assert_array_equal(images, np.stack([expected] * 8))
 
 
 # -- bad input --------------------------------------------------------------------------------

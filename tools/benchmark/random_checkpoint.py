@@ -30,8 +30,8 @@ def write_random(backbone: str, out: Path, config: dict | None = None, seed: int
     """Write the checkpoint, one tensor at a time.
 
     Weights are N(0, 1/fan_in), norms 1, biases 0, LayerScale 1 in the encoder and 0.01 elsewhere
-    (as upstream initialises them), tokens and position embedding N(0, 0.02^2): every stage then
-    works on values of ordinary size.
+    (as upstream initialises them), tokens and position embedding N(0, 0.02^2), every field of view
+    1 radian: every stage then works on values of ordinary size.
 
     Args:
         backbone: registry name.
@@ -61,6 +61,9 @@ def write_random(backbone: str, out: Path, config: dict | None = None, seed: int
 
 def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     leaf = name.rpartition(".")[2]
+    if name == "camera_head.pose_branch.fc2.bias":
+        # Added up over four iterations. A random field of view would often be clipped at 0.
+        return np.array([0, 0, 0, 0, 0, 0, 0, 0.25, 0.25], np.float32)
     if leaf == "gamma":
         return np.full(shape, 1.0 if ".patch_embed." in name else 0.01, np.float32)
     if leaf in ("bias", "in_proj_bias"):
@@ -75,6 +78,8 @@ def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
     # each output sees one kernel position.
     deconv = "resize_layers.0" in name or "resize_layers.1" in name
     values *= 1 / math.sqrt(shape[0] if deconv else math.prod(shape[1:]))
+    if name == "camera_head.pose_branch.fc2.weight":
+        values[7:] = 0
     return values
 
 

@@ -1,0 +1,73 @@
+"""HEIC photos (ISO/IEC 23008-12): told by content, and read through a plug-in of Pillow's."""
+
+import re
+from typing import BinaryIO
+
+from lite3r_jax.errors import InputError
+
+# HEVC images and sequences; mif1 and msf1 leave the coding open.
+_BRANDS = frozenset(
+    [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
+)
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
+# Item entry up to its type (ISO/IEC 14496-12, 8.11.6): version 2 has short item numbers, 3 long.
+_ITEM = re.compile(rb"infe(?:\x02.{7}|\x03.{9})", re.DOTALL)
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether the file type box at the start of a file says HEIF, and not AVIF."""
+    if head[4:8] != b"ftyp":
+        return False
+    box = head[8 : int.from_bytes(head[:4])]
+    brands = {box[:4], *(box[i : i + 4] for i in range(8, len(box), 4))}
+    return bool(brands & _BRANDS) and not brands & _AVIF_BRANDS
+
+
+def register_plugin(name: str) -> None:
+    """Make Pillow read HEIF: by pi_heif (LGPL decoder only), or pillow_heif (with GPL x265).
+
+    Raises:
+        InputError: none of them is installed; `name` is the photo that needs one.
+    """
+    try:
+        from pi_heif import register_heif_opener
+    except ImportError:
+        try:
+            from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError(
+                f"{name}: is a HEIC photo, for which Pillow needs a plug-in;"
+                " pip install 'lite3r_jax[heic]' (pi_heif), or save it as JPEG"
+            ) from error
+    register_heif_opener()
+
+
+def check_items(file: BinaryIO, name: str) -> None:
+    """Refuse a file of which an item's type or name is no text.
+
+    On such a damaged file pi_heif (1.3, 1.4) makes the process crash, where nothing can be caught.
+
+    Raises:
+        InputError: naming the photo.
+    """
+    place = 0
+    while True:
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8:
+            return  # no metadata: the plug-in will say so
+        length = max(8, int.from_bytes(head[:4]))
+        if head[4:] == b"meta":
+            break
+        place += length
+    meta = file.read(length - 8)
+    for item in _ITEM.finditer(meta):
+        start = item.start() - 4
+        text = meta[item.end() : start + int.from_bytes(meta[max(0, start) : start + 4])]
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name}: cannot be read (damaged list of items); copy it again or remove it from"
+                " the list"
+            ) from error

@@ -1,0 +1,1 @@
+"""From photos to scenes: memory plan, forward pass, run report and the command."""

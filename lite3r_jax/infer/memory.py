@@ -1,0 +1,315 @@
+"""What a forward pass will need, before it runs, and what would fit if it does not.
+
+Nothing here is a formula fitted to one model: the pass is compiled for its shape, which has to be
+done anyway, and XLA says what the program will allocate. Views, size, dtype, attention strategy and
+head chunks are all in that figure.
+"""
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.data.images import PATCH
+from lite3r_jax.errors import InputError
+from lite3r_jax.weights.manifest import Manifest
+
+GIB = 2**30
+# Matrix products on a CPU pack their operands into buffers that XLA's plan does not know. Measured
+# share of the plan's working memory: 0.22 to 0.35 (models of 5 M to 1.1 B parameters, 2 to 24 views).
+KERNEL_SCRATCH = {"cpu": 0.3, "gpu": 0.0}
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Predicted memory of one forward pass, in bytes, on the device that runs it.
+
+    Attributes:
+        views: views of the scene.
+        height: of the network images in pixels.
+        width: likewise.
+        frame_chunk: frames that the dense heads handle at a time.
+        held: what is there before the pass: on a GPU the allocator's, that is the weights; on a CPU
+            the whole process with weights and compiled programs.
+        images: input.
+        temporary: working memory, of XLA and of the kernels that it calls.
+        outputs: predictions.
+        limit: what may be used in all.
+    """
+
+    views: int
+    height: int
+    width: int
+    frame_chunk: int
+    held: int
+    images: int
+    temporary: int
+    outputs: int
+    limit: int
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak."""
+        return self.held + self.images + self.temporary + self.outputs
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak stays under the limit."""
+        return self.peak <= self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.views} views of {self.width}x{self.height}: {self.peak / GIB:.2f} GiB"
+            f" (held {self.held / GIB:.2f}, working memory {self.temporary / GIB:.2f}, in and out"
+            f" {(self.images + self.outputs) / GIB:.2f}) of {self.limit / GIB:.2f} GiB"
+        )
+
+
+class Forward:
+    """The forward pass of a model, compiled ahead for the shapes it is asked for.
+
+    Args:
+        model: a backbone, `model(images, frame_chunk=...) -> (Prediction, taps)`.
+        limit: bytes that may be used; None for what the device has.
+    """
+
+    def __init__(self, model: nnx.Module, limit: int | None = None):
+        graph, self._state = nnx.split(model)
+        self._limit = limit
+        self._programs: dict[tuple[int, int, int, int], Any] = {}
+
+        def forward(state: Any, images: jax.Array, frame_chunk: int) -> Any:
+            return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
+
+        self._jitted = jax.jit(forward, static_argnums=2)
+
+    def plan(
+        self, views: int, height: int, width: int, frame_chunk: int | None = None
+    ) -> MemoryPlan:
+        """Compile for one scene of that shape and say what it will need.
+
+        Args:
+            views: number of views.
+            height: of the network images.
+            width: likewise.
+            frame_chunk: frames that the dense heads handle at a time; None: on a GPU the largest
+                of 8, 4, 2, 1 that fits; 1 on a CPU, where more frames at a time are not faster.
+
+        Raises:
+            InputError: it does not fit; the message has settings that would.
+        """
+        if frame_chunk is not None:
+            chunks = [frame_chunk]
+        elif _platform() == "cpu":
+            chunks = [1]
+        else:
+            chunks = [chunk for chunk in (8, 4, 2, 1) if chunk <= views]
+        plan = None
+        for chunk in chunks:
+            key = (views, height, width, chunk)
+            program = self._programs.get(key) or self._compile(*key)
+            plan = self._plan(program, *key)
+            if plan.fits:
+                self._programs[key] = program
+                return plan
+        assert plan is not None
+        raise InputError(f"memory: {plan} do not fit; {self.advice(plan)}")
+
+    def __call__(self, images: Any, plan: MemoryPlan) -> Any:
+        """Run the pass.
+
+        Args:
+            images: [1, S, H, W, 3] float32 in [0, 1], of the planned shape.
+            plan: from `plan`.
+
+        Returns:
+            Prediction, computed.
+
+        Raises:
+            InputError: the device ran out of memory all the same; the message has settings that
+                need less.
+        """
+        key = (plan.views, plan.height, plan.width, plan.frame_chunk)
+        try:
+            images = jnp.asarray(images)
+            return jax.block_until_ready(self._programs[key](self._state, images))
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise InputError(
+                f"memory: {plan} were planned, but the device ran out of it, perhaps because other"
+                f" programs use it; {self.advice(plan)}"
+            ) from error
+
+    def advice(self, plan: MemoryPlan) -> str:
+        """Settings that would need clearly less than `plan` and fit, each checked by compiling.
+
+        Returns:
+            One line for people.
+        """
+        limit = min(plan.limit, plan.peak - 1)
+        options = []
+        views = self._largest(plan.views, lambda n: (n, plan.height, plan.width), limit)
+        if views:
+            options.append(f"use at most {views} view{'s'[: views > 1]} of this size")
+        rows, columns = plan.height // PATCH, plan.width // PATCH
+
+        def smaller(n: int) -> tuple[int, int, int]:
+            height = max(1, round(n * rows / columns))
+            return plan.views, height * PATCH, n * PATCH
+
+        size = self._largest(columns, smaller, limit)
+        if size:
+            options.append(
+                f"keep {plan.views} and make them {size * PATCH} pixels wide"
+                f" (images.size={size * PATCH})"
+            )
+        if plan.frame_chunk > 1:
+            options.append("set compute.frame_chunk=1")
+        if not options:
+            return "not even one view does; use a machine with more memory or a smaller dtype"
+        return "to fit, " + ", or ".join(options)
+
+    def _largest(self, end: int, shape: Callable[[int], tuple[int, int, int]], limit: int) -> int:
+        """The largest n < end whose pass fits, as far as a few compilations tell; 0 if none."""
+
+        def peak(n: int) -> int:
+            key = (*shape(n), 1)
+            return self._plan(self._compile(*key), *key).peak
+
+        if end < 2 or (least := peak(1)) > limit:
+            return 0
+        # Memory grows almost linearly: a straight line through two points is a good next guess.
+        low, high, known = 1, end, [(1, least)]
+        while high - low > 1 and len(known) < 4:
+            guess = (low + high) // 2
+            if len(known) > 1:
+                (a, below), (b, above) = sorted(known)[-2:]
+                guess = int(a + (limit - below) * (b - a) / max(above - below, 1))
+            guess = min(max(guess, low + 1), high - 1)
+            known.append((guess, peak(guess)))
+            if known[-1][1] <= limit:
+                low = guess
+            else:
+                high = guess
+        return low
+
+    def _compile(self, views: int, height: int, width: int, frame_chunk: int) -> Any:
+        images = jax.ShapeDtypeStruct((1, views, height, width, 3), jnp.float32)
+        return self._jitted.lower(self._state, images, frame_chunk).compile()
+
+    def _plan(
+        self, program: Any, views: int, height: int, width: int, frame_chunk: int
+    ) -> MemoryPlan:
+        memory = program.memory_analysis()
+        if memory is None:
+            raise InputError(
+                f"memory: XLA has no memory plan on {_platform()}; use a CPU or an NVIDIA GPU"
+            )
+        return MemoryPlan(
+            views,
+            height,
+            width,
+            frame_chunk,
+            held=held(),
+            images=views * height * width * 3 * 4,
+            temporary=int(memory.temp_size_in_bytes * (1 + KERNEL_SCRATCH[_platform()])),
+            outputs=memory.output_size_in_bytes,
+            limit=self._limit or device_limit(),
+        )
+
+
+def check_weights(
+    manifest: Manifest, heads: Sequence[str], dtype: Any, limit: int | None = None
+) -> None:
+    """Refuse weights that do not fit, before they are read.
+
+    Args:
+        manifest: of the weights.
+        heads: heads that will be loaded.
+        dtype: in which parameters will be held.
+        limit: bytes that may be used; None for what the device has.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    off = {f"{head}_head" for head in manifest.heads} - {f"{head}_head" for head in heads}
+    count = sum(part.parameters for name, part in manifest.parts.items() if name not in off)
+    need = count * np.dtype(dtype).itemsize
+    limit = limit or device_limit()
+    if need > limit:
+        remedy = ", or use compute.dtype=bfloat16" if np.dtype(dtype).itemsize > 2 else ""
+        raise InputError(
+            f"memory: the weights alone need {need / GIB:.2f} GiB of {limit / GIB:.2f} GiB; close"
+            f" other programs{remedy}"
+        )
+
+
+def held() -> int:
+    """Bytes in use now, see `MemoryPlan.held`."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None:
+        return stats["bytes_in_use"]
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def device_limit() -> int:
+    """Bytes that this process may use: the GPU allocator's limit, or what the machine has left."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None:
+        return stats["bytes_limit"]
+    import psutil
+
+    own = psutil.Process().memory_info().rss
+    free = psutil.virtual_memory().available
+    group = _control_group()
+    return own + (free if group is None else min(free, group))
+
+
+def peak_process() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device() -> int | None:
+    """Largest memory in use on the device so far, in bytes; None on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    return None if stats is None else stats.get("peak_bytes_in_use")
+
+
+def _platform() -> str:
+    return jax.default_backend()
+
+
+def _control_group() -> int | None:
+    """What a container's limit leaves free (cgroup v2, or v1); None without one."""
+    root = CONTROL_GROUPS
+    for folder, limit, usage, cache in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = (folder / limit).read_text().strip()
+            used = int((folder / usage).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if most.isdigit() and int(most) < 1 << 60:  # v1 writes a huge number for "no limit"
+            # cached files count as used but are given up when memory is needed
+            return max(0, int(most) - used + int(stat.get(cache, 0)))
+    return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -1,0 +1,1 @@
+"""Which key blocks a query block attends to: definition, selection in bounded memory, tables."""

@@ -1,0 +1,1 @@
+"""Sparse Linear Attention; `api.sla` is the door."""

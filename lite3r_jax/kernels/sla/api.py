@@ -1,0 +1,147 @@
+"""The door to Sparse Linear Attention: check the arguments, choose an implementation by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+
+from lite3r_jax.kernels.block_map.select import valid_mask
+from lite3r_jax.kernels.block_map.table import BlockMap, block_count
+from lite3r_jax.kernels.sla.blocked import sla_blocked
+from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute `sla`.
+
+    Attributes:
+        run: computes it; called with all arguments of `sla` but `implementation`, checked, and
+            with masks that are arrays. Differentiable in q, k, v and proj_lin. What invalid rows
+            of q, k and v hold must not matter, NaN included.
+        refuses: why it cannot run a call with this routing and these inputs on the devices at
+            hand, or None; called with (routing, q, block_map).
+    """
+
+    run: Callable[..., jax.Array]
+    refuses: Callable[[Routing, jax.Array, BlockMap | None], str | None]
+
+
+def _never(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> None:
+    del routing, q, block_map
+
+
+def _not_token(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str | None:
+    del q, block_map
+    return "routing 'token' is not made of blocks" if routing == "token" else None
+
+
+IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
+    {
+        "reference": Implementation(sla_reference, _never),
+        "blocked": Implementation(sla_blocked, _not_token),
+    }
+)
+
+
+def sla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    proj_lin: jax.Array,
+    block_map: BlockMap | None,
+    *,
+    routing: Routing = "block",
+    phi: Phi = "elu1",
+    keep: float | None = None,
+    eps: float = 1e-6,
+    q_valid: jax.Array | None = None,
+    k_valid: jax.Array | None = None,
+    implementation: str = "blocked",
+) -> jax.Array:
+    """Sparse Linear Attention: softmax over few keys, plus projected linear attention.
+
+    `reference` has the formulas. Tokens come in the order in which `block_map` cuts them into
+    blocks. No gradient flows through the choice of keys.
+
+    Args:
+        q: [B, Tq, N, D] queries, normed and rotated.
+        k: [B, Tk, N, D] keys.
+        v: [B, Tk, N, D] values.
+        proj_lin: [D, D], applied to the linear part of every head from the right (the transpose of
+            a torch Linear's weight).
+        block_map: classes of key blocks, from `block_map.select.block_map`; None for "token".
+        routing: "token" (softmax over the best keys of each query, linear over all; quadratic),
+            "block" (softmax over critical blocks, linear over all keys) or "block3" (softmax over
+            critical blocks, linear over marginal ones).
+        phi: feature map of the linear part: "elu1", "softmax" (over D) or "relu".
+        keep: fraction of keys in (0, 1] for "token"; None otherwise, where the map says it.
+        eps: added to the denominator of the linear part: 1e-6 in Lite3R, 1e-5 in thu-ml/SLA, none
+            in the papers.
+        q_valid: [B, Tq] bool, False for padding, whose output is 0; None if there is none.
+        k_valid: [B, Tk] bool, False for padding, which no query sees.
+        implementation: name in `IMPLEMENTATIONS`.
+
+    Returns:
+        [B, Tq, N, D] in the dtype of v.
+
+    Raises:
+        ValueError: arguments that do not fit together, an unknown name, or an implementation that
+            cannot run this here.
+    """
+    _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps)
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"unknown implementation {implementation!r}, there are: {known}")
+    if reason := IMPLEMENTATIONS[implementation].refuses(routing, q, block_map):
+        able = [n for n, i in IMPLEMENTATIONS.items() if i.refuses(routing, q, block_map) is None]
+        raise ValueError(
+            f"implementation {implementation!r} cannot run this: {reason}; {', '.join(able)} can"
+        )
+    return IMPLEMENTATIONS[implementation].run(
+        q,
+        k,
+        v,
+        proj_lin,
+        block_map,
+        routing=routing,
+        phi=phi,
+        keep=keep,
+        eps=eps,
+        q_valid=valid_mask(q_valid, q, "q_valid"),
+        k_valid=valid_mask(k_valid, k, "k_valid"),
+    )
+
+
+def _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps) -> None:
+    if q.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"expected q, k, v as [B, T, N, D], got {q.shape}, {k.shape}, {v.shape}")
+    if min(q.shape[1], k.shape[1]) < 1:
+        raise ValueError(f"need at least one query and one key, got {q.shape} and {k.shape}")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(v.dtype, jnp.floating):
+        raise ValueError(f"q, k, v need one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    d = q.shape[3]
+    if proj_lin.shape != (d, d):
+        raise ValueError(f"proj_lin must be [{d}, {d}] for head dim {d}, got {proj_lin.shape}")
+    if phi not in PHI:
+        raise ValueError(f"unknown phi {phi!r}, there are: {', '.join(PHI)}")
+    if not eps >= 0:
+        raise ValueError(f"eps must not be below 0, got {eps}")
+    if routing == "token":
+        if block_map is not None or keep is None or not 0 < keep <= 1:
+            raise ValueError(f"routing 'token' takes keep in (0, 1] and no block map, got {keep}")
+        return
+    if routing not in ("block", "block3"):
+        raise ValueError(f"unknown routing {routing!r}, there are: token, block, block3")
+    if block_map is None or keep is not None:
+        raise ValueError(f"routing {routing!r} takes a block map, made with its keep, and no keep")
+    rows = block_count(q.shape[1], block_map.q_block)
+    columns = block_count(k.shape[1], block_map.k_block)
+    for table in (block_map.critical, block_map.negligible):
+        if table.ids.shape[:3] != (q.shape[0], q.shape[2], rows) or table.columns != columns:
+            raise ValueError(
+                f"the block map is for [B, N, Mq] {table.ids.shape[:3]} and {table.columns} key "
+                f"blocks, q and k have {(q.shape[0], q.shape[2], rows)} and {columns}"
+            )

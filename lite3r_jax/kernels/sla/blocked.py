@@ -1,0 +1,236 @@
+"""Sparse Linear Attention in plain JAX, on any device, in time and memory of the kept blocks."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lite3r_jax.kernels.block_map.table import BlockMap, block_count
+from lite3r_jax.kernels.sla.linear import linear_all, linear_marginal
+from lite3r_jax.kernels.sla.reference import Phi, Routing
+
+# Both finite, so that no difference is NaN. A running maximum starts, and stays where no key is
+# seen, so far above a masked logit that exp(_MASKED - maximum) is 0.
+_LOWEST = -1e30
+_MASKED = -2e30
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How much is worked on at a time: rows * q_block queries times entries * k_block keys.
+
+    Attributes:
+        rows: query blocks.
+        entries: key blocks of each of them.
+    """
+
+    rows: int = 8
+    entries: int = 8
+
+
+def sla_blocked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    proj_lin: jax.Array,
+    block_map: BlockMap,
+    *,
+    routing: Routing,
+    phi: Phi,
+    keep: float | None,
+    eps: float,
+    q_valid: jax.Array,
+    k_valid: jax.Array,
+    tiles: Tiles = Tiles(),
+) -> jax.Array:
+    """See `api.sla`, whose arguments these are; not for routing "token".
+
+    The softmax part has its own backward pass; the linear part is differentiated by JAX.
+    """
+    del keep  # which is in the map
+    b, tokens, n, d = q.shape
+    heads = b * n
+    qb = _to_blocks(q, q_valid, block_map.q_block)
+    kb = _to_blocks(k, k_valid, block_map.k_block)
+    vb = _to_blocks(v, k_valid, block_map.k_block)
+    pad = kb.shape[1] * block_map.k_block - k.shape[1]
+    ok = jnp.pad(k_valid, ((0, 0), (0, pad))).reshape(b, *kb.shape[1:3])
+    ok = jnp.repeat(ok, n, axis=0)
+
+    critical = block_map.critical.ids.reshape(heads, qb.shape[1], -1)
+    o = sparse(qb, kb, vb, ok, critical, tiles)
+    if routing == "block":
+        o += linear_all(qb, kb, vb, ok, proj_lin, phi, eps)
+    else:
+        negligible = block_map.negligible.ids.reshape(heads, qb.shape[1], -1)
+        o += linear_marginal(qb, kb, vb, ok, critical, negligible, proj_lin, phi, eps)
+    o = o.reshape(b, n, -1, d)[:, :, :tokens].transpose(0, 2, 1, 3)
+    return jnp.where(q_valid[..., None, None], o, 0).astype(v.dtype)
+
+
+def _to_blocks(x: jax.Array, valid: jax.Array, block: int) -> jax.Array:
+    """[B, T, N, D] -> [B * N, M, block, D], with 0 for what is not valid."""
+    b, tokens, n, d = x.shape
+    blocks = block_count(tokens, block)
+    x = jnp.where(valid[..., None, None], x, 0).transpose(0, 2, 1, 3)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, blocks * block - tokens), (0, 0)))
+    return x.reshape(b * n, blocks, block, d)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def sparse(
+    q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, ids: jax.Array, tiles: Tiles
+) -> jax.Array:
+    """Softmax attention of every query block to its listed key blocks.
+
+    Forward with the running maximum and sum of FlashAttention over the table (SLA Alg. 1); backward
+    from the log-sum-exp, with tiles computed again (SLA Alg. 2, Eq. 7; it omits the 1 / sqrt(D) of
+    dQ and dK, which thu-ml/SLA kernel.py has). dK and dV are added where the table points, in the
+    same pass as dQ: as much work as over the transposed table, less one product for the logits and
+    one for dP.
+
+    Args:
+        q: [H, Mq, q_block, D].
+        k: [H, Mk, k_block, D].
+        v: [H, Mk, k_block, D].
+        ok: [H, Mk, k_block] bool, which keys are valid.
+        ids: [H, Mq, K] int32, as in `BlockTable`.
+        tiles: how much is worked on at a time.
+
+    Returns:
+        [H, Mq, q_block, D] float32 (float64 for float64); 0 where no valid key is listed.
+    """
+    return _forward(q, k, v, ok, ids, tiles)[0]
+
+
+def _forward(q, k, v, ok, ids, tiles):
+    """Output and log-sum-exp [H, Mq, q_block, 1]."""
+    dtype = jnp.promote_types(v.dtype, jnp.float32)
+    count, columns = q.shape[1], k.shape[1]
+    rows, entries, ids = _fit(tiles, ids, columns)
+
+    def head(args):
+        qh, kh, vh, okh, idh = args
+
+        def some_rows(part):
+            qr, idr = part
+
+            def fold(step, carry):
+                top, total, acc = carry
+                s, _, _, vj = _tile(step, qr, kh, vh, okh, idr, entries)
+                new = jnp.maximum(top, s.max(axis=-1, keepdims=True))
+                p = jnp.exp(s - new)
+                shrink = jnp.exp(top - new)
+                total = total * shrink + p.sum(axis=-1, keepdims=True)
+                return new, total, acc * shrink + _dot("rqk,rkd->rqd", p.astype(v.dtype), vj)
+
+            column = (*qr.shape[:2], 1)
+            start = (
+                jnp.full(column, _LOWEST, dtype),
+                jnp.zeros(column, dtype),
+                jnp.zeros(qr.shape, dtype),
+            )
+            top, total, acc = lax.fori_loop(0, _steps(idr, columns, entries), fold, start)
+            total = jnp.where(total > 0, total, 1)
+            return acc / total, top + jnp.log(total)
+
+        o, lse = lax.map(some_rows, (_parts(qh, rows), _parts(idh, rows, columns)))
+        return _whole(o, count), _whole(lse, count)
+
+    return lax.map(head, (q, k, v, ok, ids))
+
+
+def _backward(tiles, residuals, do):
+    q, k, v, ok, ids, o, lse = residuals
+    do = do.astype(v.dtype)
+    delta = (do.astype(lse.dtype) * o.astype(lse.dtype)).sum(axis=-1, keepdims=True)
+    scale = q.shape[-1] ** -0.5
+    count, columns = q.shape[1], k.shape[1]
+    rows, entries, table = _fit(tiles, ids, columns)
+
+    def head(args):
+        qh, kh, vh, okh, idh, doh, lseh, deltah = args
+
+        def some_rows(carry, part):
+            qr, idr, dor, lser, deltar = part
+
+            def fold(step, carry):
+                dq, dk, dv = carry
+                s, at, kj, vj = _tile(step, qr, kh, vh, okh, idr, entries)
+                p = jnp.exp(s - lser)
+                ds = (p * (_dot("rqd,rkd->rqk", dor, vj) - deltar) * scale).astype(q.dtype)
+                dkj = _dot("rqk,rqd->rkd", ds, qr).reshape(*at.shape, *kh.shape[1:])
+                dvj = _dot("rqk,rqd->rkd", p.astype(v.dtype), dor).reshape(dkj.shape)
+                return (
+                    dq + _dot("rqk,rkd->rqd", ds, kj),
+                    dk.at[at].add(dkj, mode="drop"),
+                    dv.at[at].add(dvj, mode="drop"),
+                )
+
+            start = (jnp.zeros(qr.shape, lse.dtype), *carry)
+            dq, dk, dv = lax.fori_loop(0, _steps(idr, columns, entries), fold, start)
+            return (dk, dv), dq.astype(q.dtype)
+
+        start = (jnp.zeros(kh.shape, lse.dtype), jnp.zeros(vh.shape, lse.dtype))
+        parts = (
+            _parts(qh, rows),
+            _parts(idh, rows, columns),
+            *(_parts(x, rows) for x in (doh, lseh, deltah)),
+        )
+        (dk, dv), dq = lax.scan(some_rows, start, parts)
+        return _whole(dq, count), dk.astype(k.dtype), dv.astype(v.dtype)
+
+    dq, dk, dv = lax.map(head, (q, k, v, ok, table, do, lse, delta))
+    return dq, dk, dv, *(np.zeros(x.shape, jax.dtypes.float0) for x in (ok, ids))
+
+
+def _save(q, k, v, ok, ids, tiles):
+    o, lse = _forward(q, k, v, ok, ids, tiles)
+    return o, (q, k, v, ok, ids, o.astype(v.dtype), lse)
+
+
+sparse.defvjp(_save, _backward)
+
+
+def _fit(tiles: Tiles, ids: jax.Array, columns: int) -> tuple[int, int, jax.Array]:
+    """Rows and entries of a tile, and the table [H, Mq, K] with K a multiple of the entries."""
+    rows, entries = min(tiles.rows, ids.shape[1]), min(tiles.entries, ids.shape[2])
+    pad = [(0, 0), (0, 0), (0, -ids.shape[2] % entries)]
+    return rows, entries, jnp.pad(ids, pad, constant_values=columns)
+
+
+def _dot(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(formula, x, y, preferred_element_type=dtype)
+
+
+def _tile(step, q, k, v, ok, ids, entries):
+    """One tile of logits [rows, q_block, entries * k_block], its blocks, keys and values."""
+    at = lax.dynamic_slice_in_dim(ids, step * entries, entries, axis=1)
+    rows, flat = at.shape[0], entries * k.shape[1]
+    # An entry that holds no block reads zeros, none of them valid.
+    kj, vj, seen = (x.at[at].get(mode="fill", fill_value=0) for x in (k, v, ok))
+    kj, vj = (x.reshape(rows, flat, -1) for x in (kj, vj))
+    s = _dot("rqd,rkd->rqk", q, kj) * q.shape[-1] ** -0.5
+    return jnp.where(seen.reshape(rows, 1, flat), s, _MASKED), at, kj, vj
+
+
+def _steps(ids: jax.Array, columns: int, entries: int) -> jax.Array:
+    """Tiles that the fullest of these rows needs."""
+    counts = (ids < columns).sum(axis=-1, dtype=jnp.int32)
+    return block_count(counts.max(), entries)
+
+
+def _parts(x: jax.Array, rows: int, fill: int = 0) -> jax.Array:
+    """[M, ...] -> [parts, rows, ...]."""
+    parts = block_count(x.shape[0], rows)
+    pad = [(0, parts * rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad, constant_values=fill).reshape(parts, rows, *x.shape[1:])
+
+
+def _whole(x: jax.Array, count: int) -> jax.Array:
+    """The inverse of `_parts`."""
+    return x.reshape(-1, *x.shape[2:])[:count]

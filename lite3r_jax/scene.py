@@ -1,0 +1,203 @@
+"""One reconstructed scene on the host: what is looked at, saved and exported."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from lite3r_jax import geometry
+from lite3r_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+PointSource = Literal["depth", "head"]
+
+
+class Photo(Protocol):
+    """The photo behind a view, at its own size."""
+
+    def read(self) -> "PILImage":
+        """The upright RGB image."""
+        ...
+
+    def upright_file(self) -> Path | None:
+        """A JPEG or PNG file with just these pixels that may be copied as it is, if there is one."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Cameras, depth and points of S views as NumPy arrays.
+
+    The world frame is the camera frame of the first view, as far as the model learned it; the unit
+    of length is the model's own, not metres. Cameras follow OpenCV: x right, y down, z forward. A
+    pixel (u, v) has its centre at integers: (0, 0) is the centre of the first pixel, so an image
+    reaches from -0.5 to W - 0.5.
+
+    Attributes:
+        names: of the views: relative file names with "/" between folders, each different.
+        images: uint8 [S, H, W, 3] RGB, at the size that the network saw.
+        depth: float32 [S, H, W], z in the camera frame.
+        depth_conf: float32 [S, H, W], larger is surer; VGGT's is 1 and more.
+        extrinsics: float32 [S, 3, 4] world-to-camera [R | t].
+        intrinsics: float32 [S, 3, 3] in pixels of `images`.
+        boxes: float32 [S, 4], edges (x1, y1, x2, y2) of the whole upright photo in `images`,
+            measured from the outer corner of the first pixel (which covers 0..1); what is cropped
+            away lies outside of the image.
+        source_sizes: int [S, 2], (width, height) of the upright photos in pixels.
+        world_points: float32 [S, H, W, 3] of the model's point head; None without one.
+        world_points_conf: float32 [S, H, W]; None without one.
+        photos: the photos themselves, or empty where they are not at hand.
+    """
+
+    names: tuple[str, ...]
+    images: np.ndarray
+    depth: np.ndarray
+    depth_conf: np.ndarray
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    boxes: np.ndarray
+    source_sizes: np.ndarray
+    world_points: np.ndarray | None = None
+    world_points_conf: np.ndarray | None = None
+    photos: tuple[Photo, ...] = ()
+
+    def __post_init__(self):
+        check_names(self.names)
+        s = len(self.names)
+        h, w = self.images.shape[1:3] if self.images.ndim == 4 else (0, 0)
+        maps = (s, h, w)
+        wanted = {
+            "images": ((*maps, 3), np.uint8),
+            "depth": (maps, np.float32),
+            "depth_conf": (maps, np.float32),
+            "extrinsics": ((s, 3, 4), np.float32),
+            "intrinsics": ((s, 3, 3), np.float32),
+            "boxes": ((s, 4), np.float32),
+            "source_sizes": ((s, 2), np.integer),
+            "world_points": ((*maps, 3), np.float32),
+            "world_points_conf": (maps, np.float32),
+        }
+        for name, (shape, kind) in wanted.items():
+            array = getattr(self, name)
+            if array is None and name.startswith("world_points"):
+                continue
+            if array.shape != shape or not np.issubdtype(array.dtype, kind):
+                raise InputError(
+                    f"scene: {name} is {array.dtype} {list(array.shape)}, expected"
+                    f" {kind.__name__} {list(shape)} for {s} views"
+                )
+        if 0 in self.images.shape:
+            raise InputError("scene: there is no view; at least one is needed")
+        if self.photos and len(self.photos) != s:
+            raise InputError(f"scene: {len(self.photos)} photos for {s} views")
+
+    @property
+    def views(self) -> int:
+        """Number of views."""
+        return len(self.names)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of `images` in pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @cached_property
+    def source_intrinsics(self) -> np.ndarray:
+        """float64 [S, 3, 3]: intrinsics in pixels of the upright photos, centres at integers."""
+        x1, y1, x2, y2 = np.moveaxis(self.boxes.astype(np.float64), -1, 0)
+        scale = self.source_sizes / np.stack([x2 - x1, y2 - y1], -1)
+        origin = np.stack([x1, y1], -1)
+        k = self.intrinsics.astype(np.float64)
+        k[:, :2, :2] *= scale[..., None]
+        k[:, :2, 2] = (k[:, :2, 2] + 0.5 - origin) * scale - 0.5
+        return k
+
+    @cached_property
+    def camera_to_world(self) -> np.ndarray:
+        """float64 [S, 3, 4]: camera-to-world [R | c]; c is the centre of the camera."""
+        rotation = self.extrinsics[..., :3].astype(np.float64).swapaxes(-1, -2)
+        centre = -rotation @ self.extrinsics[..., 3:].astype(np.float64)
+        return np.concatenate([rotation, centre], -1)
+
+    def inside(self) -> np.ndarray:
+        """bool [S, H, W]: pixels whose centre lies on the photo and not on added borders."""
+        h, w = self.size
+        x, y = np.arange(w) + 0.5, np.arange(h) + 0.5
+        x1, y1, x2, y2 = (edge[:, None] for edge in np.moveaxis(self.boxes, -1, 0))
+        columns, rows = (x > x1) & (x < x2), (y > y1) & (y < y2)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def points(self, source: PointSource = "depth") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A world point for every pixel.
+
+        Args:
+            source: "depth": the depth maps unprojected with the cameras, which VGGT's authors
+                found to be the more accurate; "head": the point head's own.
+
+        Returns:
+            (points float32 [S, H, W, 3], confidence float32 [S, H, W], valid bool [S, H, W]:
+            on the photo, finite, and in front of the camera).
+
+        Raises:
+            InputError: there is no point head.
+        """
+        if source == "head":
+            if self.world_points is None or self.world_points_conf is None:
+                raise InputError(
+                    "points: this scene has none of a point head; use those of the depth maps"
+                    " (points.source=depth)"
+                )
+            points, conf, valid = self.world_points, self.world_points_conf, self.inside()
+        elif source == "depth":
+            points = np.empty((*self.depth.shape, 3), np.float32)
+            valid = self.inside()
+            for s in range(self.views):  # view by view: memory
+                world, _, mask = geometry.unproject_to_world(
+                    self.depth[s], self.extrinsics[s], self.intrinsics[s]
+                )
+                points[s] = world
+                valid[s] &= np.asarray(mask)
+            conf = self.depth_conf
+        else:
+            raise InputError(f"points.source: expected depth or head, got {source!r}")
+        return points, conf, valid & np.isfinite(points).all(-1) & np.isfinite(conf)
+
+
+# What file systems reserve, and halves of characters, which no file format can hold.
+_RESERVED = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]')
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Refuse names of views that could not all be files inside one folder.
+
+    Raises:
+        InputError: a name that is empty, absolute, leads out of the folder, has characters that
+            file systems reserve, or equals another one up to case.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        if (
+            not name
+            or path.is_absolute()
+            or str(path) != name
+            or not path.parts
+            or ".." in path.parts
+            or _RESERVED.search(name)
+        ):
+            raise InputError(
+                f"{name!r}: is not a usable name of a view; expected a relative file name that"
+                " stays inside its folder, without < > : \" | ? * \\ and characters that cannot be"
+                " printed; rename the photo"
+            )
+        key = name.casefold()
+        if key in seen:
+            raise InputError(
+                f"{seen[key]!r} and {name!r}: two views have the same name; rename one of the photos"
+            )
+        seen[key] = name

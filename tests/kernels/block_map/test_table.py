@@ -1,0 +1,48 @@
+"""Tables of blocks and their transposes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lite3r_jax.kernels.block_map.table import BlockTable
+
+ROWS, COLUMNS = 9, 7
+
+
+def random_table(seed, width):
+    """A mask [2, 3, ROWS, COLUMNS] and its table [2, 3, ROWS, width]."""
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.broadcast_to(np.arange(COLUMNS), (2, 3, ROWS, COLUMNS)), axis=-1)
+    listed = order < rng.integers(0, width + 1, (2, 3, ROWS, 1))
+    ids = np.sort(np.where(listed, np.arange(COLUMNS), COLUMNS), -1)[..., :width]
+    return listed, BlockTable(jnp.asarray(ids, jnp.int32), COLUMNS)
+
+
+def test_mask_and_counts_are_those_of_the_lists():
+    for width in (1, 3, COLUMNS):
+        listed, table = random_table(width, width)
+        np.testing.assert_array_equal(table.mask(), listed)
+        np.testing.assert_array_equal(table.counts, listed.sum(-1))
+
+
+def test_transpose_lists_the_same_pairs_ascending():
+    transpose = jax.jit(BlockTable.transpose)
+    for seed in range(5):
+        for width in (1, 3, COLUMNS):
+            listed, table = random_table(seed, width)
+            found = transpose(table)
+            assert found.rows.shape == (2, 3, ROWS * width)
+            assert found.rows.dtype == found.offsets.dtype == jnp.int32
+            for b, n in np.ndindex(2, 3):
+                rows, offsets = np.asarray(found.rows[b, n]), np.asarray(found.offsets[b, n])
+                assert offsets[0] == 0 and offsets[-1] == listed[b, n].sum()
+                for j in range(COLUMNS):
+                    got = rows[offsets[j] : offsets[j + 1]].tolist()
+                    assert got == np.flatnonzero(listed[b, n, :, j]).tolist()
+
+
+def test_a_table_without_entries_lists_nothing():
+    table = BlockTable(jnp.zeros((1, 2, 3, 0), jnp.int32), 4)
+    assert not table.mask().any()
+    assert table.counts.tolist() == [[[0] * 3] * 2]
+    assert table.transpose().offsets.tolist() == [[[0] * 5] * 2]

@@ -1,0 +1,234 @@
+"""`--mode=reconstruct` from the command line to the files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lite3r_jax import export
+from lite3r_jax.export.npz import read_npz
+from lite3r_jax.main import main
+from lite3r_jax.modes import reconstruct
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"--config={ROOT / 'configs' / 'vggt.py'}"
+
+
+def photo_folder(path: Path, count: int = 2, size: tuple[int, int] = (112, 84)) -> Path:
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(count)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (size[1] // 7, size[0] // 7, 3), np.uint8)
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path / f"p{i}.png")
+    return path
+
+
+def flags(source, weights, output, *more):
+    settings = {"input": source, "weights": weights, "output": output, "images.size": 56}
+    return [CONFIG, *(f"--config.{name}={value}" for name, value in settings.items()), *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the report, which has times in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "report.json"
+    }
+
+
+@pytest.fixture
+def fake(monkeypatch, fake_model):
+    """The command with a model that compiles in no time."""
+
+    def load_model(experiment, points, progress):
+        heads = ("camera", "depth", "point") if points == "head" else ("camera", "depth")
+        description = {
+            "backbone": "fake",
+            "parameters": 1,
+            "dtype": {"compute": "float32", "weights": "float32"},
+            "attention": {"global": "none"},
+        }
+        return fake_model(heads), description
+
+    monkeypatch.setattr(reconstruct, "load_model", load_model)
+
+
+def test_photos_become_files_and_a_report(fake, tmp_path, capsys):
+    photos, out = photo_folder(tmp_path / "garden"), tmp_path / "out"
+    (photos / "notes.txt").write_text("no photo")
+    formats = ",".join(export.FORMATS)
+    assert main(flags(photos, "none", out, f"--config.formats={formats}")) == 0
+    expected = {path.name for path in export.planned(out, tuple(export.FORMATS))}
+    assert {path.name for path in out.iterdir()} == expected | {"report.json"}
+
+    scene = read_npz(out / "predictions.npz")
+    assert scene.names == ("p0.png", "p1.png")
+    np.testing.assert_allclose(scene.depth, 1 + scene.images.mean(-1) / 255, atol=1e-6)
+
+    report = json.loads((out / "report.json").read_text())
+    assert report["scene"]["network_size"] == {"height": 42, "width": 56}
+    assert report["scene"]["photos"][1] == {"name": "p1.png", "width": 112, "height": 84}
+    assert report["scene"]["ignored_files"] == ["notes.txt"]
+    assert report["settings"]["images"]["size"] == 56
+    assert list(report["outputs"]) == list(export.FORMATS)
+    assert report["outputs"]["npz"]["bytes"] == (out / "predictions.npz").stat().st_size
+    assert {"load photos", "compile", "run", "export"} <= set(report["seconds"])
+    assert report["memory_GiB"]["measured_peak"] > 0
+    assert report["versions"]["jax"]
+
+    screen = capsys.readouterr().out
+    assert "garden: 2 views" in screen
+    assert "scene.glb" in screen and "notes.txt" in screen
+
+
+def test_the_same_photos_give_the_same_bytes(fake, tmp_path):
+    photos = photo_folder(tmp_path / "garden", 3)
+    formats = f"--config.formats={','.join(export.FORMATS)}"
+    for name in ("a", "b"):
+        assert main(flags(photos, "none", tmp_path / name, formats)) == 0
+    first = contents(tmp_path / "a")
+    assert len(first) > 20
+    assert first == contents(tmp_path / "b")
+
+
+def test_results_are_replaced_only_on_demand(fake, tmp_path, capsys):
+    photos, out = photo_folder(tmp_path / "garden"), tmp_path / "out"
+    assert main(flags(photos, "none", out, "--config.formats=npz,tum")) == 0
+    (out / "mine.txt").write_text("kept")
+    before = contents(out)
+    capsys.readouterr()
+
+    assert main(flags(photos, "none", out, "--config.formats=npz,ply")) == 2
+    error = capsys.readouterr().err
+    assert "predictions.npz, " in error and "--config.overwrite" in error
+    assert error.count("\n") == 1
+    assert contents(out) == before
+
+    more = photo_folder(tmp_path / "more", 3)
+    assert main(flags(more, "none", out, "--config.formats=npz,tum", "--config.overwrite")) == 0
+    assert read_npz(out / "predictions.npz").views == 3
+    assert (out / "mine.txt").read_text() == "kept"
+    assert json.loads((out / "report.json").read_text())["scene"]["views"] == 3
+
+
+def test_folders_of_folders_are_scenes_and_one_bad_scene_spares_the_others(fake, tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        photo_folder(tmp_path / "in" / name)
+    (tmp_path / "in" / "b" / "p1.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert main(flags(tmp_path / "in", "none", out, "--config.formats=npz")) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["a", "c"]
+    captured = capsys.readouterr()
+    assert "error: b:" in captured.err and "p1.png" in captured.err
+    assert "2 of 3 scenes done" in captured.out
+
+
+def test_points_of_the_head_are_exported_on_demand(fake, tmp_path):
+    photos, out = photo_folder(tmp_path / "garden"), tmp_path / "out"
+    more = ("--config.formats=npz,ply", "--config.export.points.source=head")
+    assert main(flags(photos, "none", out, *more)) == 0
+    assert read_npz(out / "predictions.npz").world_points is not None
+
+
+@pytest.mark.parametrize(
+    "more,message",
+    [
+        (["--config.input="], "config.input: not set; add --config.input="),
+        (["--config.output="], "config.output: not set"),
+        (["--config.weights="], "config.weights: not set"),
+        (["--config.input=nowhere"], "nowhere: no such file or folder"),
+        (["--config.formats=ply,obj"], "formats: unknown: obj; expected some of npz, ply"),
+        (["--config.images.mode=fit"], "config.images.mode: expected one of crop, pad, square"),
+        (["--config.images.size=100"], "size: expected a positive multiple of 14"),
+        (["--config.images.min_views=3"], "too few views: 2, at least 3"),
+        (["--config.video.fps=2.0", "--config.video.stride=3"], "choose one of the two"),
+        (["--config.compute.dtype=int8"], "config.compute.dtype: expected one of auto, float32"),
+        (["--config.export.points.voxel=2.0"], "points.voxel: expected 0"),
+        (["--config.compute.memory_limit=0.001"], "do not fit"),
+        (["--config.nonsense=1"], "--config: there is no setting 'nonsense'"),
+        (["surplus"], "surplus: unexpected"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(fake, tmp_path, capsys, more, message):
+    photos, out = photo_folder(tmp_path / "garden"), tmp_path / "out"
+    assert main([*flags(photos, "none", out), *more]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_bad_weights_are_named(tiny_dir, tmp_path, capsys):
+    photos, out = photo_folder(tmp_path / "garden"), tmp_path / "out"
+    assert main(flags(photos, tmp_path / "nowhere", out)) == 2
+    assert "nowhere: " in capsys.readouterr().err
+    assert main(flags(photos, tiny_dir, out, "--config.backbone=other")) == 2
+    assert "weights of vggt, but the config is for other" in capsys.readouterr().err
+    assert main(flags(photos, tiny_dir, out, "--config.compute.memory_limit=1e-6")) == 2
+    assert "memory: the weights alone need" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def command(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lite3r_jax.main", *map(str, arguments)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_real_runs_are_bit_equal(tiny_dir, tmp_path):
+    photos = photo_folder(tmp_path / "garden", 3)
+    formats = f"--config.formats={','.join(export.FORMATS)}"
+    for name in ("a", "b"):
+        process = command(*flags(photos, tiny_dir, tmp_path / name, formats))
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "dense (blocked)" in output
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["model"]["backbone"] == "vggt"
+    assert report["model"]["weights"]["licence"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_only_complete_files(tiny_dir, tmp_path):
+    photos = photo_folder(tmp_path / "garden", 2)
+    formats = f"--config.formats={','.join(export.FORMATS)}"
+    whole = tmp_path / "whole"
+    start = time.monotonic()
+    process = command(*flags(photos, tiny_dir, whole, formats))
+    process.communicate()
+    assert process.returncode == 0
+    seconds = time.monotonic() - start
+    expected = contents(whole)
+    rng = random.Random(0)
+    cut_short = 0
+    for attempt in range(6):
+        out = tmp_path / f"out{attempt}"
+        process = command(*flags(photos, tiny_dir, out, formats))
+        # the exports are the end of the run
+        time.sleep(seconds * rng.uniform(0.6, 1.0))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        final = (
+            {path.name for path in out.iterdir() if not path.name.startswith(".")}
+            if (out.exists())
+            else set()
+        )
+        found = {name: b for name, b in contents(out).items() if name.split("/")[0] in final}
+        assert found.items() <= expected.items()
+        for folder in final & {name.split("/")[0] for name in expected if "/" in name}:
+            inside = {name for name in expected if name.startswith(f"{folder}/")}
+            assert inside <= set(found)
+        cut_short += process.returncode == -signal.SIGKILL
+    assert cut_short
