@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             rest = known(argv)
         except AttributeError as error:  # what ml_collections raises for --config.UNKNOWN=...
-            raise InputError(f"--config: there is no setting {error}") from error
+            key = str(error).strip("\"'")
+            raise InputError(f"--config.{key}: there is no such setting") from error
         if known["help"].value:
             print(__doc__, known.get_help(), sep="\n")
             return 0

@@ -154,7 +154,7 @@ def test_points_of_the_head_are_exported_on_demand(fake, tmp_path):
         (["--config.compute.dtype=int8"], "config.compute.dtype: expected one of auto, float32"),
         (["--config.export.points.voxel=2.0"], "points.voxel: expected 0"),
         (["--config.compute.memory_limit=0.001"], "do not fit"),
-        (["--config.nonsense=1"], "--config: there is no setting 'nonsense'"),
+        (["--config.nonsense=1"], "--config.nonsense: there is no such setting"),
         (["surplus"], "surplus: unexpected"),
     ],
 )
