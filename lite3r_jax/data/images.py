@@ -164,14 +164,19 @@ def read_and_stack(
         workers = min(_MAX_WORKERS, cores or 1)
     if workers < 1:
         raise InputError(f"workers: expected at least one, got {workers}")
-    fitted = []
-    with ThreadPoolExecutor(workers, "photo") as pool:
-        for image in pool.map(
-            lambda reader: fit_image(reader[1](), mode, size, reader[0]), readers
-        ):
+
+    def fit(reader: "tuple[str, Callable[[], PILImage]]") -> FittedImage:
+        name, read = reader
+        return fit_image(read(), mode, size, name)
+
+    pool, fitted = ThreadPoolExecutor(workers, "photo"), []
+    try:
+        for image in pool.map(fit, readers):
             fitted.append(image)
             if progress is not None:
                 progress()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return stack_images(fitted)
 
 

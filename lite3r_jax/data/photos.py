@@ -231,7 +231,7 @@ def _sort_out(entries: list) -> tuple[list, list[str], tuple[str, ...]]:
 
 
 def _matches(pattern: str) -> list[str]:
-    found = sorted(map(os.path.normpath, glob.glob(pattern, recursive=True)), key=_natural)
+    found = sorted((p.rstrip("/") for p in glob.glob(pattern, recursive=True)), key=_natural)
     found = [path for path in found if os.path.basename(path).casefold() not in _CLUTTER]
     if not any(os.path.isdir(p) or _suffix(p) in PHOTO_SUFFIXES | VIDEO_SUFFIXES for p in found):
         raise InputError(

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import safetensors
 
 from lite3r_jax.backbones.base import Backbone, get_backbone
 from lite3r_jax.errors import InputError
+from lite3r_jax.files import staged
 from lite3r_jax.weights import strict_json, vggt_map
 from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.foreign import recognise
@@ -335,35 +335,12 @@ def _states(source: TensorSource) -> list[tuple[int, int]]:
 
 @contextmanager
 def _all_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that becomes `out` if the block succeeds and vanishes if not.
-
-    An existing `out` is moved aside only when its successor is complete, and removed last.
-    """
-    token = secrets.token_hex(4)
-    partial = out.with_name(f".{out.name}.partial-{token}")
-    old = out.with_name(f".{out.name}.old-{token}")
-    try:
+    """A directory beside `out` that durably becomes `out` if the block succeeds, else vanishes."""
+    with staged(out, overwrite=overwrite) as partial:
         partial.mkdir()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
         yield partial
-        try:
-            sync_directory(partial)
-            if overwrite and out.exists():
-                os.rename(out, old)
-            try:
-                os.rename(partial, out)
-            except OSError:
-                if old.exists():
-                    os.rename(old, out)
-                raise
-            sync_directory(out.parent)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        sync_directory(partial)
+    sync_directory(out.parent)
 
 
 def _tool() -> str:

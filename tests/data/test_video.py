@@ -1,5 +1,6 @@
 """Video: the right frames, upright, as decoded; clear on what is no video or half of one."""
 
+import random
 import struct
 import sys
 
@@ -252,6 +253,28 @@ def test_a_film_of_which_little_can_be_decoded_is_damaged(tmp_path, capfd):
     data[keep : data.index(b"idx1")] = bytes(data.index(b"idx1") - keep)
     path.write_bytes(data)
     refuses(path, "damaged", options=VideoOptions(stride=1))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
+def test_mutated_videos_are_read_or_refused(tmp_path, suffix, capfd):
+    path = record(tmp_path / f"clip{suffix}")
+    good = path.read_bytes()
+    rng = random.Random(suffix)
+    read = 0
+    for _ in range(80):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            frames = read_video(path, VideoOptions(stride=4), max_pixels=10**6)
+            assert frames
+            assert all(read_image(frame.png).mode == "RGB" for frame in frames)
+            read += 1
+        except InputError as error:
+            assert str(error).startswith(str(path))
+            assert "\n" not in str(error)
+    assert 0 < read < 80
 
 
 def test_frames_above_the_limit_are_refused_before_decoding(tmp_path):

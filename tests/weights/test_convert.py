@@ -245,14 +245,14 @@ def test_the_old_result_comes_back_if_the_last_rename_fails(toy, toy_file, tmp_p
     out = tmp_path / "out"
     toy.convert(toy_file, out)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    rename = os.rename
+    replace = os.replace
 
     def fails(source, target):
         if ".partial-" in str(source):
             raise PermissionError(13, "Permission denied")
-        rename(source, target)
+        replace(source, target)
 
-    monkeypatch.setattr(convert_module.os, "rename", fails)
+    monkeypatch.setattr(convert_module.os, "replace", fails)
     refused(toy, toy_file, out, "cannot be written", overwrite=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 

@@ -1,19 +1,18 @@
-"""The definition of the block selection, on the full matrix of scores."""
+"""The definition of the block selection, in numpy on the full matrix of scores."""
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 
 def block_scores(
-    q: jax.Array,
-    k: jax.Array,
+    q: np.ndarray,
+    k: np.ndarray,
     q_block: int,
     k_block: int,
-    q_valid: jax.Array,
-    k_valid: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q_valid: np.ndarray,
+    k_valid: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores of all pairs of blocks: pool(q) pool(k)^T, means over the valid tokens of a block.
 
     SLA (arXiv 2509.24006) Eq. 2 has softmax(pool(Q) pool(K)^T / sqrt(d)); scale and softmax do not
@@ -29,35 +28,33 @@ def block_scores(
         k_valid: [B, Tk] bool.
 
     Returns:
-        Scores [B, N, Mq, Mk] in float32 (float64 for float64); whether a query block has a valid
+        Scores [B, N, Mq, Mk] in float64; whether a query block has a valid
         token [B, Mq]; whether a key block has one [B, Mk].
     """
 
     def pool(x, valid, block):
-        tokens = x.shape[1]
+        x, valid = np.asarray(x, np.float64), np.asarray(valid)
         means, used = [], []
-        for start in range(0, tokens, block):
+        for start in range(0, x.shape[1], block):
             ok = valid[:, start : start + block, None, None]
-            part = jnp.where(ok, x[:, start : start + block], 0)
-            means.append(part.sum(axis=1) / jnp.maximum(ok.sum(axis=1), 1))
+            part = np.where(ok, x[:, start : start + block], 0)
+            means.append(part.sum(axis=1) / np.maximum(ok.sum(axis=1), 1))
             used.append(ok.any(axis=(1, 2, 3)))
-        return jnp.stack(means, axis=2), jnp.stack(used, axis=1)
+        return np.stack(means, axis=2), np.stack(used, axis=1)
 
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    pooled_q, q_used = pool(q.astype(dtype), q_valid, q_block)
-    pooled_k, k_used = pool(k.astype(dtype), k_valid, k_block)
-    scores = jnp.einsum("bnid,bnjd->bnij", pooled_q, pooled_k, precision="highest")
-    return scores, q_used, k_used
+    pooled_q, q_used = pool(q, q_valid, q_block)
+    pooled_k, k_used = pool(k, k_valid, k_block)
+    return np.einsum("bnid,bnjd->bnij", pooled_q, pooled_k), q_used, k_used
 
 
 def classes(
-    scores: jax.Array,
-    q_used: jax.Array,
-    k_used: jax.Array,
+    scores: np.ndarray,
+    q_used: np.ndarray,
+    k_used: np.ndarray,
     top: int,
     bottom: int = 0,
     always: Sequence[int] = (),
-) -> jax.Array:
+) -> np.ndarray:
     """M_c of SLA Eq. 3, with blocks that are always kept and blocks that are padding.
 
     Every row has as critical its `always` blocks and the `top` highest scores of the others, and as
@@ -76,15 +73,14 @@ def classes(
     Returns:
         [B, N, Mq, Mk] int8: 1 critical, 0 marginal, -1 negligible.
     """
-    forced = jnp.isin(jnp.arange(scores.shape[-1]), jnp.asarray(always, jnp.int32))
-    forced = forced & k_used[:, None, None]
-    free = jnp.broadcast_to(k_used[:, None, None] & ~forced, scores.shape)
+    usable = np.broadcast_to(k_used[:, None, None], scores.shape)
+    forced = usable & np.isin(np.arange(scores.shape[-1]), list(always))
 
     def best(score, among, count):
-        order = jnp.argsort(jnp.where(among, -score, jnp.inf), axis=-1, stable=True)
-        return (jnp.argsort(order, axis=-1) < count) & among
+        order = np.argsort(np.where(among, -score, np.inf), axis=-1, kind="stable")
+        return (np.argsort(order, axis=-1) < count) & among
 
-    critical = best(scores, free, top) | forced
-    negligible = best(-scores, free & ~critical, bottom)
-    chosen = critical.astype(jnp.int8) - negligible.astype(jnp.int8)
-    return jnp.where(q_used[:, None, :, None], chosen, 0).astype(jnp.int8)
+    critical = best(scores, usable & ~forced, top) | forced
+    negligible = best(-scores, usable & ~critical, bottom)
+    chosen = critical.astype(np.int8) - negligible.astype(np.int8)
+    return np.where(q_used[:, None, :, None], chosen, 0)

@@ -75,16 +75,12 @@ def test_equals_the_definition_with_many_ties(top, bottom, always, chunk):
     q, k = whole_numbers(0, 72), whole_numbers(1, 40)
     q_valid, k_valid = masks(2, 72, 40)
 
-    @jax.jit
-    def both(q, k, q_valid, k_valid):
-        scores = reference.block_scores(q, k, 8, 4, q_valid, k_valid)
-        found = block_map(
-            q, k, q_block=8, k_block=4, top=top, bottom=bottom, always=always, q_valid=q_valid,
-            k_valid=k_valid, chunk=chunk,
-        )  # fmt: skip
-        return found, reference.classes(*scores, top, bottom, always)
-
-    found, classes = both(q, k, q_valid, k_valid)
+    select = functools.partial(
+        block_map, q_block=8, k_block=4, top=top, bottom=bottom, always=always, chunk=chunk
+    )
+    found = jax.jit(lambda *x: select(*x[:2], q_valid=x[2], k_valid=x[3]))(q, k, q_valid, k_valid)
+    scores = reference.block_scores(q, k, 8, 4, q_valid, k_valid)
+    classes = reference.classes(*scores, top, bottom, always)
     assert not k_valid.all() and not q_valid.all()
     np.testing.assert_array_equal(found.critical.mask(), classes == 1)
     np.testing.assert_array_equal(found.negligible.mask(), classes == -1)
@@ -94,17 +90,18 @@ def test_equals_the_definition_with_many_ties(top, bottom, always, chunk):
 
 
 def test_pools_the_mean_of_valid_tokens_only():
-    """Block 1 has the best mean, block 2 the best sum, block 0 the best invalid token."""
-    k = jnp.asarray([[9.0, 0, 0, 0, 3, 3, 0, 0, 2, 2, 2, 2, 1]]).reshape(1, 13, 1, 1)
+    """Block 1 has the best mean, block 2 the best sum, block 0 the best token, an invalid one."""
+    k = jnp.asarray([9.0, 0, 0, 0, 3, 3, 0, 0, 2, 2, 2, 2, 1]).reshape(1, 13, 1, 1)
     valid = jnp.asarray([[False, *[True] * 5, False, False, *[True] * 5]])
-    select = functools.partial(
-        block_map, jnp.ones((1, 1, 1, 1)), q_block=4, k_block=4, top=1, k_valid=valid
+    q = jnp.ones((1, 1, 1, 1))
+    select = jax.jit(
+        lambda k: block_map(
+            q, k, q_block=4, k_block=4, top=1, bottom=1, always=(3,), k_valid=valid
+        )
     )
-    assert select(k).critical.ids.ravel().tolist() == [1]
-    poisoned = jnp.where(valid[..., None, None], k, jnp.nan)
-    assert select(poisoned).critical.ids.ravel().tolist() == [1]
-    assert select(k, always=(3,)).critical.ids.ravel().tolist() == [1, 3]
-    assert select(-k, bottom=3).negligible.ids.ravel().tolist() == [1, 2, 3]
+    for keys in (k, jnp.where(valid[..., None, None], k, jnp.nan)):
+        assert select(keys).critical.ids.ravel().tolist() == [1, 3]
+        assert select(keys).negligible.ids.ravel().tolist() == [0]
 
 
 def test_an_added_constant_key_changes_nothing():
