@@ -90,9 +90,7 @@ def from_config(config: Any, cls: type[T] = Experiment, where: str = "config") -
             f"{where}: unknown settings {', '.join(unknown)}; expected some of"
             f" {', '.join(sorted(known))}"
         )
-    values = {
-        name: _value(value, hints[name], f"{where}.{name}") for name, value in config.items()
-    }
+    values = {name: _value(value, hints[name], f"{where}.{name}") for name, value in config.items()}
     return cls(**values)
 
 

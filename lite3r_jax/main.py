@@ -52,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             settings = config.value.to_dict()
         except OSError as error:
-            path = config_flags.get_config_filename(known["config"])
+            path = config_flags.get_config_filename(known["config"])  # pyright: ignore[reportArgumentType]
             raise InputError(
                 f"{path}: the config file cannot be read; see configs/ for those there are"
             ) from error
-        return MODES[known["mode"].value](from_config(settings))
+        return MODES[str(known["mode"].value)](from_config(settings))
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ class Photo(Protocol):
         ...
 
     def upright_file(self) -> Path | None:
-        """A JPEG or PNG file with just these pixels that may be copied as it is, if there is one."""
+        """A JPEG or PNG file with just these pixels, which may be copied, if there is one."""
         ...
 
 
@@ -83,13 +83,14 @@ class Scene:
             "world_points_conf": (maps, np.float32),
         }
         for name, (shape, kind) in wanted.items():
-            array = getattr(self, name)
+            array: np.ndarray | None = getattr(self, name)
             if array is None and name.startswith("world_points"):
                 continue
-            if array.shape != shape or not np.issubdtype(array.dtype, kind):
+            if array is None or array.shape != shape or not np.issubdtype(array.dtype, kind):
+                found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise InputError(
-                    f"scene: {name} is {array.dtype} {list(array.shape)}, expected"
-                    f" {kind.__name__} {list(shape)} for {s} views"
+                    f"scene: {name} is {found}, expected {kind.__name__} {list(shape)} for {s}"
+                    " views"
                 )
         if 0 in self.images.shape:
             raise InputError("scene: there is no view; at least one is needed")
@@ -192,12 +193,12 @@ def check_names(names: tuple[str, ...]) -> None:
         ):
             raise InputError(
                 f"{name!r}: is not a usable name of a view; expected a relative file name that"
-                " stays inside its folder, without < > : \" | ? * \\ and characters that cannot be"
+                ' stays inside its folder, without < > : " | ? * \\ and characters that cannot be'
                 " printed; rename the photo"
             )
         key = name.casefold()
         if key in seen:
             raise InputError(
-                f"{seen[key]!r} and {name!r}: two views have the same name; rename one of the photos"
+                f"{seen[key]!r} and {name!r}: two views have the same name; rename one photo"
             )
         seen[key] = name

@@ -213,7 +213,7 @@ def test_import_needs_only_the_core_packages():
     program = textwrap.dedent("""
         import importlib.abc, sys
 
-        BLOCKED = {"PIL", "absl", "cv2", "grain", "huggingface_hub", "ml_collections", "orbax",
+        BLOCKED = {"PIL", "cv2", "grain", "huggingface_hub", "ml_collections", "orbax",
                    "pi_heif", "psutil", "skimage", "torch", "tqdm", "trimesh", "viser"}
 
         class Refuse(importlib.abc.MetaPathFinder):

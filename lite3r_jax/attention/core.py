@@ -6,7 +6,7 @@ qkv, qk-norm, RoPE and the output projection belong to the layer around it
 (`lite3r_jax.layers.attention`), so a new strategy touches one file and works in every backbone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -163,7 +163,7 @@ class Plan:
         """The strategies of all `depth` layers of a role."""
         return tuple(self.at(role, layer) for layer in range(depth))
 
-    def describe(self, sites: dict[Role, int], dtypes: dict[Role, Any]) -> dict[str, str]:
+    def describe(self, sites: Mapping[Role, int], dtypes: Mapping[Role, Any]) -> dict[str, str]:
         """What runs where, for reports.
 
         Args:

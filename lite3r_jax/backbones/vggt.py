@@ -339,8 +339,11 @@ class VGGT(nnx.Module):
     def attention(self) -> dict[str, str]:
         """Strategy and kernel of every role on this machine, for reports."""
         plan, sites = self._sites
-        dtypes: dict[Role, Any] = {role: self.dtype for role, _ in sites}
-        return plan.describe(dict(sites), dtypes | {"camera": jnp.float32})
+        # the heads are float32 in any case
+        dtypes: dict[Role, Any] = {
+            role: jnp.float32 if role == "camera" else self.dtype for role, _ in sites
+        }
+        return plan.describe(dict(sites), dtypes)
 
     def _run(
         self,

@@ -139,7 +139,7 @@ def read_and_stack(
     mode: Mode,
     size: int,
     workers: int | None = None,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read and fit photos side by side (Pillow decodes and resizes without the interpreter lock).
 

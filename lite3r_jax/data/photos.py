@@ -98,7 +98,7 @@ def find_scenes(
     video: VideoOptions | None = None,
     max_pixels: int = MAX_PIXELS,
     min_views: int = 1,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] | None = None,
 ) -> list[PhotoSet]:
     """Find the photos that a user means. Videos are decoded at once, photos not yet opened.
 
@@ -160,7 +160,7 @@ def load_photos(
     *,
     max_pixels: int | None = None,
     workers: int | None = None,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read photos and bring them to network size, several at a time.
 
@@ -295,7 +295,7 @@ def _open_place(
     name: str,
     video: VideoOptions | None,
     max_pixels: int,
-    progress: Callable[[], None] | None,
+    progress: Callable[[], object] | None,
 ) -> PhotoSet:
     if place.video is None:
         return PhotoSet(name, _source_photos(place.photos, max_pixels), place.ignored)

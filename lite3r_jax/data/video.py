@@ -90,7 +90,7 @@ def read_video(
     options: VideoOptions | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] | None = None,
 ) -> list[VideoFrame]:
     """Decode a video from beginning to end and keep the frames that the options choose.
 

@@ -23,10 +23,11 @@ only when it is complete.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.export.cameras import check_cameras
@@ -63,9 +64,10 @@ class _Job:
 
     images: ImageSet  # only if one of the formats needs it
 
-    def __init__(self, scene: Scene, options: ExportOptions):
+    def __init__(self, scene: Scene, options: ExportOptions, report: Mapping[str, Any] | None):
         self.scene = scene
         self.options = options
+        self.report = report
 
     @cached_property
     def points(self) -> PointCloud:
@@ -105,7 +107,7 @@ def _nerfstudio(job: _Job, path: Path) -> None:
 
 
 def _html(job: _Job, path: Path) -> None:
-    write_page(job.scene, path, replace(job.options.page, points=job.options.points))
+    write_page(job.scene, path, job.options.page, job.options.points, report=job.report)
 
 
 FORMATS: dict[str, Format] = {
@@ -155,6 +157,7 @@ def write(
     *,
     overwrite: bool = False,
     progress: Callable[[], object] | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write a scene in the given formats.
 
@@ -165,6 +168,7 @@ def write(
         options: settings.
         overwrite: whether files and folders of these formats may be replaced.
         progress: called after each format.
+        report: facts about the run that the HTML page shows: strings, numbers, lists and dicts.
 
     Returns:
         Format -> path of its file or folder.
@@ -182,7 +186,7 @@ def write(
             f"{out}: has {', '.join(found)} already; choose another folder or allow overwriting"
         )
     check_cameras(scene)
-    job = _Job(scene, options)
+    job = _Job(scene, options, report)
     if any(FORMATS[name].with_images for name in formats):
         job.images = plan_images(scene, options.images)
     for name, path in zip(formats, paths, strict=True):

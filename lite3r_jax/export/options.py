@@ -26,7 +26,7 @@ class ExportOptions:
             points; 0 draws none.
         depth_step: length of one step of nerfstudio's 16-bit depth maps, in units of the scene.
             nerfstudio expects 0.001 unless told otherwise; what exceeds 65535 steps is left out.
-        page: the HTML page; its points are `points` of these options.
+        page: the HTML page.
     """
 
     points: PointOptions = field(default_factory=PointOptions)
@@ -49,8 +49,4 @@ class ExportOptions:
         if not 0 < self.depth_step < math.inf:
             raise InputError(
                 f"export.depth_step: expected a positive length, got {self.depth_step}"
-            )
-        if self.page.points not in (PointOptions(), self.points):
-            raise InputError(
-                "export.page.points: all files have the same points; set export.points instead"
             )

@@ -17,7 +17,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -44,16 +44,13 @@ class PageOptions:
 
     Attributes:
         title: of the page.
-        points: which points. The page holds points of every confidence, and its slider starts at
-            `points.conf_percentile`, where it shows what the other exports keep.
-        max_points: limit for the page, besides `points.max_points`; 0 is no limit.
+        max_points: limit for the page, besides that of `PointOptions`; 0 is no limit.
         max_image_side: longer side of photos and depth maps in pixels; larger ones are scaled down.
         max_megabytes: limit of the file in 10^6 bytes. Pictures are made smaller until it holds,
             and the page says so.
     """
 
     title: str = "Reconstruction"
-    points: PointOptions = field(default_factory=PointOptions)
     max_points: int = 400_000
     max_image_side: int = 518
     max_megabytes: float = 30.0
@@ -76,6 +73,7 @@ def write_page(
     scene: Scene,
     path: str | os.PathLike[str],
     options: PageOptions | None = None,
+    points: PointOptions | None = None,
     *,
     overwrite: bool = False,
     progress: Callable[[], object] | None = None,
@@ -90,6 +88,9 @@ def write_page(
         scene: what is shown.
         path: of the file, by convention *.html.
         options: the default is `PageOptions()`.
+        points: which points; the default is `PointOptions()`. The page holds points of every
+            confidence, and its slider starts at `points.conf_percentile`, where it shows what the
+            other exports keep.
         overwrite: whether a file that exists may be replaced.
         progress: called once for every view.
         report: facts about the run for the page's last part: strings, numbers, and lists and
@@ -102,14 +103,14 @@ def write_page(
     options = options or PageOptions()
     with staged(path, overwrite=overwrite) as partial:
         valid = scene.inside() & np.isfinite(scene.depth) & (scene.depth > 0)
-        data, points = _describe(scene, valid, options, report)
-        fixed = len(_assemble(options.title, data, points, []))
+        data, packed = _describe(scene, valid, options, points or PointOptions(), report)
+        fixed = len(_assemble(options.title, data, packed, []))
         budget = options.max_megabytes * 1e6 - fixed
         pictures = _fit_pictures(
             scene, valid, data["depth"], options.max_image_side, budget, progress
         )
         data["pictureSize"] = pictures[0].size
-        page = _assemble(options.title, data, points, pictures)
+        page = _assemble(options.title, data, packed, pictures)
         partial.write_bytes(page)
 
 
@@ -124,11 +125,15 @@ class _Picture:
 
 
 def _describe(
-    scene: Scene, valid: np.ndarray, options: PageOptions, report: Mapping[str, Any] | None
+    scene: Scene,
+    valid: np.ndarray,
+    options: PageOptions,
+    chosen: PointOptions,
+    report: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], str]:
     """What the page has to know besides pictures (for JSON), and the packed points."""
-    limits = [n for n in (options.points.max_points, options.max_points) if n]
-    kept = replace(options.points, conf_percentile=0.0, max_points=min(limits, default=0))
+    limits = [n for n in (chosen.max_points, options.max_points) if n]
+    kept = replace(chosen, conf_percentile=0.0, max_points=min(limits, default=0))
     cloud = select_points(scene, kept)
 
     low = cloud.xyz.min(0).astype(np.float64)
@@ -154,8 +159,8 @@ def _describe(
             "low": low.tolist(),
             "step": step,
             "confidence": point_levels.tolist(),
-            "percentile": options.points.conf_percentile,
-            "source": options.points.source,
+            "percentile": chosen.conf_percentile,
+            "source": chosen.source,
         },
         "depth": {
             "low": float(near),

@@ -23,7 +23,7 @@ from lite3r_jax.weights.manifest import Manifest
 
 GIB = 2**30
 # Matrix products on a CPU pack their operands into buffers that XLA's plan does not know. Measured
-# share of the plan's working memory: 0.22 to 0.35 (models of 5 M to 1.1 B parameters, 2 to 24 views).
+# share of the plan's working memory: 0.22 to 0.35 (5 M to 1.1 B parameters, 2 to 24 views).
 KERNEL_SCRATCH = {"cpu": 0.3, "gpu": 0.0}
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 

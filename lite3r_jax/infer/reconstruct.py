@@ -1,7 +1,7 @@
 """Photos to a scene: `reconstruct`, and `Reconstructor` for many scenes with one model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +17,12 @@ from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan
 from lite3r_jax.infer.progress import Progress
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import Scene, check_names
 
 if TYPE_CHECKING:
     from lite3r_jax.data.images import Source
+
+    Photos = str | os.PathLike[str] | np.ndarray | Sequence[Source]
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class ComputeOptions:
 
 def reconstruct(
     model: nnx.Module,
-    source: "str | os.PathLike[str] | np.ndarray | Sequence[Source]",
+    source: "Photos",
     *,
     images: ImageOptions = ImageOptions(),
-    video: VideoOptions = VideoOptions(),
+    video: VideoOptions | None = None,
     compute: ComputeOptions = ComputeOptions(),
     progress: bool = False,
 ) -> Scene:
@@ -85,7 +87,7 @@ def reconstruct(
         source: a folder, a glob pattern, a video, or a list of paths, Pillow images or arrays; the
             first photo is the reference view. See `data.photos.find_scenes`.
         images: how photos become network images.
-        video: which frames of a video count.
+        video: which frames of a video count; None: one per second.
         compute: `frame_chunk` and `memory_limit`; the dtype is the model's.
         progress: whether to draw progress bars.
 
@@ -96,9 +98,7 @@ def reconstruct(
         InputError: a photo or video cannot be read, the source holds several scenes, memory does
             not suffice, or the model gives cameras that are not finite.
     """
-    scenes = find_scenes(
-        source, video=video, max_pixels=images.max_pixels, min_views=images.min_views
-    )
+    scenes = find_photos(source, images=images, video=video)
     if len(scenes) != 1:
         names = ", ".join(scene.name for scene in scenes[:5])
         raise InputError(
@@ -106,6 +106,30 @@ def reconstruct(
         )
     reconstructor = Reconstructor(model, images=images, compute=compute)
     return reconstructor(scenes[0], Progress(progress))
+
+
+def find_photos(
+    source: "Photos",
+    *,
+    images: ImageOptions = ImageOptions(),
+    video: VideoOptions | None = None,
+    progress: Callable[[], object] | None = None,
+) -> list[PhotoSet]:
+    """The scenes that a user means, see `data.photos.find_scenes`.
+
+    Raises:
+        InputError: as there; a file name that results cannot have.
+    """
+    scenes = find_scenes(
+        source,
+        video=video,
+        max_pixels=images.max_pixels,
+        min_views=images.min_views,
+        progress=progress,
+    )
+    for scene in scenes:
+        check_names(tuple(photo.name for photo in scene.photos))
+    return scenes
 
 
 class Reconstructor:
@@ -130,8 +154,8 @@ class Reconstructor:
         missing = sorted({"camera", "depth"} - set(getattr(model, "heads", ())))
         if missing:
             raise InputError(
-                f"heads: a scene needs camera and depth, this model is without {' and '.join(missing)};"
-                " load it with them"
+                "heads: a scene needs camera and depth, this model is without"
+                f" {' and '.join(missing)}; load it with them"
             )
         self.plan: MemoryPlan | None = None
         self._images = images
@@ -155,7 +179,6 @@ class Reconstructor:
                 photos.photos,
                 options.mode,
                 options.size,
-                max_pixels=options.max_pixels,
                 progress=tick,
             )
         views, height, width = images.shape[:3]

@@ -55,31 +55,18 @@ def describe_model(model: Any, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def run_report(
-    scene: Scene,
-    *,
-    model: Mapping[str, Any],
-    plan: MemoryPlan,
-    seconds: Mapping[str, float],
-    settings: Mapping[str, Any],
-    ignored: Sequence[str],
-    outputs: Mapping[str, Path],
-    folder: Path,
+def describe_run(
+    scene: Scene, *, model: Mapping[str, Any], settings: Mapping[str, Any], ignored: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything about one scene, ready for JSON.
+    """What is the same for every run on the same photos with the same settings and machine.
 
     Args:
         scene: the result.
         model: from `describe_model`.
-        plan: what was predicted before the run.
-        seconds: stage -> wall time.
         settings: of the run.
         ignored: files of the input folder that are no photos.
-        outputs: format -> what was written, below `folder`.
-        folder: of the results.
     """
     height, width = scene.size
-    device = peak_device()
     return {
         "scene": {
             "views": scene.views,
@@ -91,6 +78,24 @@ def run_report(
             "ignored_files": list(ignored),
         },
         "model": dict(model),
+        "settings": dict(settings),
+        **environment(),
+    }
+
+
+def measure_run(
+    plan: MemoryPlan, seconds: Mapping[str, float], outputs: Mapping[str, Path], folder: Path
+) -> dict[str, Any]:
+    """What differs from run to run.
+
+    Args:
+        plan: what was predicted before the run.
+        seconds: stage -> wall time.
+        outputs: format -> what was written, below `folder`.
+        folder: of the results.
+    """
+    device = peak_device()
+    return {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "memory_GiB": {
             "predicted_peak": _gib(plan.peak),
@@ -103,8 +108,6 @@ def run_report(
             name: {"path": path.relative_to(folder).as_posix(), "bytes": _size(path)}
             for name, path in outputs.items()
         },
-        "settings": dict(settings),
-        **environment(),
     }
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lite3r_jax import export
-from lite3r_jax.data.photos import PhotoSet, find_scenes
+from lite3r_jax.data.photos import PhotoSet
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, require, to_config
 from lite3r_jax.infer import report as reports
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
-from lite3r_jax.infer.reconstruct import Reconstructor
+from lite3r_jax.infer.reconstruct import Reconstructor, find_photos
 from lite3r_jax.scene import PointSource
 from lite3r_jax.weights.load import load, resolve
 from lite3r_jax.weights.manifest import read_manifest
@@ -44,6 +44,7 @@ def run(experiment: Experiment) -> int:
         _refuse_existing(folders, formats)
     model, description = load_model(experiment, experiment.export.points.source, started)
     reconstructor = Reconstructor(model, images=experiment.images, compute=experiment.compute)
+    settings = to_config(experiment).to_dict()
     failed = 0
     for number, (photos, folder) in enumerate(zip(scenes, folders, strict=True), 1):
         print(f"[{number}/{len(scenes)}] {photos.name}: {len(photos.photos)} views", flush=True)
@@ -51,6 +52,10 @@ def run(experiment: Experiment) -> int:
         progress.seconds |= started.seconds
         try:
             scene = reconstructor(photos, progress)
+            assert reconstructor.plan is not None
+            facts = reports.describe_run(
+                scene, model=description, settings=settings, ignored=photos.ignored
+            )
             with progress.stage("export", len(formats), "format") as tick:
                 outputs = export.write(
                     scene,
@@ -59,17 +64,10 @@ def run(experiment: Experiment) -> int:
                     experiment.export,
                     overwrite=experiment.overwrite,
                     progress=tick,
+                    report={key: facts[key] for key in ("model", "versions", "device")},
                 )
-            assert reconstructor.plan is not None
-            report = reports.run_report(
-                scene,
-                model=description,
-                plan=reconstructor.plan,
-                seconds=progress.seconds,
-                settings=to_config(experiment).to_dict(),
-                ignored=photos.ignored,
-                outputs=outputs,
-                folder=folder,
+            report = facts | reports.measure_run(
+                reconstructor.plan, progress.seconds, outputs, folder
             )
             path = folder / reports.FILE_NAME
             reports.write_report(report, path, overwrite=experiment.overwrite)
@@ -91,12 +89,8 @@ def find(experiment: Experiment, progress: Progress) -> list[PhotoSet]:
         InputError: there is none, or it cannot be read.
     """
     with progress.stage("find photos") as tick:
-        return find_scenes(
-            experiment.input,
-            video=experiment.video,
-            max_pixels=experiment.images.max_pixels,
-            min_views=experiment.images.min_views,
-            progress=tick,
+        return find_photos(
+            experiment.input, images=experiment.images, video=experiment.video, progress=tick
         )
 
 

@@ -283,8 +283,10 @@ class _Shown:
         order = self._order[: self._number.value]
         kept = order[(cloud.conf[order] >= limit) & views[cloud.view[order]]]
         with self._server.atomic():
-            self._points.points = cloud.xyz[kept]
-            self._points.colors = cloud.rgb[kept]
+            self._points.visible = len(kept) > 0
+            if len(kept):  # browsers report an empty cloud as an error
+                self._points.points = cloud.xyz[kept]
+                self._points.colors = cloud.rgb[kept]
             self._limit.value = f"{limit:.4g}"
             for frustum, on in zip(self._frusta, views, strict=True):
                 frustum.visible = self._cameras_on.value and bool(on)

@@ -351,7 +351,7 @@ def marked(tmp_path_factory):
     write_page(
         scene,
         path,
-        PageOptions(points=PointOptions(conf_percentile=0)),
+        points=PointOptions(conf_percentile=0),
         report={"dtype": "float32"},
     )
     return scene, path
@@ -391,6 +391,8 @@ def test_points_are_where_the_camera_saw_them(browser, marked, view, size):
     scene, path = marked
     opened(browser, path, f"#points={view}", size=size)
     browser.run("overlay.value = 0; overlay.dispatchEvent(new Event('input'))")
+    # on a slope, points cover their neighbours on the far side by their radius
+    browser.run("size.value = -1; size.dispatchEvent(new Event('input'))")
     image = stage(browser)
     height, width = image.shape[:2]
     camera = scene.extrinsics[view, :, :3] @ TARGET + scene.extrinsics[view, :, 3]
@@ -399,7 +401,7 @@ def test_points_are_where_the_camera_saw_them(browser, marked, view, size):
     want = [(u + 0.5 - 77) * zoom + width / 2, (v + 0.5 - 56) * zoom + height / 2]
     seen = reddish(image)
     radius = 0.12 * scene.intrinsics[view, 0, 0] / camera[2] * zoom
-    assert 0.6 < seen.sum() / (np.pi * radius**2) < 1.5
+    assert 0.4 < seen.sum() / (np.pi * radius**2) < 1.2
     assert np.abs(centre_of(seen) - want).max() < 0.5 * zoom
     # the photo, laid over the points, shows the same thing at the same place
     browser.run("overlay.value = 100; overlay.dispatchEvent(new Event('input'))")

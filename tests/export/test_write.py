@@ -16,7 +16,6 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.export import (
     FORMATS,
     ExportOptions,
-    PageOptions,
     PointOptions,
     parse_formats,
     planned,
@@ -227,9 +226,11 @@ def test_bad_options_are_refused_by_name(key, value):
         ExportOptions(**{key: value})
 
 
-def test_points_of_the_page_are_those_of_the_other_files():
-    with pytest.raises(InputError, match=r"export\.points"):
-        ExportOptions(page=PageOptions(points=PointOptions(voxel=0.1)))
+def test_the_page_shows_the_points_of_the_other_files_and_the_report(room, tmp_path):
+    options = replace(OPTIONS, points=PointOptions(max_points=500, conf_percentile=12.5))
+    path = write(room.scene, tmp_path, ["html"], options, report={"kernel": "dense"})["html"]
+    page = path.read_text()
+    assert '"percentile":12.5' in page and '"count":500' in page and '{"kernel":"dense"}' in page
 
 
 def test_photos_in_need_of_encoding_keep_their_kind(room, tmp_path):

@@ -113,6 +113,12 @@ def test_several_scenes_and_missing_views_are_refused(model, photos, tmp_path):
         reconstruct(model, other, images=dataclasses.replace(SMALL, min_views=2))
 
 
+def test_names_that_results_cannot_have_are_refused_at_once(model, photos):
+    (photos / "img2.png").rename(photos / "12:30.png")
+    with pytest.raises(InputError, match=r"'12:30.png': is not a usable name"):
+        reconstruct(model, photos, images=SMALL)
+
+
 def test_what_does_not_fit_is_refused_before_it_runs(model, photos):
     with pytest.raises(InputError, match=r"memory: 2 views of 56x56: .* do not fit"):
         reconstruct(model, photos, images=SMALL, compute=ComputeOptions(memory_limit=0.01))

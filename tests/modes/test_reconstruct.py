@@ -17,6 +17,9 @@ from lite3r_jax import export
 from lite3r_jax.export.npz import read_npz
 from lite3r_jax.main import main
 from lite3r_jax.modes import reconstruct
+from lite3r_jax.weights.convert import convert
+from lite3r_jax.weights.safetensors_file import open_safetensors
+from tools.benchmark.random_checkpoint import write_random
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'vggt.py'}"
@@ -178,6 +181,18 @@ def test_bad_weights_are_named(tiny_dir, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.fixture(scope="session")
+def random_dir(tmp_path_factory, golden_dir):
+    """A tiny VGGT with random weights and finite cameras, converted."""
+    folder = tmp_path_factory.mktemp("random")
+    config = json.loads((golden_dir / "config.json").read_text())
+    del config["param_count"]
+    write_random("vggt", folder / "checkpoint.safetensors", config)
+    with open_safetensors(folder / "checkpoint.safetensors") as source:
+        convert(source, folder / "weights", backbone="vggt", config=config)
+    return folder / "weights"
+
+
 def command(*arguments) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "lite3r_jax.main", *map(str, arguments)],
@@ -186,11 +201,11 @@ def command(*arguments) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_two_real_runs_are_bit_equal(tiny_dir, tmp_path):
+def test_two_real_runs_are_bit_equal(random_dir, tmp_path):
     photos = photo_folder(tmp_path / "garden", 3)
     formats = f"--config.formats={','.join(export.FORMATS)}"
     for name in ("a", "b"):
-        process = command(*flags(photos, tiny_dir, tmp_path / name, formats))
+        process = command(*flags(photos, random_dir, tmp_path / name, formats))
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         assert "dense (blocked)" in output
@@ -201,12 +216,12 @@ def test_two_real_runs_are_bit_equal(tiny_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_only_complete_files(tiny_dir, tmp_path):
+def test_a_killed_run_leaves_only_complete_files(random_dir, tmp_path):
     photos = photo_folder(tmp_path / "garden", 2)
     formats = f"--config.formats={','.join(export.FORMATS)}"
     whole = tmp_path / "whole"
     start = time.monotonic()
-    process = command(*flags(photos, tiny_dir, whole, formats))
+    process = command(*flags(photos, random_dir, whole, formats))
     process.communicate()
     assert process.returncode == 0
     seconds = time.monotonic() - start
@@ -215,7 +230,7 @@ def test_a_killed_run_leaves_only_complete_files(tiny_dir, tmp_path):
     cut_short = 0
     for attempt in range(6):
         out = tmp_path / f"out{attempt}"
-        process = command(*flags(photos, tiny_dir, out, formats))
+        process = command(*flags(photos, random_dir, out, formats))
         # the exports are the end of the run
         time.sleep(seconds * rng.uniform(0.6, 1.0))
         os.kill(process.pid, signal.SIGKILL)

@@ -76,7 +76,7 @@ def block_map(
     Raises:
         ValueError: shapes, blocks or counts that do not fit together.
     """
-    if q.ndim != 4 or k.ndim != 4 or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(f"expected q and k as [B, T, N, D], got {q.shape} and {k.shape}")
     if min(q.shape[1], k.shape[1], q_block, k_block) < 1:
         raise ValueError(
@@ -109,9 +109,7 @@ def block_map(
         # Block scores decide: full float32 products, also where a GPU would take TF32.
         scores = jnp.einsum("bnid,bnjd->bnij", some_q, pooled_k, precision="highest")
         found = pick(scores, k_used[:, None, None], kept, top, bottom)
-        critical, negligible = (
-            jnp.where(used[:, None, :, None], ids, columns) for ids in found
-        )
+        critical, negligible = (jnp.where(used[:, None, :, None], ids, columns) for ids in found)
         return critical, negligible
 
     def in_chunks(x: jax.Array, axis: int) -> jax.Array:
@@ -122,9 +120,7 @@ def block_map(
 
     tables = lax.map(some_rows, (in_chunks(pooled_q, 2), in_chunks(q_used, 1)))
     critical, negligible = (
-        BlockTable(
-            jnp.moveaxis(ids, 0, 2).reshape(b, n, chunks * chunk, -1)[:, :, :rows], columns
-        )
+        BlockTable(jnp.moveaxis(ids, 0, 2).reshape(b, n, chunks * chunk, -1)[:, :, :rows], columns)
         for ids in tables
     )
     return BlockMap(critical, negligible, q_block, k_block)

@@ -116,7 +116,12 @@ def sla(
 
 
 def _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps) -> None:
-    if q.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+    if (
+        q.ndim != 4
+        or k.shape != v.shape
+        or q.shape[::2] != k.shape[::2]
+        or q.shape[3] != k.shape[3]
+    ):
         raise ValueError(f"expected q, k, v as [B, T, N, D], got {q.shape}, {k.shape}, {v.shape}")
     if min(q.shape[1], k.shape[1]) < 1:
         raise ValueError(f"need at least one query and one key, got {q.shape} and {k.shape}")

@@ -221,7 +221,7 @@ def _tile(step, q, k, v, ok, ids, entries):
 def _steps(ids: jax.Array, columns: int, entries: int) -> jax.Array:
     """Tiles that the fullest of these rows needs."""
     counts = (ids < columns).sum(axis=-1, dtype=jnp.int32)
-    return block_count(counts.max(), entries)
+    return -(-counts.max() // entries)
 
 
 def _parts(x: jax.Array, rows: int, fill: int = 0) -> jax.Array:

@@ -38,9 +38,8 @@ def picked_by_sorting(scores, usable, kept, top, bottom):
     scores=hnp.arrays(
         np.float32,
         (ROWS, COLUMNS),
-        elements=st.one_of(
-            st.sampled_from([-1.0, -0.0, 0.0, 1.0]), st.floats(-100, 100, width=32, allow_subnormal=False)
-        ),
+        elements=st.sampled_from([-1.0, -0.0, 0.0, 1.0])
+        | st.floats(-100, 100, width=32, allow_subnormal=False),
     ),
     usable=hnp.arrays(bool, COLUMNS),
 )
@@ -95,9 +94,7 @@ def test_pools_the_mean_of_valid_tokens_only():
     valid = jnp.asarray([[False, *[True] * 5, False, False, *[True] * 5]])
     q = jnp.ones((1, 1, 1, 1))
     select = jax.jit(
-        lambda k: block_map(
-            q, k, q_block=4, k_block=4, top=1, bottom=1, always=(3,), k_valid=valid
-        )
+        lambda k: block_map(q, k, q_block=4, k_block=4, top=1, bottom=1, always=(3,), k_valid=valid)
     )
     for keys in (k, jnp.where(valid[..., None, None], k, jnp.nan)):
         assert select(keys).critical.ids.ravel().tolist() == [1, 3]

@@ -21,14 +21,9 @@ def _phi_backward(phi, x, g):
 def sla_and_gradients(q, k, v, w, softmax_set, linear_set, phi, eps, up, dtype=np.float64):
     """SLA Eq. 4-8.
 
-    Args:
-        q, k, v, up: [B, T, N, D], 0 for padding; up is the cotangent.
-        w: [D, D].
-        softmax_set, linear_set: [B, N, Tq, Tk] bool.
-        dtype: float32 shows what errors that precision makes of itself.
-
-    Returns:
-        o and the gradients of q, k, v, w.
+    q, k, v and the cotangent `up` are [B, T, N, D] with 0 for padding, w is [D, D], the sets are
+    [B, N, Tq, Tk] bool. Returns o and the gradients of q, k, v, w. In float32 it shows the errors
+    of that precision.
     """
     q, k, v, up = (np.asarray(x, dtype).transpose(0, 2, 1, 3) for x in (q, k, v, up))
     w = np.asarray(w, dtype)
