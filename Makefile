@@ -10,9 +10,9 @@ RUN := $(VENV)/bin/python
 .NOTPARALLEL:
 
 help:
-	@echo "make demo       photos through conversion and model; results in demo_output/"
+	@echo "make demo       photos through conversion, model and exports; results in demo_output/"
 	@echo "make test       the default tests"
-	@echo "make test-slow  the tests marked slow"
+	@echo "make test-slow  the tests marked slow; needs Chromium"
 	@echo "make parity     all tests; rewrites docs/parity.md from what they measured"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
