@@ -212,7 +212,10 @@ def test_outliers_are_dropped_from_both_averages(batch):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -5.0])
-@pytest.mark.parametrize("gradient", ["none", "grad", "normal", "normal_conf"])
+@pytest.mark.parametrize(
+    "gradient",
+    ["grad", *(pytest.param(n, marks=pytest.mark.slow) for n in ("none", "normal", "normal_conf"))],
+)
 def test_masked_pixels_influence_neither_value_nor_gradient(batch, gradient, bad):
     targets, preds = batch
     kind, _, conf = gradient.partition("_")
@@ -274,6 +277,7 @@ def test_a_perfect_camera_has_gradient_zero(batch, norm):
     assert np.isfinite(grads["pose_enc_list"]).all()
 
 
+@pytest.mark.slow
 def test_perfect_maps_have_finite_gradients(batch):
     targets, preds = batch
     loss = MultitaskLoss(None, MapLoss(gradient="grad"), MapLoss(gradient="normal"))

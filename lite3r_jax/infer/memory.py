@@ -121,7 +121,7 @@ class Forward:
                 self._programs[key] = program
                 return plan
         assert plan is not None
-        raise InputError(f"memory: {plan} do not fit; {self.advice(plan)}")
+        raise InputError(f"memory: {plan} do not fit; {self.advice(plan, plan.limit)}")
 
     def __call__(self, images: Any, plan: MemoryPlan) -> Any:
         """Run the pass.
@@ -144,18 +144,19 @@ class Forward:
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not _out_of_memory(error):
                 raise
+            # how much there really is nobody says, so ask for clearly less
+            limit = min(plan.limit, plan.held + int(0.7 * (plan.peak - plan.held)))
             raise InputError(
                 f"memory: {plan} were planned, but the device ran out of it, perhaps because other"
-                f" programs use it; {self.advice(plan)}"
+                f" programs use it; {self.advice(plan, limit)}"
             ) from error
 
-    def advice(self, plan: MemoryPlan) -> str:
-        """Settings that would need clearly less than `plan` and fit, each checked by compiling.
+    def advice(self, plan: MemoryPlan, limit: int) -> str:
+        """Settings near those of `plan` that need at most `limit` bytes, checked by compiling.
 
         Returns:
             One line for people.
         """
-        limit = min(plan.limit, plan.peak - 1)
         options = []
         views = self._largest(plan.views, lambda n: (n, plan.height, plan.width), limit)
         if views:

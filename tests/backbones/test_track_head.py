@@ -299,6 +299,7 @@ def test_derivative_along_the_feature_maps_is_a_difference_quotient(
         close(derivative[name][0], quotient, 2e-3 * np.abs(quotient).max())
 
 
+@pytest.mark.slow
 def test_positions_are_detached(module_case, linearised):
     """A query changes features, correlations and position code, but none of it by a derivative."""
     tracks, out = linearised(query_points=jnp.ones_like(module_case[0]))
@@ -336,6 +337,7 @@ def test_defaults_are_the_published_model():
     assert sum(v.size for v in jax.tree.leaves(state)) == 43_107_348
 
 
+@pytest.mark.slow
 def test_one_view_one_point(tracker):
     fmaps = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 16, 17, 16)), jnp.float32)
     query_points = jnp.asarray([[[3.5, 30.0]]])

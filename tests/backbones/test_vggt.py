@@ -93,6 +93,7 @@ def test_two_runs_are_bit_equal(predict, before, tiny_images):
     np.testing.assert_array_equal(per_view(predict(tiny_images)[0]), per_view(before))
 
 
+@pytest.mark.slow
 def test_taps_and_chunks_are_as_asked_for_and_change_nothing(tiny_vggt, before, tiny_images):
     prediction, taps = tiny_vggt(tiny_images, taps=["global/attn"], frame_chunk=4)
     assert {name: x.shape for name, x in taps.items()} == {"global/attn": (4, 2, 3, 29, 64)}
@@ -100,6 +101,7 @@ def test_taps_and_chunks_are_as_asked_for_and_change_nothing(tiny_vggt, before, 
     np.testing.assert_allclose(per_view(prediction), per_view(before), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_heads_that_are_off_are_none_and_the_rest_is_unchanged(tiny_dir, before, tiny_images):
     model = load(tiny_dir, heads=("depth",))
     prediction, _ = model(tiny_images)
@@ -211,6 +213,7 @@ def test_other_bad_calls_are_refused(tiny_vggt, tiny_dir):
         get_backbone("vgg")
 
 
+@pytest.mark.slow
 def test_the_parameter_count_of_a_config_is_checked(golden_dir):
     config = json.loads((golden_dir / "config.json").read_text())
     assert config_from_json(config).embed_dim == 64

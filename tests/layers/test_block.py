@@ -70,8 +70,11 @@ def one_by_one(blocks, cores, plan_runs, x):
 
 @pytest.mark.parametrize(
     "rules",
-    [(), (Rule("global", Scaled(1.0), (1,)),), (Rule("global", Scaled(2.0)),)],
-    ids=["dense", "mixed", "all replaced"],
+    [
+        pytest.param((), id="dense", marks=pytest.mark.slow),
+        pytest.param((Rule("global", Scaled(1.0), (1,)),), id="mixed"),
+        pytest.param((Rule("global", Scaled(2.0)),), id="all replaced", marks=pytest.mark.slow),
+    ],
 )
 def test_scan_equals_the_loop_in_value_and_gradient(rules):
     specs = Plan(rules).specs("global", 3)

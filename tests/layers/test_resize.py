@@ -12,6 +12,7 @@ from lite3r_jax.layers.resize import resize_aligned
 sides = st.integers(1, 9)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(sides, sides, sides, sides)
 def test_agrees_with_torch_in_value_and_gradient(h, w, height, width):

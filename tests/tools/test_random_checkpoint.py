@@ -57,6 +57,8 @@ def test_values_are_of_ordinary_size(checkpoint):
             values = file.read(name)
             if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
                 assert (values == 1).all()
+            elif name == "camera_head.pose_branch.fc2.bias":
+                assert values.tolist() == [0] * 7 + [0.25] * 2
             elif name.endswith("bias"):
                 assert (values == 0).all()
             elif name.endswith("gamma"):
