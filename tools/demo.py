@@ -8,6 +8,7 @@ what comes out of it; it does not show a reconstruction.
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,12 +59,16 @@ def demonstrate(out: Path) -> None:
         command = ["vggt", str(checkpoint), str(weights), "--config", str(CONFIG)]
         if convert_torch_weights.main([*command, "--license", "none (random numbers)"]):
             raise InputError("the conversion failed, see above")
-        settings = {"input": photos, "weights": weights, "output": scene, "formats": FORMATS}
-        shown = settings | {"weights": "WEIGHTS"}
-        print("\npython -m lite3r_jax.main --config=configs/vggt.py --mode=reconstruct \\")
-        print("   ", *(f"--config.{name}={value}" for name, value in shown.items()))
-        print()
+        settings = {
+            "input": photos,
+            "weights": weights,
+            "output": scene,
+            "formats": FORMATS,
+            "export.page.title": "Demo: random weights, no reconstruction",
+        }
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
+        print("\npython -m lite3r_jax.main --config=configs/vggt.py --mode=reconstruct \\")
+        print("   ", shlex.join(flags).replace(str(weights), "WEIGHTS"), "\n")
         config = f"--config={ROOT / 'configs' / 'vggt.py'}"
         if program.main([config, *flags, "--config.overwrite"]):
             raise InputError("the reconstruction failed, see above")

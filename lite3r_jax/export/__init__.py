@@ -40,7 +40,13 @@ from lite3r_jax.export.npz import read_npz, write_npz
 from lite3r_jax.export.options import ExportOptions
 from lite3r_jax.export.page import PageOptions, write_page
 from lite3r_jax.export.ply import write_ply
-from lite3r_jax.export.points import PointCloud, PointOptions, select_points, thinned
+from lite3r_jax.export.points import (
+    PointCloud,
+    PointOptions,
+    confidence_mask,
+    select_points,
+    thinned,
+)
 from lite3r_jax.export.trajectory import write_trajectory
 from lite3r_jax.files import staged
 from lite3r_jax.scene import Scene
@@ -51,6 +57,7 @@ __all__ = [
     "PageOptions",
     "PointCloud",
     "PointOptions",
+    "confidence_mask",
     "parse_formats",
     "planned",
     "read_npz",

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def run(experiment: Experiment) -> int:
                     scene,
                     folder,
                     formats,
-                    experiment.export,
+                    _titled(experiment.export, photos.name),
                     overwrite=experiment.overwrite,
                     progress=tick,
                     report={key: facts[key] for key in ("model", "versions", "device")},
@@ -122,6 +123,13 @@ def load_model(
         check_weights(manifest, heads, dtype, experiment.compute.limit)
         model = load(directory, heads=heads, dtype=dtype, param_dtype=dtype)
     return model, reports.describe_model(model, manifest)
+
+
+def _titled(options: export.ExportOptions, name: str) -> export.ExportOptions:
+    """With the name of the scene as the title of the page, unless another was asked for."""
+    if options.page.title != export.PageOptions.title:
+        return options
+    return replace(options, page=replace(options.page, title=name))
 
 
 def _refuse_existing(folders: list[Path], formats: tuple[str, ...]) -> None:

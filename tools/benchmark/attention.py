@@ -1,0 +1,124 @@
+"""Time and memory of the attention of one VGGT-1B global layer, dense and sparse, in the same run.
+
+    python -m tools.benchmark.attention --views 8 16 32
+    python -m tools.benchmark.attention --plan h200 --views 2 8 32 100 --dtype bfloat16
+
+From q, k and v to o: 16 heads of 64; 5 special tokens and a grid of patches per view, all views in
+one sequence. q, k and v are random. Memory is what the compiled call holds besides arguments and
+results, by XLA's own account.
+
+`--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
+version, no GPU and no driver) and runs nothing. cuDNN cannot be compiled for that way, and kernels
+that are chosen by the device at hand neither, so both have their blocked form.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.attention.core import AttentionSpec, Layouts, TokenLayout
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.sla import SLA
+
+MIB = 2**20
+HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
+PASSES = ("forward", "gradient")
+
+
+def main() -> None:
+    """Parse, and print one line per compiled call."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
+    parser.add_argument("--views", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--grid", type=int, nargs=2, default=[28, 37], metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--q-block", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--implementation", default="auto", help="of SLA and of dense attention")
+    parser.add_argument("--runs", type=int, default=1, help="timed runs, of which the best counts")
+    args = parser.parse_args()
+    name = "blocked" if args.plan else args.implementation
+    specs: list[AttentionSpec] = [Dense(name)]  # pyright: ignore[reportArgumentType]
+    specs += [SLA(keep=keep, q_block=args.q_block, implementation=name) for keep in args.keep]
+    where = args.plan or jax.devices()[0].device_kind
+    print(f"jax {jax.__version__}, {where}, {args.dtype}, patches {args.grid[0]} x {args.grid[1]}")
+    for views in args.views:
+        layout = TokenLayout(views, SPECIAL, tuple(args.grid), "global")
+        shape = jax.ShapeDtypeStruct((1, layout.tokens, HEADS, HEAD_DIM), args.dtype)
+        for which in args.passes:
+            dense = None
+            for spec in specs:
+                call = forward if which == "forward" else gradient
+                compiled = compile_for(args.plan, call(spec, layout), shape)
+                memory = compiled.memory_analysis().temp_size_in_bytes
+                text = f"{views} views, {layout.tokens} tokens, {which}, "
+                text += f"{spec.describe(args.dtype)}: temporary {memory / MIB:.0f} MiB"
+                if not args.plan:
+                    wall, cpu = measure(compiled, shape, args.runs)
+                    dense = dense or wall
+                    text += f", {wall:.2f} s wall, {cpu:.2f} s CPU, {dense / wall:.2f} x dense"
+                print(text, flush=True)
+
+
+def forward(spec: AttentionSpec, layout: TokenLayout) -> Callable[..., Any]:
+    """(q, k, v, cotangent) -> o."""
+    core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return lambda q, k, v, _: core(q, k, v, Layouts.both(layout))
+
+
+def gradient(spec: AttentionSpec, layout: TokenLayout) -> Callable[..., Any]:
+    """(q, k, v, cotangent) -> o and the gradients of q, k, v and the strategy's parameters."""
+    core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(core)
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
+        def attend(params, q, k, v):
+            return nnx.merge(graph, params)(q, k, v, Layouts.both(layout))
+
+        o, pull = jax.vjp(attend, params, q, k, v)
+        return o, pull(up)
+
+    return call
+
+
+def compile_for(device: str | None, call: Callable[..., Any], shape: jax.ShapeDtypeStruct) -> Any:
+    """`call` of four arrays of that shape, compiled for a described device or for this one."""
+    if device is None:
+        return jax.jit(call).lower(*[shape] * 4).compile()
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    config = (Path(__file__).parent / f"{device}.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
+    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
+    shape = jax.ShapeDtypeStruct(
+        shape.shape, shape.dtype, sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
+    return jax.jit(call).lower(*[shape] * 4).compile({"xla_gpu_enable_triton_gemm": False})
+
+
+def measure(compiled: Any, shape: jax.ShapeDtypeStruct, runs: int) -> tuple[float, float]:
+    """Wall and CPU seconds of the run with the least wall time."""
+    rng = np.random.default_rng(0)
+    args = [jnp.asarray(rng.standard_normal(shape.shape), shape.dtype) for _ in range(4)]
+    found = []
+    for _ in range(runs):
+        wall, cpu = time.perf_counter(), time.process_time()
+        jax.block_until_ready(compiled(*args))
+        found.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return min(found)
+
+
+if __name__ == "__main__":
+    main()
