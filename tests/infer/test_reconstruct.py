@@ -1,6 +1,8 @@
 """Photos to scenes in Python."""
 
 import dataclasses
+import io
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -153,3 +155,20 @@ def test_stages_are_timed_and_bars_shown_on_demand(capsys):
     assert all(seconds >= 0 for seconds in progress.seconds.values())
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err == ""  # no terminal, no bars
+
+
+def test_a_terminal_sees_bars_and_clocks(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    progress = Progress()
+    with progress.stage("load photos", 2, "photo") as tick:
+        tick()
+        tick()
+    with progress.stage("run"):
+        pass
+    assert "load photos: 100%" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
+    assert "run: 00:00" in terminal.getvalue()

@@ -68,7 +68,7 @@ class BlockTable:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockMap:
-    """The three classes of key blocks of each query block (SLA, arXiv 2509.24006, Eq. 2-3).
+    """The three classes of key blocks of each query block (SLA, arXiv 2509.24006, Eq. 2-6).
 
     Key blocks that are in neither table are marginal.
 

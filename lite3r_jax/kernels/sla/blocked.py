@@ -1,6 +1,5 @@
 """Sparse Linear Attention in plain JAX, on any device, in time and memory of the kept blocks."""
 
-import functools
 from dataclasses import dataclass
 
 import jax
@@ -8,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lite3r_jax.kernels.block_map.table import BlockMap, block_count
+from lite3r_jax.kernels.block_map.table import BlockMap
+from lite3r_jax.kernels.sla.blocks import in_parts, to_blocks, whole
 from lite3r_jax.kernels.sla.linear import linear_all, linear_marginal
 from lite3r_jax.kernels.sla.reference import Phi, Routing
 
@@ -53,9 +53,9 @@ def sla_blocked(
     del keep  # which is in the map
     b, tokens, n, d = q.shape
     heads = b * n
-    qb = _to_blocks(q, q_valid, block_map.q_block)
-    kb = _to_blocks(k, k_valid, block_map.k_block)
-    vb = _to_blocks(v, k_valid, block_map.k_block)
+    qb = to_blocks(q, q_valid, block_map.q_block)
+    kb = to_blocks(k, k_valid, block_map.k_block)
+    vb = to_blocks(v, k_valid, block_map.k_block)
     pad = kb.shape[1] * block_map.k_block - k.shape[1]
     ok = jnp.pad(k_valid, ((0, 0), (0, pad))).reshape(b, *kb.shape[1:3])
     ok = jnp.repeat(ok, n, axis=0)
@@ -71,26 +71,16 @@ def sla_blocked(
     return jnp.where(q_valid[..., None, None], o, 0).astype(v.dtype)
 
 
-def _to_blocks(x: jax.Array, valid: jax.Array, block: int) -> jax.Array:
-    """[B, T, N, D] -> [B * N, M, block, D], with 0 for what is not valid."""
-    b, tokens, n, d = x.shape
-    blocks = block_count(tokens, block)
-    x = jnp.where(valid[..., None, None], x, 0).transpose(0, 2, 1, 3)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, blocks * block - tokens), (0, 0)))
-    return x.reshape(b * n, blocks, block, d)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def sparse(
     q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, ids: jax.Array, tiles: Tiles
 ) -> jax.Array:
     """Softmax attention of every query block to its listed key blocks.
 
-    Forward with the running maximum and sum of FlashAttention over the table (SLA Alg. 1); backward
-    from the log-sum-exp, with tiles computed again (SLA Alg. 2, Eq. 7; it omits the 1 / sqrt(D) of
-    dQ and dK, which thu-ml/SLA kernel.py has). dK and dV are added where the table points, in the
-    same pass as dQ: as much work as over the transposed table, less one product for the logits and
-    one for dP.
+    Forward with the running maximum and sum of FlashAttention over the table (SLA Alg. 1). Backward
+    from the log-sum-exp, with tiles computed again (SLA Eq. 7-8, Alg. 2; they omit the 1 / sqrt(D)
+    of dQ and dK, which thu-ml/SLA kernel.py has). dK and dV are added where the table points, in
+    the same pass as dQ: five products per tile, where a second pass over the transposed table needs
+    seven.
 
     Args:
         q: [H, Mq, q_block, D].
@@ -103,7 +93,7 @@ def sparse(
     Returns:
         [H, Mq, q_block, D] float32 (float64 for float64); 0 where no valid key is listed.
     """
-    return _forward(q, k, v, ok, ids, tiles)[0]
+    return _sparse(q, k, v, ok, ids, tiles)
 
 
 def _forward(q, k, v, ok, ids, tiles):
@@ -137,8 +127,8 @@ def _forward(q, k, v, ok, ids, tiles):
             total = jnp.where(total > 0, total, 1)
             return acc / total, top + jnp.log(total)
 
-        o, lse = lax.map(some_rows, (_parts(qh, rows), _parts(idh, rows, columns)))
-        return _whole(o, count), _whole(lse, count)
+        o, lse = lax.map(some_rows, (in_parts(qh, rows), in_parts(idh, rows, columns)))
+        return whole(o, count), whole(lse, count)
 
     return lax.map(head, (q, k, v, ok, ids))
 
@@ -176,12 +166,12 @@ def _backward(tiles, residuals, do):
 
         start = (jnp.zeros(kh.shape, lse.dtype), jnp.zeros(vh.shape, lse.dtype))
         parts = (
-            _parts(qh, rows),
-            _parts(idh, rows, columns),
-            *(_parts(x, rows) for x in (doh, lseh, deltah)),
+            in_parts(qh, rows),
+            in_parts(idh, rows, columns),
+            *(in_parts(x, rows) for x in (doh, lseh, deltah)),
         )
         (dk, dv), dq = lax.scan(some_rows, start, parts)
-        return _whole(dq, count), dk.astype(k.dtype), dv.astype(v.dtype)
+        return whole(dq, count), dk.astype(k.dtype), dv.astype(v.dtype)
 
     dq, dk, dv = lax.map(head, (q, k, v, ok, table, do, lse, delta))
     return dq, dk, dv, *(np.zeros(x.shape, jax.dtypes.float0) for x in (ok, ids))
@@ -192,7 +182,12 @@ def _save(q, k, v, ok, ids, tiles):
     return o, (q, k, v, ok, ids, o.astype(v.dtype), lse)
 
 
-sparse.defvjp(_save, _backward)
+def _value(q, k, v, ok, ids, tiles) -> jax.Array:
+    return _forward(q, k, v, ok, ids, tiles)[0]
+
+
+_sparse = jax.custom_vjp(_value, nondiff_argnums=(5,))
+_sparse.defvjp(_save, _backward)
 
 
 def _fit(tiles: Tiles, ids: jax.Array, columns: int) -> tuple[int, int, jax.Array]:
@@ -222,15 +217,3 @@ def _steps(ids: jax.Array, columns: int, entries: int) -> jax.Array:
     """Tiles that the fullest of these rows needs."""
     counts = (ids < columns).sum(axis=-1, dtype=jnp.int32)
     return -(-counts.max() // entries)
-
-
-def _parts(x: jax.Array, rows: int, fill: int = 0) -> jax.Array:
-    """[M, ...] -> [parts, rows, ...]."""
-    parts = block_count(x.shape[0], rows)
-    pad = [(0, parts * rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad, constant_values=fill).reshape(parts, rows, *x.shape[1:])
-
-
-def _whole(x: jax.Array, count: int) -> jax.Array:
-    """The inverse of `_parts`."""
-    return x.reshape(-1, *x.shape[2:])[:count]

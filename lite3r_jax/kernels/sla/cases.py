@@ -92,7 +92,7 @@ def vggt_global(views: int, keep: float, *, q_block: int = 64, low: float = 0.0)
     patches = 37 * 37
     special = 64 * block_count(5 * views, 64)
     return Case(
-        f"VGGT global layer, {views} views",
+        f"VGGT global layer, {views} views, keep {keep}",
         views * patches,
         special + views * patches,
         heads=16,

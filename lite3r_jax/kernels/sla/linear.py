@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite3r_jax.kernels.block_map.table import block_count
+from lite3r_jax.kernels.sla.blocks import in_parts, whole
 from lite3r_jax.kernels.sla.reference import PHI, Phi
 
 # Query blocks whose states [D, D] are held at a time by `linear_marginal`.
@@ -67,10 +67,10 @@ def linear_marginal(
     """Linear attention to the valid keys of the marginal blocks, projected.
 
     phi(Q_i) H_i / (phi(Q_i) Z_i + eps) with H_i and Z_i the sums of h_j = phi(K_j)^T V_j and
-    z_j = sum phi(K_j) over the blocks j that are marginal for i (SLA Eq. 5-6). The sums are a
-    product of the 0/1 matrix of marginal blocks with the states: 1 / k_block of dense attention's
-    work. Taking the other blocks from the sum over all (SLA A.3) would be less, but what is left
-    of float32 after that subtraction depends on the data.
+    z_j = sum phi(K_j) over the blocks j that are marginal for i (SLA Eq. 2-6, Alg. 1). The sums are
+    a product of the 0/1 matrix of marginal blocks with the states: D / (2 q_block k_block) of dense
+    attention's work, 1/128 where all are 64. Taking the other blocks from the sum over all (SLA
+    A.3) would be less, but what is left of float32 after that subtraction depends on the data.
 
     Args:
         q: [H, Mq, q_block, D].
@@ -88,13 +88,8 @@ def linear_marginal(
     """
     weight = proj_lin.astype(jnp.promote_types(v.dtype, jnp.float32))
     count, columns, d = q.shape[1], k.shape[1], q.shape[-1]
-    parts = block_count(count, min(_ROWS, count))
-    rows = block_count(count, parts)
+    rows = min(_ROWS, count)
     tables = jnp.concatenate([critical, negligible], axis=-1)
-
-    def in_parts(x):
-        pad = [(0, parts * rows - count)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, pad).reshape(parts, rows, *x.shape[1:])
 
     @jax.checkpoint
     def head(args):
@@ -112,8 +107,7 @@ def linear_marginal(
             total = jnp.einsum("rqd,rd->rq", fq, marginal @ sums)
             return _divide(jnp.einsum("rqd,rde->rqe", fq, state), total, eps) @ weight
 
-        o = lax.map(some_rows, (in_parts(features), in_parts(table)))
-        return o.reshape(parts * rows, *o.shape[2:])[:count]
+        return whole(lax.map(some_rows, (in_parts(features, rows), in_parts(table, rows))), count)
 
     return lax.map(head, (q, k, v, ok, tables))
 

@@ -5,7 +5,7 @@ For query i with softmax set C_i and linear set L_i, both of valid keys only,
     o_i = sum_{j in C_i} softmax_j(q_i k_j / sqrt(D)) v_j
         + (sum_{j in L_i} a_ij v_j / (sum_{j in L_i} a_ij + eps)) W,    a_ij = phi(q_i) phi(k_j)
 
-(SLA, arXiv 2509.24006, Eq. 4-6; Lite3R, arXiv 2605.11354, Algorithm 1). The routings differ in the
+(SLA, arXiv 2509.24006, Eq. 2-6; Lite3R, arXiv 2605.11354, Algorithm 1). The routings differ in the
 two sets:
 
     token   C_i: the max(1, int(keep Tk)) keys of highest q_i k_j; L_i: all keys.

@@ -19,7 +19,7 @@ def _phi_backward(phi, x, g):
 
 
 def sla_and_gradients(q, k, v, w, softmax_set, linear_set, phi, eps, up, dtype=np.float64):
-    """SLA Eq. 4-8.
+    """SLA Eq. 2-8.
 
     q, k, v and the cotangent `up` are [B, T, N, D] with 0 for padding, w is [D, D], the sets are
     [B, N, Tq, Tk] bool. Returns o and the gradients of q, k, v, w. In float32 it shows the errors

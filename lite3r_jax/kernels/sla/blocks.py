@@ -1,0 +1,27 @@
+"""Cutting tokens into blocks, and blocks into parts that are worked on one after the other."""
+
+import jax
+import jax.numpy as jnp
+
+from lite3r_jax.kernels.block_map.table import block_count
+
+
+def to_blocks(x: jax.Array, valid: jax.Array, block: int) -> jax.Array:
+    """[B, T, N, D] -> [B * N, M, block, D], with 0 for what is not valid [B, T]."""
+    b, tokens, n, d = x.shape
+    blocks = block_count(tokens, block)
+    x = jnp.where(valid[..., None, None], x, 0).transpose(0, 2, 1, 3)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, blocks * block - tokens), (0, 0)))
+    return x.reshape(b * n, blocks, block, d)
+
+
+def in_parts(x: jax.Array, rows: int, fill: int = 0) -> jax.Array:
+    """[M, ...] -> [parts, rows, ...]; the last part is filled up with `fill`."""
+    parts = block_count(x.shape[0], rows)
+    pad = [(0, parts * rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad, constant_values=fill).reshape(parts, rows, *x.shape[1:])
+
+
+def whole(x: jax.Array, count: int) -> jax.Array:
+    """The inverse of `in_parts`: [parts, rows, ...] -> [count, ...]."""
+    return x.reshape(-1, *x.shape[2:])[:count]
