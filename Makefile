@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow parity lint format clean
@@ -11,7 +12,7 @@ RUN := $(VENV)/bin/python
 
 help:
 	@echo "make demo       photos through conversion, model and exports; results in demo_output/"
-	@echo "make test       the default tests"
+	@echo "make test       the default tests, in JOBS processes (2)"
 	@echo "make test-slow  the tests marked slow; needs Chromium"
 	@echo "make parity     all tests; rewrites docs/parity.md from what they measured"
 	@echo "make lint       ruff and pyright"
@@ -22,7 +23,7 @@ demo: $(VENV)/.demo
 	$(RUN) -m tools.demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow

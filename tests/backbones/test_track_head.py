@@ -310,6 +310,7 @@ def test_positions_are_detached(module_case, linearised):
     np.testing.assert_array_equal(tracks.coords[:, :, 0], np.ones((2, 2, 5, 2)))  # the query
 
 
+@pytest.mark.slow
 def test_each_position_is_trained_by_its_own_increment(linearised):
     """A displacement is no addend of the next position, which starts from a detached one."""
     tracks, _ = linearised(bias=jnp.zeros(18).at[0].set(1.0))

@@ -143,7 +143,13 @@ def random_case(h: int, w: int, levels: int, n: int = 7, m: int = 3, c: int = 5,
 
 # Odd sizes; the last levels of the first two are one pixel high, one pixel wide.
 @pytest.mark.parametrize(
-    ("h", "w", "levels", "radius"), [(7, 21, 3, 2), (13, 4, 3, 1), (1, 6, 1, 3), (1, 1, 1, 1)]
+    ("h", "w", "levels", "radius"),
+    [
+        pytest.param(7, 21, 3, 2, marks=pytest.mark.slow),
+        (13, 4, 3, 1),
+        pytest.param(1, 6, 1, 3, marks=pytest.mark.slow),
+        (1, 1, 1, 1),
+    ],
 )
 def test_windows_equal_their_definition_in_value_and_gradient(h, w, levels, radius):
     features, maps, at = random_case(h, w, levels)
@@ -190,7 +196,7 @@ def test_points_are_those_of_level_0():
     np.testing.assert_array_equal(window.reshape(2, 3, 3), expected)
 
 
-@pytest.mark.parametrize("together", [1, 3])  # of 7 points
+@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.slow), 3])  # of 7 points
 def test_chunks_of_points_change_nothing(monkeypatch, together):
     features, maps, at = random_case(16, 24, 3)
     whole = dense_correlation_windows(features, maps, at, 2)
