@@ -288,8 +288,8 @@ def _notes(source: Source) -> list[str]:
         whole = scene_digest(train) == BLENDEDMVS_TRAINING_DIGEST
         held_out = len(source.scenes) - len(train)
         return [
-            f"{held_out} of the {len(BLENDEDMVS_VALIDATION)} official validation scenes;"
-            f" the other {len(train)} are {'' if whole else 'not '}just the official training split"
+            f"official validation scenes: {held_out} of {len(BLENDEDMVS_VALIDATION)}; other scenes:"
+            f" {len(train)}, {'just' if whole else 'not'} the official training split"
         ]
     return []
 

@@ -1,0 +1,193 @@
+"""BlendedMVS in its low-resolution layout (github.com/YoYo000/BlendedMVS, README).
+
+    ROOT/SCENE/blended_images/00000000.jpg      and 00000000_masked.jpg, which is not used
+    ROOT/SCENE/cams/00000000_cam.txt, pair.txt
+    ROOT/SCENE/rendered_depth_maps/00000000.pfm
+
+Every scene has a length unit of its own.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from lite3r_jax.data import compat_lite3r
+from lite3r_jax.data.cam_file import CamFile, read_cam
+from lite3r_jax.data.folders import Inventory, subfolders, take_inventory
+from lite3r_jax.data.images import read_image
+from lite3r_jax.data.pair_file import read_pairs
+from lite3r_jax.data.pfm import read_depth_pfm
+from lite3r_jax.data.splits import BLENDEDMVS_VALIDATION
+from lite3r_jax.data.transforms import Frame, check_frame, fit_frames
+from lite3r_jax.data.views import Sample
+from lite3r_jax.errors import InputError
+
+Split = Literal["train", "validation"]
+Compat = Literal["lite3r"]
+
+
+@dataclass(frozen=True)
+class DepthFilter:
+    """Which rendered depths count as valid; the rules are those that Lite3R's loader means to have.
+
+    Attributes:
+        nearest: depths below this many times the camera file's depth_min do not count.
+        farthest: depths above this many times its depth_max do not count. Files without a range
+            that makes sense filter nothing.
+        median: depths above this many times the median of what is left do not count.
+    """
+
+    nearest: float = 0.5
+    farthest: float = 1.5
+    median: float = 5.0
+
+    def __post_init__(self):
+        if not (0 <= self.nearest <= 1 <= self.farthest and self.median >= 1):
+            raise InputError(
+                "depth_filter: expected nearest of 0 to 1, farthest and median of at least 1"
+                f" (inf for none), got {self}"
+            )
+
+    def __call__(self, depth: np.ndarray, cam: CamFile) -> np.ndarray:
+        """The depth map with 0 for what does not count."""
+        valid = depth > 0
+        if cam.depth_range is not None:
+            low, high = cam.depth_range
+            valid &= (depth >= self.nearest * low) & (depth <= self.farthest * high)
+        if valid.any():
+            valid &= depth <= self.median * np.median(depth[valid])
+        return np.where(valid, depth, np.float32(0))
+
+
+class BlendedMVS:
+    """Scenes of BlendedMVS; see `data.views.SceneSource`.
+
+    Nothing stands in for what is missing or damaged: it is an error that names the file.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        scenes: Split | Sequence[str] | None = None,
+        *,
+        depth_filter: DepthFilter = DepthFilter(),
+        compat: Compat | None = None,
+    ):
+        """List the scenes; their files are looked at when they are asked for.
+
+        Args:
+            root: folder of scenes.
+            scenes: names; "validation": the 7 official ones; "train": all others that are there,
+                which is the official split where `splits.scene_digest` says so; None: all.
+            depth_filter: which depths are valid.
+            compat: "lite3r": samples have the numbers of Lite3R's loader, see `compat_lite3r`.
+
+        Raises:
+            InputError: no folder, no scenes, or a scene that is not there.
+        """
+        if compat not in (None, *get_args(Compat)):
+            raise InputError(f"compat: expected lite3r or None, got {compat!r}")
+        self.root = Path(root)
+        self.depth_filter = depth_filter
+        self.compat = compat
+        self.scenes = self._find(scenes)
+        self._inventories: dict[str, Inventory] = {}
+
+    def _find(self, scenes: Split | Sequence[str] | None) -> tuple[str, ...]:
+        there = [n for n in subfolders(self.root) if (self.root / n / "blended_images").is_dir()]
+        if not there:
+            inside = (self.root / "blended_images").is_dir()
+            hint = "; this is one scene, give the folder above it" if inside else ""
+            raise InputError(
+                f"{self.root}: has no scene of BlendedMVS (a folder with blended_images){hint}"
+            )
+        if scenes is None:
+            return tuple(there)
+        if scenes == "train":
+            chosen = [name for name in there if name not in BLENDEDMVS_VALIDATION]
+        elif isinstance(scenes, str) and scenes != "validation":
+            raise InputError(f"scenes: expected train, validation or names, got {scenes!r}")
+        else:
+            chosen = list(BLENDEDMVS_VALIDATION if scenes == "validation" else scenes)
+        if missing := [name for name in chosen if name not in there]:
+            raise InputError(f"{self.root / missing[0]}: is missing or has no blended_images")
+        if not chosen:
+            raise InputError(f"{self.root}: has no scene of the split {scenes}")
+        return tuple(chosen)
+
+    def inventory(self, scene: str) -> Inventory:
+        """The frames of a scene and what is missing from them."""
+        if scene not in self._inventories:
+            folder = self.root / scene
+            self._inventories[scene] = take_inventory(
+                {
+                    "image": (folder / "blended_images", r"(\d{8})\.jpg", "%08d.jpg"),
+                    "camera": (folder / "cams", r"(\d{8})_cam\.txt", "%08d_cam.txt"),
+                    "depth map": (folder / "rendered_depth_maps", r"(\d{8})\.pfm", "%08d.pfm"),
+                }
+            )
+        return self._inventories[scene]
+
+    def frames(self, scene: str) -> tuple[int, ...]:
+        """Numbers of the frames.
+
+        Raises:
+            InputError: the scene has a frame of which something is missing.
+        """
+        return self.inventory(scene).complete()
+
+    def pairs(self, scene: str) -> dict[int, dict[int, float]]:
+        """The scores of pair.txt.
+
+        Raises:
+            InputError: it is missing, damaged, or has a view that is no frame.
+        """
+        path = self.root / scene / "cams" / "pair.txt"
+        pairs, inventory = read_pairs(path), self.inventory(scene)
+        if unknown := sorted(pairs.keys() - {*inventory.frames, *inventory.partial}):
+            raise InputError(f"{path}: has view {unknown[0]}, which is no frame of the scene")
+        return pairs
+
+    def read_frame(self, scene: str, frame: int) -> Frame:
+        """One frame as its files have it, before depth is filtered.
+
+        Raises:
+            InputError: naming the file that is missing or damaged.
+        """
+        return self._read_frame(scene, frame)[0]
+
+    def _read_frame(self, scene: str, frame: int) -> tuple[Frame, CamFile]:
+        folder, name = self.root / scene, f"{frame:08d}"
+        path = folder / "blended_images" / f"{name}.jpg"
+        image = read_image(path, str(path))
+        cam = read_cam(folder / "cams" / f"{name}_cam.txt")
+        depth = read_depth_pfm(
+            folder / "rendered_depth_maps" / f"{name}.pfm", (image.height, image.width)
+        )
+        whole = Frame(name, image, cam.extrinsics, cam.intrinsics, depth)
+        return check_frame(whole, str(folder / "cams" / f"{name}_cam.txt")), cam
+
+    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
+        """Frames of a scene as a sample, cropped in the middle and resized.
+
+        Args:
+            scene: one of `scenes`.
+            frames: some of `frames(scene)`, in the order of the sample.
+            size: (height, width); square with compat="lite3r".
+
+        Raises:
+            InputError: naming the file that is missing or damaged.
+        """
+        read = [self._read_frame(scene, frame) for frame in frames]
+        if self.compat == "lite3r":
+            return compat_lite3r.fit_frames(read, size, dataset="blendedmvs", scene=scene)
+        filtered = [
+            replace(frame, depth=self.depth_filter(frame.depth, cam))
+            for frame, cam in read
+            if frame.depth is not None
+        ]
+        return fit_frames(filtered, size, dataset="blendedmvs", scene=scene)

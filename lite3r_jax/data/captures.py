@@ -1,0 +1,302 @@
+"""Own captures: a folder of photos with cameras from COLMAP or a transforms.json.
+
+    ROOT/images/...  and  ROOT/sparse/0/{cameras,images}.{bin,txt}   (also ROOT/sparse or ROOT)
+    ROOT/transforms.json, which names its photos and depth maps
+
+Depth maps beside a COLMAP model are a folder of their own, in the form of `lite3r_jax.export`:
+NAME.pfm, or NAME.png with 16 bits and a depth.json. Cameras are for the photos as they are stored,
+so photos that EXIF turns are refused. Lengths are in a unit of the scene's own.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from lite3r_jax.data.colmap_model import read_colmap
+from lite3r_jax.data.folders import Inventory
+from lite3r_jax.data.images import read_image
+from lite3r_jax.data.pfm import read_depth_pfm
+from lite3r_jax.data.photos import PHOTO_SUFFIXES
+from lite3r_jax.data.posed import PosedPhoto
+from lite3r_jax.data.text_file import read_text
+from lite3r_jax.data.transforms import Box, Frame, check_frame, fit_frames
+from lite3r_jax.data.transforms_json import read_transforms
+from lite3r_jax.data.views import Sample
+from lite3r_jax.errors import InputError
+
+_ORIENTATION_TAG = 0x0112
+_DEPTH_KINDS = (".pfm", ".png")
+_MODEL_PLACES = ("sparse/0", "sparse", "")
+
+
+@dataclass(frozen=True)
+class _DepthFile:
+    path: Path
+    step: float = 1.0
+    box: Box | None = None  # of the photo in the map
+
+
+class Capture:
+    """One scene with its photos, cameras and perhaps depth; see `data.views.SceneSource`.
+
+    Frames are numbered from 0: those of a transforms.json in its order, those of a COLMAP model by
+    name, img2 before img10.
+
+    Attributes:
+        scenes: the name of the folder, alone.
+        model: what the cameras were read from.
+        photos: the photos that have cameras.
+        unposed: names of photos beside them that have none, as COLMAP leaves some out.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        model: str | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None,
+        depth: str | os.PathLike[str] | None = None,
+    ):
+        """Read the cameras; photos and depth are read when they are asked for.
+
+        Args:
+            root: the folder.
+            model: folder of a COLMAP model, or a transforms.json; None: the one below `root`.
+            images: folder that the names of a COLMAP model belong to; None: `root`/images, or
+                `root` if there is none.
+            depth: folder of depth maps for a COLMAP model; None: without depth.
+
+        Raises:
+            InputError: no folder, no model or several, and whatever is wrong with it.
+        """
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise InputError(f"{self.root}: is no folder; expected photos and their cameras")
+        self.scenes = (self.root.resolve().name or "capture",)
+        self.model = _find_model(self.root) if model is None else Path(model)
+        if self.model.is_dir():
+            photos = sorted(read_colmap(self.model), key=lambda photo: _natural(photo.name))
+            inside = self.root / "images" if (self.root / "images").is_dir() else self.root
+            self._images = Path(images) if images is not None else inside
+            self._depth = [None] * len(photos) if depth is None else _depth_files(depth, photos)
+        elif images is not None or depth is not None:
+            raise InputError(f"{self.model}: names photos and depth itself; leave out the folders")
+        else:
+            photos = read_transforms(self.model)
+            self._images = self.model.parent
+            self._depth = [p.depth and _DepthFile(p.depth, p.depth_step) for p in photos]
+        self.photos = tuple(photos)
+        self.unposed = _unposed(self._images, self.photos)
+
+    def inventory(self, scene: str) -> Inventory:
+        """The frames, and which photos and depth maps are missing."""
+        del scene
+        frames, partial, faults = [], [], []
+        for i, (photo, depth) in enumerate(zip(self.photos, self._depth, strict=True)):
+            files = [self._images / photo.name] + ([depth.path] if depth else [])
+            missing = [
+                f"{path}: is missing; {self.model} has its camera"
+                for path in files
+                if not path.is_file()
+            ]
+            if depth is None and any(self._depth):
+                missing.append(f"{files[0]}: has no depth map, other photos have one")
+            (partial if missing else frames).append(i)
+            faults += missing
+        return Inventory(tuple(frames), tuple(faults), tuple(partial))
+
+    def frames(self, scene: str) -> tuple[int, ...]:
+        """Numbers of the frames.
+
+        Raises:
+            InputError: a photo or depth map is missing.
+        """
+        return self.inventory(scene).complete()
+
+    def pairs(self, scene: str) -> None:
+        """None: see `sampling.overlap_scores` for captures with depth."""
+        del scene
+
+    def read_frame(self, scene: str, frame: int) -> Frame:
+        """One photo as its files have it.
+
+        Raises:
+            InputError: naming the file that is missing, damaged, turned by EXIF, or of another size
+                than its camera is for.
+        """
+        del scene
+        if not 0 <= frame < len(self.photos):
+            raise InputError(
+                f"{self.root}: has frames 0 to {len(self.photos) - 1}, {frame} was asked for"
+            )
+        photo, depth = self.photos[frame], self._depth[frame]
+        path = self._images / photo.name
+        image = read_image(path, str(path))
+        _check_upright(path)
+        if photo.size is not None and image.size != photo.size:
+            raise InputError(
+                f"{path}: is {image.width}x{image.height}, its camera is for"
+                f" {photo.size[0]}x{photo.size[1]}; use the photos that the cameras were made with"
+            )
+        whole = Frame(photo.name, image, photo.extrinsics, photo.intrinsics(image.size))
+        if depth is not None:
+            values = _read_depth(depth)
+            if depth.box is None:
+                _check_aspect(values, image.size, depth.path)
+            whole = replace(whole, depth=values, depth_box=depth.box)
+        return check_frame(whole, str(path))
+
+    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
+        """Frames as a sample, cropped in the middle and resized.
+
+        Args:
+            scene: the one in `scenes`.
+            frames: some of `frames(scene)`, in the order of the sample.
+            size: (height, width).
+
+        Raises:
+            InputError: as `read_frame`.
+        """
+        read = [self.read_frame(scene, frame) for frame in frames]
+        return fit_frames(read, size, dataset="capture", scene=scene)
+
+
+def _find_model(root: Path) -> Path:
+    places = [root / place for place in _MODEL_PLACES]
+    found = [p for p in places if any((p / f"images.{kind}").exists() for kind in ("bin", "txt"))]
+    if (root / "sparse" / "1").is_dir() and root / "sparse" / "0" in found:
+        raise InputError(
+            f"{root / 'sparse'}: has several models; choose one with the argument model"
+        )
+    if (root / "transforms.json").exists():
+        found.append(root / "transforms.json")
+    if len(found) != 1:
+        what = f"has {' and '.join(map(str, found))}" if found else "has no cameras"
+        raise InputError(
+            f"{root}: {what}; expected one COLMAP model (sparse/0) or transforms.json, choose with"
+            " the argument model"
+        )
+    return found[0]
+
+
+def _unposed(folder: Path, photos: Sequence[PosedPhoto]) -> tuple[str, ...]:
+    """Photos in the folders of those that have cameras, but without one."""
+    known = {photo.name for photo in photos}
+    folders = {str(PurePosixPath(name).parent) for name in known}
+    found = []
+    for inside in sorted(folders):
+        place = folder / inside
+        names = sorted(os.listdir(place)) if place.is_dir() else []
+        found += [str(PurePosixPath(inside) / n) for n in names if _is_photo(place / n)]
+    return tuple(sorted(set(found) - known, key=_natural))
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
+
+
+def _check_upright(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1):
+            raise InputError(
+                f"{path}: is stored turned (EXIF orientation), its camera is for the pixels as"
+                " stored; save it upright and make the cameras again"
+            )
+
+
+# -- depth -----------------------------------------------------------------------------------------
+
+
+def _depth_files(
+    folder: str | os.PathLike[str], photos: Sequence[PosedPhoto]
+) -> list[_DepthFile | None]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; expected depth maps")
+    step, boxes = _depth_notes(folder / "depth.json")
+    there: dict[str, Path] = {}  # without blanks, which names in COLMAP models do not have
+    for path in sorted(folder.rglob("*.p[fn][mg]")):
+        key = path.relative_to(folder).as_posix().replace(" ", "_")
+        if key in there:
+            raise InputError(f"{path}: cannot be told from {there[key].name}; rename one")
+        there[key] = path
+    files: list[_DepthFile | None] = []
+    for photo in photos:
+        name = PurePosixPath(photo.name.replace(" ", "_"))
+        keys = [f"{stem}{kind}" for stem in (name.with_suffix(""), name) for kind in _DEPTH_KINDS]
+        found = [there[key] for key in dict.fromkeys(keys) if key in there]
+        if len(found) > 1:
+            raise InputError(f"{found[0]}: stands beside {found[1].name}; expected one of them")
+        files.append(_depth_file(found[0], folder, step, boxes) if found else None)
+    if not any(files):
+        raise InputError(f"{folder}: has no depth map of any photo; expected NAME.pfm or NAME.png")
+    return files
+
+
+def _depth_file(path: Path, folder: Path, step: float | None, boxes: dict[str, Box]) -> _DepthFile:
+    box = boxes.get(path.relative_to(folder).as_posix())
+    if path.suffix == ".pfm":
+        return _DepthFile(path, box=box)
+    if step is None:
+        raise InputError(f"{folder / 'depth.json'}: is missing; expected the scale of the maps")
+    return _DepthFile(path, step, box)
+
+
+def _depth_notes(path: Path) -> tuple[float | None, dict[str, Box]]:
+    """Scale and boxes of depth.json, as `export.depth_maps` writes it."""
+    if not path.exists():
+        return None, {}
+    try:
+        notes = json.loads(read_text(path, 256_000_000, encoding="utf-8"))
+        step = float(notes["scale"])
+        boxes = {}
+        for view in notes.get("views", []):
+            x1, y1, x2, y2 = (float(edge) for edge in view["photo_box"])
+            if not (np.isfinite([x1, y1, x2, y2]).all() and x1 < x2 and y1 < y2):
+                raise ValueError("a photo_box has no extent")
+            boxes[str(view["file"])] = x1, y1, x2, y2
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: expected scale, file and photo_box ({error})") from error
+    if not (np.isfinite(step) and step > 0):
+        raise InputError(f"{path}: scale: expected a positive number, got {step}")
+    return step, boxes
+
+
+def _read_depth(file: _DepthFile) -> np.ndarray:
+    if file.path.suffix.lower() == ".pfm":
+        return read_depth_pfm(file.path)
+    from PIL import Image
+
+    try:
+        with Image.open(file.path, formats=["PNG"]) as image:
+            mode, values = image.mode, np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file.path}: cannot be read ({reason}); expected a PNG") from error
+    if mode != "I;16":
+        raise InputError(f"{file.path}: expected a depth map with 16 bits of grey, got mode {mode}")
+    return (values * np.float64(file.step)).astype(np.float32)
+
+
+def _check_aspect(depth: np.ndarray, size: tuple[int, int], path: Path) -> None:
+    """A map of another resolution covers the photo if its shape is the same, but for rounding."""
+    (height, width), (photo_width, photo_height) = depth.shape, size
+    if abs(width * photo_height - height * photo_width) > (photo_width + photo_height) / 2:
+        raise InputError(
+            f"{path}: the depth map is {width}x{height}, its photo is {photo_width}x{photo_height};"
+            " expected the same shape"
+        )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", name, flags=re.ASCII)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]

@@ -1,0 +1,217 @@
+"""Cameras of a COLMAP sparse model, binary or text (colmap.github.io/format.html).
+
+Only cameras and images are read, no points. COLMAP's pixels have their centres at halves, ours at
+integers. Models with lens distortion are refused: nothing in this package distorts.
+"""
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lite3r_jax.data.posed import PosedPhoto, check_lens, relative_name
+from lite3r_jax.data.text_file import count, number, read_text
+from lite3r_jax.errors import InputError
+
+_MODELS = (
+    "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE",
+    "FULL_OPENCV", "FOV", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE",
+    "RAD_TAN_THIN_PRISM_FISHEYE",
+)  # fmt: skip
+_PARAMETERS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
+_MAX_TEXT = 2_000_000_000
+_MAX_NAME = 4096
+_MAX_SIDE = 1_000_000
+
+_Camera = tuple[tuple[int, int], tuple[float, float, float, float]]  # size and lens
+
+
+def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
+    """The registered photos of a model, in the order of its file.
+
+    Args:
+        folder: with cameras.bin and images.bin, or cameras.txt and images.txt.
+
+    Raises:
+        InputError: naming file and place, for files that are missing or damaged, cameras with lens
+            distortion, images of unknown cameras, and names that come twice or lead elsewhere.
+    """
+    folder = Path(folder)
+    binary = (folder / "images.bin").exists()
+    cameras_file = folder / ("cameras.bin" if binary else "cameras.txt")
+    images_file = folder / ("images.bin" if binary else "images.txt")
+    for path in (cameras_file, images_file):
+        if not path.is_file():
+            raise InputError(f"{path}: is missing; expected cameras and images of a COLMAP model")
+    cameras: dict[int, _Camera] = {}
+    found = _binary_cameras(cameras_file) if binary else _text_cameras(cameras_file)
+    for place, key, model, size, parameters in found:
+        if key in cameras:
+            raise InputError(f"{place}: camera {key} comes twice, expected once")
+        if not all(0 < side <= _MAX_SIDE for side in size):
+            raise InputError(f"{place}: expected the size of a photo, got {size[0]}x{size[1]}")
+        cameras[key] = size, _lens(model, parameters, place)
+    photos: dict[str, PosedPhoto] = {}
+    found = _binary_images(images_file) if binary else _text_images(images_file)
+    for place, quat, t, key, name in found:
+        name = relative_name(name, place)
+        if name in photos:
+            raise InputError(f"{place}: image {name} comes twice, expected once")
+        if key not in cameras:
+            raise InputError(f"{place}: has camera {key}; expected one of {cameras_file.name}")
+        extrinsics = np.concatenate([_rotation(quat, place), np.reshape(t, (3, 1))], -1)
+        if not np.isfinite(extrinsics).all():
+            raise InputError(f"{place}: expected a finite translation")
+        photos[name] = PosedPhoto(name, cameras[key][0], extrinsics, cameras[key][1])
+    if not photos:
+        raise InputError(f"{images_file}: has no image; expected at least one registered image")
+    return list(photos.values())
+
+
+def _lens(
+    model: str, parameters: tuple[float, ...], place: str
+) -> tuple[float, float, float, float]:
+    fx, fy = (parameters[0], parameters[0]) if model == "SIMPLE_PINHOLE" else parameters[:2]
+    lens = fx, fy, parameters[-2] - 0.5, parameters[-1] - 0.5
+    check_lens(lens, place)
+    return lens
+
+
+def _parameter_count(model: str, place: str) -> int:
+    if model not in _PARAMETERS:
+        known = "has lens distortion" if model in _MODELS else "is not known"
+        raise InputError(
+            f"{place}: camera model {model[:40]} {known}, expected PINHOLE or SIMPLE_PINHOLE;"
+            " undistort photos and model first, with `colmap image_undistorter`"
+        )
+    return _PARAMETERS[model]
+
+
+def _rotation(quat: tuple[float, ...], place: str) -> np.ndarray:
+    """Of a quaternion w, x, y, z."""
+    norm = math.hypot(*quat)  # which does not overflow on the way
+    if not 0.99 < norm < 1.01:
+        raise InputError(f"{place}: expected a unit quaternion, got one of length {norm:g}")
+    w, x, y, z = np.asarray(quat) / norm
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def _text_cameras(path: Path) -> Iterator[tuple]:
+    for line, text in enumerate(read_text(path, _MAX_TEXT, encoding="utf-8").split("\n"), 1):
+        words, place = text.split(), f"{path}: line {line}"
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) < 4:
+            raise InputError(f"{place}: expected id, model, width, height and parameters")
+        expected = _parameter_count(words[1], place)
+        if len(words) != 4 + expected:
+            raise InputError(f"{place}: expected {expected} parameters, got {len(words) - 4}")
+        size = count(words[2], place), count(words[3], place)
+        parameters = tuple(number(word, place) for word in words[4:])
+        yield place, count(words[0], place), words[1], size, parameters
+
+
+def _text_images(path: Path) -> Iterator[tuple]:
+    lines = enumerate(read_text(path, _MAX_TEXT, encoding="utf-8").split("\n"), 1)
+    for line, text in lines:
+        words, place = text.strip().split(maxsplit=9), f"{path}: line {line}"
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 10:
+            raise InputError(f"{place}: expected id, 4 + 3 numbers, camera id and name")
+        count(words[0], place)
+        values = [number(word, place) for word in words[1:8]]
+        # the observations stand on the next line, which is empty where there are none
+        line, text = next(lines, (line + 1, ""))
+        if len(text.split()) % 3:
+            raise InputError(f"{path}: line {line}: expected three values per observation")
+        yield place, tuple(values[:4]), values[4:], count(words[8], place), words[9]
+
+
+# -- binary ----------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Little-endian values one after the other, never beyond the end."""
+
+    def __init__(self, path: Path, data: mmap.mmap | bytes):
+        self.path, self.data, self.at = path, data, 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}: byte {self.at}"
+
+    def skip(self, size: int) -> int:
+        """Where the skipped bytes begin."""
+        if size > len(self.data) - self.at:
+            raise InputError(
+                f"{self.place}: expected {size} more bytes, the file has"
+                f" {len(self.data) - self.at}; it is damaged"
+            )
+        self.at += size
+        return self.at - size
+
+    def take(self, form: str) -> tuple:
+        form = f"<{form}"
+        return struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))
+
+    def name(self) -> str:
+        end = self.data.find(b"\0", self.at, self.at + _MAX_NAME)
+        if end < 0:
+            raise InputError(f"{self.place}: expected a name that ends with a zero byte")
+        raw = self.data[self.at : end]
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.place}: expected a name in UTF-8, got {raw[:40]!r}") from error
+        self.at = end + 1
+        return text
+
+    def finish(self) -> None:
+        if self.at != len(self.data):
+            raise InputError(f"{self.place}: expected the end, the file has more; it is damaged")
+
+
+def _open(path: Path) -> _Reader:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return _Reader(path, b"")
+            return _Reader(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _binary_cameras(path: Path) -> Iterator[tuple]:
+    reader = _open(path)
+    for _ in range(reader.take("Q")[0]):
+        place = reader.place
+        key, model, width, height = reader.take("IiQQ")
+        name = _MODELS[model] if 0 <= model < len(_MODELS) else f"number {model}"
+        parameters = reader.take(f"{_parameter_count(name, place)}d")
+        yield place, key, name, (width, height), parameters
+    reader.finish()
+
+
+def _binary_images(path: Path) -> Iterator[tuple]:
+    reader = _open(path)
+    for _ in range(reader.take("Q")[0]):
+        place = reader.place
+        _, *values, key = reader.take("I7dI")
+        name = reader.name()
+        reader.skip(24 * reader.take("Q")[0])  # observations: x, y, point
+        yield place, tuple(values[:4]), values[4:], key, name
+    reader.finish()

@@ -1,0 +1,86 @@
+"""A photo with its camera, as the files of other programs describe it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from lite3r_jax.data.views import ROTATION_TOLERANCE
+from lite3r_jax.errors import InputError
+
+FLIP = np.diag([1.0, -1.0, -1.0])
+"""Between OpenCV's camera axes and OpenGL's (x right, y up, z backward), both ways."""
+
+
+@dataclass(frozen=True, eq=False)
+class PosedPhoto:
+    """One photo of a capture.
+
+    Attributes:
+        name: relative file name, "/" between folders.
+        size: (width, height) of the photo that the intrinsics are for; None: that of the file.
+        extrinsics: float64 [3, 4] world-to-camera, OpenCV.
+        lens: fx, fy, cx, cy in pixels with centres at integers; cx and cy may be None for the
+            middle of the photo.
+        depth: file of the depth map; None without.
+        depth_step: what the values of `depth` are multiplied with.
+    """
+
+    name: str
+    size: tuple[int, int] | None
+    extrinsics: np.ndarray
+    lens: tuple[float, float, float | None, float | None]
+    depth: Path | None = None
+    depth_step: float = 1.0
+
+    def intrinsics(self, size: tuple[int, int]) -> np.ndarray:
+        """float64 [3, 3] for the photo's (width, height)."""
+        fx, fy, cx, cy = self.lens
+        cx = (size[0] - 1) / 2 if cx is None else cx
+        cy = (size[1] - 1) / 2 if cy is None else cy
+        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def relative_name(text: str, place: str) -> str:
+    """A file name that stays inside its folder, without "./" and with "/" between folders.
+
+    Raises:
+        InputError: naming `place`, for a name that is empty, absolute or leads out of the folder.
+    """
+    path = PurePosixPath(text.replace("\\", "/"))
+    outside = path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]
+    if outside or "\0" in text:
+        raise InputError(
+            f"{place}: expected the name of a file inside the capture, got {text[:80]!r}"
+        )
+    return str(path)
+
+
+def check_lens(lens: Sequence[float | None], place: str) -> None:
+    """Refuse focal lengths that are not positive and numbers that are not finite.
+
+    Raises:
+        InputError: naming `place`.
+    """
+    fx, fy, *centre = lens
+    finite = all(value is None or np.isfinite(value) for value in lens)
+    if not finite or fx is None or fy is None or not (fx > 0 and fy > 0):
+        raise InputError(
+            f"{place}: expected positive focal lengths and a finite principal point, got"
+            f" {fx}, {fy} and {centre[0]}, {centre[1]}"
+        )
+
+
+def check_rotation(rotation: np.ndarray, place: str) -> None:
+    """Refuse a matrix [3, 3] that is no rotation.
+
+    Raises:
+        InputError: naming `place`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if not off <= ROTATION_TOLERANCE:
+        raise InputError(f"{place}: expected a rotation, its rows are off by {off:.1e}")
+    if np.linalg.det(rotation) < 0:
+        raise InputError(f"{place}: expected a rotation, got a mirror (determinant -1)")

@@ -1,0 +1,231 @@
+"""The sample: what every multi-view dataset gives, and what must hold for it.
+
+Cameras follow OpenCV: x right, y down, z forward; extrinsics are world-to-camera, p_cam = R p + t.
+A pixel (u, v) has its centre at integers, as in the rest of the package. Depth is z in the camera
+frame. All arrays are NumPy, so that samples can be made in worker processes without JAX.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lite3r_jax.errors import InputError
+
+ROTATION_TOLERANCE = 1e-3  # largest entry of R R^T - I; files hold six digits or so
+
+Scores = Mapping[int, Mapping[int, float]]
+"""How much two frames see of each other: frame -> other frame -> score, larger is more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """S views of one scene.
+
+    Attributes:
+        dataset: where it comes from, such as "blendedmvs".
+        scene: id of the scene within the dataset.
+        frames: id of each view within the scene, each different.
+        images: float32 [S, H, W, 3], RGB in [0, 1].
+        extrinsics: float32 [S, 3, 4] world-to-camera [R | t].
+        intrinsics: float32 [S, 3, 3] in pixels of `images`: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]].
+        depth: float32 [S, H, W], z in the camera frame, 0 where there is none; None without depth.
+        mask: bool [S, H, W], true where depth is valid, that is depth > 0; None without depth.
+        unit: what the lengths in the dataset's files are: "mm", "m", or "scene" for a unit of the
+            scene's own.
+        scale: length 1 of this sample is `scale` of that unit. It is 1 before normalisation.
+    """
+
+    dataset: str
+    scene: str
+    frames: tuple[str, ...]
+    images: np.ndarray
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    depth: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    unit: str = "scene"
+    scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What messages call it: dataset and scene."""
+        return f"{self.dataset} {self.scene}"
+
+    @property
+    def views(self) -> int:
+        """Number of views."""
+        return len(self.frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+
+class SceneSource(Protocol):
+    """What every reader offers: scenes with frames, read in any order."""
+
+    scenes: tuple[str, ...]
+
+    def frames(self, scene: str) -> tuple[int, ...]:
+        """Numbers of the frames of a scene, ascending."""
+        ...
+
+    def pairs(self, scene: str) -> Scores | None:
+        """Which frames see the same things; None if the dataset does not say."""
+        ...
+
+    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
+        """The given frames, in this order, at (height, width)."""
+        ...
+
+
+def validate(sample: Sample) -> Sample:
+    """Check everything that the docstring of `Sample` promises.
+
+    Returns:
+        The sample itself.
+
+    Raises:
+        InputError: the first thing that is wrong, with dataset, scene and frame.
+    """
+    _check_arrays(sample)
+    images, e, k = sample.images, sample.extrinsics, sample.intrinsics.astype(np.float64)
+    rotation = e[..., :3].astype(np.float64)
+    height, width = sample.size
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite fails the first checks
+        centre, edge = k[:, :2, 2], np.array([width, height])
+        checks = {
+            "images must be finite and in [0, 1]": _each(images, lambda x: (x >= 0) & (x <= 1)),
+            "extrinsics must be finite": _each(e, np.isfinite),
+            "intrinsics must be finite": _each(k, np.isfinite),
+            "extrinsics must hold a rotation (orthonormal)": _orthonormality(rotation)
+            <= ROTATION_TOLERANCE,
+            "extrinsics must hold a rotation (determinant +1), not a mirror": _finite_det(rotation)
+            > 0,
+            "focal lengths must be positive": (k[:, 0, 0] > 0) & (k[:, 1, 1] > 0),
+            "intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]": (k[:, 0, 1] == 0)
+            & (k[:, 1, 0] == 0)
+            & (k[:, 2] == [0, 0, 1]).all(-1),
+            "the principal point must be on or near the image": (
+                (centre >= -0.5 * edge) & (centre <= 1.5 * edge)
+            ).all(-1),
+        }
+        if sample.depth is not None and sample.mask is not None:
+            checks["depth must be finite and not negative"] = _each(
+                sample.depth, lambda x: (x >= 0) & np.isfinite(x)
+            )
+            checks["the mask must be true just where depth is above 0"] = _each(
+                sample.mask == (sample.depth > 0), lambda x: x
+            )
+    for rule, passed in checks.items():
+        if not passed.all():
+            frame = sample.frames[int(np.argmin(passed))]
+            raise InputError(f"{sample.name} frame {frame}: {rule}; check the file it came from")
+    return sample
+
+
+@dataclass(frozen=True, eq=False)
+class CrossViewCheck:
+    """How well depth maps and cameras of several views agree. Row: from this view, column: into.
+
+    Attributes:
+        in_view: float64 [S, S], share of the valid pixels of one view that fall onto a valid pixel
+            of the other.
+        visible: float64 [S, S], share of those in view whose depth agrees, which are the ones not
+            hidden in the other view; NaN where nothing is in view.
+        error: float64 [S, S], median over those in view of |z - depth| / depth; NaN likewise.
+            It is large if more than half is hidden, or if cameras or depth are wrong.
+    """
+
+    in_view: np.ndarray
+    visible: np.ndarray
+    error: np.ndarray
+
+
+def cross_view_check(sample: Sample, *, tolerance: float = 0.02, stride: int = 1) -> CrossViewCheck:
+    """Reproject the depth of each view into each other one and compare at the nearest pixel.
+
+    Args:
+        sample: with depth.
+        tolerance: largest relative difference of depths that agree.
+        stride: every how manyth row and column is looked at.
+
+    Raises:
+        InputError: the sample has no depth.
+    """
+    if sample.depth is None or sample.mask is None:
+        raise InputError(f"{sample.name}: has no depth; there is nothing to compare across views")
+    height, width = sample.size
+    e, k = sample.extrinsics.astype(np.float64), sample.intrinsics.astype(np.float64)
+    # 1 where a view meets itself: every pixel is in view, and its own depth is right
+    in_view, visible, error = (
+        np.eye(sample.views),
+        np.eye(sample.views),
+        np.zeros((sample.views,) * 2),
+    )
+    for i in range(sample.views):
+        v, u = np.nonzero(sample.mask[i, ::stride, ::stride])
+        v, u = v * stride, u * stride
+        z = sample.depth[i, v, u].astype(np.float64)
+        rays = np.linalg.solve(k[i], np.stack([u, v, np.ones(len(u))]))
+        world = e[i, :, :3].T @ (rays * z - e[i, :, 3:])
+        for j in range(sample.views):
+            if j == i:
+                continue
+            point = e[j, :, :3] @ world + e[j, :, 3:]
+            point = point[:, point[2] > 0]
+            pixel = np.rint((k[j] @ point)[:2] / point[2])
+            on = ((pixel >= 0) & (pixel < [[width], [height]])).all(0)
+            column, row = pixel[:, on].astype(np.intp)
+            seen = sample.depth[j, row, column].astype(np.float64)
+            off = np.abs(point[2, on] - seen)[seen > 0] / seen[seen > 0]
+            in_view[i, j] = len(off) / max(len(u), 1)
+            visible[i, j] = (off <= tolerance).mean() if len(off) else np.nan
+            error[i, j] = np.median(off) if len(off) else np.nan
+    return CrossViewCheck(in_view, visible, error)
+
+
+def _check_arrays(sample: Sample) -> None:
+    s = len(sample.frames)
+    if s == 0 or len(set(sample.frames)) < s:
+        raise InputError(
+            f"{sample.name}: expected at least one frame and each once, got {list(sample.frames)}"
+        )
+    maps = (s, *sample.images.shape[1:3])
+    wanted = {
+        "images": ((*maps, 3), np.float32),
+        "extrinsics": ((s, 3, 4), np.float32),
+        "intrinsics": ((s, 3, 3), np.float32),
+        "depth": (maps, np.float32),
+        "mask": (maps, np.bool_),
+    }
+    for name, (shape, dtype) in wanted.items():
+        array: np.ndarray | None = getattr(sample, name)
+        if array is None and name in ("depth", "mask"):
+            continue
+        if array is None or array.shape != shape or array.dtype != dtype or 0 in shape:
+            found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise InputError(
+                f"{sample.name}: {name} is {found}, expected {dtype.__name__} {list(shape)}"
+                f" for {s} frames"
+            )
+    if (sample.depth is None) != (sample.mask is None):
+        raise InputError(f"{sample.name}: depth and mask go together; give both or neither")
+    if not (np.isfinite(sample.scale) and sample.scale > 0):
+        raise InputError(f"{sample.name}: scale must be positive, got {sample.scale}")
+
+
+def _each(array: np.ndarray, rule) -> np.ndarray:
+    """bool [S]: whether a rule holds for all values of a view."""
+    return rule(array).reshape(len(array), -1).all(-1)
+
+
+def _orthonormality(rotation: np.ndarray) -> np.ndarray:
+    return np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max((-1, -2))
+
+
+def _finite_det(rotation: np.ndarray) -> np.ndarray:
+    return np.linalg.det(np.nan_to_num(rotation, posinf=0, neginf=0))
