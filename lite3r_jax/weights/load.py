@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
-from lite3r_jax.attention.core import Plan
+from lite3r_jax.attention.core import AttentionCore, Plan
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import hub, strict_json
@@ -30,6 +32,7 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
     plan: Plan | None = None,
+    seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
     """A model with the weights of a converted directory or of a known hub repository.
@@ -46,7 +49,9 @@ def load(
         dtype: compute dtype of the model, float32 or bfloat16.
         param_dtype: dtype in which parameters are held. None: the one they are stored in, or
             float32 where the file mixes several.
-        plan: attention strategy of every site; dense everywhere when None.
+        plan: attention strategy of every site; dense everywhere when None. Weights are a teacher's:
+            the parameters that strategies add to them get their initial values.
+        seed: of those values; nothing else depends on it.
         cache_dir: where converted hub weights are kept; the user's cache directory when None.
 
     Returns:
@@ -72,11 +77,13 @@ def load(
     stored = {DTYPES[name] for name in manifest.dtypes}
     if param_dtype is None:
         param_dtype = stored.pop() if len(stored) == 1 else jnp.float32
-    model = abstract_model(
-        backbone, config, heads=wanted, plan=plan, dtype=dtype, param_dtype=param_dtype
-    )
+    kinds = {"heads": wanted, "plan": plan, "dtype": dtype, "param_dtype": param_dtype}
+    model = abstract_model(backbone, config, **kinds)
     parts = list(dict.fromkeys(path.partition("/")[0] for path in model.shapes))
-    return model.fill(_read(weights, model, parts))
+    arrays = _read(weights, model, parts)
+    if new := model.shapes.keys() - arrays.keys():
+        arrays |= _initial(partial(backbone.build, config, **kinds), new, seed)
+    return model.fill(arrays)
 
 
 def resolve(
@@ -101,9 +108,35 @@ def resolve(
     return directory, f"delete {directory} and load again"
 
 
+def _initial(
+    build: Callable[..., nnx.Module], paths: Collection[str], seed: int
+) -> dict[str, jax.Array]:
+    """Some parameters of a model with random weights; the others are never computed."""
+
+    @jax.jit
+    def some() -> dict[str, jax.Array]:
+        flat = nnx.to_flat_state(nnx.state(build(rngs=nnx.Rngs(seed)), nnx.Param))
+        every = {"/".join(map(str, key)): variable[...] for key, variable in flat}
+        return {path: every[path] for path in paths}
+
+    return some()
+
+
+def _of_strategies(model: AbstractModel) -> set[str]:
+    """Paths of the parameters that belong to attention strategies and not to the backbone."""
+    module = nnx.merge(model.graph, nnx.from_flat_state(list(model.variables.values())))
+    return {
+        "/".join(map(str, path + key))
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, AttentionCore)
+        for key, _ in nnx.to_flat_state(nnx.state(node, nnx.Param))
+    }
+
+
 def _read(
     weights: ConvertedWeights, model: AbstractModel, parts: Sequence[str]
 ) -> dict[str, jax.Array]:
+    """All parameters but the strategies' own."""
     names = [f"{part}.safetensors" for part in parts]
     files: list[SafetensorsFile] = []
     try:
@@ -132,8 +165,10 @@ def _check_fit(
     weights: ConvertedWeights, files: Sequence[SafetensorsFile], model: AbstractModel
 ) -> None:
     found = {name: spec.shape for file in files for name, spec in file.specs.items()}
-    wrong = [name for name, shape in model.shapes.items() if found.get(name) != shape]
-    wrong += [name for name in found if name not in model.shapes]
+    own = _of_strategies(model)
+    wanted = {name: shape for name, shape in model.shapes.items() if name not in own}
+    wrong = [name for name, shape in wanted.items() if found.get(name) != shape]
+    wrong += [name for name in found if name not in wanted]
     if wrong:
         raise InputError(
             f"{weights.path}: does not fit the model of this version, {len(wrong)} parameters "

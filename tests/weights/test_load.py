@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lite3r_jax.attention.core import AttentionCore
+from lite3r_jax.attention.presets import plan
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import load as load_module
+from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.load import load
 from lite3r_jax.weights.safetensors_file import SafetensorsFile
 
@@ -182,3 +186,60 @@ def test_paths_and_strings_are_alike(toy_weights):
 
 def test_a_copy_of_the_directory_is_as_good(toy_weights, tmp_path):
     load(shutil.copytree(toy_weights, tmp_path / "copy"), heads=())
+
+
+def test_a_student_has_its_teachers_weights_and_its_own_projections(golden_weights):
+    teacher = parameters(load(golden_weights, heads=("camera",)))
+    student = parameters(load(golden_weights, heads=("camera",), plan=plan("sla_paper")))
+    own = {name: student.pop(name) for name in student.keys() - teacher.keys()}
+    assert {name: values.shape for name, values in own.items()} == {
+        "aggregator/patch_embed/cores/0/proj_lin": (3, 16, 16),
+        "aggregator/frame_cores/0/proj_lin": (4, 16, 16),
+        "aggregator/global_cores/0/proj_lin": (4, 16, 16),
+        "camera_head/cores/0/proj_lin": (2, 32, 32),
+    }
+    for values in own.values():
+        assert np.std(values) == pytest.approx(1e-3, rel=0.2)
+        assert not np.array_equal(values[0], values[1]), "layers differ"
+    for name, values in teacher.items():
+        np.testing.assert_array_equal(student[name], values, name)
+
+
+@pytest.mark.slow
+def test_projections_are_those_of_the_seed(golden_weights):
+    def own(seed):
+        model = load(golden_weights, heads=(), plan=plan(), seed=seed, param_dtype=jnp.bfloat16)
+        return model.aggregator.global_cores[0].proj_lin[...]
+
+    first, again, other = own(1), own(1), own(2)
+    assert first.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+class _Strategy(AttentionCore):
+    def __init__(self):
+        self.scale = nnx.Param(jnp.full(3, 2.0))
+
+
+class _Layer(nnx.Module):
+    def __init__(self):
+        self.scale = nnx.Param(jnp.full(3, 2.0))
+
+
+@pytest.mark.parametrize("kind", [_Strategy, _Layer])
+def test_nothing_may_be_missing_but_what_strategies_add(toy_weights, monkeypatch, kind):
+    toy = load_module.get_backbone("toy")
+
+    def build(config, **kinds):
+        model = toy.build(config, **kinds)
+        model.trunk.more = kind()
+        return model
+
+    monkeypatch.setattr(load_module, "abstract_model", abstract_model)
+    monkeypatch.setattr(load_module, "get_backbone", lambda _: replace(toy, build=build))
+    if kind is _Strategy:
+        np.testing.assert_array_equal(load(toy_weights).trunk.more.scale[...], [2.0, 2.0, 2.0])
+    else:
+        with pytest.raises(InputError, match=r"1 parameters differ \(trunk/more/scale\)"):
+            load(toy_weights)

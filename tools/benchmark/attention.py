@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--grid", type=int, nargs=2, default=[28, 37], metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--keep", type=float, nargs="+", default=[0.1])
-    parser.add_argument("--q-block", type=int, default=64)
+    parser.add_argument("--q-block", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--implementation", default="auto", help="of SLA and of dense attention")

@@ -1,0 +1,312 @@
+"""Sparse Linear Attention as a strategy: tiles, protected tokens, routing, sharding."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from lite3r_jax.attention.core import AttentionCore, Layouts
+from lite3r_jax.attention.windows import SPECIAL, blocks, inverse
+from lite3r_jax.kernels.block_map.select import block_map, budgets
+from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
+from lite3r_jax.kernels.sla.api import IMPLEMENTATIONS, sla
+from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
+
+_ROUTINGS = ("token", "block", "block3")
+
+
+@dataclass(frozen=True)
+class SLA:
+    """Softmax over the keys that matter most, plus projected linear attention.
+
+    `kernels.sla.reference` has the formulas (Lite3R, arXiv 2605.11354; SLA, arXiv 2509.24006).
+    With "block" and "block3", blocks are windows of one image (`attention.windows`), and a block of
+    queries chooses among the blocks of keys by mean query and mean key. With keep 1 this is dense
+    attention, plus the linear part for "block" and "token".
+
+    The one parameter is `proj_lin` [D, D], shared by the heads of a layer, applied from the right
+    and without bias (lite3r_kit/sla.py).
+
+    Attributes:
+        routing: "block" (linear part over all keys; the default), "block3" (linear part over what
+            is neither critical nor negligible: SLA's three classes) or "token" (Lite3R as coded,
+            the best keys of every single query; time and memory grow with T^2, for parity).
+        keep: fraction that is critical, in (0, 1], rounded down but at least one: of the key
+            blocks that are not protected, or of the keys for "token".
+        low: fraction of those blocks that is negligible, in [0, 1), for "block3"; the SLA paper
+            has 0.1.
+        block: keys per block; "token" has none.
+        q_block: queries per block; None for twice as many as keys, for which every device loads
+            half as many keys as for equal blocks. thu-ml/SLA has 64 or 128, for 64 keys.
+        protect: for "block" and "block3", keys of special tokens (camera, registers) and, where
+            views attend to each other, all keys of the reference view are critical in every row,
+            and queries of special tokens attend to all keys by softmax. Methods without this lose
+            accuracy (FastVGGT arXiv 2509.02560; Block-Sparse VGGT arXiv 2509.07120).
+        phi: feature map of the linear part: "elu1", "softmax" or "relu".
+        eps: added to its denominator.
+        init: standard deviation of the initial proj_lin; 0 for zeros.
+        implementation: name in `kernels.sla.api.IMPLEMENTATIONS`, or "auto": the fastest that this
+            device, dtype and head dimension allow. A name that cannot be honoured raises.
+        batch_axis: axis of the mesh over which sequences are split, or None.
+        heads_axis: axis of the mesh over which heads are split, or None. With one of the two named,
+            every device computes its own sequences and heads, and the call must be inside of
+            `jax.set_mesh(mesh)`. XLA by itself gathers q, k and v.
+    """
+
+    routing: Routing = "block"
+    keep: float = 0.1
+    low: float = 0.0
+    block: int = 64
+    q_block: int | None = None
+    protect: bool = True
+    phi: Phi = "elu1"
+    eps: float = 1e-6
+    init: float = 1e-3
+    implementation: str = "auto"
+    batch_axis: str | None = None
+    heads_axis: str | None = None
+
+    def __post_init__(self):
+        for name, known in (
+            ("routing", _ROUTINGS),
+            ("phi", tuple(PHI)),
+            ("implementation", ("auto", *IMPLEMENTATIONS)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        for name, ok, wanted in (
+            ("keep", 0 < self.keep <= 1, "in (0, 1]"),
+            ("low", 0 <= self.low < 1, "in [0, 1)"),
+            ("block", self.block >= 1, "at least 1"),
+            ("q_block", self.q_block is None or self.q_block >= 1, "at least 1, or None"),
+            ("eps", self.eps >= 0, "at least 0"),
+            ("init", self.init >= 0, "at least 0"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
+        if self.low and self.routing != "block3":
+            raise ValueError(f"low is for routing 'block3', got {self.low} for {self.routing!r}")
+        if self.protect and self.routing == "token":
+            raise ValueError("routing 'token' protects no tokens: set protect=False")
+
+    def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "SLACore":
+        """See `AttentionSpec.build`."""
+        del heads
+        return SLACore(self, head_dim, param_dtype, rngs)
+
+    @property
+    def rows(self) -> int:
+        """Queries per block."""
+        return self.q_block or 2 * self.block
+
+    def describe(self, dtype: Any) -> str:
+        """See `AttentionSpec.describe`; for the head dimension of VGGT's trunk, 64."""
+        q = jnp.zeros((1, 1, 1, 64), dtype)
+        maps = None if self.routing == "token" else _all_blocks(q.shape, 1, 1, self)
+        name = self._choose(q, maps)
+        if reason := IMPLEMENTATIONS[name].refuses(self.routing, q, maps):
+            raise ValueError(f"implementation {name!r} cannot run here: {reason}")
+        return f"sla {self.routing}, keep {self.keep:g} ({name})"
+
+    def run(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        proj_lin: jax.Array,
+        maps: BlockMap | None,
+        **settings: Any,
+    ) -> jax.Array:
+        """`kernels.sla.api.sla` with these settings."""
+        return sla(
+            q,
+            k,
+            v,
+            proj_lin,
+            maps,
+            routing=self.routing,
+            phi=self.phi,
+            eps=self.eps,
+            implementation=self._choose(q, maps),
+            **settings,
+        )
+
+    def _choose(self, q: jax.Array, maps: BlockMap | None) -> str:
+        """What "auto" stands for; a name is the API's to refuse."""
+        if self.implementation != "auto":
+            return self.implementation
+        able = [n for n, i in IMPLEMENTATIONS.items() if i.refuses(self.routing, q, maps) is None]
+        return able[-1]  # they are listed from the definition to the fastest
+
+
+class SLACore(AttentionCore):
+    """See `SLA`."""
+
+    def __init__(self, spec: SLA, head_dim: int, param_dtype: Any, rngs: nnx.Rngs):
+        if head_dim < 1:
+            raise ValueError(f"head_dim must be at least 1, got {head_dim}")
+        self.spec = spec
+        draw = nnx.initializers.normal(spec.init)
+        self.proj_lin = nnx.Param(draw(rngs.params(), (head_dim, head_dim), param_dtype))
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        layouts: Layouts,
+        *,
+        aux: Any = None,
+        shared: Any = None,
+    ) -> jax.Array:
+        """See `AttentionCore.__call__`.
+
+        Raises:
+            ValueError: shapes that do not fit the layouts, no tokens, an implementation that
+                cannot run here, or mesh axes that do not exist or do not divide.
+        """
+        del aux, shared
+        _check(q, k, v, layouts)
+        spec = self.spec
+        attend = partial(_by_token if spec.routing == "token" else _by_block, spec, layouts)
+        if spec.batch_axis is not None or spec.heads_axis is not None:
+            attend = _split(spec, attend, q.shape)
+        return attend(q, k, v, self.proj_lin[...])
+
+
+def _check(q: jax.Array, k: jax.Array, v: jax.Array, layouts: Layouts) -> None:
+    if q.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+        raise ValueError(f"expected q, k, v as [B, T, N, D], got {q.shape}, {k.shape}, {v.shape}")
+    for name, x, layout in (("queries", q, layouts.query), ("keys", k, layouts.key)):
+        if x.shape[1] != layout.tokens or layout.tokens == 0:
+            raise ValueError(
+                f"{name}: need at least one token and as many as the layout has, got {x.shape[1]} "
+                f"for {layout}"
+            )
+
+
+def _split(
+    spec: SLA, attend: Callable[..., jax.Array], shape: tuple[int, ...]
+) -> Callable[..., jax.Array]:
+    """`attend` on every device for its own sequences and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    used = set()
+    for name, size in (("batch_axis", shape[0]), ("heads_axis", shape[2])):
+        axis = getattr(spec, name)
+        if axis is None:
+            continue
+        if axis not in mesh.shape:
+            have = ", ".join(f"{axis}: {count}" for axis, count in mesh.shape.items())
+            raise ValueError(
+                f"{name} {axis!r} is not an axis of the mesh in use ({have or 'none'}): call "
+                "inside of jax.set_mesh(mesh) with a mesh that has it"
+            )
+        if size % mesh.shape[axis]:
+            raise ValueError(
+                f"{name} {axis!r}: {size} do not split into {mesh.shape[axis]} equal parts"
+            )
+        used.add(axis)
+    here = PartitionSpec(spec.batch_axis, None, spec.heads_axis, None)
+    # Manual in the used axes only: over others the gradients of q, k and v would be summed, though
+    # equal. Kernels do not say over which axes their outputs vary, hence no check_vma.
+    return jax.shard_map(
+        attend,
+        in_specs=(here, here, here, PartitionSpec()),
+        out_specs=here,
+        axis_names=used,
+        check_vma=False,
+    )
+
+
+def _by_token(
+    spec: SLA, layouts: Layouts, q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array
+) -> jax.Array:
+    """Routing "token", to which all tokens are alike."""
+    del layouts
+    return spec.run(q, k, v, proj_lin, None, keep=spec.keep)
+
+
+def _by_block(
+    spec: SLA, layouts: Layouts, q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array
+) -> jax.Array:
+    """Routings "block" and "block3": tokens are put into blocks, and the output taken out."""
+    keys = blocks(layouts.key, spec.block)
+    queries = blocks(layouts.query, spec.rows)
+    always = np.zeros(len(keys.views), bool)
+    dense = np.zeros(len(queries.views), bool)
+    if spec.protect:
+        always |= keys.views == SPECIAL
+        always |= (keys.views == 0) & (layouts.key.scope == "global")
+        dense |= queries.views == SPECIAL
+    k, v = take(k, keys.tokens), take(v, keys.tokens)
+    k_valid = _valid(keys.tokens, layouts.key.tokens, k)
+    top, bottom = budgets(int((~always).sum()), spec.keep, spec.low)
+
+    found, order = [], []
+    for rows, all_blocks in ((queries.tokens[dense], True), (queries.tokens[~dense], False)):
+        if not len(rows):
+            continue
+        some = take(q, rows)
+        q_valid = _valid(rows, layouts.query.tokens, some)
+        if all_blocks:
+            maps = _all_blocks(some.shape, len(rows), len(always), spec)
+        else:
+            maps = block_map(
+                some,
+                k,
+                q_block=spec.rows,
+                k_block=spec.block,
+                top=top,
+                bottom=bottom,
+                always=np.flatnonzero(always).tolist(),
+                q_valid=q_valid,
+                k_valid=k_valid,
+            )
+        found.append(spec.run(some, k, v, proj_lin, maps, q_valid=q_valid, k_valid=k_valid))
+        order.append(rows)
+    return take(jnp.concatenate(found, axis=1), inverse(np.concatenate(order), q.shape[1]))
+
+
+def _all_blocks(shape: tuple[int, ...], rows: int, columns: int, spec: SLA) -> BlockMap:
+    """Every key block critical in every row."""
+    ids = jnp.broadcast_to(
+        jnp.arange(columns, dtype=jnp.int32), (shape[0], shape[2], rows, columns)
+    )
+    none = BlockTable(ids[..., :0], columns)
+    return BlockMap(BlockTable(ids, columns), none, spec.rows, spec.block)
+
+
+def _valid(tokens: np.ndarray, count: int, x: jax.Array) -> jax.Array:
+    """[B, slots] bool, which places hold a token."""
+    return jnp.broadcast_to(tokens.reshape(-1) < count, x.shape[:2])
+
+
+def take(x: jax.Array, tokens: np.ndarray) -> jax.Array:
+    """x[:, tokens], with 0 where `tokens` is past the end.
+
+    No token is taken twice, so the gradient comes back by taking as well, where JAX would add row
+    by row.
+
+    Args:
+        x: [B, T, N, D].
+        tokens: indices below T, each at most once, and T any number of times.
+    """
+    back = inverse(tokens, x.shape[1])
+
+    def get(x: jax.Array, at: np.ndarray) -> jax.Array:
+        return x.at[:, at.reshape(-1)].get(mode="fill", fill_value=0)
+
+    @jax.custom_vjp
+    def taken(x: jax.Array) -> jax.Array:
+        return get(x, tokens)
+
+    taken.defvjp(lambda x: (get(x, tokens), None), lambda _, up: (get(up, back),))
+    return taken(x)

@@ -1,0 +1,272 @@
+"""SLA as a strategy: order, protection and routing, against float64 on whole matrices."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lite3r_jax.attention.core import Layouts, TokenLayout
+from lite3r_jax.attention.dense import dense_attention
+from lite3r_jax.attention.presets import plan
+from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.windows import blocks
+from lite3r_jax.weights.load import load
+from tests.kernels.sla.oracle import sla_and_gradients
+
+B, N, D = 2, 2, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec on layouts that its blocks do not divide; queries are those of `cut` if given."""
+
+    spec: SLA
+    layout: TokenLayout
+    cut: TokenLayout | None = None
+
+    @property
+    def layouts(self):
+        return Layouts(self.cut or self.layout, self.layout)
+
+
+SCENE = Case(SLA(keep=0.3, block=8), TokenLayout(3, 2, (5, 7), "global"))
+MORE = [
+    Case(
+        SLA("block3", 0.3, 0.4, block=8, q_block=8, phi="softmax"),
+        TokenLayout(3, 3, (6, 9), "global"),
+        TokenLayout(2, 1, (3, 9), "global"),
+    ),
+    Case(SLA(keep=0.5, block=8, phi="relu"), TokenLayout(1, 5, (7, 5), "frame")),
+    Case(SLA(keep=0.4, block=8, protect=False), TokenLayout(3, 4, (4, 5), "global")),
+]
+
+
+def problem(case):
+    """q, k, v, proj_lin and a cotangent."""
+    rng = np.random.default_rng(0)
+    tokens = [layout.tokens for layout in (case.layouts.query, case.layout, case.layout)]
+    q, k, v = (rng.standard_normal((B, t, N, D)).astype(np.float32) for t in tokens)
+    w = rng.standard_normal((D, D)).astype(np.float32) / D**0.5
+    return q, k, v, w, rng.standard_normal(q.shape).astype(np.float32)
+
+
+@functools.cache
+def attend(case):
+    """(q, k, v, proj_lin) -> o, compiled."""
+    core = case.spec.build(heads=N, head_dim=D, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, _ = nnx.split(core)
+
+    def f(q, k, v, w):
+        state = nnx.State({"proj_lin": nnx.Param(w)})
+        return nnx.merge(graph, state)(q, k, v, case.layouts)
+
+    return jax.jit(f)
+
+
+def labels(layout, block):
+    """The block of every token, and the view of every block."""
+    cut = blocks(layout, block)
+    where = np.argsort(cut.tokens.reshape(-1), kind="stable")[: layout.tokens]
+    return where // block, cut.views
+
+
+def critical(case, q, k):
+    """[B, N, Tq, Tk] bool, critical and negligible pairs, by sorting means of blocks."""
+    spec = case.spec
+    (of_q, q_views), (of_k, k_views) = (
+        labels(layout, block)
+        for layout, block in ((case.layouts.query, spec.rows), (case.layout, spec.block))
+    )
+
+    def means(x, of):
+        return np.stack([x[:, of == j].mean(1, dtype=np.float64) for j in range(of.max() + 1)], 2)
+
+    scores = np.einsum("bnid,bnjd->bnij", means(q, of_q), means(k, of_k))
+    always = np.zeros(len(k_views), bool)
+    if spec.protect:
+        always = (k_views < 0) | ((k_views == 0) & (case.layout.scope == "global"))
+    free = np.flatnonzero(~always)
+    top, bottom = max(1, int(spec.keep * len(free))), int(spec.low * len(free))
+    ranked = free[np.argsort(-scores[..., free], axis=-1)]
+    high, low = np.zeros(scores.shape, bool), np.zeros(scores.shape, bool)
+    np.put_along_axis(high, ranked[..., :top], True, -1)
+    np.put_along_axis(low, ranked[..., len(free) - bottom :], True, -1)
+    high |= always
+    if spec.protect:
+        high[:, :, q_views < 0], low[:, :, q_views < 0] = True, False
+    return (x[:, :, of_q][..., of_k] for x in (high, low))
+
+
+@pytest.mark.parametrize(
+    "case", [SCENE, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_equals_float64_in_value_and_gradient(case):
+    q, k, v, w, up = problem(case)
+    high, low = critical(case, q, k)
+    assert 0 < high.mean() < 1
+    linear = ~(high | low) if case.spec.routing == "block3" else np.ones_like(high)
+    wanted = sla_and_gradients(q, k, v, w, high, linear, case.spec.phi, case.spec.eps, up)
+    both = jax.jit(lambda *args: (attend(case)(*args), jax.vjp(attend(case), *args)[1](up)))
+    o, gradients = both(q, k, v, w)
+    for name, got, want in zip(("o", "dq", "dk", "dv", "dw"), (o, *gradients), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=4e-6 * max(np.abs(want).max(), 1), err_msg=name)
+
+
+def change(case, w_scale, token):
+    """How much each output [B, T, N] changes when one value does."""
+    q, k, v, w, _ = problem(case)
+    before = attend(case)(q, k, v, w_scale * w)
+    v[:, token] += 1
+    return np.abs(attend(case)(q, k, v, w_scale * w) - before).max(-1)
+
+
+# Tokens of SCENE: 37 per view, of which the first two are special.
+FREE, REFERENCE, SPECIAL = 37 + 20, 20, 2 * 37 + 1
+
+
+def test_a_dropped_block_reaches_a_query_only_through_the_linear_part():
+    q, k, *_ = problem(SCENE)
+    high, _ = critical(SCENE, q, k)
+    seen = high[..., FREE].transpose(0, 2, 1)
+    assert 0 < seen.mean() < 1
+    sparse, both = change(SCENE, 0, FREE), change(SCENE, 1, FREE)
+    assert (sparse[seen] > 1e-5).all() and (sparse[~seen] == 0).all()
+    assert (both > 1e-6).all()
+
+
+@pytest.mark.parametrize("token", [REFERENCE, SPECIAL])
+def test_protected_keys_reach_every_query_by_softmax(token):
+    assert (change(SCENE, 0, token) > 1e-5).all()
+
+
+def test_special_queries_attend_to_everything():
+    q, k, v, w, _ = problem(SCENE)
+    got = attend(SCENE)(q, k, v, 0 * w)
+    want = dense_attention(*map(jnp.asarray, (q, k, v)), "reference")
+    special = np.arange(SCENE.layout.tokens) % 37 < 2
+    np.testing.assert_allclose(got[:, special], want[:, special], atol=2e-6)
+    assert (np.abs(got - want)[:, ~special].max(-1) > 1e-3).mean() > 0.9
+
+
+def test_permuting_views_permutes_but_for_the_reference_view():
+    q, k, v, w, _ = problem(SCENE)
+    f = attend(SCENE)
+
+    def moved(x, order):
+        return x.reshape(B, 3, 37, N, D)[:, order].reshape(x.shape)
+
+    def error(order):
+        got = f(*(moved(x, order) for x in (q, k, v)), w)
+        return np.abs(got - moved(np.asarray(f(q, k, v, w)), order)).max()
+
+    assert error([0, 2, 1]) < 2e-6
+    assert error([1, 0, 2]) > 1e-3
+
+
+def test_keeping_everything_without_projection_is_dense_attention():
+    case = replace(SCENE, spec=replace(SCENE.spec, keep=1.0))
+    q, k, v, w, _ = problem(case)
+    want = dense_attention(*map(jnp.asarray, (q, k, v)), "reference")
+    np.testing.assert_allclose(attend(case)(q, k, v, 0 * w), want, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        TokenLayout(5, 1, (0, 0), "global"),
+        pytest.param(TokenLayout(1, 2, (4, 5), "global"), marks=pytest.mark.slow),
+    ],
+)
+def test_one_view_and_camera_tokens_alone_are_dense(layout):
+    """There all keys are protected."""
+    case = Case(SLA(keep=0.01, block=8), layout)
+    q, k, v, w, _ = problem(case)
+    want = dense_attention(*map(jnp.asarray, (q, k, v)), "reference")
+    np.testing.assert_allclose(attend(case)(q, k, v, 0 * w), want, atol=2e-6)
+
+
+def test_token_routing_keeps_one_key_of_a_short_sequence():
+    """As Lite3R has it in the camera layers."""
+    spec = SLA("token", 0.3, protect=False)
+    case = Case(spec, TokenLayout(2, 1, (0, 0), "global"))
+    q, k, v, w, _ = problem(case)
+    best = np.einsum("bqnd,bknd->bqnk", q, k).argmax(-1)
+    want = np.take_along_axis(v, best[..., None], 1)
+    np.testing.assert_allclose(attend(case)(q, k, v, 0 * w), want, atol=1e-6)
+
+
+def test_projection_starts_as_asked():
+    def start(**settings):
+        spec = SLA(**settings)
+        return spec.build(
+            heads=2, head_dim=64, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+        ).proj_lin[...]
+
+    assert start().dtype == jnp.bfloat16
+    assert np.asarray(start(), np.float32).std() == pytest.approx(1e-3, rel=0.05)
+    assert (start(init=0.0) == 0).all()
+
+
+def test_reports_name_routing_and_kernel():
+    assert SLA().describe(jnp.float32) == "sla block, keep 0.1 (blocked)"
+    token = SLA("token", 0.3, protect=False)
+    assert token.describe(jnp.bfloat16) == "sla token, keep 0.3 (reference)"
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
+        ({"keep": 1.1}, "keep must be"),
+        ({"keep": float("nan")}, "keep must be"),
+        ({"low": 1.0, "routing": "block3"}, r"low must be in \[0, 1\)"),
+        ({"low": 0.1}, "low is for routing 'block3'"),
+        ({"block": 0}, "block must be at least 1"),
+        ({"q_block": 0}, "q_block must be at least 1"),
+        ({"routing": "blocks"}, "routing must be one of token, block, block3, got 'blocks'"),
+        ({"phi": "exp"}, "phi must be one of elu1, softmax, relu"),
+        ({"eps": -1.0}, "eps must be"),
+        ({"init": -1.0}, "init must be"),
+        ({"routing": "token"}, "set protect=False"),
+        ({"implementation": "fast"}, "implementation must be one of auto, .*blocked"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SLA(**settings)
+
+
+def test_calls_that_do_not_fit_are_refused():
+    q, k, v, w, _ = problem(SCENE)
+    with pytest.raises(
+        ValueError, match=r"queries: need .* as many as the layout has, got 110 for"
+    ):
+        attend(SCENE)(q[:, 1:], k, v, w)
+    with pytest.raises(ValueError, match="expected q, k, v"):
+        attend(SCENE)(q, k, v[:, 1:], w)
+    none = Case(SLA(), TokenLayout(1, 0, (0, 0), "frame"))
+    with pytest.raises(ValueError, match="need at least one token"):
+        attend(none)(*problem(none)[:4])
+    with pytest.raises(ValueError, match="head_dim must be at least 1"):
+        SLA().build(heads=1, head_dim=0, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    token = Case(SLA("token", 0.3, protect=False, implementation="blocked"), SCENE.layout)
+    with pytest.raises(ValueError, match=r"'blocked' cannot run this: .* reference can"):
+        attend(token)(q, k, v, w)
+    with pytest.raises(ValueError, match="'blocked' cannot run here"):
+        token.spec.describe(jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sla_global", "sla_paper"])
+def test_a_student_that_keeps_everything_predicts_as_its_teacher(tiny_dir, tiny_images, name):
+    def predict(attention):
+        model = load(tiny_dir, heads=("camera", "depth"), plan=attention)
+        return model(jnp.asarray(tiny_images))[0]
+
+    got, want = predict(plan(name, keep=1.0, init=0.0)), predict(None)
+    np.testing.assert_allclose(got.pose_enc, want.pose_enc, atol=1e-5)
+    np.testing.assert_allclose(got.depth, want.depth, atol=1e-5, rtol=1e-5)

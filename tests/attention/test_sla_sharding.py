@@ -1,0 +1,105 @@
+"""SLA on a mesh: same values, and nobody sends queries, keys or values around."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from lite3r_jax.attention.core import Layouts, TokenLayout
+from lite3r_jax.attention.sla import SLA
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = textwrap.dedent("""
+    import dataclasses, json, re
+    import jax, jax.numpy as jnp, numpy as np
+    from flax import nnx
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from lite3r_jax.attention.core import Layouts, TokenLayout
+    from lite3r_jax.attention.sla import SLA
+
+    layout = TokenLayout(3, 2, (5, 7), "global")
+    rng = np.random.default_rng(0)
+    args = [rng.standard_normal((4, layout.tokens, 4, 8), np.float32) for _ in range(4)]
+    w = rng.standard_normal((8, 8), np.float32)
+
+    def both(spec):
+        core = spec.build(heads=4, head_dim=8, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+        graph, _ = nnx.split(core)
+
+        def f(q, k, v, w):
+            state = nnx.State({"proj_lin": nnx.Param(w)})
+            return nnx.merge(graph, state)(q, k, v, Layouts.both(layout))
+
+        def g(q, k, v, up, w):
+            o, pull = jax.vjp(f, q, k, v, w)
+            return o, *pull(up)
+
+        return jax.jit(g)
+
+    plain = SLA(keep=0.3, block=8)
+    wanted = both(plain)(*args, w)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "rest", "model"), axis_types=(AxisType.Auto,) * 3)
+    here = NamedSharding(mesh, PartitionSpec("data", None, "model"))
+    placed = [jax.device_put(x, here) for x in args]
+    placed.append(jax.device_put(w, NamedSharding(mesh, PartitionSpec())))
+    split = dataclasses.replace(plain, batch_axis="data", heads_axis="model")
+    with jax.set_mesh(mesh):
+        compiled = both(split).lower(*placed).compile()
+    got = compiled(*placed)
+    sends = r"= (.*) (all-[a-z]+|ragged-[a-z-]+|collective-[a-z]+|reduce-scatter)(?:-start)?\\("
+    found = re.findall(sends, compiled.as_text())
+    print(json.dumps({
+        "devices": len(jax.devices()),
+        "errors": [float(np.abs(a - b).max()) for a, b in zip(got, wanted)],
+        "split": [x.sharding.is_equivalent_to(here, 4) for x in got[:4]],
+        "collectives": found,
+    }))
+""")
+
+
+def test_values_on_a_mesh_are_those_of_one_device_and_only_a_gradient_is_sent():
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        cwd=ROOT,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["devices"] == 8
+    assert max(found["errors"]) < 1e-4
+    assert found["split"] == [True] * 4
+    # The gradient of proj_lin, to which every device contributes.
+    assert {kind for _, kind in found["collectives"]} == {"all-reduce"}
+    assert {shape.partition("{")[0] for shape, _ in found["collectives"]} == {"f32[8,8]"}
+
+
+@pytest.mark.parametrize(
+    "mesh,axis,message",
+    [
+        ({}, "model", r"heads_axis 'model' is not an axis of the mesh in use \(none\)"),
+        ({"data": 2}, "model", r"not an axis of the mesh in use \(data: 2\)"),
+        ({"model": 2}, "model", "heads_axis 'model': 3 do not split into 2 equal parts"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(mesh, axis, message):
+    layout = TokenLayout(1, 1, (2, 2), "frame")
+    core = SLA(heads_axis=axis).build(
+        heads=3, head_dim=8, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    x = jnp.ones((1, layout.tokens, 3, 8))
+    with (
+        jax.sharding.use_abstract_mesh(AbstractMesh(tuple(mesh.values()), tuple(mesh))),
+        pytest.raises(ValueError, match=message),
+    ):
+        core(x, x, x, Layouts.both(layout))
