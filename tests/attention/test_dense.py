@@ -33,7 +33,13 @@ def exact(q, k, v):
     return np.einsum("bnqk,bknd->bqnd", p / p.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if i in (0, 3) else [])
+        for i, case in enumerate(CASES)
+    ],
+)
 def test_blocked_equals_the_definition_in_value_and_gradient(case):
     *shape, q_block, k_block = case
     args = qkv(*shape)

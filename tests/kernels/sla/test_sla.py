@@ -163,7 +163,13 @@ def check(got, problem, cap=2e-6):
 
 
 @pytest.mark.parametrize("lists,padding", VALUES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if i in (1, 2, 4) else [])
+        for i, case in enumerate(CASES)
+    ],
+)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_equals_float64_in_value_and_gradient(implementation, case, lists, padding):
     problem = Problem(case, lists, padding)
