@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from lite3r_jax.kernels.block_map.select import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
 from lite3r_jax.kernels.sla.blocked import sla_blocked
+from lite3r_jax.kernels.sla.pallas_triton import refuses as refuses_triton
+from lite3r_jax.kernels.sla.pallas_triton import sla_triton
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
 
 
@@ -42,6 +44,7 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
     {
         "reference": Implementation(sla_reference, _never),
         "blocked": Implementation(sla_blocked, _not_token),
+        "triton": Implementation(sla_triton, refuses_triton),
     }
 )
 

@@ -1,0 +1,80 @@
+"""Starting the kernels of `triton_kernels`: over (blocks, N, B), each with its part of an array."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from lite3r_jax.kernels.sla.tiles import Launch
+
+
+def call(
+    kernel: functools.partial,
+    launch: Launch,
+    grid: tuple[int, int, int],
+    inputs: Sequence[tuple[jax.Array, pl.BlockSpec]],
+    outputs: Sequence[tuple[tuple[int, ...], Any, pl.BlockSpec]],
+    *,
+    interpret: bool,
+) -> list[jax.Array]:
+    """Run a kernel over (blocks, N, B).
+
+    Args:
+        kernel: called with a ref per input and output.
+        launch: warps and stages. Always given: what jax makes of a call without differs by version.
+        grid: (blocks, N, B).
+        inputs: (array, what a program gets of it).
+        outputs: (shape, dtype, what a program writes of it).
+        interpret: run it as plain JAX.
+    """
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=[spec for _, spec in inputs],
+        out_specs=[spec for *_, spec in outputs],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
+        compiler_params=plt.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
+        interpret=interpret,
+    )(*(x for x, _ in inputs))
+
+
+# What program (i, n, b) gets of an array. Of a whole sequence nothing is loaded until the kernel
+# names the rows.
+
+
+def rows(size: int, head_dim: int) -> pl.BlockSpec:
+    """Rows i * size and following of [B, T, N, D]."""
+    return pl.BlockSpec((None, size, None, head_dim), lambda i, n, b: (b, i, n, 0))
+
+
+def all_rows(x: jax.Array) -> pl.BlockSpec:
+    """All rows of [B, T, N, D]."""
+    return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, n, b: (b, 0, n, 0))
+
+
+def row(size: int) -> pl.BlockSpec:
+    """Entries i * size and following of [B, N, T]."""
+    return pl.BlockSpec((None, None, size), lambda i, n, b: (b, n, i))
+
+
+def mask(size: int) -> pl.BlockSpec:
+    """Entries i * size and following of [B, T]."""
+    return pl.BlockSpec((None, size), lambda i, n, b: (b, i))
+
+
+def all_mask(x: jax.Array) -> pl.BlockSpec:
+    """All entries of [B, T]."""
+    return pl.BlockSpec((None, x.shape[1]), lambda i, n, b: (b, 0))
+
+
+def head(*rest: int) -> pl.BlockSpec:
+    """All of [B, N, *rest]."""
+    return pl.BlockSpec((None, None, *rest), lambda i, n, b: (b, n, *(0 for _ in rest)))
+
+
+def part(*rest: int) -> pl.BlockSpec:
+    """Element i of [B, N, M, *rest]."""
+    return pl.BlockSpec((None, None, None, *rest), lambda i, n, b: (b, n, i, *(0 for _ in rest)))

@@ -1,0 +1,228 @@
+"""The GPU kernels: their numbers by running their code on a CPU, and their lowering to CUDA."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
+from lite3r_jax.kernels.sla.cases import Case, vggt_global
+from lite3r_jax.kernels.sla.pallas_triton import refuses, sla_triton, unsupported
+from tests.kernels.sla.test_sla import (
+    NAMES,
+    PADDINGS,
+    VALUES,
+    Problem,
+    compiled_selection,
+    dense,
+    errors,
+    table,
+)
+
+slow = pytest.mark.slow
+CAPS = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 1e-2}
+# One compilation each; what varies without another one is in LISTS and PADDINGS.
+CASES = [
+    (Case("two of all, short last blocks", 100, 150, 2, 2), "float32"),
+    (
+        Case("softmax, head dim 128, wide blocks", 150, 70, 1, 1, 128, 128, phi="softmax"),
+        "bfloat16",
+    ),
+]
+SLOW_CASES = [
+    (Case("relu, one block", 64, 64, phi="relu"), "float32"),
+    (Case("relu, one token", 1, 1, phi="relu"), "float32"),
+    (Case("head dim 128", 70, 130, 1, 2, 128), "float32"),
+    (Case("elu1, wide blocks", 257, 190, 2, 1, 64, 128), "float32"),
+    (Case("marginal, wide blocks", 140, 260, 1, 2, 64, 128, routing="block3"), "float32"),
+    (Case("marginal", 100, 150, 2, 1, 128, phi="softmax", routing="block3"), "bfloat16"),
+    (Case("elu1", 130, 150, 2, 2), "float16"),
+    (Case("more keys than one program adds up", 65, 64 * 18), "bfloat16"),
+]
+
+
+def gradient(case, interpret):
+    """(q, k, v, w, critical, negligible, q_valid, k_valid, up) -> (o, dq, dk, dv, dw)."""
+
+    def both(q, k, v, w, critical, negligible, q_valid, k_valid, up):
+        maps = BlockMap(critical, negligible, case.q_block, case.k_block)
+        o, pull = jax.vjp(
+            lambda *x: sla_triton(
+                *x, maps, routing=case.routing, phi=case.phi, keep=None, eps=1e-6,
+                q_valid=q_valid, k_valid=k_valid, interpret=interpret,
+            ),
+            q, k, v, w,
+        )  # fmt: skip
+        return o, *pull(up)
+
+    return jax.jit(both)
+
+
+@functools.cache
+def compiled(case):
+    return gradient(case, interpret=True)
+
+
+def check(got, problem, cap):
+    """Errors are no larger than those of the plain form, or than twice them and below the cap."""
+    error, plain = errors(got, problem.exact), errors(problem.plain, problem.exact)
+    for name, e, p in zip(NAMES, error, plain, strict=True):
+        assert e <= max(min(2 * p + cap / 2, cap), p), f"{name}: error {e:.1e}, plain {p:.1e}"
+
+
+def values(cases, chosen, *marks):
+    for (case, dtype), (lists, padding) in itertools.product(cases, chosen):
+        yield pytest.param(
+            case, dtype, lists, padding, id=f"{case.name}-{dtype}-{lists}-{padding}", marks=marks
+        )
+
+
+@pytest.mark.parametrize(
+    "case,dtype,lists,padding",
+    [
+        *values(CASES, VALUES[::4]),
+        *values(CASES, [x for x in VALUES if x not in VALUES[::4]], slow),
+        *values(SLOW_CASES, VALUES, slow),
+    ],
+)
+def test_equals_float64_in_value_and_gradient(case, dtype, lists, padding):
+    problem = Problem(case, lists, padding, dtype=jnp.dtype(dtype).type)
+    got = compiled(case)(*problem.args)
+    assert [x.dtype for x in got] == [dtype] * 4 + ["float32"]
+    check(got, problem, CAPS[dtype])
+
+
+@slow
+@pytest.mark.parametrize("lists,padding", VALUES[::3])
+def test_large_logits_are_as_exact_as_plain_ones(lists, padding):
+    problem = Problem(CASES[0][0], lists, padding, scale=8.0)
+    check(compiled(CASES[0][0])(*problem.args), problem, cap=1e-5)
+
+
+@slow
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("lowest keep", 200, 500, 1, 2, keep=1e-9),
+        Case("all kept, low keep", 200, 260, always=2, keep=0.3, low=0.5, routing="block3"),
+    ],
+    ids=lambda case: case.name,
+)
+def test_selection_and_attention_together_equal_float64(case, padding):
+    problem = Problem(case, "selected", padding, select=compiled_selection(case))
+    check(compiled(case)(*problem.args), problem, CAPS["float32"])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [CASES[0][0], *(pytest.param(SLOW_CASES[i][0], marks=slow) for i in (2, 3, 4))],
+    ids=lambda case: case.name,
+)
+def test_all_blocks_without_projection_is_dense_attention(case):
+    q, k, v, w, *rest = Problem(case, "all", "no").args
+    got = compiled(case)(q, k, v, 0 * w, *rest)[:4]
+    for x, wanted in zip(got, dense(q, k, v, rest[-1]), strict=True):
+        np.testing.assert_allclose(x, wanted, atol=2e-6 * float(jnp.abs(wanted).max()))
+
+
+def test_a_token_of_a_dropped_block_reaches_a_query_only_through_the_linear_part():
+    case, _ = CASES[0]
+    listed = np.zeros((2, 2, case.q_blocks, case.k_blocks), bool)
+    listed[..., [0, 2]] = True
+    nothing = table(np.zeros_like(listed))
+    q, k, v, w, _, _, q_valid, k_valid, up = Problem(case, "all", "no").args
+    k_other, v_other = k.copy(), v.copy()
+    k_other[:, 70] += 1
+    v_other[:, 70] += 1
+    for scale, reached in ((0, False), (1, True)):
+        rest = w * scale, table(listed), nothing, q_valid, k_valid, up
+        before, after = (compiled(case)(q, *kv, *rest)[0] for kv in ((k, v), (k_other, v_other)))
+        assert (np.abs(before - after).max(-1) > 1e-6).all() == reached
+        assert (before == after).all() != reached
+
+
+def test_states_say_what_they_are_not_made_for():
+    x = jnp.zeros((1, 64, 1, 64))
+
+    def maps(q_block, k_block):
+        return BlockMap(table(np.ones((1, 1, 1, 1), bool)), BlockTable(x, 1), q_block, k_block)
+
+    for routing, q, block_map, message in [
+        ("token", x, None, "not made of blocks"),
+        ("block", x[..., :32], maps(64, 64), "head dim 32 is not one of (64, 128)"),
+        ("block", x, maps(32, 64), "query blocks of 32 and key blocks of 64"),
+        ("block3", x, maps(64, 128), "key blocks of 128"),
+        ("block", x.astype(jnp.float8_e5m2), maps(64, 64), "float8_e5m2 is not one of bfloat16"),
+    ]:
+        assert message in unsupported(routing, q, block_map)
+    assert unsupported("block", x, maps(128, 64)) is None
+    assert (refuses("block", x, maps(64, 64)) is None) == (jax.default_backend() == "gpu")
+    with pytest.raises(ValueError, match="cannot run this: head dim 32"):
+        sla_triton(
+            *[x[..., :32]] * 3, jnp.eye(32), maps(64, 64), routing="block", phi="elu1", keep=None,
+            eps=0.0, q_valid=jnp.ones((1, 64), bool), k_valid=jnp.ones((1, 64), bool),
+        )  # fmt: skip
+
+
+def shapes(case, dtype, sharding=None):
+    """Arguments of `gradient(case)` without numbers."""
+
+    def described(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    b, n, d = case.batch, case.heads, case.head_dim
+    q, k = (described((b, t, n, d), dtype) for t in (case.q_tokens, case.k_tokens))
+    critical = BlockTable(described(case.table_shape, jnp.int32), case.k_blocks)
+    width = case.budgets[1] if case.routing == "block3" else 0
+    negligible = BlockTable(described((*case.table_shape[:3], width), jnp.int32), case.k_blocks)
+    masks = (described((b, t), bool) for t in (case.q_tokens, case.k_tokens))
+    return q, k, k, described((d, d), jnp.float32), critical, negligible, *masks, q
+
+
+def described_gpu():
+    """jax 0.11 and later want to know the GPU to lower for; 0.10 takes one for granted."""
+    try:
+        gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
+    except TypeError:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu))
+
+
+SOFTMAX_KERNELS = {"sla_forward", "sla_query_gradient", "sla_key_gradient"}
+LINEAR_KERNELS = {
+    "sla_linear_state",
+    "sla_linear_forward",
+    "sla_linear_query_gradient",
+    "sla_linear_state_gradient",
+    "sla_linear_key_gradient",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=slow)])
+@pytest.mark.parametrize("q_block,head_dim", [(64, 64), (128, 64), (64, 128)])
+def test_lowers_to_cuda_at_the_size_of_100_views(q_block, head_dim, dtype):
+    case = vggt_global(100, 0.1, q_block=q_block)
+    case = dataclasses.replace(case, head_dim=head_dim)
+    lower_and_check(case, dtype, SOFTMAX_KERNELS | LINEAR_KERNELS)
+    with_marginal = vggt_global(100, 0.1, q_block=q_block, low=0.1)
+    lower_and_check(with_marginal, dtype, SOFTMAX_KERNELS)
+
+
+def lower_and_check(case, dtype, kernels):
+    with described_gpu():
+        lowered = (
+            gradient(case, interpret=False)
+            .trace(*shapes(case, dtype))
+            .lower(lowering_platforms=("cuda",))
+        )
+    text = lowered.as_text()
+    found = re.findall(r'__gpu\$xla\.gpu\.triton.*?\bname = "(\w+)"', text)
+    assert sorted(found) == sorted(kernels)
