@@ -7,13 +7,14 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow parity lint format clean
+.PHONY: help demo test test-slow test-gpu-compile parity lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       photos through conversion, model and exports; results in demo_output/"
 	@echo "make test       the default tests, in JOBS processes (2)"
 	@echo "make test-slow  the tests marked slow; needs Chromium"
+	@echo "make test-gpu-compile  compiles the kernels for an H200, without one, against budgets"
 	@echo "make parity     all tests; rewrites docs/parity.md from what they measured"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
@@ -27,6 +28,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow
+
+test-gpu-compile: $(VENV)/.gpu
+	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile
 
 parity: $(VENV)/.dev
 	$(RUN) -m pytest -m "slow or not slow" --parity-table=docs/parity.md
@@ -46,6 +50,13 @@ clean:
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "$(PYTHON) is Python %d.%d, 3.11 or newer is needed: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# XLA's compiler for NVIDIA GPUs and ptxas, in a folder of their own: no driver, no CUDA libraries.
+$(VENV)/.gpu: $(VENV)/.dev
+	version=$$($(RUN) -c 'import jax; print(jax.__version__)') && $(RUN) -m pip install --quiet \
+		--target $(VENV)/gpu --upgrade --no-deps jax-cuda13-plugin==$$version \
+		jax-cuda13-pjrt==$$version 'nvidia-cuda-nvcc>=13,<13.1'
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.dev: $(VENV)/.created pyproject.toml
