@@ -175,6 +175,17 @@ def test_the_limit_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
     assert memory.device_limit() > own + (1 << 24)
 
 
+def test_the_peak_of_a_process_is_its_own():
+    large = np.ones(1 << 27, np.uint64)  # 1 GiB
+    program = "from lite3r_jax.infer.memory import peak_process; print(peak_process())"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert large.nbytes < memory.peak_process()
+    assert 50e6 < int(run.stdout) < 0.9 * large.nbytes
+
+
 @pytest.mark.slow
 def test_the_plan_is_near_the_measured_peak(tiny_dir):
     program = textwrap.dedent("""
