@@ -120,8 +120,9 @@ def change(case, w_scale, token):
     """How much each output [B, T, N] changes when one value does."""
     q, k, v, w, _ = problem(case)
     before = attend(case)(q, k, v, w_scale * w)
-    v[:, token] += 1
-    return np.abs(attend(case)(q, k, v, w_scale * w) - before).max(-1)
+    changed = v.copy()  # JAX reads NumPy arrays in place, and later
+    changed[:, token] += 1
+    return np.abs(attend(case)(q, k, changed, w_scale * w) - before).max(-1)
 
 
 # Tokens of SCENE: 37 per view, of which the first two are special.

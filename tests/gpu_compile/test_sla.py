@@ -88,7 +88,7 @@ def compiled_kernels(case, dtype, where, dump: Path, ptxas: Path):
     # Without a GPU nothing is tuned, and XLA's own Triton GEMMs cannot choose their tiles.
     options = {"xla_gpu_enable_triton_gemm": False, "xla_dump_to": str(dump)}
     if jax.__version_info__ >= (0, 11):
-        options["xla_dump_emitter_re"] = "llvm"  # without it there is no PTX
+        options["xla_dump_emitter_re"] = "ptx"  # without it there is no PTX
     plan = lowered.compile(options).memory_analysis()
     assert plan is not None
     launches = "".join(path.read_text() for path in dump.glob("*thunk_sequence.txt"))
