@@ -255,6 +255,7 @@ def change_of(case, w_scale, touch):
     f = compiled(case, "blocked")
     before = f(q, k, v, w * w_scale, *rest)[0]
     k, v = k.copy(), v.copy()
+    k, v = k.copy(), v.copy()  # JAX reads NumPy arrays in place, and later
     touch(k, v)
     changed = np.abs(f(q, k, v, w * w_scale, *rest)[0] - before).max(-1)
     listed = [per_token(np.asarray(x.mask()), case)[..., 40].transpose(0, 2, 1) for x in rest[:2]]
