@@ -254,7 +254,6 @@ def change_of(case, w_scale, touch):
     q, k, v, w, *rest = problem.args
     f = compiled(case, "blocked")
     before = f(q, k, v, w * w_scale, *rest)[0]
-    k, v = k.copy(), v.copy()
     k, v = k.copy(), v.copy()  # JAX reads NumPy arrays in place, and later
     touch(k, v)
     changed = np.abs(f(q, k, v, w * w_scale, *rest)[0] - before).max(-1)
