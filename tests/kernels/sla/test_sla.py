@@ -12,7 +12,6 @@ import pytest
 from lite3r_jax.attention.dense import dense_attention
 from lite3r_jax.kernels.block_map.select import block_map
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
-from lite3r_jax.kernels.sla.api import IMPLEMENTATIONS as NAMED
 from lite3r_jax.kernels.sla.api import sla
 from lite3r_jax.kernels.sla.blocked import Tiles, sla_blocked, sparse
 from lite3r_jax.kernels.sla.cases import ODD, REAL, Case
@@ -421,7 +420,7 @@ def test_named_cases_hold_together():
 @pytest.mark.slow
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("case", ODD, ids=lambda case: case.name)
-@pytest.mark.parametrize("implementation", [*NAMED])
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
 def test_selection_and_attention_together_equal_float64(implementation, case, padding):
     problem = Problem(case, "selected", padding, select=compiled_selection(case))
     check(compiled(case, implementation)(*problem.args), problem)
