@@ -24,9 +24,8 @@ from lite3r_jax.data.dtu64 import DTU64
 from lite3r_jax.data.folders import Inventory, subfolders
 from lite3r_jax.data.sampling import MIN_VIEWS, choose_frames
 from lite3r_jax.data.splits import (
-    BLENDEDMVS_TRAINING_DIGEST,
+    BLENDEDMVS_TRAINING,
     BLENDEDMVS_VALIDATION,
-    scene_digest,
 )
 from lite3r_jax.data.transforms import Frame
 from lite3r_jax.data.views import Sample, SceneSource, Scores, cross_view_check
@@ -284,12 +283,12 @@ def _notes(source: Source) -> list[str]:
         names = ", ".join(source.unposed[:5]) + (", ..." if len(source.unposed) > 5 else "")
         return [f"{len(source.unposed)} photos have no camera: {names}"]
     if isinstance(source, BlendedMVS) and len(source.scenes) > 1:
-        train = [scene for scene in source.scenes if scene not in BLENDEDMVS_VALIDATION]
-        whole = scene_digest(train) == BLENDEDMVS_TRAINING_DIGEST
-        held_out = len(source.scenes) - len(train)
+        there = set(source.scenes)
+        train, validation = there & set(BLENDEDMVS_TRAINING), there & set(BLENDEDMVS_VALIDATION)
         return [
-            f"official validation scenes: {held_out} of {len(BLENDEDMVS_VALIDATION)}; other scenes:"
-            f" {len(train)}, {'just' if whole else 'not'} the official training split"
+            f"official scenes: {len(train)} of {len(BLENDEDMVS_TRAINING)} for training,"
+            f" {len(validation)} of {len(BLENDEDMVS_VALIDATION)} for validation; others:"
+            f" {len(there - train - validation)}"
         ]
     return []
 

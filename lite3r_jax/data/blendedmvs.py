@@ -21,12 +21,13 @@ from lite3r_jax.data.folders import Inventory, subfolders, take_inventory
 from lite3r_jax.data.images import read_image
 from lite3r_jax.data.pair_file import read_pairs
 from lite3r_jax.data.pfm import read_depth_pfm
-from lite3r_jax.data.splits import BLENDEDMVS_VALIDATION
+from lite3r_jax.data.splits import BLENDEDMVS_TRAINING, BLENDEDMVS_VALIDATION
 from lite3r_jax.data.transforms import Frame, check_frame, fit_frames
 from lite3r_jax.data.views import Sample
 from lite3r_jax.errors import InputError
 
 Split = Literal["train", "validation"]
+_SPLITS = {"train": BLENDEDMVS_TRAINING, "validation": BLENDEDMVS_VALIDATION}
 Compat = Literal["lite3r"]
 
 
@@ -81,8 +82,8 @@ class BlendedMVS:
 
         Args:
             root: folder of scenes.
-            scenes: names; "validation": the 7 official ones; "train": all others that are there,
-                which is the official split where `splits.scene_digest` says so; None: all.
+            scenes: names; "train" or "validation": the 106 or the 7 official ones, all of which
+                must be there; None: whatever is there.
             depth_filter: which depths are valid.
             compat: "lite3r": samples have the numbers of Lite3R's loader, see `compat_lite3r`.
 
@@ -107,17 +108,14 @@ class BlendedMVS:
             )
         if scenes is None:
             return tuple(there)
-        if scenes == "train":
-            chosen = [name for name in there if name not in BLENDEDMVS_VALIDATION]
-        elif isinstance(scenes, str) and scenes != "validation":
-            raise InputError(f"scenes: expected train, validation or names, got {scenes!r}")
-        else:
-            chosen = list(BLENDEDMVS_VALIDATION if scenes == "validation" else scenes)
-        if missing := [name for name in chosen if name not in there]:
-            raise InputError(f"{self.root / missing[0]}: is missing or has no blended_images")
-        if not chosen:
-            raise InputError(f"{self.root}: has no scene of the split {scenes}")
-        return tuple(chosen)
+        if isinstance(scenes, str):
+            if scenes not in _SPLITS:
+                raise InputError(f"scenes: expected train, validation or names, got {scenes!r}")
+            scenes = _SPLITS[scenes]
+        if missing := [name for name in scenes if name not in there]:
+            more = f", as are {len(missing) - 1} more" if missing[1:] else ""
+            raise InputError(f"{self.root / missing[0]}: is missing or has no blended_images{more}")
+        return tuple(scenes)
 
     def inventory(self, scene: str) -> Inventory:
         """The frames of a scene and what is missing from them."""

@@ -51,7 +51,7 @@ def test_a_whole_dataset_has_no_faults(run, blendedmvs):
         assert re.match(rf"  {scene}: 4 frames of 64x48, depth in 100 % of the pixels, from", line)
         error, visible = re.search(r"agree to ([\d.]+) % .*, (\d+) % visible", line).groups()
         assert float(error) < 1 and int(visible) > 60
-    assert lines[3].endswith("0 of 7; other scenes: 2, not the official training split")
+    assert lines[3].endswith("0 of 106 for training, 0 of 7 for validation; others: 2")
 
 
 def test_the_sheet_shows_the_views_with_their_depth(run, blendedmvs, made, tmp_path):
