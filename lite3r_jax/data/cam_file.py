@@ -1,4 +1,4 @@
-"""Camera files of MVSNet's layout (*_cam.txt), as BlendedMVS and DTU have them, read strictly.
+"""Camera files of MVSNet's layout (*_cam.txt), as BlendedMVS and DTU have them, strictly.
 
 "extrinsic" and four rows of a world-to-camera matrix with OpenCV's axes, "intrinsic" and three rows
 in pixels, then "depth_min depth_interval" or "depth_min depth_interval depth_num depth_max"
@@ -7,6 +7,7 @@ in pixels, then "depth_min depth_interval" or "depth_min depth_interval depth_nu
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -89,6 +90,21 @@ def read_cam(path: str | os.PathLike[str]) -> CamFile:
             f" {depth_max:g}"
         )
     return CamFile(extrinsics[:3], intrinsics, depth_min, interval, num, depth_max)
+
+
+def write_cam(path: str | os.PathLike[str], cam: CamFile) -> None:
+    """Write one camera file, with as many digits as give the same numbers when it is read.
+
+    Args:
+        path: the file; it is written at once, stage it where that matters.
+        cam: the camera; with `depth_num` and `depth_max`, or without both.
+    """
+    rows = [*cam.extrinsics.tolist(), [0.0, 0.0, 0.0, 1.0], *cam.intrinsics.tolist()]
+    lines = [" ".join(map(repr, row)) for row in rows]
+    tail = [cam.depth_min, cam.depth_interval, cam.depth_num, cam.depth_max]
+    ending = " ".join(f"{value!r}" for value in tail if value is not None)
+    text = ["extrinsic", *lines[:4], "", "intrinsic", *lines[4:], "", ending, ""]
+    Path(path).write_text("\n".join(text), "ascii")
 
 
 def _numbers(

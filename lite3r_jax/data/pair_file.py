@@ -1,4 +1,4 @@
-"""pair.txt of MVSNet's layout: which views see the same things, read strictly.
+"""pair.txt of MVSNet's layout: which views see the same things, read strictly and written.
 
 The number of views; then for each view a line with its number and a line "k view score view score
 ..." with its k best partners (github.com/YoYo000/MVSNet, README: file formats). BlendedMVS has ten
@@ -6,8 +6,10 @@ partners a view, or fewer.
 """
 
 import os
+from pathlib import Path
 
 from lite3r_jax.data.text_file import count, number, read_text
+from lite3r_jax.data.views import Scores
 from lite3r_jax.errors import InputError
 
 _MAX_BYTES = 16_000_000  # 10,000 views with 100 partners each
@@ -43,6 +45,22 @@ def read_pairs(path: str | os.PathLike[str]) -> dict[int, dict[int, float]]:
                 f" {min(unknown)}"
             )
     return pairs
+
+
+def write_pairs(path: str | os.PathLike[str], pairs: Scores, *, partners: int = 10) -> None:
+    """Write one pair file, with the best partners of each view first.
+
+    Args:
+        path: the file; it is written at once, stage it where that matters.
+        pairs: of all views; scores are written with six decimals, those of 0 are left out.
+        partners: how many of each view at most.
+    """
+    lines = [str(len(pairs))]
+    for view, scores in pairs.items():
+        best = sorted((-score, other) for other, score in scores.items() if score > 0)[:partners]
+        words = [f"{other} {-score:.6f}" for score, other in best]
+        lines += [str(view), " ".join([str(len(best)), *words])]
+    Path(path).write_text("\n".join(lines) + "\n", "ascii")
 
 
 def _partners(words: list[str], view: int, place: str) -> dict[int, float]:

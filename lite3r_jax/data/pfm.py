@@ -1,4 +1,4 @@
-"""Portable float maps, the format of BlendedMVS's depth maps, read strictly.
+"""Portable float maps, the format of BlendedMVS's depth maps, read strictly and written.
 
 A header of three lines in ASCII: "Pf" (one channel) or "PF" (three), width and height, and a scale
 whose sign is the byte order: negative for little endian. Then 32-bit floats, the lowest row first
@@ -84,6 +84,28 @@ def read_depth_pfm(
     possible = (depth == 0) | ((depth >= 1 / max_depth) & (depth <= max_depth))
     _check(depth, possible, f"expected depth from {1 / max_depth:g} to {max_depth:g}, or 0", path)
     return depth
+
+
+def write_pfm(path: str | os.PathLike[str], values: np.ndarray) -> None:
+    """Write a map as little-endian 32-bit floats.
+
+    Args:
+        path: the file; it is written at once, stage it where that matters.
+        values: [H, W] or [H, W, 3]; row 0 is the uppermost.
+
+    Raises:
+        ValueError: another shape, or a value that is not finite in 32 bits.
+    """
+    values = np.asarray(values)
+    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)) or not values.size:
+        raise ValueError(f"values: expected [H, W] or [H, W, 3], got {list(values.shape)}")
+    with np.errstate(over="ignore"):
+        single = values[::-1].astype("<f4")
+    if not np.isfinite(single).all():
+        raise ValueError("values: expected numbers that are finite in 32 bits")
+    kind = "PF" if values.ndim == 3 else "Pf"
+    header = f"{kind}\n{values.shape[1]} {values.shape[0]}\n-1.000000\n"
+    Path(path).write_bytes(header.encode() + single.tobytes())
 
 
 def _parse_header(

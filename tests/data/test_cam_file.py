@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lite3r_jax.data.cam_file import read_cam
+from lite3r_jax.data.cam_file import CamFile, read_cam, write_cam
 from lite3r_jax.errors import InputError
 from tests.data.mutate import COUNTS, check_clear, mutants
 from tests.data.world import cam_text, views
@@ -143,3 +143,12 @@ def test_no_damaged_camera_is_accepted(path, count):
         )
         assert numbers[26] >= 0 and (len(numbers) == 27 or numbers[28] >= numbers[25])
     assert 0 < taken < count / 2
+
+
+@pytest.mark.parametrize("ending", [(128.0, 4.25), (None, None)])
+def test_what_is_written_is_read(path, ending):
+    cam = CamFile(VIEW.extrinsics, VIEW.intrinsics, 1 / 3, 0.02, *ending)
+    write_cam(path, cam)
+    read = read_cam(path)
+    for name, value in vars(cam).items():
+        np.testing.assert_array_equal(getattr(read, name), value)

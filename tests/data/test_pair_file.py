@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lite3r_jax.data.pair_file import read_pairs
+from lite3r_jax.data.pair_file import read_pairs, write_pairs
 from lite3r_jax.errors import InputError
 from tests.data.mutate import COUNTS, check_clear, mutants
 from tests.data.world import pair_text
@@ -70,3 +70,11 @@ def test_no_damaged_pairs_are_accepted(path, count):
             assert int(view) not in read and read.keys() <= pairs.keys()
             assert all(0 <= score < 1e10 for score in read.values())
     assert 0 < taken < count / 2
+
+
+def test_the_best_partners_are_written_and_read(path):
+    pairs = {0: {1: 0.25, 2: 0.5, 7: 0.125}, 1: {0: 0.25}, 2: {}, 7: {0: 0.0, 1: 1.0, 2: 1.0}}
+    write_pairs(path, pairs, partners=2)
+    read = read_pairs(path)
+    assert read == {0: {2: 0.5, 1: 0.25}, 1: {0: 0.25}, 2: {}, 7: {1: 1.0, 2: 1.0}}
+    assert list(read[0]) == [2, 1]

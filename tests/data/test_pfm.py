@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from lite3r_jax.data.pfm import read_depth_pfm, read_pfm
+from lite3r_jax.data.pfm import read_depth_pfm, read_pfm, write_pfm
 from lite3r_jax.errors import InputError
 from lite3r_jax.export import write
 from lite3r_jax.export.depth_maps import masked_depth
@@ -158,3 +158,20 @@ def test_no_damaged_depth_map_is_accepted(path, count):
         np.testing.assert_array_equal(depth, plain.reshape(3, 4)[::-1])
         assert ((depth == 0) | ((depth >= 1e-6) & (depth <= 1e6))).all()
     assert 0 < taken < count / 2
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2, 3), (1, 1)])
+def test_what_is_written_is_read(path, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    write_pfm(path, values)
+    np.testing.assert_array_equal(read_pfm(path), values)
+    assert path.read_bytes() == pfm_bytes(values)
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones(3), np.ones((2, 2, 2)), np.ones((0, 2)), [[np.nan]], [[1e39]]]
+)
+def test_what_is_no_map_is_not_written(path, values):
+    with pytest.raises(ValueError, match="values: expected"):
+        write_pfm(path, np.array(values))
+    assert not path.exists()

@@ -1,0 +1,113 @@
+"""One seed to one scene: a world and cameras that see enough of it."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from lite3r_jax.data.synthetic import oracle
+from lite3r_jax.data.synthetic.cameras import Cameras, draw_cameras
+from lite3r_jax.data.synthetic.draws import Draws
+from lite3r_jax.data.synthetic.furnish import furnish, furnish_table
+from lite3r_jax.data.synthetic.splits import RECIPES, Recipe, split_of
+from lite3r_jax.data.synthetic.world import ROOM, World
+
+PROBE = (9, 12)
+"""Rows and columns of the rays by which views are judged and compared."""
+TABLE_SCALE = 260.0
+"""Millimetres per unit of the world: cameras are 600 mm from the table, as in DTU."""
+_NEAREST, _NEAR = 0.35, 0.8  # no ray may end before the first, few before the second
+_NEAR_SHARE, _WALL_SHARE = 0.2, 0.8  # at most, of the rays of each view
+_THINGS, _THINGS_SHARE = 3, 0.15  # at least: how many, and of the rays of all views together
+_PATHS_A_ROOM, _ROOMS = 4, 250
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A world and V cameras in it."""
+
+    world: World
+    cameras: Cameras
+
+    @functools.cached_property
+    def overlap(self) -> np.ndarray:
+        """Share of what the row's view sees that the column's sees as well: float64 [V, V].
+
+        It is counted on a coarse grid of rays, but for these it is exact.
+        """
+        found = oracle.probe(self.world, self.cameras, PROBE)
+        views = range(len(self.cameras.centre))
+        return np.stack(
+            [oracle.shared(self.world, self.cameras, found, view, views) for view in views], -1
+        )
+
+
+@functools.lru_cache(maxsize=64)  # a scene is asked for once for each of its frames
+def make_scene(seed: int, frames: int) -> Scene:
+    """The scene of a seed: the same on every machine, up to rounding.
+
+    Rooms and paths are drawn until the cameras stand free, and each sees enough of what the next
+    one sees.
+
+    Args:
+        seed: of one of the splits; it decides what the scene is like.
+        frames: how many cameras, at least 2; other counts have other cameras.
+
+    Raises:
+        InputError: no split has this seed.
+    """
+    recipe = RECIPES[split_of(seed)]
+    for trial in range(_ROOMS):
+        draws = Draws(seed, frames, trial)
+        world = furnish(draws, recipe.families, open_top=recipe.open_top, scale=None)
+        for _ in range(_PATHS_A_ROOM):
+            cameras = draw_cameras(draws, recipe, world.half[ROOM], frames)
+            if _suits(world, cameras, recipe):
+                return Scene(world, cameras)
+    raise AssertionError(f"seed {seed} with {frames} frames has no scene in {_ROOMS} rooms")
+
+
+def make_table(seed: int, cameras: Cameras) -> Scene:
+    """A table with things on it, for the textures of the seed's split and cameras around it.
+
+    Args:
+        seed: of one of the splits.
+        cameras: of `cameras.table_cameras`, which suit all such rooms.
+
+    Raises:
+        InputError: no split has this seed.
+    """
+    recipe = RECIPES[split_of(seed)]
+    return Scene(furnish_table(Draws(seed), recipe.families, scale=TABLE_SCALE), cameras)
+
+
+def _suits(world: World, cameras: Cameras, recipe: Recipe) -> bool:
+    """Whether cameras stand free, see things and not just a wall, and what the next one sees."""
+    if _inside(world, cameras.centre).any():
+        return False
+    found = oracle.probe(world, cameras, PROBE)
+    t = found.t
+    stares = (t.min(1) < _NEAREST) | ((t < _NEAR).mean(1) > _NEAR_SHARE)
+    sky = np.isinf(t).mean(1)
+    if (stares | (sky < recipe.sky[0]) | (sky > recipe.sky[1])).any():
+        return False
+    on_things = found.primitive > ROOM
+    if on_things.mean() < _THINGS_SHARE or len(set(found.primitive[on_things])) < _THINGS:
+        return False
+    at_wall = found.points / world.half[ROOM][:, None]
+    for side in (-1, 1):
+        if ((at_wall * side > 1 - 1e-9).mean(-1) > _WALL_SHARE).any():
+            return False
+    return all(
+        oracle.shared(world, cameras, found, view, [view - 1])[0] >= recipe.overlap
+        for view in range(1, len(t))
+    )
+
+
+def _inside(world: World, centre: np.ndarray) -> np.ndarray:
+    """Whether points [V, 3] are in a thing or near it, for each: bool [V]."""
+    things = np.flatnonzero(world.active)[1:]
+    affine = world.affine[things]
+    unit = np.einsum("pij,vj->vpi", affine[..., :3], centre) + affine[..., 3]
+    clear = 1 + 0.15 / world.half[things]
+    return (np.abs(unit) < clear).all(-1).any(-1)

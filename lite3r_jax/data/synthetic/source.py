@@ -1,0 +1,126 @@
+"""The generated world as a source of samples, made when they are asked for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lite3r_jax.data.synthetic.drawing import Renderer, check_renderer, cut, draw
+from lite3r_jax.data.synthetic.scene import Scene, make_scene
+from lite3r_jax.data.synthetic.splits import SEEDS, Split, seeds_of
+from lite3r_jax.data.transforms import Frame
+from lite3r_jax.data.views import Sample, validate
+from lite3r_jax.errors import InputError
+
+
+class SyntheticScenes:
+    """Generated scenes; see `data.views.SceneSource`. It holds names and no pictures."""
+
+    def __init__(
+        self,
+        split: Split = "train",
+        count: int = 1000,
+        frames: int = 8,
+        *,
+        first: int = 0,
+        samples: int = 1,
+        renderer: Renderer = "numpy",
+    ):
+        """Name the scenes; nothing is made yet.
+
+        Args:
+            split: which seeds, and so what scenes are like.
+            count: how many scenes.
+            frames: of each scene, 2 or more. Scenes with other numbers of frames are others.
+            first: number of the first scene in its split; other ranges have other scenes.
+            samples: colour is the mean of samples x samples rays a pixel.
+            renderer: see `drawing.draw`.
+
+        Raises:
+            InputError: no such split or renderer, or numbers out of range.
+        """
+        seeds = seeds_of(split)
+        if not (count >= 1 and first >= 0 and first + count <= SEEDS):
+            raise InputError(
+                f"count and first: expected 1 or more scenes of {SEEDS}, got {count} from {first}"
+            )
+        if frames < 2 or samples < 1:
+            raise InputError(
+                f"frames and samples: expected at least 2 and 1, got {frames} and {samples}"
+            )
+        check_renderer(renderer)
+        self.split: Split = split
+        self.samples = samples
+        self.renderer: Renderer = renderer
+        self.scenes = tuple(f"{split}-{first + i:09d}" for i in range(count))
+        self._count, self._first = frames, seeds.start + first
+
+    def seed(self, scene: str) -> int:
+        """The seed of one of `scenes`.
+
+        Raises:
+            InputError: it is none of them.
+        """
+        split, _, number = scene.rpartition("-")
+        if split == self.split and len(number) == 9 and number.isdecimal():
+            seed = seeds_of(self.split).start + int(number)
+            if 0 <= seed - self._first < len(self.scenes):
+                return seed
+        raise InputError(
+            f"scene: expected one of {self.scenes[0]} to {self.scenes[-1]}, got {scene!r}"
+        )
+
+    def frames(self, scene: str) -> tuple[int, ...]:
+        """Numbers of the frames: 0 and up."""
+        self.seed(scene)
+        return tuple(range(self._count))
+
+    def scene(self, scene: str) -> Scene:
+        """World, cameras and overlap, for ground truth beyond depth (see `oracle`)."""
+        return make_scene(self.seed(scene), self._count)
+
+    def pairs(self, scene: str) -> dict[int, dict[int, float]]:
+        """Share of what two views see that both see, the smaller of both ways, from rays."""
+        shared = self.scene(scene).overlap
+        shared = np.minimum(shared, shared.T)
+        frames = range(self._count)
+        return {a: {b: float(shared[a, b]) for b in frames if b != a} for a in frames}
+
+    def read_frame(self, scene: str, frame: int) -> Frame:
+        """One frame at the size that its scene was planned for."""
+        from PIL import Image
+
+        sample = self.read(scene, (frame,), self.scene(scene).cameras.size)
+        assert sample.depth is not None
+        return Frame(
+            sample.frames[0],
+            Image.fromarray(np.rint(sample.images[0] * 255).astype(np.uint8)),
+            sample.extrinsics[0].astype(np.float64),
+            sample.intrinsics[0].astype(np.float64),
+            sample.depth[0],
+        )
+
+    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
+        """Frames of a scene, drawn at (height, width), cut from the middle of what is planned.
+
+        Raises:
+            InputError: a scene or frame that is none, or a size that is none.
+        """
+        if min(size) < 1:
+            raise InputError(f"size: expected height and width of 1 or more, got {size}")
+        if wrong := [frame for frame in frames if not 0 <= frame < self._count]:
+            raise InputError(f"{scene}: expected frames 0 to {self._count - 1}, got {wrong[0]}")
+        whole = self.scene(scene)
+        cameras = cut(whole.cameras, frames, size)
+        images, depth = draw(whole.world, cameras, samples=self.samples, renderer=self.renderer)
+        return validate(
+            Sample(
+                dataset="synthetic",
+                scene=scene,
+                frames=tuple(f"{frame:08d}" for frame in frames),
+                images=images / np.float32(255),
+                extrinsics=cameras.extrinsics(float(whole.world.scale)).astype(np.float32),
+                intrinsics=cameras.intrinsics.astype(np.float32),
+                depth=depth,
+                mask=depth > 0,
+            )
+        )

@@ -1,0 +1,77 @@
+"""Which seeds are for what, and what a split draws from them. Frozen: seeds name data for ever."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lite3r_jax.data.synthetic import looks
+from lite3r_jax.errors import InputError
+
+Split = Literal[
+    "train", "validation", "test", "new_textures", "wide_baseline", "low_texture", "repetitive",
+    "sky",
+]  # fmt: skip
+CameraPath = Literal["orbit", "walk", "look_around"]
+
+SEEDS = 1_000_000_000
+"""How many seeds a split has: those of split number n are n * SEEDS to (n + 1) * SEEDS - 1."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the scenes of a split are like.
+
+    Attributes:
+        families: of textures, see `looks`.
+        paths: how cameras move; a scene draws one.
+        arc: angle from the first camera of an orbit to the last, in radians: low and high.
+        reach: length of a walk in the unit of the world: low and high.
+        overlap: smallest share of what a view sees that the next one sees as well.
+        gaze: how far below the middle of the room cameras look, in its half heights: low and high.
+        open_top: whether rooms have the sky in place of a ceiling.
+        sky: smallest and largest share of a view that is sky.
+    """
+
+    families: tuple[str, ...] = looks.ORDINARY
+    paths: tuple[CameraPath, ...] = ("orbit", "orbit", "walk", "look_around")
+    arc: tuple[float, float] = (0.7, 1.7)
+    reach: tuple[float, float] = (1.3, 3.0)
+    overlap: float = 0.3
+    gaze: tuple[float, float] = (0.1, 0.5)
+    open_top: bool = False
+    sky: tuple[float, float] = (0.0, 0.0)
+
+
+RECIPES: dict[Split, Recipe] = {
+    "train": Recipe(),
+    "validation": Recipe(),
+    "test": Recipe(),
+    "new_textures": Recipe(families=looks.UNSEEN),
+    "wide_baseline": Recipe(paths=("orbit",), arc=(2.0, 3.0), overlap=0.1),
+    "low_texture": Recipe(families=looks.BARE),
+    "repetitive": Recipe(families=looks.REPEATED),
+    "sky": Recipe(gaze=(-0.7, 0.1), open_top=True, sky=(0.05, 0.6)),
+}
+
+
+def seeds_of(split: Split) -> range:
+    """All seeds of a split.
+
+    Raises:
+        InputError: there is no such split.
+    """
+    if split not in get_args(Split):
+        raise InputError(f"split: expected one of {', '.join(get_args(Split))}, got {split!r}")
+    first = get_args(Split).index(split) * SEEDS
+    return range(first, first + SEEDS)
+
+
+def split_of(seed: int) -> Split:
+    """The split that a seed belongs to.
+
+    Raises:
+        InputError: none.
+    """
+    names = get_args(Split)
+    if not 0 <= seed < len(names) * SEEDS:
+        raise InputError(f"seed: expected 0 to {len(names) * SEEDS - 1}, got {seed}")
+    return names[seed // SEEDS]
