@@ -59,9 +59,21 @@ class DepthFilter:
         if cam.depth_range is not None:
             low, high = cam.depth_range
             valid &= (depth >= self.nearest * low) & (depth <= self.farthest * high)
-        if valid.any():
-            valid &= depth <= self.median * np.median(depth[valid])
-        return np.where(valid, depth, np.float32(0))
+        kept = depth * valid
+        if self._may_be_beyond_median(kept):
+            kept[kept > self.median * np.median(kept[kept > 0])] = 0
+        return kept
+
+    def _may_be_beyond_median(self, depth: np.ndarray) -> bool:
+        """False only if no depth is; this is much faster than finding the median.
+
+        If fewer than half of the depths are below a `median`-th of the largest one, then the median
+        is not below it either, and even the largest is within.
+        """
+        count = int(np.count_nonzero(depth))
+        limit = float(depth.max()) / self.median * (1 + 1e-6)  # more than float32 rounds off
+        below = int(np.count_nonzero((depth > 0) & (depth < limit)))
+        return count > 0 and below > (count - 1) // 2
 
 
 class BlendedMVS:
@@ -108,14 +120,13 @@ class BlendedMVS:
             )
         if scenes is None:
             return tuple(there)
-        if isinstance(scenes, str):
-            if scenes not in _SPLITS:
-                raise InputError(f"scenes: expected train, validation or names, got {scenes!r}")
-            scenes = _SPLITS[scenes]
-        if missing := [name for name in scenes if name not in there]:
+        if isinstance(scenes, str) and scenes not in _SPLITS:
+            raise InputError(f"scenes: expected train, validation or names, got {scenes!r}")
+        chosen = tuple(_SPLITS[scenes] if isinstance(scenes, str) else scenes)
+        if missing := [name for name in chosen if name not in there]:
             more = f", as are {len(missing) - 1} more" if missing[1:] else ""
             raise InputError(f"{self.root / missing[0]}: is missing or has no blended_images{more}")
-        return tuple(scenes)
+        return chosen
 
     def inventory(self, scene: str) -> Inventory:
         """The frames of a scene and what is missing from them."""

@@ -4,7 +4,7 @@ The random numbers are the raw output of PCG64, which NumPy guarantees never to 
 of its Generator have no such guarantee. So a seed names the same samples on every machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +15,45 @@ from lite3r_jax.errors import InputError
 MIN_VIEWS, MAX_VIEWS = 2, 24
 
 Strategy = Literal["pairs", "random", "consecutive"]
+
+
+class Uniform:
+    """The random numbers of one (seed, index), one after the other."""
+
+    def __init__(self, seed: int, index: int):
+        """Start at the first number.
+
+        Args:
+            seed: 0 or more.
+            index: 0 or more; other indices give independent numbers.
+        """
+        self._bits = np.random.PCG64(np.random.SeedSequence([seed, index]))
+
+    def __call__(self) -> float:
+        """In [0, 1), a multiple of 2^-53."""
+        return (int(self._bits.random_raw()) >> 11) * 2.0**-53
+
+    def between(self, low: float, high: float) -> float:
+        """In [`low`, `high`]."""
+        return low + self() * (high - low)
+
+    def below(self, count: int) -> int:
+        """0 to `count` - 1."""
+        return int(self() * count)
+
+    def shuffled(self, items: Iterable[int]) -> tuple[int, ...]:
+        """The items in random order."""
+        order = list(items)
+        for last in range(len(order) - 1, 0, -1):  # Fisher-Yates
+            other = self.below(last + 1)
+            order[last], order[other] = order[other], order[last]
+        return tuple(order)
+
+
+def substream(seed: int, purpose: int) -> int:
+    """A seed of its own for one of several purposes, so that equal indices do not share numbers."""
+    low, high = np.random.SeedSequence([seed, purpose]).generate_state(2, np.uint32)
+    return int(high) << 32 | int(low)
 
 
 def choose_frames(
@@ -60,9 +99,9 @@ def choose_frames(
         raise InputError(
             f"{name}: has {len(frames)} frames, {views} views are asked for; ask for fewer"
         )
-    uniform = _Uniform(seed, index)
+    uniform = Uniform(seed, index)
     if strategy == "random":
-        return _shuffled(frames, uniform)[:views]
+        return uniform.shuffled(frames)[:views]
     if strategy == "consecutive":
         start = uniform.below(len(frames) - views + 1)
         return tuple(frames[start : start + views])
@@ -76,7 +115,7 @@ def choose_frames(
 
 def scene_order(scenes: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A random order of scenes 0 to `scenes` - 1, one for each epoch."""
-    return _shuffled(range(scenes), _Uniform(seed, epoch))
+    return Uniform(seed, epoch).shuffled(range(scenes))
 
 
 def overlap_scores(check: CrossViewCheck, frames: Sequence[int]) -> dict[int, dict[int, float]]:
@@ -94,31 +133,8 @@ def overlap_scores(check: CrossViewCheck, frames: Sequence[int]) -> dict[int, di
     }
 
 
-class _Uniform:
-    """Random numbers of one (seed, index)."""
-
-    def __init__(self, seed: int, index: int):
-        self._bits = np.random.PCG64(np.random.SeedSequence([seed, index]))
-
-    def __call__(self) -> float:
-        """In [0, 1), a multiple of 2^-53."""
-        return (int(self._bits.random_raw()) >> 11) * 2.0**-53
-
-    def below(self, count: int) -> int:
-        """0 to `count` - 1."""
-        return int(self() * count)
-
-
-def _shuffled(items: Sequence[int], uniform: _Uniform) -> tuple[int, ...]:
-    order = list(items)
-    for last in range(len(order) - 1, 0, -1):  # Fisher-Yates
-        other = uniform.below(last + 1)
-        order[last], order[other] = order[other], order[last]
-    return tuple(order)
-
-
 def _overlapping(
-    frames: Sequence[int], views: int, pairs: Scores, uniform: _Uniform, name: str
+    frames: Sequence[int], views: int, pairs: Scores, uniform: Uniform, name: str
 ) -> tuple[int, ...]:
     scores = _both_ways(frames, pairs)
     large = [frame for group in _connected(scores) if len(group) >= views for frame in group]

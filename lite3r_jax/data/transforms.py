@@ -84,8 +84,16 @@ def fit_intrinsics(intrinsics: np.ndarray, box: Box, size: tuple[int, int]) -> n
     return k
 
 
-def fit_image(image: "PILImage", box: Box, size: tuple[int, int]) -> np.ndarray:
+def fit_image(
+    image: "PILImage", box: Box, size: tuple[int, int], out: np.ndarray | None = None
+) -> np.ndarray:
     """A box of an image at (height, width), with Pillow's antialiased bicubic filter.
+
+    Args:
+        image: RGB.
+        box: inside of it.
+        size: (height, width).
+        out: where to put the result; None: into a new array.
 
     Returns:
         float32 [H, W, 3] in [0, 1], multiples of 1/255.
@@ -93,7 +101,7 @@ def fit_image(image: "PILImage", box: Box, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)
-    return np.asarray(resized, np.uint8) / np.float32(255)
+    return np.divide(np.asarray(resized, np.uint8), np.float32(255), out=out)
 
 
 def fit_depth(depth: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
@@ -104,8 +112,10 @@ def fit_depth(depth: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     """
     rows, row_inside = _below(box[1], box[3], size[0], depth.shape[0])
     columns, column_inside = _below(box[0], box[2], size[1], depth.shape[1])
-    inside = row_inside[:, None] & column_inside
-    return np.where(inside, depth[np.ix_(rows, columns)], np.float32(0))
+    fitted = depth.take(rows, 0).take(columns, 1)
+    fitted[~row_inside] = 0
+    fitted[:, ~column_inside] = 0
+    return fitted
 
 
 def fit_frames(
@@ -142,8 +152,9 @@ def fit_frames(
     without = [frame.name for frame in frames if frame.depth is None]
     if without and len(without) < len(frames):
         raise InputError(f"{name} frame {without[0]}: has no depth, others have; leave it out")
-    images, cameras, depths = [], [], []
-    for frame, box in zip(frames, boxes, strict=True):
+    images = np.empty((len(frames), *size, 3), np.float32)
+    cameras, depths = [], []
+    for frame, box, image in zip(frames, boxes, images, strict=True):
         x1, y1, x2, y2 = box
         width, height = frame.image.size
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
@@ -151,7 +162,7 @@ def fit_frames(
                 f"{name} frame {frame.name}: expected a box inside {width}x{height} pixels, got"
                 f" {tuple(box)}"
             )
-        images.append(fit_image(frame.image, box, size))
+        fit_image(frame.image, box, size, out=image)
         cameras.append(fit_intrinsics(frame.intrinsics, box, size))
         if frame.depth is not None:
             depths.append(fit_depth(frame.depth, _depth_box(frame, box), size))
@@ -161,7 +172,7 @@ def fit_frames(
             dataset=dataset,
             scene=scene,
             frames=tuple(frame.name for frame in frames),
-            images=np.stack(images),
+            images=images,
             extrinsics=np.stack([frame.extrinsics for frame in frames]).astype(np.float32),
             intrinsics=np.stack(cameras).astype(np.float32),
             depth=depth,

@@ -7,8 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lite3r_jax.data.blendedmvs import BlendedMVS, DepthFilter
+from lite3r_jax.data.cam_file import CamFile
 from lite3r_jax.data.sampling import choose_frames
 from lite3r_jax.data.splits import BLENDEDMVS_TRAINING, BLENDEDMVS_VALIDATION
 from lite3r_jax.data.transforms import centre_box, fit_intrinsics
@@ -90,6 +93,20 @@ def test_depth_beyond_the_range_or_far_beyond_the_median_does_not_count(root, ma
     assert valid(nearest=0) == [True, True, True, False]
     assert valid(farthest=math.inf) == [True, False, True, True]
     assert valid(median=1.2) == [True, False, False, False]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    depth=st.lists(st.sampled_from([0.0, 1.0, 1.5, 2.0, 4.999999, 5.0, 5.000001, 10.0, 80.0])),
+    median=st.sampled_from([1.0, 1.2, 2.0, 5.0, math.inf]),
+)
+def test_the_median_counts_only_where_it_matters_and_then_exactly(depth, median):
+    values = np.array([0.0, *depth], np.float32)
+    cam = CamFile(np.eye(3, 4), np.eye(3), 0.0, 1.0, None, None)  # without a range
+    wanted = values.copy()
+    if depth and max(depth) > 0:
+        wanted[values > median * np.median(values[values > 0])] = 0
+    np.testing.assert_array_equal(DepthFilter(median=median)(values, cam), wanted)
 
 
 def test_a_file_without_range_filters_nothing(root, made):

@@ -1,0 +1,178 @@
+"""Which scenes and frames a step reads: arithmetic on (seed, step), without files and state.
+
+A step has a bucket and takes the next `batch` samples of the run; process p of n takes the p-th of
+n equal parts of them. A sample has a number in the run, which gives its part of the mixture and how
+many came from there before; that number gives epoch and place in the epoch, an order of all scenes
+shuffled anew each time. Frames and augmentation have random numbers of their own, counted by the
+number of the sample.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from lite3r_jax.data.pipeline.options import Bucket, Part, PipelineOptions, check_shares
+from lite3r_jax.data.sampling import Uniform, choose_frames, scene_order, substream
+from lite3r_jax.data.views import Scores
+from lite3r_jax.errors import InputError
+
+ATTEMPTS = 64
+"""How many draws one sample has, before the data counts as unusable."""
+
+_BUCKETS, _PARTS, _FRAMES, _AUGMENTATION, _REPLACEMENTS, _SCENES = range(6)  # purposes of numbers
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One attempt at one sample.
+
+    Attributes:
+        index: number of the sample in the run, over all processes.
+        attempt: 0, or how many draws of this sample were faulty before this one.
+        epoch: how often all scenes of the part came before.
+        part: of the mixture.
+        scene: of the part.
+    """
+
+    index: int
+    attempt: int
+    epoch: int
+    part: Part
+    scene: str
+
+
+class Schedule:
+    """The order of everything."""
+
+    def __init__(self, parts: Sequence[Part], options: PipelineOptions):
+        """Look at the frames of every scene.
+
+        Args:
+            parts: the mixture.
+            options: buckets, seed, augmentation and normalization count.
+
+        Raises:
+            InputError: no parts or scenes; a scene with a fault in its inventory or fewer frames
+                than the largest bucket has views; a strategy that the first scene of a part does
+                not allow.
+        """
+        if not parts:
+            raise InputError("parts: got none; at least one dataset is needed")
+        check_shares("parts", [part.share for part in parts])
+        self.parts, self.options = tuple(parts), options
+        self._streams = [
+            substream(options.seed, purpose) for purpose in range(_SCENES + len(parts))
+        ]
+        self._pairs: dict[tuple[int, str], Scores | None] = {}
+        self.digest = self._check()
+
+    def _check(self) -> str:
+        """Check each scene; SHA-256 of all that the order depends on."""
+        views = max(bucket.views for bucket in self.options.buckets)
+        said = [
+            [asdict(bucket) for bucket in self.options.buckets],
+            [self.options.seed, asdict(self.options.augmentation), self.options.normalization],
+        ]
+        digest = hashlib.sha256(json.dumps(said).encode())
+        for part in self.parts:
+            if not part.source.scenes:
+                raise InputError(f"parts: {type(part.source).__name__} has no scenes")
+            digest.update(json.dumps([part.share, part.strategy]).encode())
+            for scene in part.source.scenes:
+                frames = part.source.frames(scene)
+                if len(frames) < views:
+                    raise InputError(
+                        f"{_name(part, scene)}: has {len(frames)} frames, the buckets ask for"
+                        f" {views} views; ask for fewer or leave the scene out"
+                    )
+                digest.update(json.dumps([scene, *frames]).encode())
+            self.frames(Draw(0, 0, 0, part, part.source.scenes[0]), views)
+        return digest.hexdigest()
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """After so many samples every scene of every part came at least once; of one part, once."""
+        cycle, counts = sum(part.share for part in self.parts), []
+        for part in self.parts:
+            cycles, rest = divmod(len(part.source.scenes), part.share)
+            others = cycle - part.share  # may come first in the last cycle
+            counts.append(cycles * cycle + (others + rest if rest else 0))
+        return max(counts)
+
+    def at(self, step: int) -> tuple[Bucket, int]:
+        """(bucket of a step, number of its first sample)."""
+        buckets = self.options.buckets
+        shares = tuple(bucket.share for bucket in buckets)
+        kind, before = _mixed(shares, self._streams[_BUCKETS], step)
+        first = sum(b.batch * count for b, count in zip(buckets, before, strict=True))
+        return buckets[kind], first
+
+    def draws(self, index: int) -> Iterator[Draw]:
+        """A sample, and what replaces it while there are faults.
+
+        The first draw is the scene that is next in the order of its epoch. Each further one is any
+        scene of the same part, with frames of its own.
+        """
+        shares = tuple(part.share for part in self.parts)
+        kind, before = _mixed(shares, self._streams[_PARTS], index)
+        part, scenes = self.parts[kind], self.parts[kind].source.scenes
+        epoch, place = divmod(before[kind], len(scenes))
+        order = _scene_order(len(scenes), self._streams[_SCENES + kind], epoch)
+        yield Draw(index, 0, epoch, part, scenes[order[place]])
+        uniform = Uniform(self._streams[_REPLACEMENTS], index)
+        for attempt in range(1, ATTEMPTS):
+            yield Draw(index, attempt, epoch, part, scenes[uniform.below(len(scenes))])
+
+    def frames(self, draw: Draw, views: int) -> tuple[int, ...]:
+        """The frames of a draw.
+
+        Raises:
+            InputError: the overlap scores of the scene cannot be read or connect too few frames.
+        """
+        source, scene = draw.part.source, draw.scene
+        return choose_frames(
+            source.frames(scene),
+            views,
+            draw.part.strategy,
+            seed=self._streams[_FRAMES],
+            index=draw.index * ATTEMPTS + draw.attempt,
+            pairs=self._scores(draw.part, scene) if draw.part.strategy == "pairs" else None,
+            name=_name(draw.part, scene),
+        )
+
+    def uniform(self, draw: Draw) -> Uniform:
+        """The random numbers of the augmentation of a draw."""
+        return Uniform(self._streams[_AUGMENTATION], draw.index * ATTEMPTS + draw.attempt)
+
+    def _scores(self, part: Part, scene: str) -> Scores | None:
+        key = self.parts.index(part), scene
+        if key not in self._pairs:
+            self._pairs[key] = part.source.pairs(scene)
+        return self._pairs[key]
+
+
+def _name(part: Part, scene: str) -> str:
+    return f"{type(part.source).__name__} scene {scene}"
+
+
+def _mixed(shares: tuple[int, ...], seed: int, position: int) -> tuple[int, tuple[int, ...]]:
+    """(which kind is at a position, how often each kind is before it).
+
+    In each cycle of sum(shares) positions a kind comes as often as its share says, in random order.
+    So what came before is counted without going through it.
+    """
+    cycle, place = divmod(position, sum(shares))
+    kinds = _cycle(shares, seed, cycle)
+    here = kinds[:place]
+    return kinds[place], tuple(cycle * share + here.count(k) for k, share in enumerate(shares))
+
+
+@functools.lru_cache(maxsize=16)
+def _cycle(shares: tuple[int, ...], seed: int, cycle: int) -> tuple[int, ...]:
+    kinds = [kind for kind, share in enumerate(shares) for _ in range(share)]
+    return Uniform(seed, cycle).shuffled(kinds)
+
+
+_scene_order = functools.lru_cache(maxsize=16)(scene_order)
