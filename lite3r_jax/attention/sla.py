@@ -12,10 +12,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from lite3r_jax.attention.core import AttentionCore, Layouts
+from lite3r_jax.attention.heads import one_at_a_time
 from lite3r_jax.attention.windows import SPECIAL, blocks, inverse
-from lite3r_jax.kernels.block_map.select import block_map, budgets
+from lite3r_jax.kernels.block_map.api import block_map, budgets
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
-from lite3r_jax.kernels.sla.api import IMPLEMENTATIONS, sla
+from lite3r_jax.kernels.sla.api import IMPLEMENTATIONS, choose, sla
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
 
 _ROUTINGS = ("token", "block", "block3")
@@ -51,8 +52,9 @@ class SLA:
         phi: feature map of the linear part: "elu1", "softmax" or "relu".
         eps: added to its denominator.
         init: standard deviation of the initial proj_lin; 0 for zeros.
-        implementation: name in `kernels.sla.api.IMPLEMENTATIONS`, or "auto": the fastest that this
-            device, dtype and head dimension allow. A name that cannot be honoured raises.
+        implementation: name in `kernels.sla.api.IMPLEMENTATIONS`, or "auto": the last one of them
+            that this device, dtype and head dimension allow. A name that cannot be honoured raises.
+            Blocks are chosen by the selection that goes with it.
         batch_axis: axis of the mesh over which sequences are split, or None.
         heads_axis: axis of the mesh over which heads are split, or None. With one of the two named,
             every device computes its own sequences and heads, and the call must be inside of
@@ -107,14 +109,19 @@ class SLA:
         """Queries per block."""
         return self.q_block or 2 * self.block
 
-    def describe(self, dtype: Any) -> str:
-        """See `AttentionSpec.describe`; for the head dimension of VGGT's trunk, 64."""
-        q = jnp.zeros((1, 1, 1, 64), dtype)
-        maps = None if self.routing == "token" else _all_blocks(q.shape, 1, 1, self)
-        name = self._choose(q, maps)
-        if reason := IMPLEMENTATIONS[name].refuses(self.routing, q, maps):
-            raise ValueError(f"implementation {name!r} cannot run here: {reason}")
+    def describe(self, dtype: Any, head_dim: int = 64) -> str:
+        """See `AttentionSpec.describe`; for sites of that head dimension."""
+        name = self.choose(jnp.zeros((1, 1, 1, head_dim), dtype))
         return f"sla {self.routing}, keep {self.keep:g} ({name})"
+
+    def choose(self, q: jax.Array) -> str:
+        """The implementation that runs for queries [B, T, N, D] of this head dimension and dtype.
+
+        Raises:
+            ValueError: the one that was asked for by name cannot.
+        """
+        maps = None if self.routing == "token" else _all_blocks(q.shape, 1, 1, self)
+        return choose(self.implementation, self.routing, q, maps)
 
     def run(
         self,
@@ -135,16 +142,9 @@ class SLA:
             routing=self.routing,
             phi=self.phi,
             eps=self.eps,
-            implementation=self._choose(q, maps),
+            implementation=self.implementation,
             **settings,
         )
-
-    def _choose(self, q: jax.Array, maps: BlockMap | None) -> str:
-        """What "auto" stands for; a name is the API's to refuse."""
-        if self.implementation != "auto":
-            return self.implementation
-        able = [n for n, i in IMPLEMENTATIONS.items() if i.refuses(self.routing, q, maps) is None]
-        return able[-1]  # they are listed from the definition to the fastest
 
 
 class SLACore(AttentionCore):
@@ -177,6 +177,8 @@ class SLACore(AttentionCore):
         _check(q, k, v, layouts)
         spec = self.spec
         attend = partial(_by_token if spec.routing == "token" else _by_block, spec, layouts)
+        if spec.choose(q) == "blocked":  # which goes through the heads in any case
+            attend = partial(one_at_a_time, attend)
         if spec.batch_axis is not None or spec.heads_axis is not None:
             attend = _split(spec, attend, q.shape)
         return attend(q, k, v, self.proj_lin[...])
@@ -249,6 +251,7 @@ def _by_block(
     k, v = take(k, keys.tokens), take(v, keys.tokens)
     k_valid = _valid(keys.tokens, layouts.key.tokens, k)
     top, bottom = budgets(int((~always).sum()), spec.keep, spec.low)
+    selection = IMPLEMENTATIONS[spec.choose(q)].selection
 
     found, order = [], []
     for rows, all_blocks in ((queries.tokens[dense], True), (queries.tokens[~dense], False)):
@@ -269,6 +272,7 @@ def _by_block(
                 always=np.flatnonzero(always).tolist(),
                 q_valid=q_valid,
                 k_valid=k_valid,
+                implementation=selection,
             )
         found.append(spec.run(some, k, v, proj_lin, maps, q_valid=q_valid, k_valid=k_valid))
         order.append(rows)

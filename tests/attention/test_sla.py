@@ -1,6 +1,7 @@
 """SLA as a strategy: order, protection and routing, against float64 on whole matrices."""
 
 import functools
+import re
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,6 +17,7 @@ from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.windows import blocks
 from lite3r_jax.weights.load import load
 from tests.kernels.sla.oracle import sla_and_gradients
+from tests.kernels.sla.test_triton import described_gpu
 
 B, N, D = 2, 2, 16
 
@@ -216,6 +218,44 @@ def test_reports_name_routing_and_kernel():
     assert SLA().describe(jnp.float32) == "sla block, keep 0.1 (blocked)"
     token = SLA("token", 0.3, protect=False)
     assert token.describe(jnp.bfloat16) == "sla token, keep 0.3 (reference)"
+    with described_gpu():
+        assert SLA().describe(jnp.bfloat16) == "sla block, keep 0.1 (triton)"
+        assert SLA().describe(jnp.bfloat16, 128) == "sla block, keep 0.1 (triton)"
+        assert SLA().describe(jnp.bfloat16, 80) == "sla block, keep 0.1 (blocked)"
+        assert SLA(block=32).describe(jnp.bfloat16) == "sla block, keep 0.1 (blocked)"
+        with pytest.raises(ValueError, match="'triton' cannot run this: head dim 80"):
+            SLA(implementation="triton").describe(jnp.bfloat16, 80)
+
+
+@pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
+def test_on_a_gpu_blocks_are_chosen_and_attended_to_by_kernels():
+    layout = TokenLayout(2, 5, (37, 37), "global")
+    core = SLA().build(heads=2, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.ShapeDtypeStruct((1, layout.tokens, 2, 64), jnp.bfloat16)
+    with described_gpu():
+        traced = jax.jit(lambda *x: core(*x, Layouts.both(layout))).trace(x, x, x)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = re.findall(r'__gpu\$xla\.gpu\.triton.*?\bname = "(\w+)"', text)
+    assert set(kernels) == {
+        "block_map_select", "sla_forward", "sla_linear_state", "sla_linear_forward"
+    }  # fmt: skip
+    assert kernels.count("block_map_select") == 1  # special tokens' queries choose nothing
+    assert "stablehlo.sort" not in text and "top_k" not in text
+
+
+def test_memory_is_of_one_head_and_grows_with_tokens_not_with_their_square():
+    def temporary(views, heads):
+        layout = TokenLayout(views, 1, (16, 16), "global")
+        core = SLA(keep=0.1).build(
+            heads=heads, head_dim=16, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+        )
+        x = jax.ShapeDtypeStruct((1, layout.tokens, heads, 16), jnp.float32)
+        compiled = jax.jit(lambda *x: core(*x, Layouts.both(layout))).lower(x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(8, 1), temporary(32, 1)
+    assert many < 4.5 * few
+    assert temporary(32, 8) < 1.5 * many
 
 
 @pytest.mark.parametrize(
@@ -257,7 +297,7 @@ def test_calls_that_do_not_fit_are_refused():
     token = Case(SLA("token", 0.3, protect=False, implementation="blocked"), SCENE.layout)
     with pytest.raises(ValueError, match=r"'blocked' cannot run this: .* reference can"):
         attend(token)(q, k, v, w)
-    with pytest.raises(ValueError, match="'blocked' cannot run here"):
+    with pytest.raises(ValueError, match="'blocked' cannot run this"):
         token.spec.describe(jnp.float32)
 
 

@@ -1,18 +1,19 @@
 """Time and memory of the attention of one VGGT-1B global layer, dense and sparse, in the same run.
 
     python -m tools.benchmark.attention --views 8 16 32
-    python -m tools.benchmark.attention --plan h200 --views 2 8 32 100 --dtype bfloat16
+    python -m tools.benchmark.attention --plan h200 --grid 37 37 --views 2 8 32 100 --dtype bfloat16
 
-From q, k and v to o: 16 heads of 64; 5 special tokens and a grid of patches per view, all views in
-one sequence. q, k and v are random. Memory is what the compiled call holds besides arguments and
-results, by XLA's own account.
+From q, k and v to o, with the selection of blocks: 16 heads of 64; 5 special tokens and a grid of
+patches per view, all views in one sequence. q, k and v are random. Memory is what the compiled call
+holds besides arguments and results, by XLA's own account.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
-version, no GPU and no driver) and runs nothing. cuDNN cannot be compiled for that way, and kernels
-that are chosen by the device at hand neither, so both have their blocked form.
+version, no GPU and no driver) and runs nothing; "auto" is what that device would choose, but dense
+attention is the blocked form there, since cuDNN cannot be compiled for without a GPU.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,27 +31,30 @@ from lite3r_jax.attention.sla import SLA
 MIB = 2**20
 HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
 PASSES = ("forward", "gradient")
+PLANS = {"h200": "NVIDIA H200"}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse, and print one line per compiled call."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
+    parser.add_argument("--plan", choices=PLANS, help="compile only, for this device")
     parser.add_argument("--views", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--grid", type=int, nargs=2, default=[28, 37], metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--keep", type=float, nargs="+", default=[0.1])
     parser.add_argument("--q-block", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
-    parser.add_argument("--implementation", default="auto", help="of SLA and of dense attention")
+    parser.add_argument("--implementation", default="auto", help="of SLA")
+    parser.add_argument("--dense", default="auto", help="implementation of dense attention")
     parser.add_argument("--runs", type=int, default=1, help="timed runs, of which the best counts")
-    args = parser.parse_args()
-    name = "blocked" if args.plan else args.implementation
-    specs: list[AttentionSpec] = [Dense(name)]  # pyright: ignore[reportArgumentType]
-    specs += [SLA(keep=keep, q_block=args.q_block, implementation=name) for keep in args.keep]
-    where = args.plan or jax.devices()[0].device_kind
+    args = parser.parse_args(argv)
+    specs: list[AttentionSpec] = [Dense(args.dense)]
+    specs += [
+        SLA(keep=k, q_block=args.q_block, implementation=args.implementation) for k in args.keep
+    ]
+    where = PLANS[args.plan] + ", not run" if args.plan else jax.devices()[0].device_kind
     print(f"jax {jax.__version__}, {where}, {args.dtype}, patches {args.grid[0]} x {args.grid[1]}")
     for views in args.views:
         layout = TokenLayout(views, SPECIAL, tuple(args.grid), "global")
@@ -58,11 +62,13 @@ def main() -> None:
         for which in args.passes:
             dense = None
             for spec in specs:
-                call = forward if which == "forward" else gradient
-                compiled = compile_for(args.plan, call(spec, layout), shape)
+                call = (forward if which == "forward" else gradient)(spec, layout)
+                compiled = compile_for(args.plan, call, shape)
                 memory = compiled.memory_analysis().temp_size_in_bytes
-                text = f"{views} views, {layout.tokens} tokens, {which}, "
-                text += f"{spec.describe(args.dtype)}: temporary {memory / MIB:.0f} MiB"
+                with target(args.plan):
+                    name = spec.describe(args.dtype)
+                text = f"{views} views, {layout.tokens} tokens, {which}, {name}: "
+                text += f"temporary {memory / MIB:.0f} MiB"
                 if not args.plan:
                     wall, cpu = measure(compiled, shape, args.runs)
                     dense = dense or wall
@@ -91,6 +97,14 @@ def gradient(spec: AttentionSpec, layout: TokenLayout) -> Callable[..., Any]:
     return call
 
 
+def target(device: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Inside of it strategies choose for a described device; for this one if there is none."""
+    if device is None:
+        return contextlib.nullcontext()
+    gpu = jax.sharding.AbstractDevice(PLANS[device], num_cores=None, platform="cuda")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu))
+
+
 def compile_for(device: str | None, call: Callable[..., Any], shape: jax.ShapeDtypeStruct) -> Any:
     """`call` of four arrays of that shape, compiled for a described device or for this one."""
     if device is None:
@@ -104,8 +118,10 @@ def compile_for(device: str | None, call: Callable[..., Any], shape: jax.ShapeDt
     shape = jax.ShapeDtypeStruct(
         shape.shape, shape.dtype, sharding=NamedSharding(mesh, PartitionSpec())
     )
+    with target(device):
+        lowered = jax.jit(call).trace(*[shape] * 4).lower(lowering_platforms=("cuda",))
     # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
-    return jax.jit(call).lower(*[shape] * 4).compile({"xla_gpu_enable_triton_gemm": False})
+    return lowered.compile({"xla_gpu_enable_triton_gemm": False})
 
 
 def measure(compiled: Any, shape: jax.ShapeDtypeStruct, runs: int) -> tuple[float, float]:

@@ -59,7 +59,8 @@ def classes(
 
     Every row has as critical its `always` blocks and the `top` highest scores of the others, and as
     negligible the `bottom` lowest scores of what is left. Of equal scores the lower block comes
-    first, on both ends. Blocks of padding only are never in one of the two, and rows of padding
+    first, on both ends; infinite ones count as the largest and lowest that are finite, NaN as the
+    lowest. Blocks of padding only are never in one of the two, and rows of padding
     have nothing in them.
 
     Args:
@@ -73,6 +74,7 @@ def classes(
     Returns:
         [B, N, Mq, Mk] int8: 1 critical, 0 marginal, -1 negligible.
     """
+    scores = np.nan_to_num(scores, nan=np.finfo(scores.dtype).min)
     usable = np.broadcast_to(k_used[:, None, None], scores.shape)
     forced = usable & np.isin(np.arange(scores.shape[-1]), list(always))
 

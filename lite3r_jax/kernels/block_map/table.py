@@ -55,14 +55,25 @@ class BlockTable:
         return empty.at[(*(index[..., None] for index in at), self.ids)].set(True, mode="drop")
 
     def transpose(self) -> Transposed:
-        """The query blocks of every key block. Sorts the table, once, in its own memory."""
+        """The query blocks of every key block.
+
+        Sorts the table's entries as one int32 each, key block and query block in one number. Takes
+        memory of a few tables: at 1,000 views of 1,374 tokens and keep 0.1 one has 4e8 entries.
+
+        Raises:
+            ValueError: (columns + 1) * Mq is not below 2^31. That of 1,000 views is 5e8.
+        """
         b, n, rows, k = self.ids.shape
-        flat = (b, n, rows * k)
-        row = lax.broadcasted_iota(jnp.int32, self.ids.shape, 2).reshape(flat)
-        # Rows ascend already, and the sort is stable, so they ascend for every column.
-        column, row = lax.sort((self.ids.reshape(flat), row), num_keys=1, is_stable=True)
-        first = jax.vmap(jax.vmap(lambda c: jnp.searchsorted(c, jnp.arange(self.columns + 1))))
-        return Transposed(row, first(column).astype(jnp.int32))
+        if (self.columns + 1) * rows >= 2**31:
+            raise ValueError(
+                f"a table of {rows} x {self.columns} blocks is too large to be transposed for the "
+                "backward pass: take larger blocks or fewer views"
+            )
+        row = lax.broadcasted_iota(jnp.int32, self.ids.shape, 2)
+        pairs = lax.sort((self.ids * rows + row).reshape(b, n, rows * k), is_stable=False)
+        first = jax.vmap(jax.vmap(jnp.searchsorted, (0, None)), (0, None))
+        offsets = first(pairs, rows * jnp.arange(self.columns + 1, dtype=jnp.int32))
+        return Transposed(pairs % rows, offsets.astype(jnp.int32))
 
 
 @jax.tree_util.register_dataclass

@@ -7,9 +7,11 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from lite3r_jax.kernels.block_map.select import valid_mask
+from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
 from lite3r_jax.kernels.sla.blocked import sla_blocked
+from lite3r_jax.kernels.sla.pallas_mosaic import refuses as refuses_mosaic
+from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
 from lite3r_jax.kernels.sla.pallas_triton import refuses as refuses_triton
 from lite3r_jax.kernels.sla.pallas_triton import sla_triton
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
@@ -23,12 +25,15 @@ class Implementation:
         run: computes it; called with all arguments of `sla` but `implementation`, checked, and
             with masks that are arrays. Differentiable in q, k, v and proj_lin. What invalid rows
             of q, k and v hold must not matter, NaN included.
-        refuses: why it cannot run a call with this routing and these inputs on the devices at
-            hand, or None; called with (routing, q, block_map).
+        refuses: why it cannot run a call with this routing and these inputs on the platform that
+            is computed on (`target.platform`), or None; called with (routing, q, block_map).
+        selection: name in `block_map.api.IMPLEMENTATIONS` of the block selection that goes with
+            it: one that runs wherever it does.
     """
 
     run: Callable[..., jax.Array]
     refuses: Callable[[Routing, jax.Array, BlockMap | None], str | None]
+    selection: str = "sorted"
 
 
 def _never(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> None:
@@ -40,13 +45,41 @@ def _not_token(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> st
     return "routing 'token' is not made of blocks" if routing == "token" else None
 
 
+# The last one that can run is what "auto" stands for.
 IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
     {
         "reference": Implementation(sla_reference, _never),
         "blocked": Implementation(sla_blocked, _not_token),
-        "triton": Implementation(sla_triton, refuses_triton),
+        "mosaic": Implementation(sla_mosaic, refuses_mosaic, selection="triton"),
+        "triton": Implementation(sla_triton, refuses_triton, selection="triton"),
     }
 )
+
+
+def choose(name: str, routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str:
+    """The name itself where it can run such a call; for "auto" the last listed one that can.
+
+    Args:
+        name: one of `IMPLEMENTATIONS`, or "auto".
+        routing: of the call.
+        q: [B, Tq, N, D] queries; only shape and dtype matter.
+        block_map: of the call; only block sizes matter.
+
+    Raises:
+        ValueError: an unknown name, or one that cannot run this.
+    """
+    if name not in ("auto", *IMPLEMENTATIONS):
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"unknown implementation {name!r}, there are: {known}")
+    refusals = {n: i.refuses(routing, q, block_map) for n, i in IMPLEMENTATIONS.items()}
+    able = [n for n, reason in refusals.items() if reason is None]
+    if name == "auto":
+        return able[-1]
+    if refusals[name] is not None:
+        raise ValueError(
+            f"implementation {name!r} cannot run this: {refusals[name]}; {', '.join(able)} can"
+        )
+    return name
 
 
 def sla(
@@ -75,7 +108,7 @@ def sla(
         v: [B, Tk, N, D] values.
         proj_lin: [D, D], applied to the linear part of every head from the right (the transpose of
             a torch Linear's weight).
-        block_map: classes of key blocks, from `block_map.select.block_map`; None for "token".
+        block_map: classes of key blocks, from `block_map.api.block_map`; None for "token".
         routing: "token" (softmax over the best keys of each query, linear over all; quadratic),
             "block" (softmax over critical blocks, linear over all keys) or "block3" (softmax over
             critical blocks, linear over marginal ones).
@@ -85,7 +118,7 @@ def sla(
             in the papers.
         q_valid: [B, Tq] bool, False for padding, whose output is 0; None if there is none.
         k_valid: [B, Tk] bool, False for padding, which no query sees.
-        implementation: name in `IMPLEMENTATIONS`.
+        implementation: see `choose`.
 
     Returns:
         [B, Tq, N, D] in the dtype of v.
@@ -95,14 +128,7 @@ def sla(
             cannot run this here.
     """
     _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps)
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"unknown implementation {implementation!r}, there are: {known}")
-    if reason := IMPLEMENTATIONS[implementation].refuses(routing, q, block_map):
-        able = [n for n, i in IMPLEMENTATIONS.items() if i.refuses(routing, q, block_map) is None]
-        raise ValueError(
-            f"implementation {implementation!r} cannot run this: {reason}; {', '.join(able)} can"
-        )
+    implementation = choose(implementation, routing, q, block_map)
     return IMPLEMENTATIONS[implementation].run(
         q,
         k,

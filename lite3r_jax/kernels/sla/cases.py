@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lite3r_jax.kernels.block_map.select import budgets
+from lite3r_jax.kernels.block_map.api import budgets
 from lite3r_jax.kernels.block_map.table import block_count
 from lite3r_jax.kernels.sla.reference import Phi, Routing
 

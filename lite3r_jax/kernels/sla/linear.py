@@ -1,9 +1,12 @@
 """The linear part of Sparse Linear Attention, from states that are computed once per head.
 
-States and sums are float32 (float64 for float64), also for half precision inputs. Both functions
-keep no more than their inputs for the backward pass and work on one head at a time. Shapes are
-those of `blocked.sparse`.
+States and sums are float32 (float64 for float64), also for half precision inputs; products of
+float32 inputs are in full, not in TF32. Both functions keep no more than their inputs for the
+backward pass. Shapes are those of `blocked.sparse`.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,10 @@ from jax import lax
 from lite3r_jax.kernels.sla.blocks import in_parts, whole
 from lite3r_jax.kernels.sla.reference import PHI, Phi
 
-# Query blocks whose states [D, D] are held at a time by `linear_marginal`.
-_ROWS = 64
+# Numbers in the states [D, D] of key blocks, and in those of query blocks, that `linear_marginal`
+# holds at a time: 64 MiB of float32 each. A GPU wants large products more than many; a CPU does not
+# care.
+_STATES = 2**24
 
 
 def linear_all(
@@ -43,12 +48,14 @@ def linear_all(
         [H, Mq, q_block, D] float32 (float64 for float64).
     """
     weight = proj_lin.astype(jnp.promote_types(v.dtype, jnp.float32))
+    dot = _dot(v.dtype)
 
     @jax.checkpoint
     def head(args):
         features, fk, vh = _features(args, phi)
-        state = jnp.einsum("mkd,mke->de", fk, vh) @ weight
-        return _divide(features @ state, features @ fk.sum(axis=(0, 1)), eps)
+        state = dot("cd,de->ce", dot("mkc,mkd->cd", fk, vh), weight)
+        total = dot("mqd,d->mq", features, fk.sum(axis=(0, 1)))
+        return _divide(dot("mqd,de->mqe", features, state), total, eps)
 
     return lax.map(head, (q, k, v, ok))
 
@@ -87,29 +94,35 @@ def linear_marginal(
         [H, Mq, q_block, D] float32 (float64 for float64); 0 where no block is marginal.
     """
     weight = proj_lin.astype(jnp.promote_types(v.dtype, jnp.float32))
-    count, columns, d = q.shape[1], k.shape[1], q.shape[-1]
-    rows = min(_ROWS, count)
+    dot = _dot(v.dtype)
+    heads, count, columns, d = *q.shape[:2], k.shape[1], q.shape[-1]
+    fit = max(1, _STATES // (columns * d * d))
+    group = max(size for size in range(1, heads + 1) if heads % size == 0 and size <= fit)
+    rows = min(max(1, _STATES // (group * d * d)), count)
     tables = jnp.concatenate([critical, negligible], axis=-1)
 
     @jax.checkpoint
-    def head(args):
+    def some_heads(args):
         *qkv, table = args
         features, fk, vh = _features(qkv, phi)
-        states = jnp.einsum("mkd,mke->mde", fk, vh).reshape(columns, d * d)
-        sums = fk.sum(axis=1)
+        states = dot("hmkd,hmke->hmde", fk, vh).reshape(group, columns, d * d)
+        sums = fk.sum(axis=2)
 
         @jax.checkpoint
         def some_rows(part):
             fq, listed = part
-            row = jnp.arange(rows)[:, None]
-            marginal = jnp.ones((rows, columns), fq.dtype).at[row, listed].set(0, mode="drop")
-            state = (marginal @ states).reshape(rows, d, d)
-            total = jnp.einsum("rqd,rd->rq", fq, marginal @ sums)
-            return _divide(jnp.einsum("rqd,rde->rqe", fq, state), total, eps) @ weight
+            at = jnp.arange(rows)[:, None, None], jnp.arange(group)[:, None], listed
+            marginal = jnp.ones((rows, group, columns), fq.dtype).at[at].set(0, mode="drop")
+            state = dot("rhm,hmx->rhx", marginal, states).reshape(rows, group, d, d)
+            total = dot("rhqd,rhd->rhq", fq, dot("rhm,hmd->rhd", marginal, sums))
+            o = _divide(dot("rhqd,rhde->rhqe", fq, state), total, eps)
+            return dot("rhqd,de->rhqe", o, weight)
 
-        return whole(lax.map(some_rows, (in_parts(features, rows), in_parts(table, rows))), count)
+        parts = (in_parts(x.swapaxes(0, 1), rows) for x in (features, table))
+        return whole(lax.map(some_rows, tuple(parts)), count).swapaxes(0, 1)
 
-    return lax.map(head, (q, k, v, ok, tables))
+    o = lax.map(some_heads, tuple(in_parts(x, group) for x in (q, k, v, ok, tables)))
+    return whole(o, heads)
 
 
 def _features(args, phi: Phi) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -122,3 +135,9 @@ def _features(args, phi: Phi) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _divide(weighted: jax.Array, total: jax.Array, eps: float) -> jax.Array:
     return weighted / jnp.where(total > 0, total + eps, 1)[..., None]
+
+
+def _dot(dtype) -> Callable[[str, jax.Array, jax.Array], jax.Array]:
+    """Products for inputs of that dtype; TF32, a GPU's default, only for half precision."""
+    half = jnp.dtype(dtype).itemsize < 4
+    return functools.partial(jnp.einsum, precision=None if half else "highest")

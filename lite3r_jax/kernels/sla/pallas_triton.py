@@ -1,18 +1,20 @@
 """Sparse Linear Attention on NVIDIA GPUs: Pallas kernels through the Triton lowering."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
-from lite3r_jax.kernels.sla import triton_call as at
 from lite3r_jax.kernels.sla import triton_kernels as kernels
 from lite3r_jax.kernels.sla.blocks import to_blocks
 from lite3r_jax.kernels.sla.linear import linear_marginal
 from lite3r_jax.kernels.sla.reference import Phi, Routing
 from lite3r_jax.kernels.sla.tiles import Tiles, tiles
+from lite3r_jax.kernels.target import platform
 
 HEAD_DIMS = (64, 128)
 Q_BLOCKS = (64, 128)
@@ -43,9 +45,9 @@ def unsupported(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> s
 
 
 def refuses(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str | None:
-    """Why the kernels cannot run this call on the default device, or None."""
-    if jax.default_backend() != "gpu":
-        return f"its kernels are for NVIDIA GPUs and this is {jax.default_backend()}"
+    """Why the kernels cannot run this call on the platform that is computed on, or None."""
+    if platform() != "gpu":
+        return f"its kernels are for NVIDIA GPUs and this is {platform()}"
     return unsupported(routing, q, block_map)
 
 
@@ -63,6 +65,7 @@ def sla_triton(
     q_valid: jax.Array,
     k_valid: jax.Array,
     launch: Tiles | None = None,
+    forward: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """See `api.sla`, whose arguments these are; not for routing "token".
@@ -72,8 +75,9 @@ def sla_triton(
     block, and `linear.linear_marginal` computes it in plain JAX.
 
     Every sum has a fixed order, so that two runs give the same bits. `launch` has warps, stages
-    and slices, by default those of `tiles`; `interpret` runs the kernels' code as plain JAX on any
-    device, slowly.
+    and slices, by default those of `tiles`; `forward` computes the softmax part's forward pass in
+    place of its kernel, as `mosaic_kernels.forward`; `interpret` runs the kernels' code as plain
+    JAX on any device, slowly.
 
     Raises:
         ValueError: a head dim, block or dtype that the kernels are not made for.
@@ -86,9 +90,8 @@ def sla_triton(
     k_pad, v_pad = (_pad(x, k_valid, table.columns * K_BLOCK) for x in (k, v))
     k_valid_pad = jnp.pad(k_valid, ((0, 0), (0, k_pad.shape[1] - k.shape[1])))
     bias = jnp.where(k_valid_pad, 0, kernels.MASKED).astype(jnp.float32)
-    plan = _Plan(
-        launch or tiles(q.shape[-1], q.dtype, block_map.q_block), block_map.q_block, interpret
-    )
+    launch = launch or tiles(q.shape[-1], q.dtype, block_map.q_block)
+    plan = _Plan(launch, block_map.q_block, forward, interpret)
     if routing == "block":
         mean_eps = eps / k_pad.shape[1]
         o = _linear(q_pad, k_pad, v_pad, proj_lin, bias, phi, mean_eps, plan)
@@ -134,6 +137,7 @@ class _Plan:
 
     tiles: Tiles
     q_block: int
+    forward: Callable[..., tuple[jax.Array, jax.Array]] | None
     interpret: bool
 
 
@@ -157,8 +161,16 @@ def _sparse(
 
 
 def _sparse_forward(q, k, v, bias, table, plan):
+    if plan.forward is None:
+        o, lse = _triton_forward(q, k, v, bias, table, plan)
+    else:
+        o, lse = plan.forward(q, k, v, bias, table)
+    return o, (q, k, v, bias, table, o, lse)
+
+
+def _triton_forward(q, k, v, bias, table, plan):
     b, tokens, n, d = q.shape
-    o, lse = at.call(
+    return at.call(
         functools.partial(kernels.sla_forward, k_block=K_BLOCK),
         plan.tiles.forward,
         (table.ids.shape[2], n, b),
@@ -169,7 +181,6 @@ def _sparse_forward(q, k, v, bias, table, plan):
         ],
         interpret=plan.interpret,
     )
-    return o, (q, k, v, bias, table, o, lse)
 
 
 def _sparse_backward(plan, residuals, do):

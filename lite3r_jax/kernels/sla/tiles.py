@@ -5,18 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-
-@dataclass(frozen=True)
-class Launch:
-    """Of one kernel.
-
-    Attributes:
-        warps: warps of 32 threads per program.
-        stages: depth of the software pipeline of its loop.
-    """
-
-    warps: int
-    stages: int
+from lite3r_jax.kernels.triton_call import Launch
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from jax.experimental.pallas import triton as plt
 
 from lite3r_jax.kernels.sla.reference import PHI, Phi
 
-_LOG2E = 1.4426950408889634
+LOG2E = 1.4426950408889634
 # Both finite, so that no difference is NaN. A running maximum starts, and stays where no key is
 # seen, so far above a masked logit that exp2(MASKED - maximum) is 0.
-_LOWEST = -1e30
+LOWEST = -1e30
 MASKED = -2e30
 
 
@@ -51,7 +51,7 @@ def sla_forward(
 
     rows = q.shape[0]
     start = (
-        jnp.full((rows,), _LOWEST, jnp.float32),
+        jnp.full((rows,), LOWEST, jnp.float32),
         jnp.zeros((rows,), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
@@ -216,7 +216,7 @@ def _dot(x: jax.Array, y: jax.Array, *, trans_a: bool = False, trans_b: bool = F
 
 
 def _logits(x: jax.Array, y: jax.Array) -> jax.Array:
-    return _dot(x, y, trans_b=True) * (_LOG2E * x.shape[1] ** -0.5)
+    return _dot(x, y, trans_b=True) * (LOG2E * x.shape[1] ** -0.5)
 
 
 def _features(x: jax.Array, phi: Phi):

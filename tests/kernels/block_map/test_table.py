@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lite3r_jax.kernels.block_map.table import BlockTable
 
@@ -46,3 +47,10 @@ def test_a_table_without_entries_lists_nothing():
     assert not table.mask().any()
     assert table.counts.tolist() == [[[0] * 3] * 2]
     assert table.transpose().offsets.tolist() == [[[0] * 5] * 2]
+
+
+def test_a_table_that_is_too_large_to_transpose_is_refused():
+    ids = jax.ShapeDtypeStruct((1, 1, 40_000, 8), jnp.int32)
+    jax.eval_shape(lambda ids: BlockTable(ids, 50_000).transpose(), ids)
+    with pytest.raises(ValueError, match="40000 x 60000 blocks is too large to be transposed"):
+        jax.eval_shape(lambda ids: BlockTable(ids, 60_000).transpose(), ids)

@@ -1,14 +1,26 @@
-"""Starting the kernels of `triton_kernels`: over (blocks, N, B), each with its part of an array."""
+"""Starting GPU kernels over (blocks, N, B) through Pallas' Triton lowering; who gets what."""
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from lite3r_jax.kernels.sla.tiles import Launch
+
+@dataclass(frozen=True)
+class Launch:
+    """Of one kernel.
+
+    Attributes:
+        warps: warps of 32 threads per program.
+        stages: depth of the software pipeline of its loop.
+    """
+
+    warps: int
+    stages: int
 
 
 def call(

@@ -1,0 +1,171 @@
+"""The door to the block selection: check the arguments, choose an implementation by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lite3r_jax.kernels.block_map.pallas_triton import refuses as refuses_triton
+from lite3r_jax.kernels.block_map.pallas_triton import select_triton
+from lite3r_jax.kernels.block_map.select import select_sorted
+from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to choose blocks.
+
+    Attributes:
+        run: as `select.select_sorted`, but for `chunk`.
+        refuses: why it cannot run on the platform that is computed on, or None; called with
+            (head dim, dtype of the pooled tokens).
+    """
+
+    run: Callable[..., tuple[jax.Array, jax.Array]]
+    refuses: Callable[[int, Any], str | None]
+
+
+IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
+    {
+        "sorted": Implementation(select_sorted, lambda head_dim, dtype: None),
+        "triton": Implementation(select_triton, refuses_triton),
+    }
+)
+
+
+def budgets(free: int, keep: float, low: float = 0.0) -> tuple[int, int]:
+    """How many blocks are critical and negligible.
+
+    Counts are rounded down as upstream does (thu-ml/SLA utils.py, Lite3R lite3r_kit/sla.py), but
+    at least one block is critical, and critical ones come first.
+
+    Args:
+        free: key blocks to choose from, without those that are always kept.
+        keep: fraction of them that is critical, in (0, 1]; k_h of SLA.
+        low: fraction of them that is negligible, in [0, 1); k_l of SLA.
+
+    Returns:
+        (top, bottom) for `block_map`.
+
+    Raises:
+        ValueError: a fraction is out of range.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], got {keep}")
+    if not 0 <= low < 1:
+        raise ValueError(f"low must be in [0, 1), got {low}")
+    top = min(free, max(1, int(keep * free)))
+    return top, min(free - top, int(low * free))
+
+
+def block_map(
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    q_block: int,
+    k_block: int,
+    top: int,
+    bottom: int = 0,
+    always: Sequence[int] = (),
+    q_valid: jax.Array | None = None,
+    k_valid: jax.Array | None = None,
+    implementation: str = "sorted",
+) -> BlockMap:
+    """Choose the critical and the negligible key blocks of every query block.
+
+    `reference.classes` of `reference.block_scores`, without ever holding all scores. No gradient
+    flows through the choice, as upstream (SLA Alg. 2; torch.topk's indices in thu-ml/SLA utils.py).
+
+    Args:
+        q: [B, Tq, N, D] queries as they will be attended with (normed and rotated).
+        k: [B, Tk, N, D] keys.
+        q_block: queries per block.
+        k_block: keys per block.
+        top: critical blocks chosen per row, besides `always`; see `budgets`.
+        bottom: negligible blocks chosen per row.
+        always: key blocks that are critical in every row (special tokens, reference view).
+        q_valid: [B, Tq] bool, False for padding; None if there is none.
+        k_valid: [B, Tk] bool.
+        implementation: name in `IMPLEMENTATIONS`. They choose the same but where the order in which
+            a score is summed up decides.
+
+    Returns:
+        The map; its critical table has len(always) + top entries per row, its negligible one
+        `bottom`. Blocks of padding only are in no table, rows of padding have no entries.
+
+    Raises:
+        ValueError: shapes, blocks or counts that do not fit together, an unknown name, or an
+            implementation that cannot run this here.
+    """
+    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+        raise ValueError(f"expected q and k as [B, T, N, D], got {q.shape} and {k.shape}")
+    if min(q.shape[1], k.shape[1], q_block, k_block) < 1:
+        raise ValueError(
+            f"need tokens and blocks of at least 1, got T {q.shape[1]} and {k.shape[1]}, blocks "
+            f"{q_block} and {k_block}"
+        )
+    q_valid = valid_mask(q_valid, q, "q_valid")
+    k_valid = valid_mask(k_valid, k, "k_valid")
+    columns = block_count(k.shape[1], k_block)
+    kept = np.unique(np.asarray(always, np.int32))
+    if len(kept) != len(always) or any(not 0 <= j < columns for j in kept):
+        raise ValueError(f"always must name different blocks in [0, {columns}), got {always}")
+    free = columns - len(kept)
+    if top < min(1, free) or bottom < 0 or top + bottom > free:
+        raise ValueError(
+            f"cannot choose {top} critical and {bottom} negligible blocks: of {columns} key blocks "
+            f"{len(kept)} are always kept, which leaves {free}"
+        )
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"unknown implementation {implementation!r}, there are: {known}")
+    asked = q.shape[-1], pooled_dtype(q.dtype)
+    if reason := IMPLEMENTATIONS[implementation].refuses(*asked):
+        able = [name for name, i in IMPLEMENTATIONS.items() if i.refuses(*asked) is None]
+        raise ValueError(
+            f"block selection {implementation!r} cannot run this: {reason}; {', '.join(able)} can"
+        )
+    critical, negligible = IMPLEMENTATIONS[implementation].run(
+        *pool(lax.stop_gradient(q), q_valid, q_block),
+        *pool(lax.stop_gradient(k), k_valid, k_block),
+        kept=kept,
+        top=top,
+        bottom=bottom,
+    )
+    return BlockMap(
+        BlockTable(critical, columns), BlockTable(negligible, columns), q_block, k_block
+    )
+
+
+def valid_mask(valid: jax.Array | None, x: jax.Array, name: str) -> jax.Array:
+    """`valid`, checked against x [B, T, ...]; all True for None."""
+    if valid is None:
+        return jnp.ones(x.shape[:2], bool)
+    if valid.shape != x.shape[:2] or valid.dtype != bool:
+        raise ValueError(
+            f"{name} must be bool of shape {x.shape[:2]}, got {valid.dtype} of {valid.shape}"
+        )
+    return valid
+
+
+def pooled_dtype(dtype: Any) -> Any:
+    """Of the means of tokens."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def pool(x: jax.Array, valid: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """Means over valid tokens [B, T, N, D] -> [B, N, M, D], and which blocks have one [B, M]."""
+    b, tokens, n, d = x.shape
+    blocks = block_count(tokens, block)
+    pad = blocks * block - tokens
+    valid = jnp.pad(valid, ((0, 0), (0, pad)))
+    x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
+    x = jnp.where(valid[..., None, None], x, 0).reshape(b, blocks, block, n, d)
+    count = valid.reshape(b, blocks, block).sum(axis=-1)
+    mean = x.sum(axis=2, dtype=pooled_dtype(x.dtype)) / jnp.maximum(count, 1)[:, :, None, None]
+    return mean.transpose(0, 2, 1, 3), count > 0

@@ -1,0 +1,242 @@
+"""The block selection on NVIDIA GPUs: no sort, and no scores in memory."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from lite3r_jax.kernels import triton_call as at
+from lite3r_jax.kernels.block_map.table import block_count
+from lite3r_jax.kernels.target import platform
+
+HEAD_DIMS = (64, 128)
+# Query blocks of one program, key blocks whose scores it holds at a time, and the part of the head
+# dim that a product takes. Compiled for an H200: 128 registers, 172 with `bottom`, whatever the
+# head dim and the number of blocks; twice the depth or the tile spills.
+_ROWS, _TILE, _DEPTH = 32, 64, 32
+_LAUNCH = at.Launch(warps=8, stages=1)
+
+# What a key block is to the kernel.
+_UNUSED, _FREE, _KEPT = 0, 1, 2
+# Below the order of every score.
+_NOTHING = -(2**31)
+# Bits of the order that one pass over the scores finds: 15 comparisons beside a product over D.
+_BITS = 4
+
+
+def unsupported(head_dim: int, dtype: Any) -> str | None:
+    """Why the kernel is not made for pooled tokens of this kind, or None; whatever the device."""
+    if head_dim not in HEAD_DIMS:
+        return f"head dim {head_dim} is not one of {HEAD_DIMS}"
+    if dtype != jnp.float32:
+        return f"its scores are float32 and not {jnp.dtype(dtype)}"
+    return None
+
+
+def refuses(head_dim: int, dtype: Any) -> str | None:
+    """Why the kernel cannot run on the platform that is computed on, or None."""
+    if platform() != "gpu":
+        return f"its kernel is for NVIDIA GPUs and this is {platform()}"
+    return unsupported(head_dim, dtype)
+
+
+def select_triton(
+    q: jax.Array,
+    q_used: jax.Array,
+    k: jax.Array,
+    k_used: jax.Array,
+    *,
+    kept: np.ndarray,
+    top: int,
+    bottom: int,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """See `select.select_sorted`, whose arguments these are, without its sort and its scores.
+
+    Beside arguments and result nothing of note is in memory. A program has some query blocks and
+    goes over all key blocks several times, computing the same scores again: first to find the score
+    of rank `top`, four bits at a time, and where `bottom` is asked for also that of rank `bottom`
+    from below; then to write the ids. `interpret` runs the kernel's code as plain JAX on any
+    device, slowly.
+
+    Raises:
+        ValueError: a head dim or dtype that the kernel is not made for.
+    """
+    if reason := unsupported(q.shape[-1], q.dtype):
+        raise ValueError(f"the Triton kernel cannot run this: {reason}")
+    b, n, rows, d = q.shape
+    columns = k.shape[2]
+    programs, tiles = block_count(rows, _ROWS), block_count(columns, _TILE)
+    row_pad, column_pad = (0, programs * _ROWS - rows), (0, tiles * _TILE - columns)
+    kind = jnp.where(np.isin(np.arange(columns), kept), _KEPT, _FREE)
+    kind = jnp.pad(jnp.where(k_used, kind, _UNUSED).astype(jnp.int32), ((0, 0), column_pad))
+    q, k = (jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x, pad in ((q, row_pad), (k, column_pad)))
+    used = jnp.pad(q_used, ((0, 0), row_pad)).astype(jnp.int32)
+    found = at.call(
+        functools.partial(block_map_select, columns=columns, top=top, bottom=bottom),
+        _LAUNCH,
+        (programs, n, b),
+        [
+            (q, pl.BlockSpec((None, None, _ROWS, d), lambda i, n, b: (b, n, i, 0))),
+            (used, at.mask(_ROWS)),
+            (k, at.head(*k.shape[2:])),
+            (kind, at.all_mask(kind)),
+        ],
+        [
+            ((b, n, rows, width), jnp.int32, at.head(rows, width))
+            for width in (len(kept) + top, bottom)
+            if width
+        ],
+        interpret=interpret,
+    )
+    return found[0], found[1] if bottom else jnp.zeros((b, n, rows, 0), jnp.int32)
+
+
+def block_map_select(
+    q_ref, used_ref, k_ref, kind_ref, critical_ref, *negligible_ref, columns, top, bottom
+):
+    """The rows of the tables of some query blocks.
+
+    Refs are those of one sequence and one head: q [R, D], used [R], k [Mk, D] and kind [Mk], both
+    filled up to whole tiles, and the whole tables.
+    """
+    used = used_ref[...] > 0
+    rows = pl.program_id(0) * _ROWS + lax.broadcasted_iota(jnp.int32, (_ROWS, _TILE), 0)
+    tiles = k_ref.shape[0] // _TILE
+
+    def scores(tile):
+        """Order of the scores of a tile [R, tile], `_NOTHING` for blocks that are not free.
+
+        Every pass computes them by this code, and so to the same bits.
+        """
+        where = pl.ds(tile * _TILE, _TILE)
+
+        def add(part, s):
+            some = pl.ds(part * _DEPTH, _DEPTH)
+            x, y = q_ref[:, some], k_ref[where, some]
+            return s + plt.dot(x, y, trans_b=True, precision=lax.Precision.HIGHEST)
+
+        s = jnp.zeros((_ROWS, _TILE), jnp.float32)
+        s = lax.fori_loop(0, q_ref.shape[1] // _DEPTH, add, s)
+        kind = jnp.broadcast_to(kind_ref[where][None, :], s.shape)
+        return jnp.where(kind == _FREE, _ordered(s), _NOTHING), kind
+
+    def high(tile):
+        return scores(tile)[0]
+
+    lowest_high, above = _border(high, tiles, _ROWS, top)
+
+    def mirrored(order):
+        """Of what is free and not above the border: the lowest is the highest."""
+        rest = (order > _NOTHING) & (order <= lowest_high[:, None])
+        return jnp.where(rest, ~order, _NOTHING)
+
+    if bottom:
+        highest_low, below = _border(lambda t: mirrored(high(t)), tiles, _ROWS, bottom)
+
+    def write_tile(tile, carry):
+        (equal, written), low = carry
+        order, kind = scores(tile)
+        chosen, equal = _take(order, lowest_high, top - above, equal)
+        critical = used[:, None] & (chosen | (kind == _KEPT))
+        written = _append(critical_ref, rows, critical, tile, written)
+        if bottom:
+            order = jnp.where(chosen, _NOTHING, mirrored(order))
+            chosen, equal_low = _take(order, highest_low, bottom - below, low[0])
+            chosen &= used[:, None]
+            low = equal_low, _append(negligible_ref[0], rows, chosen, tile, low[1])
+        return (equal, written), low
+
+    none = jnp.zeros((_ROWS,), jnp.int32)
+    (_, written), (_, written_low) = lax.fori_loop(
+        0, tiles, write_tile, ((none, none), (none, none))
+    )
+    _fill(critical_ref, rows, written, columns)
+    if bottom:
+        _fill(negligible_ref[0], rows, written_low, columns)
+
+
+def _ordered(s: jax.Array) -> jax.Array:
+    """float32 -> int32 of the same order, above `_NOTHING`, and so is the bitwise complement."""
+    most = float(np.finfo(np.float32).max)
+    s = jnp.where(s == s, jnp.clip(s, -most, most), -most)
+    s = jnp.where(s == 0, 0.0, s)  # -0 and 0 are equal
+    bits = lax.bitcast_convert_type(s, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _border(order, tiles: int, rows: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """The value of rank `count` among all order(tile) [R, tile], and how many are above it.
+
+    Returns:
+        [R] int32 twice; `_NOTHING` where there are fewer, above everything for count 0.
+    """
+    if count == 0:
+        return jnp.full((rows,), 2**31 - 1, jnp.int32), jnp.zeros((rows,), jnp.int32)
+
+    def narrow(digit, carry):
+        border, above = carry
+        step = lax.shift_left(jnp.int32(1), jnp.int32(32 - _BITS) - _BITS * digit)
+
+        def add(tile, counts):
+            values = order(tile)
+            return tuple(
+                c + (values >= (border + j * step)[:, None]).astype(jnp.int32).sum(axis=1)
+                for j, c in enumerate(counts, 1)
+            )
+
+        start = tuple(jnp.zeros((rows,), jnp.int32) for _ in range(2**_BITS - 1))
+        for c in lax.fori_loop(0, tiles, add, start):  # from below, so that counts descend
+            border = border + jnp.where(c >= count, step, 0)
+            above = jnp.maximum(above, jnp.where(c >= count, 0, c))
+        return border, above
+
+    start = jnp.full((rows,), _NOTHING, jnp.int32), jnp.zeros((rows,), jnp.int32)
+    return lax.fori_loop(0, 32 // _BITS, narrow, start)
+
+
+def _take(
+    order: jax.Array, border: jax.Array, need: jax.Array, equal: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What is chosen of a tile: all above the border, and on it the first `need`.
+
+    `equal` [R] counts those on the border in the tiles before; it is returned with this one's.
+    """
+    on = (order == border[:, None]) & (order > _NOTHING)
+    rank = equal[:, None] + jnp.cumsum(on.astype(jnp.int32), axis=1)
+    chosen = (order > border[:, None]) | (on & (rank <= need[:, None]))
+    return chosen, equal + on.astype(jnp.int32).sum(axis=1)
+
+
+def _append(table_ref, rows, chosen: jax.Array, tile: jax.Array, written: jax.Array) -> jax.Array:
+    """Write the chosen ids of a tile behind those that are there; the new number of them."""
+    number = chosen.astype(jnp.int32)
+    place = written[:, None] + jnp.cumsum(number, axis=1) - 1
+    ids = tile * _TILE + lax.broadcasted_iota(jnp.int32, chosen.shape, 1)
+    _store(table_ref, rows, place, ids, chosen)
+    return written + number.sum(axis=1)
+
+
+def _fill(table_ref, rows, written: jax.Array, value: int) -> None:
+    """Write `value` behind the entries that are there."""
+
+    def some(part, _):
+        place = part * _TILE + lax.broadcasted_iota(jnp.int32, (_ROWS, _TILE), 1)
+        empty = place >= written[:, None]
+        _store(table_ref, rows, place, jnp.full_like(place, value), empty)
+
+    lax.fori_loop(0, block_count(table_ref.shape[1], _TILE), some, None)
+
+
+def _store(table_ref, rows, place, values, mask) -> None:
+    """Never outside of the table, whatever the places."""
+    height, width = table_ref.shape
+    mask &= (rows < height) & (place < width)
+    # The interpreter writes old values back where the mask is False; past the end it does not.
+    place = jnp.where(mask, place, width)
+    plt.store(table_ref.at[rows, place], values, mask=mask)

@@ -1,0 +1,73 @@
+"""The block selection compiled for a described H200: no sort, no scores in memory, no spills.
+
+`make test-gpu-compile` installs what it takes. Raise a budget only with a reason.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lite3r_jax.kernels.block_map.api import block_map
+from lite3r_jax.kernels.sla.cases import vggt_global
+from tests.gpu_compile import h200
+
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.filterwarnings("ignore:.*Triton.*:DeprecationWarning"),
+]
+BUDGETS = json.loads(Path(__file__).with_name("budgets.json").read_text())["block_map"]
+
+
+@pytest.mark.parametrize(
+    "views,head_dim,q_block,low",
+    [
+        *((views, 64, 128, 0.0) for views in (2, 8, 32, 100, 1000)),
+        (100, 128, 64, 0.0),
+        (100, 64, 128, 0.1),
+        (32, 128, 64, 0.1),
+    ],
+)
+def test_selects_without_sort_and_scores(views, head_dim, q_block, low, tmp_path):
+    case = vggt_global(views, 0.1, q_block=q_block, low=low)
+    case = dataclasses.replace(case, head_dim=head_dim)
+    where = NamedSharding(h200.mesh(), PartitionSpec())
+    q, k = (
+        jax.ShapeDtypeStruct((1, tokens, case.heads, head_dim), "bfloat16", sharding=where)
+        for tokens in (case.q_tokens, case.k_tokens)
+    )
+    top, bottom = case.budgets
+
+    def select(q, k):
+        return block_map(
+            q, k, q_block=q_block, k_block=64, top=top, bottom=bottom, always=range(case.always),
+            implementation="triton",
+        )  # fmt: skip
+
+    compiled, kernels = h200.compile_kernels(select, (q, k), tmp_path)
+    assert kernels.keys() == {"block_map_select"}
+    h200.check_budget(
+        "block_map_select", kernels["block_map_select"], BUDGETS["low" if low else "high"]
+    )
+
+    text = compiled.as_text()
+    assert not re.search(r"\bsort\(|TopK|RadixSort", text)
+    scores = case.heads * case.q_blocks * case.k_blocks
+    filled_up = (
+        {case.q_blocks, -(-case.q_blocks // 32) * 32},
+        {case.k_blocks, -(-case.k_blocks // 64) * 64},
+    )
+    for shape in set(re.findall(r"\b[a-z]\w*\[([\d,]+)\]", text)):
+        sizes = [int(size) for size in shape.split(",")]
+        pairs = itertools.pairwise(sizes)
+        found = [(x, y) for x, y in pairs if x in filled_up[0] and y in filled_up[1]]
+        assert all(y == head_dim for _, y in found), shape
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    pooled = 4 * case.heads * head_dim * (case.q_blocks + case.k_blocks)
+    print(f"temporary {temporary / 2**20:.1f} MiB, scores {4 * scores / 2**20:.0f} MiB")
+    assert temporary < 2.5 * pooled + 2**20
