@@ -1,4 +1,4 @@
-"""Settings of the whole suite, the golden VGGT, and the parity record.
+"""Settings of the whole suite, the golden models, and the parity record.
 
 `make parity` writes gate and measured error of every comparison with the golden arrays into
 docs/parity.md, and fails if one was not compared.
@@ -25,6 +25,7 @@ from lite3r_jax.weights.safetensors_file import open_safetensors
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN = Path(__file__).parent / "golden" / "vggt"
+GOLDEN_DA3 = GOLDEN.parent / "da3"
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def pytest_configure(config):
 def parity(request):
     """Check `got` against golden `want` by the maximum absolute error, and record it.
 
-    Called as parity(group, name, got, want, gate): group is the golden file without its suffix and
-    name the array, perhaps with more behind it in brackets or after a comma. With `relative=True`
-    the error is divided by the largest magnitude of `want`.
+    Called as parity(group, name, got, want, gate): group is the golden file without its suffix
+    (for Depth Anything 3 with da3/ before it) and name the array, perhaps with more behind it in
+    brackets or after a comma. With `relative=True` the error is divided by the largest magnitude of
+    `want`.
     """
 
     def check(group, name, got, want, gate, *, relative=False):
@@ -85,6 +87,8 @@ _INPUTS = {
     "modules/rope": r"(tokens|positions)_\d",
     "modules/track": r"fmaps|query_points|emb2d_xy|sampler_in|sampler_coords",
 }
+# The same in every file of Depth Anything 3.
+_INPUTS_DA3 = r"in_.*|pos_(local|global)|eps"
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -100,10 +104,15 @@ def pytest_sessionfinish(session, exitstatus):
 def _not_compared(rows: list[ParityRow]) -> list[str]:
     done = {(row.group, re.split(r"[\[,]", row.name)[0]) for row in rows}
     missing = []
-    for path in sorted(GOLDEN.rglob("*.npz")):
-        group = path.relative_to(GOLDEN).with_suffix("").as_posix()
+    for path in sorted(GOLDEN.rglob("*.npz")) + sorted(GOLDEN_DA3.rglob("*.npz")):
+        if path.is_relative_to(GOLDEN):
+            group = path.relative_to(GOLDEN).with_suffix("").as_posix()
+            inputs = _INPUTS.get(group, "")
+        else:
+            group = path.relative_to(GOLDEN_DA3.parent).with_suffix("").as_posix()
+            inputs = _INPUTS_DA3
         with np.load(path) as arrays:
-            results = {n for n in arrays.files if not re.fullmatch(_INPUTS.get(group, ""), n)}
+            results = {n for n in arrays.files if not re.fullmatch(inputs, n)}
         missing += [f"{group}/{name}" for name in sorted(results) if (group, name) not in done]
     return missing
 
@@ -113,10 +122,11 @@ def _table(rows: list[ParityRow]) -> str:
 # Parity with the original
 
 Golden arrays were made by running the original PyTorch code on CPU in float32 (see
-`tests/golden/vggt/README.md`: tiny configuration of the full architecture, random weights). Every
-comparison below is a test; gates are at or under those recommended there from measured float
-noise. Error is the largest absolute difference, or, where marked "rel.", that difference over the
-largest magnitude of the golden array.
+`tests/golden/vggt/README.md` and `tests/golden/da3/README.md`: tiny configurations of the full
+architectures, random weights). Groups that begin with da3/ are of Depth Anything 3, all others of
+VGGT. Every comparison below is a test; gates are at or under those recommended there from measured
+float noise. Error is the largest absolute difference, or, where marked "rel.", that difference over
+the largest magnitude of the golden array.
 
 {len(rows)} comparisons, made by `make parity` (which fails if a golden array is compared nowhere)
 with jax {jax.__version__} on {jax.default_backend()}.
@@ -164,6 +174,43 @@ def tiny_dir(tmp_path_factory) -> Path:
 def tiny_vggt(tiny_dir):
     """The golden model in float32, all heads."""
     return load(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def golden_da3():
+    """Get the arrays of tests/golden/da3/NAME.npz by that name."""
+
+    @functools.cache
+    def get(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN_DA3 / f"{name}.npz") as file:
+            return dict(file)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_da3_json() -> dict:
+    """Sizes of the golden Depth Anything 3, whose encoder has no name upstream."""
+    data = json.loads((GOLDEN_DA3 / "config.json").read_text())
+    net, tiny, head = data["config"]["net"], data["tiny_backbone"], data["config"]["head"]
+    sizes = {key: tiny[key] for key in ("embed_dim", "depth", "num_heads")}
+    sizes |= {key: net[key] for key in ("alt_start", "out_layers")}
+    return sizes | {key: head[key] for key in ("features", "out_channels")}
+
+
+@pytest.fixture(scope="session")
+def tiny_da3_dir(tmp_path_factory, tiny_da3_json) -> Path:
+    """The golden checkpoint of Depth Anything 3, converted."""
+    out = tmp_path_factory.mktemp("weights") / "tiny_da3"
+    with open_safetensors(GOLDEN_DA3 / "weights.safetensors") as source:
+        convert(source, out, backbone="da3", config=tiny_da3_json)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_da3(tiny_da3_dir):
+    """The golden Depth Anything 3 in float32, all heads."""
+    return load(tiny_da3_dir)
 
 
 class FakeModel(nnx.Module):

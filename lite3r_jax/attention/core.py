@@ -115,8 +115,8 @@ class AttentionSpec(Protocol):
         """The core for one attention site."""
         ...
 
-    def describe(self, dtype: Any) -> str:
-        """Strategy and kernel that run on this machine for that compute dtype, for reports."""
+    def describe(self, dtype: Any, head_dim: int) -> str:
+        """Strategy and kernel that run here for that compute dtype and head size, for reports."""
         ...
 
 
@@ -163,12 +163,18 @@ class Plan:
         """The strategies of all `depth` layers of a role."""
         return tuple(self.at(role, layer) for layer in range(depth))
 
-    def describe(self, sites: Mapping[Role, int], dtypes: Mapping[Role, Any]) -> dict[str, str]:
+    def describe(
+        self,
+        sites: Mapping[Role, int],
+        dtypes: Mapping[Role, Any],
+        head_dims: Mapping[Role, int],
+    ) -> dict[str, str]:
         """What runs where, for reports.
 
         Args:
             sites: number of layers of each role.
             dtypes: compute dtype of each role.
+            head_dims: size of a head of each role.
 
         Returns:
             {role: "strategy and kernel x layers, ..."}.
@@ -176,7 +182,7 @@ class Plan:
         found = {}
         for role, depth in sites.items():
             parts = [
-                f"{run.specs[0].describe(dtypes[role])} x {run.stop - run.start}"
+                f"{run.specs[0].describe(dtypes[role], head_dims[role])} x {run.stop - run.start}"
                 for run in runs(self.specs(role, depth))
             ]
             found[role] = ", ".join(parts)

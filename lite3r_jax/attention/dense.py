@@ -39,8 +39,9 @@ class Dense:
         del heads, head_dim, param_dtype, rngs
         return DenseCore(self)
 
-    def describe(self, dtype: Any) -> str:
+    def describe(self, dtype: Any, head_dim: int) -> str:
         """See `AttentionSpec.describe`."""
+        del head_dim
         return f"dense ({_choose(self.implementation, dtype)})"
 
 

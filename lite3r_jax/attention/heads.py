@@ -35,13 +35,13 @@ def one_at_a_time(
     @jax.custom_vjp
     def run(q, k, v, weight):
         def step(o, i):
-            return _put(o, attend(*(_cut(x, i) for x in (q, k, v)), weight), i), None
+            return _put(o, attend(_cut(q, i), _cut(k, i), _cut(v, i), weight), i), None
 
         return lax.scan(step, jnp.zeros(q.shape, v.dtype), heads)[0]
 
     def forward(q, k, v, weight):
         def step(o, i):
-            part, pull = jax.vjp(attend, *(_cut(x, i) for x in (q, k, v)), weight)
+            part, pull = jax.vjp(attend, _cut(q, i), _cut(k, i), _cut(v, i), weight)
             return _put(o, part, i), pull
 
         return lax.scan(step, jnp.zeros(q.shape, v.dtype), heads)

@@ -109,8 +109,8 @@ class SLA:
         """Queries per block."""
         return self.q_block or 2 * self.block
 
-    def describe(self, dtype: Any, head_dim: int = 64) -> str:
-        """See `AttentionSpec.describe`; for sites of that head dimension."""
+    def describe(self, dtype: Any, head_dim: int) -> str:
+        """See `AttentionSpec.describe`."""
         name = self.choose(jnp.zeros((1, 1, 1, head_dim), dtype))
         return f"sla {self.routing}, keep {self.keep:g} ({name})"
 

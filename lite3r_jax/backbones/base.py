@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class Tracks:
 class Prediction:
     """Cameras, depth and points of S views of B scenes, float32; None where a head is off.
 
-    World coordinates are those of the first view's camera, up to the model's own unit of length.
+    World coordinates are those of the first view's camera (VGGT) or near those of the reference
+    view's (Depth Anything 3), up to the model's own unit of length.
     Cameras follow OpenCV: x right, y down, z forward; pixel (u, v) has its centre at integers, u
     to the right, v down. Everything refers to the images as given to the model (H, W).
 
@@ -46,12 +47,16 @@ class Prediction:
             x, y, z, w of their rotation, not normalised (4), vertical and horizontal field of view
             in radians (2).
         extrinsics: [B, S, 3, 4] world-to-camera [R | t].
-        intrinsics: [B, S, 3, 3] in pixels, principal point at (W / 2, H / 2).
+        intrinsics: [B, S, 3, 3] in pixels, principal point at (W / 2, H / 2) unless they come from
+            rays.
         depth: [B, S, H, W, 1] z in the camera frame, positive.
         depth_conf: [B, S, H, W] confidence of the depth, 1 and more.
         world_points: [B, S, H, W, 3].
         world_points_conf: [B, S, H, W], 1 and more.
         tracks: `Tracks` of the query points.
+        rays: [B, S, h, w, 6] rays of a coarser grid that covers the image: direction in the world,
+            not normalised, and origin.
+        rays_conf: [B, S, h, w], 1 and more.
     """
 
     pose_enc: jax.Array | None = None
@@ -62,6 +67,8 @@ class Prediction:
     world_points: jax.Array | None = None
     world_points_conf: jax.Array | None = None
     tracks: Tracks | None = None
+    rays: jax.Array | None = None
+    rays_conf: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Backbone:
     build: Callable[..., nnx.Module]
 
 
-_MODULES = {"vggt": "lite3r_jax.backbones.vggt"}
+_MODULES = {"da3": "lite3r_jax.backbones.da3", "vggt": "lite3r_jax.backbones.vggt"}
 
 
 def get_backbone(name: str) -> Backbone:
@@ -139,13 +146,36 @@ def check_images(images: Any, patch: int) -> None:
             raise InputError(f"{wanted}, got values from {low:g} to {high:g}{hint}")
 
 
+def check_heads(heads: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The heads in the order of `known`.
+
+    Raises:
+        InputError: one of them is unknown.
+    """
+    if unknown := sorted(set(heads) - set(known)):
+        raise InputError(f"heads {unknown} are not known; choose from {', '.join(known)}")
+    return tuple(head for head in known if head in heads)
+
+
+def check_call(taps: Collection[str], known: Collection[str], frame_chunk: int) -> None:
+    """Refuse what no backbone can be asked for.
+
+    Raises:
+        InputError: a tap that is not `known`, or frame_chunk below 1.
+    """
+    if unknown := sorted(set(taps) - set(known)):
+        raise InputError(f"taps {unknown} are not known; choose from {', '.join(known)}")
+    if frame_chunk < 1:
+        raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
+
+
 def count_parameters(model: nnx.Module) -> int:
     """Number of scalars in all parameters; the model may be abstract."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def from_json(cls: type, data: Any, where: str) -> Any:
-    """Read a frozen dataclass of numbers, tuples of integers and further such dataclasses.
+    """Read a frozen dataclass of numbers, bools, tuples of integers and further such dataclasses.
 
     Args:
         cls: the dataclass; all its fields have defaults.
@@ -171,6 +201,10 @@ def from_json(cls: type, data: Any, where: str) -> Any:
             if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
                 raise InputError(f"{name}: expected a list of integers, got {value!r}")
             values[key] = tuple(value)
+        elif isinstance(was, bool):
+            if type(value) is not bool:
+                raise InputError(f"{name}: expected true or false, got {value!r}")
+            values[key] = value
         else:
             number = type(value) is int or (isinstance(was, float) and type(value) is float)
             if not number or not 0 < value < 1 << 20:

@@ -1,4 +1,4 @@
-"""DINOv2 vision transformer with registers, as an image encoder.
+"""DINOv2 vision transformer: its tokens, and the one with registers as an image encoder.
 
 Source: vggt/layers/vision_transformer.py.
 """
@@ -14,7 +14,7 @@ from flax import nnx
 from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
 from lite3r_jax.layers.norm import layer_norm
-from lite3r_jax.layers.patch_embed import PatchEmbed, resize_pos_embed
+from lite3r_jax.layers.patch_embed import PatchEmbed, Resampling, resize_pos_embed
 
 EPS = 1e-6
 
@@ -28,42 +28,46 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
 
 
-class DinoEncoder(nnx.Module):
-    """Patch tokens of single images. Sites: role "patch", one per block."""
+class TokenEmbed(nnx.Module):
+    """Single images to tokens; the encoders of the backbones derive from it."""
 
     def __init__(
         self,
-        config: EncoderConfig,
         *,
         dim: int,
         patch: int,
         image: int,
         registers: int,
-        plan: Plan,
+        resampling: Resampling = "antialias",
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: dim C; patch size; image: side that the position table was made for; registers."""
+        """Build.
+
+        Args:
+            dim: C.
+            patch: patch size.
+            image: side of the images that the position table was made for.
+            registers: R, number of register tokens.
+            resampling: of the position table, see `resize_pos_embed`.
+            dtype: compute dtype.
+            param_dtype: dtype of the parameters.
+            rngs: random streams.
+        """
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.patch = patch
+        self.special = 1 + registers
+        self.resampling: Resampling = resampling
         self.proj = PatchEmbed(patch, dim, **kinds)
         draw = nnx.initializers.truncated_normal(0.02)
         small = nnx.initializers.normal(1e-6)
         side = image // patch
         self.cls_token = nnx.Param(small(rngs.params(), (1, 1, dim), param_dtype))
-        self.register_tokens = nnx.Param(small(rngs.params(), (1, registers, dim), param_dtype))
-        self.pos_embed = nnx.Param(draw(rngs.params(), (1, 1 + side * side, dim), param_dtype))
-        block = BlockConfig(dim, config.num_heads, config.mlp_ratio, eps=EPS, layer_scale=1.0)
-        self.blocks = stack(
-            lambda r: Block(block, dtype=dtype, param_dtype=param_dtype, rngs=r),
-            config.depth,
-            rngs,
+        self.register_tokens = (
+            nnx.Param(small(rngs.params(), (1, registers, dim), param_dtype)) if registers else None
         )
-        self.runs = runs(plan.specs("patch", config.depth))
-        self.cores = build_cores(self.runs, 0, block.heads, dim // block.heads, param_dtype, rngs)
-        # The trunk's residual stream starts from this result, so it stays float32.
-        self.norm = layer_norm(dim, EPS, param_dtype=param_dtype, rngs=rngs)
+        self.pos_embed = nnx.Param(draw(rngs.params(), (1, 1 + side * side, dim), param_dtype))
 
     def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Patches, and tokens before the first block.
@@ -79,10 +83,40 @@ class DinoEncoder(nnx.Module):
         grid = (height // self.patch, width // self.patch)
         cls = jnp.broadcast_to(self.cls_token[...].astype(jnp.float32), (b, 1, patches.shape[-1]))
         x = jnp.concatenate([cls, patches], axis=1)
-        x = x + resize_pos_embed(self.pos_embed[...], grid, height == width)
+        x = x + resize_pos_embed(self.pos_embed[...], grid, height == width, self.resampling)
+        if self.register_tokens is None:
+            return patches, x
         registers = self.register_tokens[...].astype(jnp.float32)
         registers = jnp.broadcast_to(registers, (b, *registers.shape[1:]))
         return patches, jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+
+
+class DinoEncoder(TokenEmbed):
+    """Patch tokens of single images. Sites: role "patch", one per block."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dim: int,
+        plan: Plan,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **embed: Any,
+    ):
+        """Args: config; dim C; plan; embed: the other arguments of `TokenEmbed`."""
+        super().__init__(dim=dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **embed)
+        block = BlockConfig(dim, config.num_heads, config.mlp_ratio, eps=EPS, layer_scale=1.0)
+        self.blocks = stack(
+            lambda r: Block(block, dtype=dtype, param_dtype=param_dtype, rngs=r),
+            config.depth,
+            rngs,
+        )
+        self.runs = runs(plan.specs("patch", config.depth))
+        self.cores = build_cores(self.runs, 0, block.heads, dim // block.heads, param_dtype, rngs)
+        # The trunk's residual stream starts from this result, so it stays float32.
+        self.norm = layer_norm(dim, EPS, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
         self, images: jax.Array, taps: Collection[str] = ()
@@ -100,9 +134,8 @@ class DinoEncoder(nnx.Module):
         """
         patches, x = self.embed(images)
         out = {"patch/embed": patches, "patch/tokens": x}
-        special = 1 + self.register_tokens.shape[1]
         grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
-        layouts = Layouts.both(TokenLayout(1, special, grid, "frame"))
+        layouts = Layouts.both(TokenLayout(1, self.special, grid, "frame"))
 
         def body(x, index, modules, cores):
             del index
@@ -112,4 +145,4 @@ class DinoEncoder(nnx.Module):
 
         x, ys = scan_stacks(body, x, [self.blocks], [self.cores], self.runs)
         out = {name: y for name, y in (out | ys).items() if name in taps}
-        return self.norm(x)[:, special:], out
+        return self.norm(x)[:, self.special :], out

@@ -1,4 +1,4 @@
-"""Heads of VGGT: cameras by iterative refinement, dense maps by DPT."""
+"""Cameras by iterative refinement (VGGT), and what dense heads share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -191,15 +191,32 @@ def run_frames(
     Returns:
         [B, S, H, W, outputs] (or the feature maps).
     """
-    b, s = tokens.shape[:2]
     graph, state = nnx.split(head)
 
     def one(frame: jax.Array) -> jax.Array:
-        maps, _ = nnx.merge(graph, state)([frame[None, i, special:] for i in levels], grid)
-        return maps[0]
+        return nnx.merge(graph, state)([frame[:, i, special:] for i in levels], grid)[0]
+
+    return map_frames(one, tokens, frame_chunk)
+
+
+def map_frames(one: Callable[[jax.Array], Any], tokens: jax.Array, frame_chunk: int) -> Any:
+    """A function of one frame over all frames, a chunk at a time.
+
+    Args:
+        one: [1, K, P, C] -> arrays [1, ...].
+        tokens: [B, S, K, P, C].
+        frame_chunk: frames whose results are computed together.
+
+    Returns:
+        Arrays [B, S, ...].
+    """
+    b, s = tokens.shape[:2]
+
+    def alone(frame: jax.Array) -> Any:
+        return jax.tree.map(lambda x: x[0], one(frame[None]))
 
     frames = tokens.reshape(b * s, *tokens.shape[2:])
     chunk = min(frame_chunk, b * s)
     # A batch size of one would be the same loop with a copy of all frames.
-    maps = lax.map(one, frames, batch_size=chunk if chunk > 1 else None)
-    return maps.reshape(b, s, *maps.shape[1:])
+    maps = lax.map(alone, frames, batch_size=chunk if chunk > 1 else None)
+    return jax.tree.map(lambda x: x.reshape(b, s, *x.shape[1:]), maps)

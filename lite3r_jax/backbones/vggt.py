@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from lite3r_jax import geometry
-from lite3r_jax.attention.core import Layouts, Plan, Role, TokenLayout, build_cores, runs
+from lite3r_jax.attention.core import Plan, Role, TokenLayout, build_cores, runs
 from lite3r_jax.backbones.base import (
     Backbone,
     Prediction,
     Tracks,
+    check_call,
+    check_heads,
     check_images,
     count_parameters,
     from_json,
@@ -35,8 +36,9 @@ from lite3r_jax.backbones.heads import (
     run_frames,
 )
 from lite3r_jax.backbones.track_head import TrackConfig, Tracker
+from lite3r_jax.backbones.trunk import alternate
 from lite3r_jax.errors import InputError
-from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.patch_embed import normalise
 from lite3r_jax.layers.rope import rope_table, view_positions
@@ -89,10 +91,7 @@ class Aggregator(nnx.Module):
         self.dtype = dtype
         self.patch = config.patch_size
         self.special = 1 + config.num_register_tokens
-        # Every layer writes into the slot of the next layer that a head reads, so that after the
-        # scan each slot holds just that layer and nothing else was kept.
         self.read = tuple(sorted({*config.dpt.intermediate_layer_idx, trunk.depth - 1}))
-        self.slots = tuple(sum(layer < i for layer in self.read[:-1]) for i in range(trunk.depth))
         self.patch_embed = DinoEncoder(
             config.vit,
             dim=c,
@@ -156,33 +155,22 @@ class Aggregator(nnx.Module):
         patches, out = self.patch_embed(flat, taps)
         c = patches.shape[-1]
         x = self.tokens(patches.reshape(b, s, -1, c))
-        p = x.shape[2]
         out |= {n: t for n, t in {"patch/norm": patches, "trunk/tokens": x}.items() if n in taps}
 
         frame = TokenLayout(1, self.special, grid, "frame")
         scene = TokenLayout(s, self.special, grid, "global")
         rope = rope_table(view_positions(frame), self.head_dim)
-        slots = jnp.asarray(self.slots)
-
-        def body(carry, index, modules, cores):
-            x, kept = carry
-            x, frame_attn = modules[0](x.reshape(b * s, p, c), cores[0], Layouts.both(frame), rope)
-            y, global_attn = modules[1](x.reshape(b, s * p, c), cores[1], Layouts.both(scene), rope)
-            x, y = x.reshape(b, s, p, c), y.reshape(b, s, p, c)
-            pair = jnp.concatenate([x, y], axis=-1).astype(self.dtype)
-            kept = lax.dynamic_update_index_in_dim(kept, pair, slots[index], 2)
-            every = {
-                "frame/blocks": x,
-                "global/blocks": y,
-                "frame/attn": frame_attn.reshape(b, s, p, c),
-                "global/attn": global_attn.reshape(b, s, p, c),
-            }
-            return (y, kept), {name: t for name, t in every.items() if name in taps}
-
-        kept = jnp.zeros((b, s, len(self.read), p, 2 * c), self.dtype)
-        stacks = [self.frame_blocks, self.global_blocks]
-        cores = [self.frame_cores, self.global_cores]
-        (_, kept), ys = scan_stacks(body, (x, kept), stacks, cores, self.runs)
+        kept, ys = alternate(
+            x,
+            (self.frame_blocks, self.global_blocks),
+            (self.frame_cores, self.global_cores),
+            self.runs,
+            (frame, scene),
+            (rope, rope),
+            read=self.read,
+            dtype=self.dtype,
+            taps=taps,
+        )
         return kept, out | ys
 
 
@@ -252,9 +240,7 @@ class VGGT(nnx.Module):
             InputError: an unknown head.
             ValueError: the plan has a rule without a site.
         """
-        unknown = sorted(set(heads) - set(HEADS))
-        if unknown:
-            raise InputError(f"heads {unknown} are not known; choose from {', '.join(HEADS)}")
+        self.heads = check_heads(heads, HEADS)
         plan = Plan() if plan is None else plan
         sites: dict[Role, int] = {
             "patch": config.vit.depth,
@@ -267,7 +253,6 @@ class VGGT(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self._sites = plan, tuple(sites.items())
-        self.heads = tuple(h for h in HEADS if h in heads)
         self.aggregator = Aggregator(
             config, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -320,9 +305,7 @@ class VGGT(nnx.Module):
                 head; a tap that is unknown or that nothing computes; frame_chunk below 1.
         """
         check_images(images, self.config.patch_size)
-        unknown = sorted(set(taps) - set(TAPS))
-        if unknown:
-            raise InputError(f"taps {unknown} are not known; choose from {', '.join(TAPS)}")
+        check_call(taps, TAPS, frame_chunk)
         if query_points is not None and "track" not in self.heads:
             raise InputError("query_points need the track head, which this model was built without")
         absent = [] if "camera" in self.heads else ["camera/pose_enc"]
@@ -331,8 +314,6 @@ class VGGT(nnx.Module):
             raise InputError(
                 f"taps {missing} need the camera head, or query_points; add or drop them"
             )
-        if frame_chunk < 1:
-            raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
         graph, state = nnx.split(self)
         return _forward(graph, state, images, query_points, tuple(sorted(taps)), frame_chunk)
 
@@ -343,7 +324,14 @@ class VGGT(nnx.Module):
         dtypes: dict[Role, Any] = {
             role: jnp.float32 if role == "camera" else self.dtype for role, _ in sites
         }
-        return plan.describe(dict(sites), dtypes)
+        c, config = self.config.embed_dim, self.config
+        heads: dict[Role, int] = {
+            "patch": c // config.vit.num_heads,
+            "frame": c // config.aggregator.num_heads,
+            "global": c // config.aggregator.num_heads,
+            "camera": 2 * c // config.camera_head.num_heads,
+        }
+        return plan.describe(dict(sites), dtypes, heads)
 
     def _run(
         self,

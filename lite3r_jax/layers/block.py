@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts, Run
 from lite3r_jax.layers.attention import Attention
-from lite3r_jax.layers.mlp import Mlp
+from lite3r_jax.layers.mlp import Mlp, SwiGlu
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import RopeTable
 
@@ -26,16 +26,20 @@ class BlockConfig:
         dim: C.
         heads: N.
         mlp_ratio: hidden size of the MLP over C.
+        ffn: the feed-forward layer, `Mlp` or `SwiGlu`.
         qk_norm: LayerNorm on queries and keys before RoPE.
-        eps: of the two LayerNorms and of the qk-norm.
+        eps: of the two LayerNorms.
+        qk_eps: of the qk-norm.
         layer_scale: initial LayerScale.
     """
 
     dim: int
     heads: int
     mlp_ratio: float = 4.0
+    ffn: Literal["mlp", "swiglu"] = "mlp"
     qk_norm: bool = False
     eps: float = 1e-5
+    qk_eps: float = 1e-5
     layer_scale: float = 0.01
 
 
@@ -68,11 +72,12 @@ class Block(nnx.Module):
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = layer_norm(c.dim, c.eps, **kinds)
         self.attn = Attention(
-            c.dim, c.heads, qk_norm=c.qk_norm, eps=c.eps, kernel_init=_trunc_normal, **kinds
+            c.dim, c.heads, qk_norm=c.qk_norm, eps=c.qk_eps, kernel_init=_trunc_normal, **kinds
         )
         self.ls1 = LayerScale(c.dim, c.layer_scale, param_dtype)
         self.norm2 = layer_norm(c.dim, c.eps, **kinds)
-        self.mlp = Mlp(c.dim, int(c.dim * c.mlp_ratio), kernel_init=_trunc_normal, **kinds)
+        ffn = {"mlp": Mlp, "swiglu": SwiGlu}[c.ffn]
+        self.mlp = ffn(c.dim, int(c.dim * c.mlp_ratio), kernel_init=_trunc_normal, **kinds)
         self.ls2 = LayerScale(c.dim, c.layer_scale, param_dtype)
 
     def __call__(

@@ -96,27 +96,29 @@ class Upsample(nnx.Module):
 
 
 class ResidualUnit(nnx.Module):
-    """relu(x) + conv2(relu(conv1(relu(x)))).
+    """skip + conv2(relu(conv1(relu(x)))).
 
-    The skip is rectified because upstream's first ReLU works in place.
+    The skip is relu(x) in VGGT, whose first ReLU works in place, and x in Depth Anything 3.
     """
 
-    def __init__(self, features: int, **kinds: Any):
+    def __init__(self, features: int, rectified_skip: bool = True, **kinds: Any):
+        self.rectified_skip = rectified_skip
         self.conv1 = nnx.Conv(features, features, (3, 3), padding=_PAD, **kinds)
         self.conv2 = nnx.Conv(features, features, (3, 3), padding=_PAD, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, F] -> [B, h, w, F]."""
-        x = nnx.relu(x)
-        return x + self.conv2(nnx.relu(self.conv1(x)))
+        rectified = nnx.relu(x)
+        skip = rectified if self.rectified_skip else x
+        return skip + self.conv2(nnx.relu(self.conv1(rectified)))
 
 
 class Refine(nnx.Module):
     """Fuse the coarser map with this level, refine, resize, mix channels."""
 
-    def __init__(self, features: int, skip: bool, **kinds: Any):
-        self.unit1 = ResidualUnit(features, **kinds) if skip else None
-        self.unit2 = ResidualUnit(features, **kinds)
+    def __init__(self, features: int, skip: bool, rectified_skip: bool = True, **kinds: Any):
+        self.unit1 = ResidualUnit(features, rectified_skip, **kinds) if skip else None
+        self.unit2 = ResidualUnit(features, rectified_skip, **kinds)
         self.out = nnx.Linear(features, features, **kinds)
 
     def __call__(self, x: jax.Array, skip: jax.Array | None, size: tuple[int, int]) -> jax.Array:
@@ -128,6 +130,33 @@ class Refine(nnx.Module):
         if self.unit1 is not None and skip is not None:
             x = x + self.unit1(skip)
         return resize_aligned(self.out(self.unit2(x)), size)
+
+
+def refinements(features: int, rectified_skip: bool = True, **kinds: Any) -> nnx.List:
+    """The fusion of four levels, finest first; the coarsest has nothing coarser to fuse with."""
+    return nnx.List([Refine(features, level < 3, rectified_skip, **kinds) for level in range(4)])
+
+
+def fuse(
+    refine: Sequence[Refine], maps: Sequence[jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Fuse levels from coarse to fine.
+
+    Args:
+        refine: of `refinements`.
+        maps: four levels [B, h_l, w_l, F], finest first.
+
+    Returns:
+        ([B, 2 h_0, 2 w_0, F]; `refine/i`, the map after every level).
+    """
+    out: dict[str, jax.Array] = {}
+    x, skip = maps[3], None
+    for i in (3, 2, 1, 0):
+        finest = (2 * maps[0].shape[1], 2 * maps[0].shape[2])
+        h, w = maps[i - 1].shape[1:3] if i else finest
+        x = out[f"refine/{i}"] = refine[i](x, skip, (h, w))
+        skip = maps[i - 1] if i else None
+    return x, out
 
 
 class DPT(nnx.Module):
@@ -144,6 +173,7 @@ class DPT(nnx.Module):
         out_channels: Sequence[int],
         outputs: int | None,
         patch: int,
+        rectified_skip: bool = True,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -157,6 +187,7 @@ class DPT(nnx.Module):
             outputs: channels at image resolution; None gives a feature map of `features` channels
                 at half resolution without position embeddings (VGGT's track features).
             patch: patch size.
+            rectified_skip: see `ResidualUnit`.
             dtype: compute dtype.
             param_dtype: dtype of the parameters.
             rngs: random streams.
@@ -171,7 +202,7 @@ class DPT(nnx.Module):
         self.reassemble = nnx.List(
             [nnx.Conv(n, features, (3, 3), padding=_PAD, use_bias=False, **kinds) for n in c]
         )
-        self.refine = nnx.List([Refine(features, level < 3, **kinds) for level in range(4)])
+        self.refine = refinements(features, rectified_skip, **kinds)
         half = features if outputs is None else features // 2
         self.out_conv1 = nnx.Conv(features, half, (3, 3), padding=_PAD, **kinds)
         self.maps_only = outputs is None
@@ -191,32 +222,45 @@ class DPT(nnx.Module):
         Returns:
             ([B, H, W, outputs], or [B, H/2, W/2, F] for feature maps; named intermediates).
         """
-        h, w = grid
-        height, width = h * self.patch, w * self.patch
+        maps, out = self.levels(levels, grid)
+        x, more = self.decode(maps, grid)
+        return x, out | more
 
-        def place(x: jax.Array) -> jax.Array:
-            return x if self.maps_only else add_uv_embedding(x, width / height)
+    def _place(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        return x if self.maps_only else add_uv_embedding(x, grid[1] / grid[0])
 
+    def levels(
+        self, tokens: Sequence[jax.Array], grid: tuple[int, int]
+    ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+        """The first half of `__call__`: tokens to four maps of different sizes.
+
+        Args:
+            tokens: four arrays [B, h*w, C], shallow to deep.
+            grid: (h, w).
+
+        Returns:
+            (maps [B, h_l, w_l, F], finest first; named intermediates).
+        """
         out: dict[str, jax.Array] = {}
         maps = []
         resize = [*self.upsample, lambda x: x, self.downsample]
-        for i, tokens in enumerate(levels):
-            x = self.projects[i](self.norm(tokens))
-            x = out[f"project/{i}"] = x.reshape(x.shape[0], h, w, -1)
-            x = out[f"resize/{i}"] = resize[i](place(x))
+        for i, level in enumerate(tokens):
+            x = self.projects[i](self.norm(level))
+            x = out[f"project/{i}"] = x.reshape(x.shape[0], *grid, -1)
+            x = out[f"resize/{i}"] = resize[i](self._place(x, grid))
             x = out[f"reassemble/{i}"] = self.reassemble[i](x)
             maps.append(x)
+        return maps, out
 
-        x, skip = maps[3], None
-        for i in (3, 2, 1, 0):
-            finest = (2 * maps[0].shape[1], 2 * maps[0].shape[2])
-            size = maps[i - 1].shape[1:3] if i else finest
-            x = out[f"refine/{i}"] = self.refine[i](x, skip, size)
-            skip = maps[i - 1] if i else None
-
+    def decode(
+        self, maps: Sequence[jax.Array], grid: tuple[int, int]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The second half of `__call__`: from the maps of `levels` to its results."""
+        height, width = grid[0] * self.patch, grid[1] * self.patch
+        x, out = fuse(self.refine, maps)
         x = out["out_conv1"] = self.out_conv1(x)
         scale = 2 if self.maps_only else 1
-        x = place(resize_aligned(x, (height // scale, width // scale)))
+        x = self._place(resize_aligned(x, (height // scale, width // scale)), grid)
         out["out_conv2_in"] = x
         if not self.maps_only:
             x = out["logits"] = self.out_conv3(nnx.relu(self.out_conv2(x)))

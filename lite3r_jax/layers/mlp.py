@@ -1,4 +1,4 @@
-"""Two-layer perceptron."""
+"""The feed-forward layers of a block."""
 
 from typing import Any
 
@@ -33,3 +33,36 @@ class Mlp(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., dim] -> [..., out] in the compute dtype."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwiGlu(nnx.Module):
+    """Linear, silu(first half) * second half, Linear (dinov2/layers/swiglu_ffn.py).
+
+    Gated feed-forward layer of Shazeer, arXiv 2002.05202. The gated width is two thirds of the
+    hidden size that a plain MLP would have, rounded up to a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        rngs: nnx.Rngs,
+    ):
+        linear = {
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "kernel_init": kernel_init,
+            "rngs": rngs,
+        }
+        gated = -(-int(hidden * 2 / 3) // 8) * 8
+        self.w12 = nnx.Linear(dim, 2 * gated, **linear)
+        self.w3 = nnx.Linear(gated, dim, **linear)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., dim] -> [..., dim] in the compute dtype."""
+        gate, value = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(nnx.silu(gate) * value)

@@ -9,8 +9,13 @@ from lite3r_jax.attention.core import TokenLayout
 RopeTable = tuple[np.ndarray, np.ndarray]
 
 
-def view_positions(layout: TokenLayout) -> np.ndarray:
+def view_positions(layout: TokenLayout, *, spatial: bool = True) -> np.ndarray:
     """Integer positions of the tokens of one view.
+
+    Args:
+        layout: of the tokens.
+        spatial: whether patches have places; otherwise all are at (1, 1), apart from the special
+            tokens only (`pos_nodiff` in depth_anything_3/model/dinov2/vision_transformer.py).
 
     Returns:
         [P, 2] int32 (y, x): patches at (row + 1, column + 1), special tokens at (0, 0), which
@@ -20,6 +25,8 @@ def view_positions(layout: TokenLayout) -> np.ndarray:
     patches = (
         np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2) + 1
     )
+    if not spatial:
+        patches = np.ones_like(patches)
     special = np.zeros((layout.special, 2), patches.dtype)
     return np.concatenate([special, patches]).astype(np.int32)
 

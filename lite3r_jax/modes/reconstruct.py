@@ -114,7 +114,7 @@ def load_model(
         if manifest.backbone != experiment.backbone:
             raise InputError(
                 f"{experiment.weights}: weights of {manifest.backbone}, but the config is for"
-                f" {experiment.backbone}; use configs/{manifest.backbone}.py"
+                f" {experiment.backbone}; use configs/{manifest.backbone}*.py"
             )
         heads = ["camera", "depth"]
         if points == "head":

@@ -16,7 +16,7 @@ import safetensors
 from lite3r_jax.backbones.base import Backbone, get_backbone
 from lite3r_jax.errors import InputError
 from lite3r_jax.files import staged
-from lite3r_jax.weights import strict_json, vggt_map
+from lite3r_jax.weights import da3_map, strict_json, vggt_map
 from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.foreign import recognise
 from lite3r_jax.weights.manifest import (
@@ -41,7 +41,10 @@ from lite3r_jax.weights.safetensors_writer import (
 from lite3r_jax.weights.strict_json import shown
 
 # Registry name of the backbone -> its checkpoints.
-CHECKPOINTS: Mapping[str, Checkpoint] = {"vggt": vggt_map.CHECKPOINT}
+CHECKPOINTS: Mapping[str, Checkpoint] = {
+    "da3": da3_map.CHECKPOINT,
+    "vggt": vggt_map.CHECKPOINT,
+}
 # float64 has no place in a JAX model, integers and float8 without scales are no weights.
 _DTYPES = ("F32", "F16", "BF16")
 
@@ -69,7 +72,8 @@ def convert(
         config: JSON form of the model's config; None for the published model.
         heads: heads that the checkpoint has; None for all.
         overwrite: replace `out` if it is a directory of converted weights.
-        origin: licence and repository, if known.
+        origin: licence and repository. None, or one that says nothing: the licence that the
+            published weights of this size have.
 
     Raises:
         InputError: the checkpoint does not fit, holds NaN or changes meanwhile; `out` exists or
@@ -83,8 +87,10 @@ def convert(
     _check_out(out, overwrite, source)
     _check_kind(source, kind, chosen)
     model = abstract_model(entry, settings, heads=chosen)
-    plan = _plan(source, kind.names, model.shapes, config is None)
+    plan = _plan(source, kind.names(settings), model.shapes, config is None)
     targets = _target_specs(source, plan, model.shapes)
+    if origin is None or origin == Origin():
+        origin = _published(kind.license(settings))
     _check_space(out, sum(spec.nbytes for spec in source.specs.values()))
 
     state = _states(source)
@@ -101,7 +107,7 @@ def convert(
         manifest = Manifest(
             backbone=backbone,
             heads=chosen,
-            origin=origin or Origin(),
+            origin=origin,
             source_files={name: future.result() for name, future in hashes.items()},
             dtypes=dict(Counter(spec.dtype for spec in source.specs.values()).most_common()),
             parts=parts,
@@ -161,6 +167,13 @@ def count_not_finite(tensor: np.ndarray) -> int:
     return int(tensor.size - np.count_nonzero(np.isfinite(tensor)))
 
 
+def _published(license: str | None) -> Origin:
+    """The origin of weights that came without one."""
+    if license is None:
+        return Origin()
+    return Origin(license, "what is published in this size; of other weights ask their authors")
+
+
 def _checked_heads(entry: Backbone, heads: Sequence[str] | None) -> tuple[str, ...]:
     if heads is None:
         return entry.heads
@@ -196,8 +209,11 @@ def _check_out(out: Path, overwrite: bool, source: TensorSource) -> None:
 
 def _check_kind(source: TensorSource, kind: Checkpoint, heads: Sequence[str]) -> None:
     """Wrong kind of checkpoint, or whole heads too many or too few: say that, not 400 names."""
-    tops = Counter(name.partition(".")[0] for name in source.specs)
-    if kind.trunk not in tops:
+
+    def has(part: str) -> bool:
+        return any(name.startswith(part + ".") for name in source.specs)
+
+    if not has(kind.trunk):
         other = recognise(source.specs)
         looks = f"looks like {other}" if other else "is of no kind known here"
         some = ", ".join(shown(name) for name in list(source.specs)[:3]) or "none"
@@ -205,7 +221,7 @@ def _check_kind(source: TensorSource, kind: Checkpoint, heads: Sequence[str]) ->
             f"{source.label}: not a {kind.title} checkpoint, it {looks}; expected tensors named "
             f"{kind.trunk}.*, found {some}"
         )
-    present = [head for head, part in kind.heads.items() if part in tops]
+    present = [head for head, part in kind.heads.items() if has(part)]
     if absent := [head for head in heads if head not in present]:
         rest = ",".join(head for head in heads if head in present) or "none of them"
         raise InputError(

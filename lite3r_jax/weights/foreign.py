@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 # What a checkpoint is -> a name that only such a checkpoint has.
 _SIGNS: Mapping[str, str] = {
+    "a nested Depth Anything 3": r"model\.da3(_metric)?\..*",
     "Depth Anything 3": r"(model\.)?backbone\.pretrained\..*",
     "Pi3": r"(decoder\.\d+\..*|point_decoder\..*|conf_decoder\..*)",
     "DUSt3R or MASt3R": r"(enc_blocks|dec_blocks2?|downstream_head1)\..*",

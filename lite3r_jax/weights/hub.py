@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights.convert import convert
@@ -22,16 +23,28 @@ class HubCheckpoint:
         file: in the repository.
         size: of the file, for messages.
         license: of the weights.
+        config: JSON form of the model's config; None for the default of the backbone.
     """
 
     backbone: str
     file: str
     size: str
     license: str
+    config: Mapping[str, Any] | None = None
+
+
+def _da3(name: str, size: str, license: str) -> HubCheckpoint:
+    return HubCheckpoint("da3", "model.safetensors", size, license, {"model_name": name})
 
 
 KNOWN: Mapping[str, HubCheckpoint] = {
     "facebook/VGGT-1B": HubCheckpoint("vggt", "model.safetensors", "5.0 GB", "CC-BY-NC-4.0"),
+    "depth-anything/DA3-SMALL": _da3("da3-small", "0.1 GB", "Apache-2.0"),
+    "depth-anything/DA3-BASE": _da3("da3-base", "0.5 GB", "Apache-2.0"),
+    "depth-anything/DA3-LARGE": _da3("da3-large", "1.6 GB", "CC-BY-NC-4.0"),
+    "depth-anything/DA3-LARGE-1.1": _da3("da3-large", "1.6 GB", "CC-BY-NC-4.0"),
+    "depth-anything/DA3-GIANT": _da3("da3-giant", "5.4 GB", "CC-BY-NC-4.0"),
+    "depth-anything/DA3-GIANT-1.1": _da3("da3-giant", "5.4 GB", "CC-BY-NC-4.0"),
 }
 
 
@@ -79,7 +92,7 @@ def converted(repo: str, cache_dir: Path | None = None) -> Path:
     origin = Origin(known.license, f"the card of {repo}", repo, _commit(path))
     with SafetensorsFile(path) as source:
         try:
-            convert(source, out, backbone=known.backbone, origin=origin)
+            convert(source, out, backbone=known.backbone, config=known.config, origin=origin)
         except InputError:
             # Another process may have come first; its result is as good.
             if not (out / FILE_NAME).is_file():
@@ -88,9 +101,12 @@ def converted(repo: str, cache_dir: Path | None = None) -> Path:
 
 
 def _fetch(repo: str, known: HubCheckpoint, out: Path) -> Path:
+    files, option = known.file, ""
+    if known.config is not None:
+        files, option = f"{known.file} and config.json", "--config config.json "
     by_hand = (
-        f"download {known.file} ({known.size}) from the hub repository {repo} by other means, run "
-        f"python -m tools.convert_torch_weights {known.backbone} {known.file} {out} "
+        f"download {files} ({known.size}) from the hub repository {repo} by other means, run "
+        f"python -m tools.convert_torch_weights {known.backbone} {known.file} {out} {option}"
         f"--license {known.license}, then load again"
     )
     try:

@@ -13,9 +13,10 @@ that converts also exports.
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -84,12 +85,15 @@ class Rule:
         target: template of the parameter path here, "/" between parts.
         transform: from the upstream layout to the one here.
         stack: the slot of `source` that is the index on the leading axis of the target.
+        layers: the numbers that this slot takes, in the order of the leading axis; None: 0, 1, 2
+            and so on.
     """
 
     source: str
     target: str
     transform: Transform = Transform.IDENTITY
     stack: str | None = None
+    layers: range | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,28 @@ class Skip:
         source: the upstream name.
         reason: why nothing needs it.
         like: the target whose sizes it shares, and which of them make its shape.
-        axes: see `like`.
+        axes: see `like`; None stands for a size of 1.
+        copy: whether it is a second name of another tensor, which published files do without.
     """
 
     source: str
     reason: str
     like: str
-    axes: tuple[int, ...]
+    axes: tuple[int | None, ...]
+    copy: bool = False
+
+
+@dataclass(frozen=True)
+class SkipPart:
+    """A part of an upstream model that this system does not have; carried along as well.
+
+    Attributes:
+        source: the part; its tensors are named `source.*`.
+        reason: why nothing needs it.
+    """
+
+    source: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -140,11 +159,13 @@ class NameMap:
         fields: slot -> {upstream spelling: spelling here}, one to one.
         rules: every upstream tensor matches exactly one of them or of `skips`.
         skips: see `Skip`.
+        skip_parts: see `SkipPart`.
     """
 
     fields: Mapping[str, Mapping[str, str]]
     rules: Sequence[Rule]
     skips: Sequence[Skip] = ()
+    skip_parts: Sequence[SkipPart] = ()
 
     def __post_init__(self):
         for name, table in self.fields.items():
@@ -179,6 +200,10 @@ class NameMap:
             if matched := regex.fullmatch(source):
                 groups = matched.groupdict()
                 index = int(groups.pop(rule.stack)) if rule.stack else None
+                if rule.layers is not None and index is not None:
+                    if index not in rule.layers:
+                        continue
+                    index = rule.layers.index(index)
                 words = {k: self.fields[k][v] for k, v in groups.items()}
                 found.append(Pair(source, _fill(rule.target, words), index, rule.transform))
         return found
@@ -197,14 +222,22 @@ class NameMap:
             upstream = upstream_shape(rule.transform, inner)
             if upstream is None or (rule.stack and not shape):
                 continue
-            for index in range(shape[0]) if rule.stack else (None,):
-                numbered = words if rule.stack is None else {**words, rule.stack: str(index)}
+            if rule.stack is None:
+                named = [(None, words)]
+            else:
+                layers = range(shape[0]) if rule.layers is None else rule.layers
+                if len(layers) != shape[0]:
+                    continue
+                named = [(i, {**words, rule.stack: str(n)}) for i, n in enumerate(layers)]
+            for index, numbered in named:
                 name = _fill(rule.source, numbered)
                 found.append((Pair(name, target, index, rule.transform), upstream))
         return found
 
     def upstream_shapes(self, targets: Mapping[str, Shape]) -> dict[str, Shape]:
-        """The complete upstream state dict of a model: name -> shape, skipped tensors included.
+        """The upstream state dict of a model: name -> shape, as a published file has it.
+
+        Skipped tensors are included, but no copies and no skipped parts, whose shapes are unknown.
 
         Args:
             targets: path -> shape of every leaf of the model.
@@ -222,14 +255,17 @@ class NameMap:
                     raise ValueError(f"{pair.source} comes up twice")
                 shapes[pair.source] = upstream
         for skip in self.skips:
-            if skip.like in targets:
+            if skip.like in targets and not skip.copy:
                 shapes[skip.source] = self.skip_shape(skip, targets)
         return shapes
+
+    def _skipped_part(self, source: str) -> SkipPart | None:
+        return next((p for p in self.skip_parts if source.startswith(p.source + ".")), None)
 
     @staticmethod
     def skip_shape(skip: Skip, targets: Mapping[str, Shape]) -> Shape:
         """The shape a skipped tensor must have beside a model of these leaves."""
-        return tuple(targets[skip.like][axis] for axis in skip.axes)
+        return tuple(1 if axis is None else targets[skip.like][axis] for axis in skip.axes)
 
     def match(
         self, sources: Mapping[str, Shape], targets: Mapping[str, Shape], label: str
@@ -264,6 +300,9 @@ class NameMap:
             if skip := skips.get(source):
                 skipped[source] = skip.reason
                 want = self.skip_shape(skip, targets) if skip.like in targets else shape
+            elif part := self._skipped_part(source):
+                skipped[source] = part.reason
+                continue
             elif pairs:
                 want = expected[source]
             else:
@@ -307,15 +346,18 @@ class Checkpoint:
 
     Attributes:
         title: for messages.
-        names: the map.
-        trunk: the part that every such checkpoint has, however few heads.
+        names: config -> the map.
+        trunk: the part that every such checkpoint has, however few heads; its tensors are named
+            `trunk.*`.
         heads: head, as arguments call it -> the part that exists only with it.
+        license: config -> licence of the published weights of that size, None if none are.
     """
 
     title: str
-    names: NameMap
+    names: Callable[[Any], NameMap]
     trunk: str
     heads: Mapping[str, str]
+    license: Callable[[Any], str | None] = lambda config: None
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:

@@ -215,14 +215,14 @@ def test_projection_starts_as_asked():
 
 
 def test_reports_name_routing_and_kernel():
-    assert SLA().describe(jnp.float32) == "sla block, keep 0.1 (blocked)"
+    assert SLA().describe(jnp.float32, 64) == "sla block, keep 0.1 (blocked)"
     token = SLA("token", 0.3, protect=False)
-    assert token.describe(jnp.bfloat16) == "sla token, keep 0.3 (reference)"
+    assert token.describe(jnp.bfloat16, 64) == "sla token, keep 0.3 (reference)"
     with described_gpu():
-        assert SLA().describe(jnp.bfloat16) == "sla block, keep 0.1 (triton)"
+        assert SLA().describe(jnp.bfloat16, 64) == "sla block, keep 0.1 (triton)"
         assert SLA().describe(jnp.bfloat16, 128) == "sla block, keep 0.1 (triton)"
         assert SLA().describe(jnp.bfloat16, 80) == "sla block, keep 0.1 (blocked)"
-        assert SLA(block=32).describe(jnp.bfloat16) == "sla block, keep 0.1 (blocked)"
+        assert SLA(block=32).describe(jnp.bfloat16, 64) == "sla block, keep 0.1 (blocked)"
         with pytest.raises(ValueError, match="'triton' cannot run this: head dim 80"):
             SLA(implementation="triton").describe(jnp.bfloat16, 80)
 
@@ -298,7 +298,7 @@ def test_calls_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"'blocked' cannot run this: .* reference can"):
         attend(token)(q, k, v, w)
     with pytest.raises(ValueError, match="'blocked' cannot run this"):
-        token.spec.describe(jnp.float32)
+        token.spec.describe(jnp.float32, 64)
 
 
 @pytest.mark.slow

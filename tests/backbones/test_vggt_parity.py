@@ -13,7 +13,7 @@ from lite3r_jax.attention.dense import dense_attention
 from lite3r_jax.backbones.vggt import TAPS
 from lite3r_jax.layers.rope import rope_table, view_positions
 from lite3r_jax.weights.name_map import inverse
-from lite3r_jax.weights.vggt_map import CHECKPOINT
+from lite3r_jax.weights.vggt_map import NAME_MAP
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def gradients(tiny_vggt, tiny_images, golden):
     upstream = {}
     for key, leaf in nnx.to_flat_state(by_params):
         path, leaf = "/".join(map(str, key)), np.asarray(leaf[...])
-        for pair, shape in CHECKPOINT.names.to_upstream(path, leaf.shape):
+        for pair, shape in NAME_MAP.to_upstream(path, leaf.shape):
             one = leaf if pair.index is None else leaf[pair.index]
             upstream[pair.source] = inverse(pair.transform, one).reshape(shape)
     return float(value), by_images, upstream

@@ -126,6 +126,11 @@ def test_the_skip_of_a_residual_unit_is_rectified():
     np.testing.assert_array_equal(unit(-np.ones((1, 3, 3, 4), np.float32)), 0)
 
 
+def test_the_skip_of_a_residual_unit_can_stay_as_it_is():
+    unit = ResidualUnit(4, rectified_skip=False, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(unit(-np.ones((1, 3, 3, 4), np.float32)), -1)
+
+
 @pytest.mark.parametrize("chunk", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100))])
 def test_chunks_of_frames_change_nothing(chunk):
     head = DPT(8, features=8, out_channels=(4, 4, 8, 8), outputs=2, patch=14, rngs=nnx.Rngs(0))

@@ -14,6 +14,7 @@ from flax import nnx
 
 from lite3r_jax.backbones.base import Backbone, from_json
 from lite3r_jax.weights import convert as convert_module
+from lite3r_jax.weights import export as export_module
 from lite3r_jax.weights import load as load_module
 from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.convert import convert
@@ -67,7 +68,7 @@ BACKBONE = Backbone(
 )
 CHECKPOINT = Checkpoint(
     title="toy",
-    names=NameMap(
+    names=lambda config: NameMap(
         fields={"affine": {"weight": "scale", "bias": "bias"}},
         rules=(
             Rule("trunk.token", "trunk/token"),
@@ -210,8 +211,9 @@ def toy(monkeypatch) -> ToyKit:
             traced[key] = abstract_model(backbone, config, **kinds)
         return traced[key]
 
-    for module in (convert_module, load_module):
+    for module in (convert_module, export_module, load_module):
         monkeypatch.setattr(module, "get_backbone", lambda name: BACKBONE)
+    for module in (convert_module, load_module):
         monkeypatch.setattr(module, "abstract_model", traced_once)
     monkeypatch.setitem(convert_module.CHECKPOINTS, "toy", CHECKPOINT)
     return ToyKit(tensors, SPECS, _expected)

@@ -8,6 +8,7 @@ from lite3r_jax.weights.name_map import (
     NameMap,
     Rule,
     Skip,
+    SkipPart,
     Transform,
     forward,
     inverse,
@@ -183,3 +184,41 @@ def test_transforms_mean_what_they_say():
 def test_a_map_that_cannot_be_read_both_ways_is_refused(fields, rule):
     with pytest.raises(ValueError):
         NameMap(fields, (rule,))
+
+
+# One list upstream, two stacks here: 0 and 1, then every other one of the rest.
+SPLIT = NameMap(
+    fields={},
+    rules=(
+        Rule("blocks.{i}.w", "early/w", stack="i", layers=range(2)),
+        Rule("blocks.{i}.w", "even/w", stack="i", layers=range(2, 6, 2)),
+        Rule("blocks.{i}.w", "odd/w", stack="i", layers=range(3, 6, 2)),
+    ),
+    skips=(Skip("again", "another name of blocks.0.w", "early/w", (1,), copy=True),),
+    skip_parts=(SkipPart("extra", "not here"),),
+)
+STACKS = {"early/w": (2, 4), "even/w": (2, 4), "odd/w": (2, 4)}
+
+
+def test_one_list_upstream_can_be_several_stacks_here():
+    given = {f"blocks.{i}.w": (4,) for i in range(6)}
+    plan = SPLIT.match(given, STACKS, "file")
+    order = {target: [pair.source[7] for pair in pairs] for target, pairs in plan.leaves.items()}
+    assert order == {"early/w": ["0", "1"], "even/w": ["2", "4"], "odd/w": ["3", "5"]}
+    assert SPLIT.upstream_shapes(STACKS) == given
+    del given["blocks.4.w"]
+    assert "1 missing (blocks.4.w)" in refused(given, STACKS, SPLIT)
+    given["blocks.6.w"] = (4,)
+    assert "1 not known here (blocks.6.w)" in refused(given, STACKS, SPLIT)
+
+
+def test_a_stack_of_another_depth_than_its_layers_has_no_rule():
+    assert "without a rule (odd/w)" in refused({}, STACKS | {"odd/w": (3, 4)}, SPLIT)
+
+
+def test_copies_and_skipped_parts_may_be_there_and_are_carried_along():
+    given = {f"blocks.{i}.w": (4,) for i in range(6)}
+    plan = SPLIT.match({**given, "again": (4,), "extra.head.w": (7, 8)}, STACKS, "file")
+    assert plan.skipped == {"again": "another name of blocks.0.w", "extra.head.w": "not here"}
+    assert "1 of another shape (again" in refused({**given, "again": (5,)}, STACKS, SPLIT)
+    assert "1 not known here (extras.w)" in refused({**given, "extras.w": (4,)}, STACKS, SPLIT)

@@ -7,14 +7,14 @@ from safetensors import safe_open
 
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.weights.abstract import abstract_model
-from lite3r_jax.weights.vggt_map import CHECKPOINT
+from lite3r_jax.weights.vggt_map import NAME_MAP
 
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, tuple[int, ...]]:
     backbone = get_backbone("vggt")
     model = abstract_model(backbone, backbone.default_config, heads=backbone.heads)
-    return CHECKPOINT.names.upstream_shapes(model.shapes)
+    return NAME_MAP.upstream_shapes(model.shapes)
 
 
 def test_golden_names_and_shapes_come_back_exactly(golden_file, golden_config):
@@ -23,10 +23,10 @@ def test_golden_names_and_shapes_come_back_exactly(golden_file, golden_config):
     model = abstract_model(backbone, config, heads=backbone.heads)
     with safe_open(golden_file, "np") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    plan = CHECKPOINT.names.match(shapes, model.shapes, "golden")
+    plan = NAME_MAP.match(shapes, model.shapes, "golden")
     assert list(plan.skipped) == ["aggregator.patch_embed.mask_token"]
     assert sum(len(pairs) for pairs in plan.leaves.values()) == len(shapes) - 1
-    assert CHECKPOINT.names.upstream_shapes(model.shapes) == shapes
+    assert NAME_MAP.upstream_shapes(model.shapes) == shapes
 
 
 # Tensors and parameters of the published checkpoint, counted upstream.

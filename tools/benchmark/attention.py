@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
                 compiled = compile_for(args.plan, call, shape)
                 memory = compiled.memory_analysis().temp_size_in_bytes
                 with target(args.plan):
-                    name = spec.describe(args.dtype)
+                    name = spec.describe(args.dtype, HEAD_DIM)
                 text = f"{views} views, {layout.tokens} tokens, {which}, {name}: "
                 text += f"temporary {memory / MIB:.0f} MiB"
                 if not args.plan:

@@ -245,7 +245,7 @@ def compare(args: argparse.Namespace, end: float) -> int:
         for which, call in (("forward", forward), ("gradient", gradient)):
             dense = None
             for spec in strategies(args, which):
-                name = spec.describe(dtype)
+                name = spec.describe(dtype, HEAD_DIM)
                 if time.perf_counter() > end:
                     missed += 1
                     print(f"| {views} | {which} | {name} | no time |")

@@ -1,10 +1,12 @@
 """Time a forward pass and its memory on this machine, or plan it for an H200 without one.
 
     python -m tools.benchmark.forward WEIGHTS --views 2 --height 392 --width 518
+    python -m tools.benchmark.forward --backbone da3 --views 2 --height 378 --width 504
     python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
 
-WEIGHTS is a converted directory; without it a VGGT-1B with random weights is made. Every number of
-views is compiled apart; compile time is not part of the run time.
+WEIGHTS is a converted directory; without it a model with random weights is made, of the backbone's
+published size (VGGT-1B, DA3-Large) or of the sizes in --config. Every number of views is compiled
+apart; compile time is not part of the run time.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
 version, no GPU and no driver) and prints XLA's memory plan. cuDNN cannot be compiled for that way,
@@ -26,7 +28,8 @@ from flax import nnx
 from lite3r_jax import InputError, load
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.attention.dense import Dense
-from lite3r_jax.backbones.vggt import VGGT, VGGTConfig
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.weights import strict_json
 
 GIB = 2**30
 
@@ -38,28 +41,44 @@ def main() -> None:
     )
     parser.add_argument("weights", nargs="?", type=Path)
     parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
+    parser.add_argument("--backbone", choices=["da3", "vggt"], default="vggt")
+    parser.add_argument("--config", type=Path, help="JSON sizes of a model with random weights")
     parser.add_argument("--views", type=int, nargs="+", default=[2])
     parser.add_argument("--height", type=int, default=392)
     parser.add_argument("--width", type=int, default=518)
-    parser.add_argument("--heads", default="camera,depth,point")
+    parser.add_argument("--heads", help="default: camera,depth and, if there is one, point")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--frame-chunk", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    heads = tuple(args.heads.split(","))
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plan, or load and measure."""
+    backbone = get_backbone(args.backbone)
+    known = [head for head in ("camera", "depth", "point") if head in backbone.heads]
+    heads = tuple(args.heads.split(",")) if args.heads else tuple(known)
     dtype = jnp.dtype(args.dtype)
 
+    def abstract(plan: Plan) -> Any:
+        config = backbone.default_config
+        if args.config is not None:
+            config = backbone.config_from_json(strict_json.read_object(args.config))
+        kinds = {"heads": heads, "plan": plan, "dtype": dtype, "param_dtype": dtype}
+        return nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=nnx.Rngs(0)))
+
     if args.plan:
-        plan(args, heads, dtype)
+        plan(args, abstract(Plan(default=Dense("blocked"))))
         return
     start = time.perf_counter()
     if args.weights is None:
-        model = random_model(heads, dtype)
+        model = random_model(abstract(Plan()), dtype)
     else:
-        try:
-            model = load(args.weights, heads=heads, dtype=dtype, param_dtype=dtype)
-        except InputError as error:
-            sys.exit(f"error: {error}")
+        model = load(args.weights, heads=heads, dtype=dtype, param_dtype=dtype)
     seconds = time.perf_counter() - start
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.dtype}")
     print(f"weights in {seconds:.1f} s, {memory()}", flush=True)
@@ -67,7 +86,7 @@ def main() -> None:
         measure(model, views, args)
 
 
-def measure(model: VGGT, views: int, args: argparse.Namespace) -> None:
+def measure(model: Any, views: int, args: argparse.Namespace) -> None:
     """Compile and run one shape."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.random((1, views, args.height, args.width, 3), dtype=np.float32))
@@ -91,10 +110,10 @@ def memory() -> str:
     return text if peak is None else f"{text}, peak device {peak / GIB:.2f} GiB"
 
 
-def random_model(heads: tuple[str, ...], dtype: Any) -> VGGT:
-    """VGGT-1B with kernels N(0, 0.02^2) and norms at one."""
+def random_model(abstract: Any, dtype: Any) -> Any:
+    """The model with kernels N(0, 0.02^2) and norms at one."""
     rng = np.random.default_rng(0)
-    graph, state = nnx.split(abstract(heads, dtype, Plan()))
+    graph, state = nnx.split(abstract)
     flat = []
     for path, leaf in nnx.to_flat_state(state):
         if path[-1] in ("scale", "gamma", "bias"):
@@ -105,17 +124,8 @@ def random_model(heads: tuple[str, ...], dtype: Any) -> VGGT:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def abstract(heads: tuple[str, ...], dtype: Any, plan: Plan) -> VGGT:
-    """VGGT-1B without numbers."""
-    return nnx.eval_shape(
-        lambda: VGGT(
-            VGGTConfig(), heads=heads, plan=plan, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)
-        )
-    )
-
-
-def plan(args: argparse.Namespace, heads: tuple[str, ...], dtype: Any) -> None:
-    """Compile for the described device and print memory plans."""
+def plan(args: argparse.Namespace, model: Any) -> None:
+    """Compile an abstract model for the described device and print memory plans."""
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -127,7 +137,6 @@ def plan(args: argparse.Namespace, heads: tuple[str, ...], dtype: Any) -> None:
     def described(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
 
-    model = abstract(heads, dtype, Plan(default=Dense("blocked")))
     graph, state = nnx.split(model)
     state = jax.tree.map(described, state)
     print(f"jax {jax.__version__}, compiled for {args.plan}, {args.dtype}, attention: blocked")

@@ -23,7 +23,7 @@ from lite3r_jax.weights.safetensors_file import TensorSpec
 from lite3r_jax.weights.safetensors_writer import FileRecord, SafetensorsWriter, data_order
 
 # Published model -> (tensors, parameters) of its checkpoint.
-PUBLISHED = {"vggt": (1797, 1_256_537_516)}
+PUBLISHED = {"vggt": (1797, 1_256_537_516), "da3": (637, 410_941_767)}
 
 
 def write_random(backbone: str, out: Path, config: dict | None = None, seed: int = 0) -> FileRecord:
@@ -45,7 +45,7 @@ def write_random(backbone: str, out: Path, config: dict | None = None, seed: int
     entry = get_backbone(backbone)
     settings = entry.default_config if config is None else entry.config_from_json(config)
     shapes = abstract_model(entry, settings, heads=entry.heads).shapes
-    upstream = CHECKPOINTS[backbone].names.upstream_shapes(shapes)
+    upstream = CHECKPOINTS[backbone].names(settings).upstream_shapes(shapes)
     size = (len(upstream), sum(math.prod(shape) for shape in upstream.values()))
     if config is None and size != PUBLISHED[backbone]:
         raise AssertionError(f"{backbone}: expected {PUBLISHED[backbone]} tensors, got {size}")
@@ -64,8 +64,11 @@ def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
     if name == "camera_head.pose_branch.fc2.bias":
         # Added up over four iterations. A random field of view would often be clipped at 0.
         return np.array([0, 0, 0, 0, 0, 0, 0, 0.25, 0.25], np.float32)
+    if name.endswith("cam_dec.fc_fov.0.bias"):
+        return np.ones(shape, np.float32)
     if leaf == "gamma":
-        return np.full(shape, 1.0 if ".patch_embed." in name else 0.01, np.float32)
+        encoder = ".patch_embed." in name or ".pretrained." in name
+        return np.full(shape, 1.0 if encoder else 0.01, np.float32)
     if leaf in ("bias", "in_proj_bias"):
         return np.zeros(shape, np.float32)
     if leaf == "weight" and len(shape) == 1:

@@ -1,6 +1,7 @@
 """Convert a PyTorch checkpoint, or write one again.
 
 python -m tools.convert_torch_weights vggt SOURCE OUT [--config FILE] [--overwrite]
+python -m tools.convert_torch_weights da3 SOURCE OUT [--config FILE] [--overwrite]
 python -m tools.convert_torch_weights export OUT FILE.safetensors [--overwrite]
 """
 
@@ -37,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
             ".pt/.pth/.bin (needs torch)",
         )
         command.add_argument("out", type=Path, help="directory to make")
-        command.add_argument("--config", type=Path, help="JSON config; default: published model")
+        command.add_argument(
+            "--config",
+            type=Path,
+            help="JSON config, for da3 also the hub's config.json; default: the published model, "
+            "for da3 DA3-Large",
+        )
         command.add_argument(
             "--heads", help=f"heads the checkpoint has; default: {','.join(kind.heads)}"
         )

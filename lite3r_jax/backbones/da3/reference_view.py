@@ -1,0 +1,121 @@
+"""Which view comes first: the strategies of depth_anything_3/model/reference_view_selector.py."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lite3r_jax.errors import InputError
+
+Strategy = Literal["saddle_balanced", "saddle_sim_range", "middle", "first"]
+# Scenes of fewer views stay in their order (utils/constants.py: THRESH_FOR_REF_SELECTION).
+LEAST_VIEWS = 3
+
+
+def check_strategy(strategy: str) -> None:
+    """Refuse what is no strategy.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    if strategy not in get_args(Strategy):
+        raise InputError(
+            f"reference: {strategy!r} is not known; choose one of: {', '.join(get_args(Strategy))}"
+        )
+
+
+def balance_scores(tokens: jax.Array) -> dict[str, jax.Array]:
+    """What "saddle_balanced" looks at, see `select_reference`.
+
+    Args:
+        tokens: [B, S, C] class tokens.
+
+    Returns:
+        `similarity`, `length`, `variance` [B, S] of each view, the same stretched to [0, 1] over
+        the views of a scene under `.._scaled`, and `balance`, the sum of their distances from 0.5.
+    """
+    tokens = tokens.astype(jnp.float32)
+    length = jnp.linalg.norm(tokens, axis=-1)
+    raw = {
+        "similarity": _similarities(tokens).sum(-1) / (tokens.shape[1] - 1),
+        "length": length,
+        "variance": jnp.var(tokens / length[..., None], axis=-1, ddof=1),
+    }
+
+    def stretch(x: jax.Array) -> jax.Array:
+        low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
+        return (x - low) / (high - low + 1e-8)
+
+    scaled = {f"{name}_scaled": stretch(x) for name, x in raw.items()}
+    balance = sum((jnp.abs(x - 0.5) for x in scaled.values()), jnp.zeros_like(length))
+    return raw | scaled | {"balance": balance}
+
+
+def similarity_range(tokens: jax.Array) -> jax.Array:
+    """Largest minus smallest similarity of each view to the others [B, S], 0 to itself counted."""
+    similarity = _similarities(tokens.astype(jnp.float32))
+    return similarity.max(-1) - similarity.min(-1)
+
+
+def select_reference(tokens: jax.Array, strategy: Strategy) -> jax.Array:
+    """The reference view of every scene.
+
+    "saddle_balanced": the view that is nearest to the middle in three respects, mean similarity to
+    the others, length of the class token and variance of its direction. The direction's variance is
+    nearly constant, so that rounding counts: another device or dtype may choose another view.
+    "saddle_sim_range": the view with the largest range of similarities; where all similarities are
+    positive, the two most similar views tie but for rounding. "middle" is S // 2, "first" is 0.
+
+    Args:
+        tokens: [B, S, C] class tokens.
+        strategy: see above.
+
+    Returns:
+        [B] int32.
+
+    Raises:
+        InputError: an unknown strategy.
+    """
+    check_strategy(strategy)
+    b, s, _ = tokens.shape
+    if strategy == "first" or s == 1:
+        return jnp.zeros(b, jnp.int32)
+    if strategy == "middle":
+        return jnp.full(b, s // 2, jnp.int32)
+    if strategy == "saddle_balanced":
+        return jnp.argmin(balance_scores(tokens)["balance"], axis=1).astype(jnp.int32)
+    return jnp.argmax(similarity_range(tokens), axis=1).astype(jnp.int32)
+
+
+def reference_first(reference: jax.Array, views: int) -> jax.Array:
+    """The order of views that puts the reference view first and leaves the others in theirs.
+
+    Args:
+        reference: [B] index of the reference view.
+        views: S.
+
+    Returns:
+        [B, S] int32: position in the new order -> view.
+    """
+    position = jnp.arange(views, dtype=jnp.int32)
+    reference = reference[:, None].astype(jnp.int32)
+    order = jnp.where(position <= reference, position - 1, position)
+    return jnp.where(position == 0, reference, order)
+
+
+def take_views(x: jax.Array, order: jax.Array) -> jax.Array:
+    """x [B, S, ...] with its views in the order [B, S]."""
+    return jax.vmap(lambda one, index: one[index])(x, order)
+
+
+def restore_views(x: jax.Array, order: jax.Array) -> jax.Array:
+    """What `take_views` with the same order was applied to."""
+    return take_views(x, jnp.argsort(order, axis=1))
+
+
+def _similarities(tokens: jax.Array) -> jax.Array:
+    """Cosines between views [B, S, S], those of a view with itself taken off."""
+    direction = tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
+    cosine = jnp.einsum("bic,bjc->bij", direction, direction, precision=lax.Precision.HIGHEST)
+    return cosine - jnp.eye(tokens.shape[1])

@@ -1,0 +1,235 @@
+"""The encoder of Depth Anything 3: a DINOv2 whose later blocks also attend over views."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.attention.core import Layouts, Plan, Run, TokenLayout, build_cores, runs
+from lite3r_jax.backbones.da3.config import DA3Config
+from lite3r_jax.backbones.da3.reference_view import (
+    LEAST_VIEWS,
+    Strategy,
+    reference_first,
+    restore_views,
+    select_reference,
+    take_views,
+)
+from lite3r_jax.backbones.dinov2 import TokenEmbed
+from lite3r_jax.backbones.trunk import alternate
+from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.rope import rope_table, view_positions
+
+BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens that heads read.
+
+    Attributes:
+        kept: [B, S, K, P, 2C] in the compute dtype, frame and global stream side by side, of the
+            pairs that are read; views in `order`.
+        order: [B, S] position -> view; None where the views kept their order.
+        taps: intermediates, views in the order of the images.
+    """
+
+    kept: jax.Array
+    order: jax.Array | None
+    taps: dict[str, jax.Array]
+
+    def restore(self, x: jax.Array) -> jax.Array:
+        """x [B, S, ...] that was computed from `kept`, in the order of the images."""
+        return x if self.order is None else restore_views(x, self.order)
+
+
+class Trunk(TokenEmbed):
+    """Views to tokens (depth_anything_3/model/dinov2/vision_transformer.py).
+
+    Sites: roles "frame" and "global", each counted through in the order of execution. Block i is
+    global if i is odd and not before `alt_start`. Blocks before `alt_start` know neither RoPE nor
+    the other views; their class tokens choose the reference view, which comes first from there on,
+    and are then replaced by camera tokens. In global blocks all patches have the same position.
+    """
+
+    def __init__(
+        self,
+        config: DA3Config,
+        *,
+        plan: Plan,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        c, n = config.embed_dim, config.num_heads
+        kinds = {"dtype": dtype, "param_dtype": param_dtype}
+        super().__init__(
+            dim=c,
+            patch=config.patch_size,
+            image=config.img_size,
+            registers=0,
+            resampling="offset",
+            rngs=rngs,
+            **kinds,
+        )
+        self.config = config
+        self.dtype = dtype
+        small = nnx.initializers.normal(1e-6)
+        # One for the reference view, one for all others.
+        self.camera_token = nnx.Param(small(rngs.params(), (1, 2, c), param_dtype))
+        sizes = {"mlp_ratio": config.mlp_ratio, "ffn": "swiglu" if config.swiglu else "mlp"}
+        plain = BlockConfig(c, n, eps=1e-6, layer_scale=1.0, **sizes)
+        late = BlockConfig(c, n, qk_norm=True, eps=1e-6, layer_scale=1.0, **sizes)
+
+        def blocks(block: BlockConfig, depth: int) -> Any:
+            return stack(lambda r: Block(block, rngs=r, **kinds), depth, rngs)
+
+        early, lead = len(config.early_blocks), len(config.lead_blocks)
+        pairs = len(config.frame_blocks)
+        self.early_blocks = blocks(plain, early)
+        self.lead_blocks = blocks(late, lead) if lead else None
+        self.frame_blocks = blocks(late, pairs)
+        self.global_blocks = blocks(late, pairs)
+
+        frame = plan.specs("frame", early + pairs)
+        scene = plan.specs("global", lead + pairs)
+        site = (n, c // n, param_dtype, rngs)
+        self.early_runs = runs(frame[:early])
+        self.early_cores = build_cores(self.early_runs, 0, *site)
+        self.lead_runs: tuple[Run, ...] = runs(scene[:lead])
+        self.lead_cores = build_cores(self.lead_runs, 0, *site)
+        self.runs = runs(frame[early:], scene[lead:])
+        self.frame_cores = build_cores(self.runs, 0, *site)
+        self.global_cores = build_cores(self.runs, 1, *site)
+
+        # Several out layers may lie in one pair, whose frame block is the first half of its slot.
+        where = [divmod(layer - config.first_pair, 2) for layer in config.out_layers]
+        self.read = tuple(sorted({pair for pair, _ in where}))
+        self.levels = tuple((self.read.index(pair), odd == 1) for pair, odd in where)
+        self.norm = layer_norm(c, 1e-5, param_dtype=param_dtype, rngs=rngs)
+
+    def level(self, tokens: jax.Array, index: int) -> jax.Array:
+        """The tokens of an out layer: [..., K, P, 2C] of `Encoded.kept` -> [..., P, 2C]."""
+        slot, is_global = self.levels[index]
+        tokens = tokens[..., slot, :, :]
+        if is_global:
+            return tokens
+        first = tokens[..., : tokens.shape[-1] // 2]
+        return jnp.concatenate([first, first], axis=-1)
+
+    def features(self, tokens: jax.Array, index: int) -> jax.Array:
+        """What the dense heads read of an out layer; only the second half is normed.
+
+        Args:
+            tokens: [..., K, P, 2C] of `Encoded.kept`.
+            index: of the out layer, 0 to 3.
+
+        Returns:
+            [..., h*w, 2C].
+        """
+        tokens = self.level(tokens, index)[..., self.special :, :]
+        first, second = jnp.split(tokens, 2, axis=-1)
+        return jnp.concatenate([first.astype(jnp.float32), self.norm(second)], axis=-1)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        camera_tokens: jax.Array | None,
+        reference: Strategy,
+        taps: Collection[str] = (),
+    ) -> Encoded:
+        """Encode views.
+
+        Args:
+            images: [B, S, H, W, 3], normalised.
+            camera_tokens: [B, S, C] of known cameras, or None. With known cameras the views keep
+                their order.
+            reference: strategy of choice; scenes of less than 3 views keep their order.
+            taps: names of intermediates to return.
+
+        Returns:
+            See `Encoded`. Taps: `trunk/tokens` [B, S, P, C], input of the first block;
+            `trunk/reference` [B], position of the reference view in the images; `frame/blocks`,
+            `frame/attn`, `global/blocks`, `global/attn` [L, B, S, P, C], outputs of blocks and
+            their attention layers.
+        """
+        b, s, height, width, _ = images.shape
+        grid = (height // self.patch, width // self.patch)
+        _, x = self.embed(images.reshape(b * s, height, width, 3))
+        _, p, c = x.shape
+        out = {"trunk/tokens": x.reshape(b, s, p, c)}
+        frame = TokenLayout(1, self.special, grid, "frame")
+        scene = TokenLayout(s, self.special, grid, "global")
+        head_dim = c // self.config.num_heads
+        frame_rope = rope_table(view_positions(frame), head_dim)
+        scene_rope = rope_table(view_positions(scene, spatial=False), head_dim)
+        choose = camera_tokens is None and reference != "first" and s >= LEAST_VIEWS
+
+        def early(x, index, modules, cores):
+            del index
+            x, attended = modules[0](x, cores[0], Layouts.both(frame))
+            every = {"frame/blocks": x, "frame/attn": attended}
+            ys = {name: y.reshape(b, s, p, c) for name, y in every.items() if name in taps}
+            return x, ys | ({"class": x[:, 0]} if choose else {})
+
+        x, early_ys = scan_stacks(
+            early, x, [self.early_blocks], [self.early_cores], self.early_runs
+        )
+        x = x.reshape(b, s, p, c)
+
+        # Upstream chooses and reorders before the last of these blocks. It attends within views, so
+        # that the order may as well change after it.
+        order = None
+        out["trunk/reference"] = jnp.zeros(b, jnp.int32)
+        if choose:
+            classes = early_ys.pop("class")[-2].reshape(b, s, c)
+            out["trunk/reference"] = select_reference(classes, reference)
+            order = reference_first(out["trunk/reference"], s)
+            x = take_views(x, order)
+        if camera_tokens is None:
+            table = self.camera_token[...].astype(jnp.float32)[0]
+            camera_tokens = jnp.broadcast_to(table[(np.arange(s) > 0).astype(int)], (b, s, c))
+        x = x.at[:, :, 0].set(camera_tokens)
+
+        def lead(x, index, modules, cores):
+            del index
+            x, attended = modules[0](x, cores[0], Layouts.both(scene), scene_rope)
+            every = {"global/blocks": x, "global/attn": attended}
+            return x, {n: y.reshape(b, s, p, c) for n, y in every.items() if n in taps}
+
+        ys = [early_ys]
+        if self.lead_blocks is not None:
+            x, lead_ys = scan_stacks(
+                lead, x.reshape(b, s * p, c), [self.lead_blocks], [self.lead_cores], self.lead_runs
+            )
+            x = x.reshape(b, s, p, c)
+            ys.append(self._original_order(lead_ys, order))
+        kept, pair_ys = alternate(
+            x,
+            (self.frame_blocks, self.global_blocks),
+            (self.frame_cores, self.global_cores),
+            self.runs,
+            (frame, scene),
+            (frame_rope, scene_rope),
+            read=self.read,
+            dtype=self.dtype,
+            taps=taps,
+        )
+        ys.append(self._original_order(pair_ys, order))
+        for name in BLOCK_TAPS:
+            if name in taps:
+                out[name] = jnp.concatenate([y[name] for y in ys if name in y])
+        return Encoded(kept, order, {name: y for name, y in out.items() if name in taps})
+
+    @staticmethod
+    def _original_order(ys: dict[str, jax.Array], order: jax.Array | None) -> dict[str, jax.Array]:
+        """Taps [L, B, S, ...] with their views in the order of the images."""
+        if order is None:
+            return ys
+        every = jax.vmap(restore_views, in_axes=(0, None))
+        return {name: every(y, order) for name, y in ys.items()}
