@@ -318,6 +318,7 @@ def test_pose_encodings_agree_with_upstream(golden_da3, parity):
     compare("affine_inverse", geometry.invert_se3(c2w))
 
 
+@pytest.mark.slow
 def test_layer_norms_agree_with_upstream(golden_da3, parity, tiny_da3):
     """Small inputs, on which a wrong epsilon shows."""
     g = golden_da3("mod_lneps")

@@ -132,6 +132,7 @@ def test_no_layer_is_kept_but_those_that_heads_read():
     assert aggregator(12) < 1.1 * aggregator(4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_its_heads_are_float32(tiny_dir, before, tiny_images, golden):
     model = load(tiny_dir, heads=("camera", "depth"), dtype=jnp.bfloat16)
     prediction, taps = model(tiny_images, taps=("global/blocks", "global/attn"))

@@ -68,12 +68,13 @@ def one_by_one(blocks, cores, plan_runs, x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param((), id="dense", marks=pytest.mark.slow),
+        pytest.param((), id="dense"),
         pytest.param((Rule("global", Scaled(1.0), (1,)),), id="mixed"),
-        pytest.param((Rule("global", Scaled(2.0)),), id="all replaced", marks=pytest.mark.slow),
+        pytest.param((Rule("global", Scaled(2.0)),), id="all replaced"),
     ],
 )
 def test_scan_equals_the_loop_in_value_and_gradient(rules):

@@ -59,6 +59,7 @@ def test_depth_agrees_with_upstream(golden, parity, depth_head, levels, prefix):
     parity("modules/dpt", f"{prefix}depth_conf", conf[None], g[f"{prefix}depth_conf"], GATE)
 
 
+@pytest.mark.slow
 def test_points_agree_with_upstream(golden, parity, tiny_vggt, levels):
     g = golden("modules/dpt")
     points, conf = activate(tiny_vggt.point_head(levels, GRID)[0], "inv_log", "expp1")
@@ -131,7 +132,8 @@ def test_the_skip_of_a_residual_unit_can_stay_as_it_is():
     np.testing.assert_array_equal(unit(-np.ones((1, 3, 3, 4), np.float32)), -1)
 
 
-@pytest.mark.parametrize("chunk", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100))])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_chunks_of_frames_change_nothing(chunk):
     head = DPT(8, features=8, out_channels=(4, 4, 8, 8), outputs=2, patch=14, rngs=nnx.Rngs(0))
     tokens = np.random.default_rng(0).standard_normal((1, 5, 4, 7, 8), dtype=np.float32)

@@ -196,7 +196,8 @@ def test_points_are_those_of_level_0():
     np.testing.assert_array_equal(window.reshape(2, 3, 3), expected)
 
 
-@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.slow), 3])  # of 7 points
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [1, 3])  # of 7 points
 def test_chunks_of_points_change_nothing(monkeypatch, together):
     features, maps, at = random_case(16, 24, 3)
     whole = dense_correlation_windows(features, maps, at, 2)

@@ -131,11 +131,12 @@ def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
-def test_no_mutated_checkpoint_is_accepted_wrongly(toy, toy_file, tmp_path, read_plain):
+@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_mutated_checkpoint_is_accepted_wrongly(toy, toy_file, tmp_path, read_plain, share):
     data = toy_file.read_bytes()
     rng = np.random.default_rng(20260)
-    cases = [_byte_mutation(data, i % 7, rng) for i in range(1400)]
-    cases += [_json_mutation(data, i % 25, rng) for i in range(1000)]
+    cases = [_byte_mutation(data, i % 7, rng) for i in range(1400 // share)]
+    cases += [_json_mutation(data, i % 25, rng) for i in range(1000 // share)]
     path, out = tmp_path / "mutated.safetensors", tmp_path / "out"
     accepted = refused = 0
     for number, case in enumerate(cases):
@@ -162,9 +163,9 @@ def test_no_mutated_checkpoint_is_accepted_wrongly(toy, toy_file, tmp_path, read
             np.testing.assert_array_equal(_bits(tensor), _bits(found[name]), f"{number} {name}")
         shutil.rmtree(out)
     assert not [entry for entry in tmp_path.iterdir() if ".partial-" in entry.name]
-    assert accepted + refused == 2400
+    assert accepted + refused == 2400 // share
     # Refusing everything would be wrong too: most changes of the data alone leave it finite.
-    assert accepted > 150
+    assert accepted > 150 // share
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
