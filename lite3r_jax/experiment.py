@@ -14,6 +14,7 @@ from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
 from lite3r_jax.export import ExportOptions
 from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
+from lite3r_jax.train.options import TrainOptions
 from lite3r_jax.viewer import ViewerOptions
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Experiment:
         view: `--mode=view`: what the viewer starts with.
         host: address that the viewer listens on; the default can be reached from this machine only.
         port: of the viewer; 0 takes a free one.
+        train: `--mode=train`, whose `weights` are those to go on from.
     """
 
     backbone: str = "vggt"
@@ -56,6 +58,7 @@ class Experiment:
     view: ViewerOptions = field(default_factory=ViewerOptions)
     host: str = "127.0.0.1"
     port: int = 8080
+    train: TrainOptions = field(default_factory=TrainOptions)
 
 
 def to_config(settings: Any) -> "ConfigDict":

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, from_config
-from lite3r_jax.modes import reconstruct, view
+from lite3r_jax.modes import reconstruct, train, view
 
 MODES: dict[str, Callable[[Experiment], int]] = {
     "reconstruct": reconstruct.run,
+    "train": train.run,
     "view": view.run,
 }
 
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0; 1 if some scenes failed; 2 for bad input; 130 when interrupted.
+        Exit code: 0; 1 if some scenes failed; 2 for bad input; 3 if training diverged; 75 if it was
+        terminated with everything saved; 130 when interrupted.
     """
     from absl import flags
     from ml_collections import config_flags

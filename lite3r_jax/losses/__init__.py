@@ -4,12 +4,16 @@ from lite3r_jax.losses.camera import CameraLoss, camera_terms
 from lite3r_jax.losses.maps import MapLoss, difference_term, map_terms, normal_term
 from lite3r_jax.losses.masked import Masked, filter_by_quantile, kth_smallest
 from lite3r_jax.losses.multitask import MultitaskLoss, Targets, multitask_loss
+from lite3r_jax.losses.scratch import HuberCamera, LogDepth, ScratchLoss, scratch_loss
 
 __all__ = [
     "CameraLoss",
+    "HuberCamera",
+    "LogDepth",
     "MapLoss",
     "Masked",
     "MultitaskLoss",
+    "ScratchLoss",
     "Targets",
     "camera_terms",
     "difference_term",
@@ -18,4 +22,5 @@ __all__ = [
     "map_terms",
     "multitask_loss",
     "normal_term",
+    "scratch_loss",
 ]

@@ -1,0 +1,67 @@
+"""Continue a run at many points and compare with the run that was never stopped.
+
+    python -m tests.train.matrix DEVICES WORKERS STOP,STOP,...
+
+Data come through the real pipeline, the mesh splits scenes, parameters and views if there are eight
+devices. Prints the stops at which anything differed.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lite3r_jax.data.pipeline import Bucket, Part, Pipeline, PipelineOptions
+from lite3r_jax.train.checkpoint import CheckpointOptions
+from lite3r_jax.train.folder import METRICS
+from lite3r_jax.train.loop import LoopOptions, train
+from lite3r_jax.train.sharding import MeshOptions
+from tests.data.pipeline.numbers import Numbers
+from tests.train.toy import Toy, toy_trainer
+
+STEPS = 24
+
+
+def loss_fn(model, batch, key):
+    """Images and cameras to depth; what is learned does not matter, but every input does."""
+    x = batch["images"][:, :, ::2, ::2].reshape(*batch["images"].shape[:2], -1)[..., :24]
+    x = x + 1e-3 * jax.random.normal(key, x.shape) + batch["extrinsics"][..., 0, 3:]
+    error = model(x) - batch["depth"].mean((-1, -2))[..., None] / 100
+    return (error**2).mean(), {}
+
+
+def main(devices: int, workers: int, stops: list[int]) -> int:
+    mesh = MeshOptions(2, 2, 2) if devices == 8 else MeshOptions()
+    trainer = toy_trainer(STEPS, Toy(), loss_fn=loss_fn, mesh=mesh)
+    options = PipelineOptions((Bucket(8, 2, 8, 8, 2), Bucket(4, 4, 8, 8)), seed=3, workers=workers)
+    pipeline = Pipeline([Part(Numbers())], options)
+
+    def go(folder: Path, until: int | None):
+        with iter(pipeline) as batches:
+            return train(
+                trainer, batches, folder, options=LoopOptions(STEPS, log_every=5),
+                checkpoint=CheckpointOptions(100), until=until,
+            ).state  # fmt: skip
+
+    differ = []
+    with tempfile.TemporaryDirectory() as parent:
+        straight = Path(parent) / "straight"
+        want = jax.device_get(go(straight, None))
+        for stop in stops:
+            folder = Path(parent) / str(stop)
+            go(folder, stop)
+            got = jax.device_get(go(folder, None))
+            same = jax.tree.map(np.array_equal, got, want)
+            lines = [(f / METRICS).read_bytes() for f in (folder, straight)]
+            if not all(jax.tree.leaves(same)) or lines[0] != lines[1]:
+                differ.append(stop)
+    print(json.dumps({"devices": len(jax.devices()), "stops": len(stops), "differ": differ}))
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    devices, workers, stops = sys.argv[1:]
+    sys.exit(main(int(devices), int(workers), [int(stop) for stop in stops.split(",")]))
