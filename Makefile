@@ -27,7 +27,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n $(JOBS) --dist loadfile
 
 test-gpu-compile: $(VENV)/.gpu
 	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile
