@@ -80,6 +80,7 @@ def run(experiment: Experiment) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
+    print(f"{experiment.output}: {outcome.reason} after step {int(outcome.state.step)}")
     return TERMINATED if outcome.reason == "terminated" else DONE
 
 

@@ -60,8 +60,9 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path):
+def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, capsys):
     assert mode.run(settings(tmp_path)) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: done after step 6\n"
     found = lines(tmp_path)
     losses = [line["loss"] for line in found if "loss" in line]
     assert len(losses) == 3 and losses[-1] < losses[0]
