@@ -294,6 +294,7 @@ def test_perfect_maps_have_finite_gradients(batch):
     assert all(np.isfinite(grad).all() for grad in grads.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 def test_broken_predictions_are_counted_and_leave_finite_gradients(batch, bad):
     targets, preds = batch

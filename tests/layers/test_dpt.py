@@ -67,6 +67,7 @@ def test_points_agree_with_upstream(golden, parity, tiny_vggt, levels):
     parity("modules/dpt", "world_points_conf", conf[None], g["world_points_conf"], 2e-4)
 
 
+@pytest.mark.slow
 def test_track_features_agree_with_upstream(golden, parity, tiny_vggt, levels):
     maps, _ = tiny_vggt.track_head.feature_extractor(levels, GRID)
     want = channels_last(golden("modules/dpt")["track_features"])
