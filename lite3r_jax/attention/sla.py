@@ -111,16 +111,18 @@ class SLA:
 
     def describe(self, dtype: Any, head_dim: int) -> str:
         """See `AttentionSpec.describe`."""
-        name = self.choose(jnp.zeros((1, 1, 1, head_dim), dtype))
+        name = self.choose(jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype))
         return f"sla {self.routing}, keep {self.keep:g} ({name})"
 
-    def choose(self, q: jax.Array) -> str:
+    def choose(self, q: jax.Array | jax.ShapeDtypeStruct) -> str:
         """The implementation that runs for queries [B, T, N, D] of this head dimension and dtype.
 
         Raises:
             ValueError: the one that was asked for by name cannot.
         """
-        maps = None if self.routing == "token" else _all_blocks(q.shape, 1, 1, self)
+        maps = None
+        if self.routing != "token":
+            maps = jax.eval_shape(lambda: _all_blocks(q.shape, 1, 1, self))
         return choose(self.implementation, self.routing, q, maps)
 
     def run(

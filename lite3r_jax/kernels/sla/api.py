@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class Implementation:
     """
 
     run: Callable[..., jax.Array]
-    refuses: Callable[[Routing, jax.Array, BlockMap | None], str | None]
+    refuses: Callable[[Routing, Any, BlockMap | None], str | None]
     selection: str = "sorted"
 
 
@@ -56,7 +57,12 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
 )
 
 
-def choose(name: str, routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str:
+def choose(
+    name: str,
+    routing: Routing,
+    q: jax.Array | jax.ShapeDtypeStruct,
+    block_map: BlockMap | None,
+) -> str:
     """The name itself where it can run such a call; for "auto" the last listed one that can.
 
     Args:
