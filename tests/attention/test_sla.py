@@ -243,6 +243,7 @@ def test_on_a_gpu_blocks_are_chosen_and_attended_to_by_kernels():
     assert "stablehlo.sort" not in text and "top_k" not in text
 
 
+@pytest.mark.slow
 def test_memory_is_of_one_head_and_grows_with_tokens_not_with_their_square():
     def temporary(views, heads):
         layout = TokenLayout(views, 1, (16, 16), "global")

@@ -65,6 +65,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_values_on_a_mesh_are_those_of_one_device_and_only_a_gradient_is_sent():
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],

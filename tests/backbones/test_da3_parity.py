@@ -297,6 +297,7 @@ def test_camera_decoder_and_encoder_agree_with_upstream(golden_da3, parity, tiny
     parity("da3/mod_cam_encdec", "cam_token", token, g["cam_token"], 5e-6, relative=True)
 
 
+@pytest.mark.slow
 def test_pose_encodings_agree_with_upstream(golden_da3, parity):
     g = golden_da3("mod_campose")
     size = tuple(g["in_image_hw"].tolist())

@@ -100,6 +100,7 @@ def test_scan_equals_the_loop_in_value_and_gradient(rules):
         np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_strategies_only_add_parameters():
     """A student's parameters are a superset of its teacher's, whatever the runs."""
     teacher, _, _ = make(4, Plan().specs("global", 4), nnx.Rngs(0))

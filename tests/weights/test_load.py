@@ -188,6 +188,7 @@ def test_a_copy_of_the_directory_is_as_good(toy_weights, tmp_path):
     load(shutil.copytree(toy_weights, tmp_path / "copy"), heads=())
 
 
+@pytest.mark.slow
 def test_a_student_has_its_teachers_weights_and_its_own_projections(golden_weights):
     teacher = parameters(load(golden_weights, heads=("camera",)))
     student = parameters(load(golden_weights, heads=("camera",), plan=plan("sla_paper")))
