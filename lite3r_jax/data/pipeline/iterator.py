@@ -1,5 +1,6 @@
 """Batches one after the other, from worker processes, with a state that can be saved."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -8,7 +9,8 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -82,6 +84,7 @@ class BatchIterator:
         self._step = 0
         self._faults: dict[str, int] = {}
         self._running: list[Any] = []  # what gives the batches, while it runs
+        self._to_start = 0  # workers that may not have been started yet
         # at the end of the program too, while the modules that it needs are still there
         weakref.finalize(self, _end, self._running)
 
@@ -110,7 +113,10 @@ class BatchIterator:
         """
         self.start_prefetch()
         try:
-            arrays, record = next(self._running[0])
+            # grain starts a worker when its first batch is asked for
+            with _signals_held() if self._to_start else contextlib.nullcontext():
+                arrays, record = next(self._running[0])
+            self._to_start = max(0, self._to_start - 1)
             self._count(record)
         except BaseException as error:
             error.add_note(f"This was batch {self._step} of the data pipeline.")
@@ -133,7 +139,9 @@ class BatchIterator:
         self._faults = faults
 
     def start_prefetch(self) -> None:
-        """Start the workers, so that the first batches are made before they are asked for.
+        """Get ready; without workers, batches are made before they are asked for from here on.
+
+        Workers start with the first batches that are asked for.
 
         Raises:
             InputError: grain is not installed, and is needed.
@@ -165,6 +173,7 @@ class BatchIterator:
                 worker_init_fn=_init_worker,
             )
         self._running.append(iter(dataset))
+        self._to_start = options.workers
         self._running[0].start_prefetch()
 
     def close(self) -> None:
@@ -268,13 +277,26 @@ def _end(running: list[Any]) -> None:
         running.pop().close()
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that start meanwhile never see SIGINT and SIGTERM; this one gets them afterwards.
+
+    Keyboards and schedulers signal all processes of a job; the first one decides when to stop. A
+    worker that had to decline them itself would be ended by one that comes while it starts.
+    """
+    resource_tracker.ensure_running()  # its start would let the signals through again
+    held = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(index: int, count: int) -> None:
     del index, count
     # A source that renders with JAX must not take the accelerator from the training.
     jax.config.update("jax_platforms", "cpu")
-    # Keyboards and schedulers signal all processes of a job; the first one decides when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

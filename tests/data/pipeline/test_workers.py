@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -110,15 +111,42 @@ def test_workers_can_go_on_after_one_was_killed(room):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_leaves_the_decision_to_the_first(room, number):
+def test_a_signal_to_all_processes_leaves_the_decision_to_the_first(room, number, monkeypatch):
+    started = []
+
+    def start(process, start=BaseProcess.start):
+        start(process)
+        os.kill(process.pid, number)  # at once: it does not run any code of ours yet
+        started.append(process.pid)
+
+    monkeypatch.setattr(BaseProcess, "start", start)
     alone = pipeline(room, 0)
     with iter(pipeline(room, 2)) as batches:
-        next(batches)
-        for worker in active_children():
-            os.kill(worker.pid, number)
-        for step in range(1, 20):
+        for step in range(20):
             assert_equal(next(batches), alone.batch(step))
+            if step in (0, 5):
+                for worker in active_children():
+                    os.kill(worker.pid, number)
+        assert len(started) == 2
     assert not active_children()
+
+
+@pytest.mark.slow
+def test_the_first_process_still_gets_signals_that_come_while_workers_start(monkeypatch):
+    got = []
+    old = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+
+    def start(process, start=BaseProcess.start):
+        start(process)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(BaseProcess, "start", start)
+    try:
+        with iter(Pipeline([Part(Numbers())], PipelineOptions(BUCKETS, workers=1))) as batches:
+            next(batches)
+            assert got == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 @pytest.mark.slow
@@ -146,6 +174,7 @@ def test_faults_met_by_workers_are_counted_and_stop_the_run_at_the_same_step():
 PROGRAM = f"""
 import sys
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 sys.path.insert(0, {str(ROOT)!r})
 from lite3r_jax.data.pipeline import Bucket, Part, Pipeline, PipelineOptions
