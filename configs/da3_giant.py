@@ -9,6 +9,9 @@ WEIGHTS is a directory made by `python -m tools.convert_torch_weights da3`, or
 depth-anything/DA3-GIANT-1.1, which is downloaded and converted once (licence:
 CC-BY-NC-4.0, non-commercial).
 
+Known cameras go in with --config.cameras.known=FOLDER_OR_FILE (a COLMAP model, a transforms.json or
+an NPZ); the results are then in their world and unit.
+
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
 published weights: not yet measured.
 """
@@ -21,4 +24,6 @@ from lite3r_jax.infer.reconstruct import ImageOptions
 
 def get_config() -> ConfigDict:
     """The settings, to be changed by --config.NAME=VALUE."""
-    return to_config(Experiment(backbone="da3", images=ImageOptions(size=504)))
+    return to_config(
+        Experiment(backbone="da3", images=ImageOptions(mode="upper_bound_resize", size=504))
+    )

@@ -8,6 +8,9 @@ Photos or a video to cameras, depth, points and files that other programs open:
 WEIGHTS is a directory made by `python -m tools.convert_torch_weights da3`, or
 depth-anything/DA3-SMALL, which is downloaded and converted once (licence: Apache-2.0).
 
+Known cameras go in with --config.cameras.known=FOLDER_OR_FILE (a COLMAP model, a transforms.json or
+an NPZ); the results are then in their world and unit.
+
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
 published weights: not yet measured.
 """
@@ -20,4 +23,6 @@ from lite3r_jax.infer.reconstruct import ImageOptions
 
 def get_config() -> ConfigDict:
     """The settings, to be changed by --config.NAME=VALUE."""
-    return to_config(Experiment(backbone="da3", images=ImageOptions(size=504)))
+    return to_config(
+        Experiment(backbone="da3", images=ImageOptions(mode="upper_bound_resize", size=504))
+    )

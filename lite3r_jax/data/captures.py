@@ -22,14 +22,13 @@ from lite3r_jax.data.folders import Inventory
 from lite3r_jax.data.images import read_image
 from lite3r_jax.data.pfm import read_depth_pfm
 from lite3r_jax.data.photos import PHOTO_SUFFIXES
-from lite3r_jax.data.posed import PosedPhoto
+from lite3r_jax.data.posed import PosedPhoto, check_upright
 from lite3r_jax.data.text_file import read_text
 from lite3r_jax.data.transforms import Box, Frame, check_frame, fit_frames
 from lite3r_jax.data.transforms_json import read_transforms
 from lite3r_jax.data.views import Sample
 from lite3r_jax.errors import InputError
 
-_ORIENTATION_TAG = 0x0112
 _DEPTH_KINDS = (".pfm", ".png")
 _MODEL_PLACES = ("sparse/0", "sparse", "")
 
@@ -78,7 +77,7 @@ class Capture:
         if not self.root.is_dir():
             raise InputError(f"{self.root}: is no folder; expected photos and their cameras")
         self.scenes = (self.root.resolve().name or "capture",)
-        self.model = _find_model(self.root) if model is None else Path(model)
+        self.model = find_model(self.root) if model is None else Path(model)
         if self.model.is_dir():
             photos = sorted(read_colmap(self.model), key=lambda photo: _natural(photo.name))
             inside = self.root / "images" if (self.root / "images").is_dir() else self.root
@@ -137,7 +136,7 @@ class Capture:
         photo, depth = self.photos[frame], self._depth[frame]
         path = self._images / photo.name
         image = read_image(path, str(path))
-        _check_upright(path)
+        check_upright(path, str(path))
         if photo.size is not None and image.size != photo.size:
             raise InputError(
                 f"{path}: is {image.width}x{image.height}, its camera is for"
@@ -166,20 +165,23 @@ class Capture:
         return fit_frames(read, size, dataset="capture", scene=scene)
 
 
-def _find_model(root: Path) -> Path:
+def find_model(root: Path) -> Path:
+    """The cameras in a folder: that of a COLMAP model, or a transforms.json.
+
+    Raises:
+        InputError: there are none, or several.
+    """
     places = [root / place for place in _MODEL_PLACES]
     found = [p for p in places if any((p / f"images.{kind}").exists() for kind in ("bin", "txt"))]
     if (root / "sparse" / "1").is_dir() and root / "sparse" / "0" in found:
-        raise InputError(
-            f"{root / 'sparse'}: has several models; choose one with the argument model"
-        )
+        raise InputError(f"{root / 'sparse'}: has several models; choose one by its path")
     if (root / "transforms.json").exists():
         found.append(root / "transforms.json")
     if len(found) != 1:
         what = f"has {' and '.join(map(str, found))}" if found else "has no cameras"
         raise InputError(
-            f"{root}: {what}; expected one COLMAP model (sparse/0) or transforms.json, choose with"
-            " the argument model"
+            f"{root}: {what}; expected one COLMAP model (sparse/0) or transforms.json, choose by"
+            " its path"
         )
     return found[0]
 
@@ -198,17 +200,6 @@ def _unposed(folder: Path, photos: Sequence[PosedPhoto]) -> tuple[str, ...]:
 
 def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
-
-
-def _check_upright(path: Path) -> None:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1):
-            raise InputError(
-                f"{path}: is stored turned (EXIF orientation), its camera is for the pixels as"
-                " stored; save it upright and make the cameras again"
-            )
 
 
 # -- depth -----------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 Every photo takes the same path: `read_image` (anything to an upright 8-bit RGB image), `fit_image`
 (to network size, remembering where the photo went) and `stack_images` (one size for all, floats in
-[0, 1]). Sizes, rounding and filter follow vggt/utils/load_fn.py, so equal pixels give equal
-tensors. On purpose it differs in three places: EXIF orientation is applied, transparency of every
-kind (not only mode RGBA) is composited on white, and 16-bit grey keeps its range.
+[0, 1]). Sizes, rounding and filter follow vggt/utils/load_fn.py, in the modes with a bound
+depth_anything_3/utils/io/input_processor.py, so equal pixels give equal tensors. On purpose it
+differs in three places: EXIF orientation is applied, transparency of every kind (not only mode
+RGBA) is composited on white, and 16-bit grey keeps its range.
 """
 
 import io
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from lite3r_jax.data import heif
+from lite3r_jax.data import bounds, heif
+from lite3r_jax.data.bounds import METHODS, PATCH, Method
 from lite3r_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
 
     Source = str | os.PathLike[str] | PILImage | np.ndarray | bytes
 
-Mode = Literal["crop", "pad", "square"]
+Mode = Literal["crop", "pad", "square", Method]
 
-PATCH = 14  # network sizes are multiples of this; a photo with a shorter side is refused
 MAX_PIXELS = 64_000_000  # default limit of one photo
 MAX_CANVAS = 4 * MAX_PIXELS  # limit of what a fit may need in between
 
@@ -91,7 +92,8 @@ def load_images(
 
     Returns:
         float32 [S, H, W, 3] in [0, 1], RGB; every value is a multiple of 1/255. Photos that end up
-        with different sizes are centred on white, at the largest height and width among them.
+        with different sizes are centred on white, at the largest height and width among them; in
+        the modes with a bound they are cut from the middle to the smallest.
 
     Raises:
         InputError: naming the photo, for what cannot be read or has no defined meaning.
@@ -177,7 +179,7 @@ def read_and_stack(
                 progress()
     finally:
         pool.shutdown(cancel_futures=True)
-    return stack_images(fitted)
+    return stack_images(fitted, cut=mode in METHODS)
 
 
 def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXELS) -> "PILImage":
@@ -241,10 +243,10 @@ def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | N
 def fit_image(
     image: "PILImage", mode: Mode = "crop", size: int = 518, name: str = "image"
 ) -> FittedImage:
-    """Bring one upright RGB image to network size with Pillow's antialiased bicubic filter.
+    """Bring one upright RGB image to network size.
 
-    Source: load_and_preprocess_images and load_and_preprocess_images_square of
-    vggt/utils/load_fn.py.
+    The first three modes use Pillow's antialiased bicubic filter. Source:
+    load_and_preprocess_images and load_and_preprocess_images_square of vggt/utils/load_fn.py.
 
     Args:
         image: mode RGB.
@@ -253,26 +255,36 @@ def fit_image(
             pad: the longer side becomes `size`, the other follows, rounded likewise; white borders
             make it size x size.
             square: black borders make it square, then it is resized to size x size.
-        size: in pixels, a multiple of 14.
+            upper_bound_resize, upper_bound_crop: the longer side becomes `size`, the shorter in the
+            lower_bound ones; then see `bounds.network_size`.
+        size: in pixels, a multiple of 14; with a bound any number from 14 on.
         name: what messages call it.
 
     Raises:
-        InputError: an unknown mode or size; a photo too small or too narrow.
+        InputError: an unknown mode or size; a photo too small or too narrow; no OpenCV for a mode
+            with a bound.
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
-    if not isinstance(size, int) or size < PATCH or size % PATCH:
+    if not isinstance(size, int) or size < PATCH or (size % PATCH and mode not in METHODS):
         raise InputError(f"size: expected a positive multiple of {PATCH} pixels, got {size}")
     width, height = image.size
     if min(width, height) < PATCH:
         raise InputError(f"{name}: {width}x{height} pixels; both sides need at least {PATCH}")
     if mode == "square":
         return _fit_square(image, size, name)
+    if mode not in ("crop", "pad"):
+        return _fit_bounds(image, mode, size, name)
     return _fit_patches(image, mode, size, name)
 
 
-def stack_images(fitted: Sequence[FittedImage]) -> tuple[np.ndarray, np.ndarray]:
+def stack_images(fitted: Sequence[FittedImage], cut: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Stack fitted photos, centred on white where sizes differ (odd borders: wider below, right).
+
+    Args:
+        fitted: of `fit_image`.
+        cut: whether those of other sizes are cut from the middle instead, to the smallest width and
+            height among them.
 
     Returns:
         (images float32 [S, H, W, 3] in [0, 1], boxes float32 [S, 6]), see `load_images_with_boxes`.
@@ -282,14 +294,21 @@ def stack_images(fitted: Sequence[FittedImage]) -> tuple[np.ndarray, np.ndarray]
     """
     if not fitted:
         raise InputError("images: got none; at least one photo is needed")
-    height = max(image.pixels.shape[0] for image in fitted)
-    width = max(image.pixels.shape[1] for image in fitted)
+    extreme = min if cut else max
+    height = extreme(image.pixels.shape[0] for image in fitted)
+    width = extreme(image.pixels.shape[1] for image in fitted)
     images = np.ones((len(fitted), height, width, 3), np.float32)
     boxes = np.empty((len(fitted), 6), np.float32)
     for s, image in enumerate(fitted):
-        h, w = image.pixels.shape[:2]
-        top, left = (height - h) // 2, (width - w) // 2
-        images[s, top : top + h, left : left + w] = image.pixels / np.float32(255)
+        pixels = image.pixels
+        h, w = pixels.shape[:2]
+        if cut:
+            x, y = bounds.middle((w, h), (width, height))
+            pixels, left, top = pixels[y : y + height, x : x + width], -x, -y
+            images[s] = pixels / np.float32(255)
+        else:
+            top, left = (height - h) // 2, (width - w) // 2
+            images[s, top : top + h, left : left + w] = pixels / np.float32(255)
         x1, y1, x2, y2 = image.box
         boxes[s] = x1 + left, y1 + top, x2 + left, y2 + top, *image.source_size
     return images, boxes
@@ -441,6 +460,17 @@ def _fit_patches(image: "PILImage", mode: Mode, size: int, name: str) -> FittedI
     pixels = np.full((size, size, 3), 255, np.uint8)
     pixels[top : top + new_height, left : left + new_width] = resized
     return FittedImage(pixels, (left, top, left + new_width, top + new_height), image.size)
+
+
+def _fit_bounds(image: "PILImage", method: Method, size: int, name: str) -> FittedImage:
+    first, last = bounds.network_size(*image.size, size, method, name)
+    if first[0] * first[1] > MAX_CANVAS:
+        raise InputError(
+            f"{name}: {image.width}x{image.height} is too narrow for mode {method} at size {size};"
+            " crop it first"
+        )
+    pixels, box = bounds.fit_bounds(np.asarray(image), first, last, method)
+    return FittedImage(pixels, box, image.size)
 
 
 def _fit_square(image: "PILImage", size: int, name: str) -> FittedImage:

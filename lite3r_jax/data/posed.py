@@ -1,14 +1,17 @@
 """A photo with its camera, as the files of other programs describe it."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from lite3r_jax.data.views import ROTATION_TOLERANCE
 from lite3r_jax.errors import InputError
 
+_ORIENTATION_TAG = 0x0112
 FLIP = np.diag([1.0, -1.0, -1.0])
 """Between OpenCV's camera axes and OpenGL's (x right, y up, z backward), both ways."""
 
@@ -84,3 +87,29 @@ def check_rotation(rotation: np.ndarray, place: str) -> None:
         raise InputError(f"{place}: expected a rotation, its rows are off by {off:.1e}")
     if np.linalg.det(rotation) < 0:
         raise InputError(f"{place}: expected a rotation, got a mirror (determinant -1)")
+
+
+def check_upright(source: Any, place: str) -> None:
+    """Refuse a photo that EXIF turns: cameras are for the pixels as they are stored.
+
+    Args:
+        source: a file or Pillow image that can be read; of anything else nothing is known.
+        place: what the message calls it.
+
+    Raises:
+        InputError: naming `place`.
+    """
+    from PIL import Image
+
+    if isinstance(source, str | os.PathLike):
+        with Image.open(source) as image:
+            turn = image.getexif().get(_ORIENTATION_TAG, 1)
+    elif isinstance(source, Image.Image):
+        turn = source.getexif().get(_ORIENTATION_TAG, 1)
+    else:
+        return
+    if turn not in (0, 1):
+        raise InputError(
+            f"{place}: is stored turned (EXIF orientation), its camera is for the pixels as"
+            " stored; save it upright and make the cameras again"
+        )

@@ -8,10 +8,11 @@ head chunks are all in that figure.
 import re
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,17 +81,33 @@ class Forward:
     Args:
         model: a backbone, `model(images, frame_chunk=...) -> (Prediction, taps)`.
         limit: bytes that may be used; None for what the device has.
+        known: whether known cameras go in as well: `model(images, extrinsics, intrinsics, ...)`.
+        arguments: what else the model is called with.
+        side: which side of the network images `images.size` stands for, for the advice.
     """
 
-    def __init__(self, model: nnx.Module, limit: int | None = None):
+    def __init__(
+        self,
+        model: nnx.Module,
+        limit: int | None = None,
+        *,
+        known: bool = False,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        side: Literal["width", "longer", "shorter"] = "width",
+    ):
         graph, self._state = nnx.split(model)
         self._limit = limit
+        self._known = known
+        self._side = side
         self._programs: dict[tuple[int, int, int, int], Any] = {}
 
-        def forward(state: Any, images: jax.Array, frame_chunk: int) -> Any:
-            return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
+        def forward(
+            state: Any, images: jax.Array, cameras: tuple[jax.Array, ...], frame_chunk: int
+        ) -> Any:
+            merged = nnx.merge(graph, state)
+            return merged(images, *cameras, frame_chunk=frame_chunk, **arguments)[0]
 
-        self._jitted = jax.jit(forward, static_argnums=2)
+        self._jitted = jax.jit(forward, static_argnums=3)
 
     def plan(
         self, views: int, height: int, width: int, frame_chunk: int | None = None
@@ -124,12 +141,14 @@ class Forward:
         assert plan is not None
         raise InputError(f"memory: {plan} do not fit; {self.advice(plan, plan.limit)}")
 
-    def __call__(self, images: Any, plan: MemoryPlan) -> Any:
+    def __call__(self, images: Any, plan: MemoryPlan, cameras: tuple[Any, ...] = ()) -> Any:
         """Run the pass.
 
         Args:
             images: [1, S, H, W, 3] float32 in [0, 1], of the planned shape.
             plan: from `plan`.
+            cameras: (extrinsics [1, S, 3, 4], intrinsics [1, S, 3, 3]) float32 of known cameras, or
+                empty without.
 
         Returns:
             Prediction, computed.
@@ -140,8 +159,8 @@ class Forward:
         """
         key = (plan.views, plan.height, plan.width, plan.frame_chunk)
         try:
-            images = jnp.asarray(images)
-            return jax.block_until_ready(self._programs[key](self._state, images))
+            images, given = jnp.asarray(images), tuple(map(jnp.asarray, cameras))
+            return jax.block_until_ready(self._programs[key](self._state, images, given))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -170,9 +189,11 @@ class Forward:
 
         size = self._largest(columns, smaller, limit)
         if size:
+            _, height, width = smaller(size)
+            sides = {"width": width, "longer": max(width, height), "shorter": min(width, height)}
             options.append(
-                f"keep {plan.views} and make them {size * PATCH} pixels wide"
-                f" (images.size={size * PATCH})"
+                f"keep {plan.views} and make them {width} pixels wide"
+                f" (images.size={sides[self._side]})"
             )
         if plan.frame_chunk > 1:
             options.append("set compute.frame_chunk=1")
@@ -205,8 +226,10 @@ class Forward:
         return low
 
     def _compile(self, views: int, height: int, width: int, frame_chunk: int) -> Any:
-        images = jax.ShapeDtypeStruct((1, views, height, width, 3), jnp.float32)
-        return self._jitted.lower(self._state, images, frame_chunk).compile()
+        shapes = [(1, views, height, width, 3)]
+        shapes += [(1, views, 3, 4), (1, views, 3, 3)] if self._known else []
+        images, *cameras = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+        return self._jitted.lower(self._state, images, tuple(cameras), frame_chunk).compile()
 
     def _plan(
         self, program: Any, views: int, height: int, width: int, frame_chunk: int

@@ -56,7 +56,12 @@ def describe_model(model: Any, manifest: Manifest) -> dict[str, Any]:
 
 
 def describe_run(
-    scene: Scene, *, model: Mapping[str, Any], settings: Mapping[str, Any], ignored: Sequence[str]
+    scene: Scene,
+    *,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    ignored: Sequence[str],
+    cameras: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is the same for every run on the same photos with the same settings and machine.
 
@@ -65,6 +70,7 @@ def describe_run(
         model: from `describe_model`.
         settings: of the run.
         ignored: files of the input folder that are no photos.
+        cameras: with known cameras, `Reconstructor.alignment`.
     """
     height, width = scene.size
     return {
@@ -76,6 +82,7 @@ def describe_run(
                 for name, (w, h) in zip(scene.names, scene.source_sizes, strict=True)
             ],
             "ignored_files": list(ignored),
+            "known_cameras": None if cameras is None else dict(cameras),
         },
         "model": dict(model),
         "settings": dict(settings),
@@ -145,6 +152,12 @@ def summary(report: Mapping[str, Any]) -> str:
         (name, f"{out['path']}  {out['bytes'] / 1e6:,.1f} MB")
         for name, out in report["outputs"].items()
     ]
+    if cameras := scene["known_cameras"]:
+        text = (
+            f"{cameras['known']}; predicted ones are {cameras['median_rotation_degrees']:.2f}"
+            f" degrees and {cameras['median_distance']:.3g} of their unit away (medians)"
+        )
+        rows.append(("known cameras", text))
     if scene["ignored_files"]:
         names = scene["ignored_files"]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""

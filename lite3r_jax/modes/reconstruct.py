@@ -1,16 +1,19 @@
 """`--mode=reconstruct`: inputs to folders of results, scene by scene."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lite3r_jax import export
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.data.known_cameras import KnownCameras
 from lite3r_jax.data.photos import PhotoSet
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, require, to_config
 from lite3r_jax.infer import report as reports
+from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
 from lite3r_jax.infer.reconstruct import Reconstructor, find_photos
@@ -39,12 +42,19 @@ def run(experiment: Experiment) -> int:
     formats = export.parse_formats(experiment.formats)
     started = Progress()
     scenes = find(experiment, started)
+    known = known_cameras(experiment, scenes)
     output = Path(experiment.output)
     folders = [output if len(scenes) == 1 else output / scene.name for scene in scenes]
     if not experiment.overwrite:
         _refuse_existing(folders, formats)
     model, description = load_model(experiment, experiment.export.points.source, started)
-    reconstructor = Reconstructor(model, images=experiment.images, compute=experiment.compute)
+    reconstructor = Reconstructor(
+        model,
+        images=experiment.images,
+        cameras=experiment.cameras,
+        known=known,
+        compute=experiment.compute,
+    )
     settings = to_config(experiment).to_dict()
     failed = 0
     for number, (photos, folder) in enumerate(zip(scenes, folders, strict=True), 1):
@@ -55,7 +65,11 @@ def run(experiment: Experiment) -> int:
             scene = reconstructor(photos, progress)
             assert reconstructor.plan is not None
             facts = reports.describe_run(
-                scene, model=description, settings=settings, ignored=photos.ignored
+                scene,
+                model=description,
+                settings=settings,
+                ignored=photos.ignored,
+                cameras=reconstructor.alignment,
             )
             with progress.stage("export", len(formats), "format") as tick:
                 outputs = export.write(
@@ -95,13 +109,26 @@ def find(experiment: Experiment, progress: Progress) -> list[PhotoSet]:
         )
 
 
+def known_cameras(experiment: Experiment, scenes: Sequence[PhotoSet]) -> KnownCameras | None:
+    """Known cameras of the scene, where there are any.
+
+    Raises:
+        InputError: they cannot be read, do not fit the photos, or there are several scenes; the
+            backbone does not have what is asked of cameras.
+    """
+    if experiment.cameras != CameraOptions():
+        model = get_backbone(experiment.backbone).build
+        experiment.cameras.arguments(model, bool(experiment.cameras.known))
+    return experiment.cameras.read(scenes)
+
+
 def load_model(
     experiment: Experiment, points: PointSource, progress: Progress
 ) -> tuple[Any, Mapping[str, Any]]:
     """The model with the heads that are needed, and its description for the report.
 
     Args:
-        experiment: `weights`, `backbone` and `compute` count.
+        experiment: `weights`, `backbone`, `cameras` and `compute` count.
         points: where the points will come from.
         progress: takes the time.
 
@@ -119,6 +146,7 @@ def load_model(
         heads = ["camera", "depth"]
         if points == "head":
             heads.append("point")
+        heads += experiment.cameras.heads
         dtype = experiment.compute.jax_dtype
         check_weights(manifest, heads, dtype, experiment.compute.limit)
         model = load(directory, heads=heads, dtype=dtype, param_dtype=dtype)

@@ -8,7 +8,7 @@ from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.export.npz import read_npz
 from lite3r_jax.infer.progress import Progress
 from lite3r_jax.infer.reconstruct import Reconstructor
-from lite3r_jax.modes.reconstruct import find, load_model
+from lite3r_jax.modes.reconstruct import find, known_cameras, load_model
 from lite3r_jax.scene import Scene
 
 
@@ -49,7 +49,13 @@ def _scene(experiment: Experiment) -> Scene:
         raise InputError(
             f"{experiment.input}: holds {len(scenes)} scenes; choose one of them to view"
         )
+    known = known_cameras(experiment, scenes)
     model, _ = load_model(experiment, experiment.view.points.source, progress)
-    return Reconstructor(model, images=experiment.images, compute=experiment.compute)(
-        scenes[0], progress
+    reconstructor = Reconstructor(
+        model,
+        images=experiment.images,
+        cameras=experiment.cameras,
+        known=known,
+        compute=experiment.compute,
     )
+    return reconstructor(scenes[0], progress)

@@ -4,7 +4,7 @@ import datetime
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +58,7 @@ def convert(
     heads: Sequence[str] | None = None,
     overwrite: bool = False,
     origin: Origin | None = None,
+    ignore: Collection[str] = (),
 ) -> Manifest:
     """Convert a checkpoint into a directory that `load` reads.
 
@@ -74,6 +75,8 @@ def convert(
         overwrite: replace `out` if it is a directory of converted weights.
         origin: licence and repository. None, or one that says nothing: the licence that the
             published weights of this size have.
+        ignore: tensors of the checkpoint that are not known here and may be left out; the manifest
+            names them, and an export has them again.
 
     Raises:
         InputError: the checkpoint does not fit, holds NaN or changes meanwhile; `out` exists or
@@ -87,7 +90,7 @@ def convert(
     _check_out(out, overwrite, source)
     _check_kind(source, kind, chosen)
     model = abstract_model(entry, settings, heads=chosen)
-    plan = _plan(source, kind.names(settings), model.shapes, config is None)
+    plan = _plan(source, kind.names(settings), model.shapes, config is None, ignore)
     targets = _target_specs(source, plan, model.shapes)
     if origin is None or origin == Origin():
         origin = _published(kind.license(settings))
@@ -113,7 +116,7 @@ def convert(
             parts=parts,
             skipped=plan.skipped,
             files=files,
-            tool=_tool(),
+            tool=tool(),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         write_file(partial / FILE_NAME, strict_json.dump(manifest.to_json()))
@@ -240,10 +243,11 @@ def _plan(
     names: NameMap,
     shapes: Mapping[str, tuple[int, ...]],
     published: bool,
+    ignore: Collection[str],
 ) -> NamePlan:
     sources = {name: spec.shape for name, spec in source.specs.items()}
     try:
-        plan = names.match(sources, shapes, source.label)
+        plan = names.match(sources, shapes, source.label, ignore)
     except InputError as error:
         hint = "; for another size than the published model pass --config" if published else ""
         raise InputError(f"{error}{hint}") from error
@@ -359,7 +363,8 @@ def _all_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
     sync_directory(out.parent)
 
 
-def _tool() -> str:
+def tool() -> str:
+    """What wrote weights: program and versions, for manifests."""
     from lite3r_jax import __version__
 
     return f"lite3r_jax {__version__}, safetensors {safetensors.__version__}"

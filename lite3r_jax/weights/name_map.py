@@ -13,7 +13,7 @@ that converts also exports.
 
 import enum
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -268,7 +268,11 @@ class NameMap:
         return tuple(1 if axis is None else targets[skip.like][axis] for axis in skip.axes)
 
     def match(
-        self, sources: Mapping[str, Shape], targets: Mapping[str, Shape], label: str
+        self,
+        sources: Mapping[str, Shape],
+        targets: Mapping[str, Shape],
+        label: str,
+        ignore: Collection[str] = (),
     ) -> NamePlan:
         """The correspondence between a checkpoint and a model, if it is complete both ways.
 
@@ -276,9 +280,11 @@ class NameMap:
             sources: upstream name -> shape of everything in the checkpoint.
             targets: path -> shape of every leaf of the model.
             label: the checkpoint, for the message.
+            ignore: names in `sources` that no rule knows, which are to be skipped.
 
         Raises:
-            InputError: one line that names what is missing, unknown, misshapen or filled twice.
+            InputError: one line that names what is missing, unknown, misshapen or filled twice, or
+                to be ignored without need.
         """
         skips = {skip.source: skip for skip in self.skips}
         expected: dict[str, Shape] = {}
@@ -292,7 +298,7 @@ class NameMap:
             if not pairs:
                 unfilled.append(target)
         placed: dict[tuple[str, int | None], list[Pair]] = {}
-        unknown, misshapen, skipped = [], [], {}
+        unknown, misshapen, skipped, left_out = [], [], {}, {}
         for source, shape in sources.items():
             pairs = [p for p in self.to_here(source) if p.source in expected]
             if len(pairs) > 1:
@@ -305,6 +311,9 @@ class NameMap:
                 continue
             elif pairs:
                 want = expected[source]
+            elif source in ignore:
+                left_out[source] = "not known here, left out on request"
+                continue
             else:
                 unknown.append(source)
                 continue
@@ -327,8 +336,19 @@ class NameMap:
             _listing("without a rule", unfilled),
         ]
         if any(problems):
+            remedy = (
+                "; what is not known can be left out with --ignore NAME of"
+                " tools.convert_torch_weights, if you know that inference does not read it"
+            )
             raise InputError(
                 f"{label}: does not fit the model: {'; '.join(filter(None, problems))}"
+                f"{remedy if unknown else ''}"
+            )
+        needless = [name for name in ignore if name not in left_out]
+        if needless:
+            raise InputError(
+                f"{label}: --ignore is for tensors that are there and not known; remove"
+                f" {', '.join(shown(name) for name in needless)}"
             )
         leaves: dict[str, list[Pair]] = {target: [] for target in targets}
         for (target, _), (pair,) in placed.items():
@@ -337,7 +357,7 @@ class NameMap:
             target: tuple(sorted(pairs, key=lambda pair: pair.index or 0))
             for target, pairs in leaves.items()
         }
-        return NamePlan(ordered, skipped)
+        return NamePlan(ordered, skipped | left_out)
 
 
 @dataclass(frozen=True)

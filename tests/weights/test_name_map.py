@@ -93,6 +93,23 @@ def test_an_unknown_tensor_is_named():
     )
 
 
+def test_an_unknown_tensor_is_skipped_on_request_only():
+    given = sources() | {"strange.a": (1,), "strange.b": (2,)}
+    assert "left out with --ignore NAME" in refused(given)
+    assert "--ignore" not in refused(sources() | {"token": (2, 4)})
+    with pytest.raises(InputError, match=r"1 not known here \(strange.b\)"):
+        MAP.match(given, TARGETS, "file", ["strange.a"])
+    plan = MAP.match(given, TARGETS, "file", ["strange.a", "strange.b"])
+    assert plan.skipped["strange.b"] == "not known here, left out on request"
+    assert plan.leaves == MAP.match(sources(), TARGETS, "file").leaves
+
+
+@pytest.mark.parametrize("name", ["token", "mask", "nowhere"])
+def test_what_is_known_or_not_there_cannot_be_ignored(name):
+    with pytest.raises(InputError, match=f"--ignore is for .* not known; remove {name}"):
+        MAP.match(sources(), TARGETS, "file", [name])
+
+
 @pytest.mark.parametrize("name", ["net.frame.3.fc.weight", "net.frame.01.fc.weight"])
 def test_a_layer_too_many_or_misspelt_is_unknown(name):
     assert f"1 not known here ({name})" in refused(sources() | {name: (5, 4)})

@@ -47,6 +47,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--heads", help=f"heads the checkpoint has; default: {','.join(kind.heads)}"
         )
+        command.add_argument(
+            "--ignore",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="tensor that is not known here and may be left out; can be given several times",
+        )
         command.add_argument("--license", help="licence of the weights, for the report")
         command.add_argument("--key", help="entry of a .pt file that is the state dict")
         command.add_argument("--overwrite", action="store_true", help="replace an earlier result")
@@ -100,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
             heads=heads,
             overwrite=arguments.overwrite,
             origin=origin,
+            ignore=arguments.ignore,
         )
     finally:
         source.close()

@@ -1,51 +1,10 @@
-"""What happens to known cameras before and after the model, on the host.
+"""Known cameras as the model wants them (depth_anything_3/api.py, _normalize_extrinsics)."""
 
-The model wants them relative to the first one and in a unit of their own distance; what it predicts
-is then brought back to them (depth_anything_3/api.py and utils/pose_align.py).
-"""
+from typing import Any
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import jax
 import numpy as np
 
-from lite3r_jax.backbones.base import Prediction
-from lite3r_jax.backbones.da3.cameras import check_cameras
-
-# From this many views on outliers are looked for.
-RANSAC_VIEWS = 10
-RANSAC_TRIALS = 10
-RANSAC_SEED = 42
 LEAST_DISTANCE = 0.1
-# Second singular value over the first, below which centres count as being on one line.
-COLLINEAR = 1e-6
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """p -> scale * rotation p + translation.
-
-    Attributes:
-        rotation: [3, 3].
-        translation: [3].
-        scale: positive.
-    """
-
-    rotation: np.ndarray
-    translation: np.ndarray
-    scale: float
-
-    def cameras(self, extrinsics: np.ndarray) -> np.ndarray:
-        """World-to-camera [S, 3, 4] of the moved cameras, whose own axes keep their unit."""
-        rotation, centers = _poses(extrinsics)
-        moved = self.rotation @ rotation
-        return _extrinsics(moved, self.points(centers))
-
-    def points(self, points: np.ndarray) -> np.ndarray:
-        """Moved points [N, 3]."""
-        return self.scale * points @ self.rotation.T + self.translation
 
 
 def normalise(extrinsics: Any) -> np.ndarray:
@@ -56,135 +15,17 @@ def normalise(extrinsics: Any) -> np.ndarray:
     0.1, whatever their distance: upstream has it so.
 
     Args:
-        extrinsics: [S, 3, 4] or [S, 4, 4] world-to-camera.
+        extrinsics: [S, 3, 4] or [S, 4, 4] world-to-camera, of one scene.
 
     Returns:
         [S, 3, 4] float32.
     """
-    rotation, centers = _poses(extrinsics)
+    extrinsics = np.asarray(extrinsics, np.float64)[:, :3]
+    rotation = extrinsics[..., :3].swapaxes(-1, -2)
+    centers = -(rotation @ extrinsics[..., 3:])[..., 0]
     first = rotation[0]
     centers = (centers - centers[0]) @ first
     distances = np.sort(np.linalg.norm(centers, axis=-1))
     unit = max(distances[(len(distances) - 1) // 2], LEAST_DISTANCE)
-    return _extrinsics(first.T @ rotation, centers / unit).astype(np.float32)
-
-
-def align(
-    prediction: Prediction,
-    extrinsics: Any,
-    intrinsics: Any,
-    world: Literal["known", "predicted"] = "known",
-) -> Prediction:
-    """Put known cameras in the place of the predicted ones.
-
-    Args:
-        prediction: of known cameras, with depth and cameras.
-        extrinsics: [B, S, 3, 4] or [B, S, 4, 4], the known cameras before `normalise`.
-        intrinsics: [B, S, 3, 3].
-        world: "known": the cameras as given, and depth in their unit; "predicted": depth as
-            predicted, and the known cameras moved to the predicted ones.
-
-    Returns:
-        The prediction on the host with these cameras, and depth in the unit of their world; what
-        does not fit them (pose encodings, rays, points) is None.
-
-    Raises:
-        ValueError: another shape, or an unknown `world`.
-        InputError: values that are no camera.
-    """
-    if world not in ("known", "predicted"):
-        raise ValueError(f"world: expected 'known' or 'predicted', got {world!r}")
-    host = jax.device_get(prediction)
-    extrinsics, intrinsics = np.asarray(extrinsics), np.asarray(intrinsics)
-    check_cameras(extrinsics, intrinsics, *host.extrinsics.shape[:2])
-    cameras, depths = [], []
-    for known, predicted, depth in zip(extrinsics, host.extrinsics, host.depth, strict=True):
-        fit = fit_cameras(known, predicted)
-        in_known = world == "known"
-        cameras.append(known[:, :3] if in_known else fit.cameras(known))
-        depths.append(depth / fit.scale if in_known else depth)
-    return dataclasses.replace(
-        Prediction(depth_conf=host.depth_conf),
-        extrinsics=np.stack(cameras).astype(np.float32),
-        intrinsics=intrinsics.astype(np.float32),
-        depth=np.stack(depths).astype(np.float32),
-    )
-
-
-def fit_cameras(source: Any, target: Any) -> Similarity:
-    """The similarity that moves cameras onto others, view by view.
-
-    Least squares over their centres (Umeyama, PAMI 1991); of ten or more views those that agree.
-    Centres of one or two views, or on one line, leave the rotation open, which upstream refuses: it
-    is then taken from the cameras' own rotations, and the scale of a single place is 1.
-
-    Args:
-        source: [S, 3, 4] or [S, 4, 4] world-to-camera.
-        target: likewise.
-    """
-    (from_rotation, start), (to_rotation, end) = _poses(source), _poses(target)
-    fit = _umeyama(start, end)
-    if fit is None:
-        return _by_rotations(from_rotation, start, to_rotation, end)
-    if len(start) < RANSAC_VIEWS:
-        return fit
-    return _consensus(fit, start, end)
-
-
-def _consensus(first: Similarity, start: np.ndarray, end: np.ndarray) -> Similarity:
-    """RANSAC over halves of the views, as upstream draws them."""
-    rng = np.random.default_rng(RANSAC_SEED)
-    count = len(start)
-    moved = first.points(start)
-    nearest = np.linalg.norm(moved[:, None] - end[None], axis=-1).min(1)
-    limit = np.median(nearest)
-    best, inliers, score = first, None, (-1, -np.inf)
-    for _ in range(RANSAC_TRIALS):
-        sample = rng.choice(np.arange(count), size=max(3, (count + 1) // 2), replace=False)
-        fit = _umeyama(start[sample], end[sample])
-        if fit is None:
-            continue
-        errors = np.linalg.norm(fit.points(start) - end, axis=1)
-        near = errors <= limit
-        found = (int(near.sum()), -float(errors[near].mean()) if near.any() else -np.inf)
-        if found > score:
-            best, inliers, score = fit, near, found
-    if inliers is not None and inliers.sum() >= 3:
-        return _umeyama(start[inliers], end[inliers]) or best
-    return best
-
-
-def _umeyama(start: np.ndarray, end: np.ndarray) -> Similarity | None:
-    """Least squares over points [N, 3]; None where they leave the rotation open."""
-    a, b = start - start.mean(0), end - end.mean(0)
-    u, d, vt = np.linalg.svd(b.T @ a / len(a))
-    if d[1] <= COLLINEAR * max(d[0], np.finfo(float).tiny):
-        return None
-    sign = np.array([1, 1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
-    rotation = (u * sign) @ vt
-    scale = float(d @ sign / (a * a).sum(1).mean())
-    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), scale)
-
-
-def _by_rotations(
-    from_rotation: np.ndarray, start: np.ndarray, to_rotation: np.ndarray, end: np.ndarray
-) -> Similarity:
-    """Rotation from the cameras' axes, scale from the spread of their centres."""
-    u, _, vt = np.linalg.svd((to_rotation @ from_rotation.swapaxes(1, 2)).sum(0))
-    rotation = (u * np.array([1, 1, np.sign(np.linalg.det(u @ vt))])) @ vt
-    spread = [np.sqrt(((x - x.mean(0)) ** 2).sum()) for x in (start, end)]
-    scale = spread[1] / spread[0] if min(spread) > 0 else 1.0
-    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), float(scale))
-
-
-def _poses(extrinsics: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Camera-to-world rotations [S, 3, 3] and centres [S, 3], float64."""
-    extrinsics = np.asarray(extrinsics, np.float64)[:, :3]
-    rotation = extrinsics[..., :3].swapaxes(-1, -2)
-    return rotation, -(rotation @ extrinsics[..., 3:])[..., 0]
-
-
-def _extrinsics(rotation: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """World-to-camera [S, 3, 4] of camera-to-world rotations and centres."""
-    back = rotation.swapaxes(-1, -2)
-    return np.concatenate([back, -(back @ centers[..., None])], -1)
+    back = rotation.swapaxes(-1, -2) @ first
+    return np.concatenate([back, -(back @ (centers / unit)[..., None])], -1).astype(np.float32)

@@ -1,0 +1,193 @@
+"""Predictions beside known cameras: the similarity between both, and scenes in the known world.
+
+As depth_anything_3/api.py and utils/pose_align.py have it, for one and two views as well.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from lite3r_jax.backbones.base import Prediction
+
+World = Literal["known", "predicted"]
+
+# From this many views on outliers are looked for.
+RANSAC_VIEWS = 10
+RANSAC_TRIALS = 10
+RANSAC_SEED = 42
+# Second singular value over the first, below which centres count as being on one line.
+COLLINEAR = 1e-6
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """p -> scale * rotation p + translation.
+
+    Attributes:
+        rotation: [3, 3].
+        translation: [3].
+        scale: positive.
+    """
+
+    rotation: np.ndarray
+    translation: np.ndarray
+    scale: float
+
+    def cameras(self, extrinsics: np.ndarray) -> np.ndarray:
+        """World-to-camera [S, 3, 4] of the moved cameras, whose own axes keep their unit."""
+        rotation, centers = _poses(extrinsics)
+        moved = self.rotation @ rotation
+        return _extrinsics(moved, self.points(centers))
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Moved points [N, 3]."""
+        return self.scale * points @ self.rotation.T + self.translation
+
+
+def align(
+    prediction: Prediction, extrinsics: Any, intrinsics: Any, world: World = "known"
+) -> tuple[Prediction, tuple[Similarity, ...]]:
+    """Put known cameras in the place of the predicted ones.
+
+    Args:
+        prediction: with depth and cameras.
+        extrinsics: [B, S, 3, 4] or [B, S, 4, 4] world-to-camera, the known cameras in their own
+            world.
+        intrinsics: [B, S, 3, 3] in pixels of the network images.
+        world: "known": the cameras as given, and depth in their unit; "predicted": depth as
+            predicted, and the known cameras moved to the predicted ones.
+
+    Returns:
+        (the prediction on the host with these cameras, and depth in the unit of their world; what
+        does not fit them (pose encodings, rays, points) is None; for each scene what moves the
+        known cameras onto the predicted ones).
+
+    Raises:
+        ValueError: another shape, or an unknown `world`.
+    """
+    if world not in get_args(World):
+        raise ValueError(f"world: expected one of {', '.join(get_args(World))}, got {world!r}")
+    host = jax.device_get(prediction)
+    extrinsics, intrinsics = np.asarray(extrinsics), np.asarray(intrinsics)
+    b, s = host.extrinsics.shape[:2]
+    if extrinsics.shape not in ((b, s, 3, 4), (b, s, 4, 4)):
+        raise ValueError(
+            f"extrinsics: expected {(b, s, 3, 4)} or {(b, s, 4, 4)}, got {extrinsics.shape}"
+        )
+    if intrinsics.shape != (b, s, 3, 3):
+        raise ValueError(f"intrinsics: expected {(b, s, 3, 3)}, got {intrinsics.shape}")
+    cameras, depths, fits = [], [], []
+    for known, predicted, depth in zip(extrinsics, host.extrinsics, host.depth, strict=True):
+        fit = fit_cameras(known, predicted)
+        in_known = world == "known"
+        cameras.append(known[:, :3] if in_known else fit.cameras(known))
+        depths.append(depth / fit.scale if in_known else depth)
+        fits.append(fit)
+    aligned = dataclasses.replace(
+        Prediction(depth_conf=host.depth_conf),
+        extrinsics=np.stack(cameras).astype(np.float32),
+        intrinsics=intrinsics.astype(np.float32),
+        depth=np.stack(depths).astype(np.float32),
+    )
+    return aligned, tuple(fits)
+
+
+def misfit(known: Any, predicted: Any, fit: Similarity) -> tuple[np.ndarray, np.ndarray]:
+    """How far predicted cameras are from known ones that were moved onto them.
+
+    Args:
+        known: [S, 3, 4] world-to-camera.
+        predicted: likewise.
+        fit: of `fit_cameras`.
+
+    Returns:
+        (angles between their axes [S] in degrees, distances of their centres [S] in the unit of the
+        known world).
+    """
+    (rotation, start), (target, end) = _poses(known), _poses(predicted)
+    # rotations that differ by an angle a are sqrt(8) sin(a / 2) apart
+    apart = np.linalg.norm(fit.rotation @ rotation - target, axis=(-2, -1))
+    angles = 2 * np.arcsin(np.minimum(apart / np.sqrt(8), 1))
+    return np.degrees(angles), np.linalg.norm(fit.points(start) - end, axis=-1) / fit.scale
+
+
+def fit_cameras(source: Any, target: Any) -> Similarity:
+    """The similarity that moves cameras onto others, view by view.
+
+    Least squares over their centres (Umeyama, PAMI 1991); of ten or more views those that agree.
+    Centres of one or two views, or on one line, leave the rotation open, which upstream refuses: it
+    is then taken from the cameras' own rotations, and the scale of a single place is 1.
+
+    Args:
+        source: [S, 3, 4] or [S, 4, 4] world-to-camera.
+        target: likewise.
+    """
+    (from_rotation, start), (to_rotation, end) = _poses(source), _poses(target)
+    fit = _umeyama(start, end)
+    if fit is None:
+        return _by_rotations(from_rotation, start, to_rotation, end)
+    if len(start) < RANSAC_VIEWS:
+        return fit
+    return _consensus(fit, start, end)
+
+
+def _consensus(first: Similarity, start: np.ndarray, end: np.ndarray) -> Similarity:
+    """RANSAC over halves of the views, as upstream draws them."""
+    rng = np.random.default_rng(RANSAC_SEED)
+    count = len(start)
+    moved = first.points(start)
+    nearest = np.linalg.norm(moved[:, None] - end[None], axis=-1).min(1)
+    limit = np.median(nearest)
+    best, inliers, score = first, None, (-1, -np.inf)
+    for _ in range(RANSAC_TRIALS):
+        sample = rng.choice(np.arange(count), size=max(3, (count + 1) // 2), replace=False)
+        fit = _umeyama(start[sample], end[sample])
+        if fit is None:
+            continue
+        errors = np.linalg.norm(fit.points(start) - end, axis=1)
+        near = errors <= limit
+        found = (int(near.sum()), -float(errors[near].mean()) if near.any() else -np.inf)
+        if found > score:
+            best, inliers, score = fit, near, found
+    if inliers is not None and inliers.sum() >= 3:
+        return _umeyama(start[inliers], end[inliers]) or best
+    return best
+
+
+def _umeyama(start: np.ndarray, end: np.ndarray) -> Similarity | None:
+    """Least squares over points [N, 3]; None where they leave the rotation open."""
+    a, b = start - start.mean(0), end - end.mean(0)
+    u, d, vt = np.linalg.svd(b.T @ a / len(a))
+    if d[1] <= COLLINEAR * max(d[0], np.finfo(float).tiny):
+        return None
+    sign = np.array([1, 1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    rotation = (u * sign) @ vt
+    scale = float(d @ sign / (a * a).sum(1).mean())
+    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), scale)
+
+
+def _by_rotations(
+    from_rotation: np.ndarray, start: np.ndarray, to_rotation: np.ndarray, end: np.ndarray
+) -> Similarity:
+    """Rotation from the cameras' axes, scale from the spread of their centres."""
+    u, _, vt = np.linalg.svd((to_rotation @ from_rotation.swapaxes(1, 2)).sum(0))
+    rotation = (u * np.array([1, 1, np.sign(np.linalg.det(u @ vt))])) @ vt
+    spread = [np.sqrt(((x - x.mean(0)) ** 2).sum()) for x in (start, end)]
+    scale = spread[1] / spread[0] if min(spread) > 0 else 1.0
+    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), float(scale))
+
+
+def _poses(extrinsics: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Camera-to-world rotations [S, 3, 3] and centres [S, 3], float64."""
+    extrinsics = np.asarray(extrinsics, np.float64)[:, :3]
+    rotation = extrinsics[..., :3].swapaxes(-1, -2)
+    return rotation, -(rotation @ extrinsics[..., 3:])[..., 0]
+
+
+def _extrinsics(rotation: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """World-to-camera [S, 3, 4] of camera-to-world rotations and centres."""
+    back = rotation.swapaxes(-1, -2)
+    return np.concatenate([back, -(back @ centers[..., None])], -1)
