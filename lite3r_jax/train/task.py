@@ -14,6 +14,7 @@ from lite3r_jax.losses.camera import CameraLoss
 from lite3r_jax.losses.maps import MapLoss
 from lite3r_jax.losses.multitask import MultitaskLoss, Targets, multitask_loss
 from lite3r_jax.losses.scratch import HuberCamera, LogDepth, ScratchLoss, scratch_loss
+from lite3r_jax.train.scratch import TAPS, Helped
 from lite3r_jax.train.sharding import place_batch
 from lite3r_jax.train.step import LossFn, Metrics
 
@@ -47,6 +48,8 @@ class LossOptions:
 def task_loss(options: LossOptions) -> LossFn:
     """The loss of batches of `data.pipeline`: images, extrinsics, intrinsics, depth, mask.
 
+    Of a `Helped` model, its helpers are part of it.
+
     The unit of length is that of the batch; see `PipelineOptions.normalization`. The model has to
     have the heads camera and depth.
 
@@ -59,7 +62,9 @@ def task_loss(options: LossOptions) -> LossFn:
 
     def loss(model: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> Any:
         del key
-        prediction, taps = model(batch["images"], taps=(_POSES,), frame_chunk=options.frame_chunk)
+        helped = isinstance(model, Helped)
+        backbone, names = (model.model, (_POSES, *TAPS)) if helped else (model, (_POSES,))
+        prediction, taps = backbone(batch["images"], taps=names, frame_chunk=options.frame_chunk)
         targets = Targets(batch["extrinsics"], batch["intrinsics"], batch["depth"], batch["mask"])
         found = {
             "pose_enc_list": taps[_POSES],
@@ -67,8 +72,13 @@ def task_loss(options: LossOptions) -> LossFn:
             "depth_conf": prediction.depth_conf,
         }
         if options.kind == "scratch":
-            return scratch_loss(scratch, targets, **found)
-        return multitask_loss(multitask, targets, **found)
+            objective, terms = scratch_loss(scratch, targets, **found)
+        else:
+            objective, terms = multitask_loss(multitask, targets, **found)
+        if helped:
+            extra, more = model.losses(taps, targets)
+            objective, terms = objective + extra, terms | more
+        return objective, terms
 
     return loss
 

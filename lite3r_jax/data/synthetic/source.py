@@ -13,7 +13,7 @@ from lite3r_jax.errors import InputError
 
 
 class SyntheticScenes:
-    """Generated scenes; see `data.views.SceneSource`. It holds names and no pictures."""
+    """Generated scenes; see `data.views.SceneSource`."""
 
     def __init__(
         self,
@@ -24,6 +24,7 @@ class SyntheticScenes:
         first: int = 0,
         samples: int = 1,
         renderer: Renderer = "numpy",
+        remember: bool = False,
     ):
         """Name the scenes; nothing is made yet.
 
@@ -34,6 +35,7 @@ class SyntheticScenes:
             first: number of the first scene in its split; other ranges have other scenes.
             samples: colour is the mean of samples x samples rays a pixel.
             renderer: see `drawing.draw`.
+            remember: keep scenes and frames in memory once they are made, 7 bytes a pixel.
 
         Raises:
             InputError: no such split or renderer, or numbers out of range.
@@ -53,6 +55,8 @@ class SyntheticScenes:
         self.renderer: Renderer = renderer
         self.scenes = tuple(f"{split}-{first + i:09d}" for i in range(count))
         self._count, self._first = frames, seeds.start + first
+        self._scenes: dict[str, Scene] | None = {} if remember else None
+        self._drawn: dict[tuple[str, int, tuple[int, int]], tuple[np.ndarray, np.ndarray]] = {}
 
     def seed(self, scene: str) -> int:
         """The seed of one of `scenes`.
@@ -76,7 +80,11 @@ class SyntheticScenes:
 
     def scene(self, scene: str) -> Scene:
         """World, cameras and overlap, for ground truth beyond depth (see `oracle`)."""
-        return make_scene(self.seed(scene), self._count)
+        if self._scenes is None:
+            return make_scene(self.seed(scene), self._count)
+        if scene not in self._scenes:
+            self._scenes[scene] = make_scene(self.seed(scene), self._count)
+        return self._scenes[scene]
 
     def pairs(self, scene: str) -> dict[int, dict[int, float]]:
         """Share of what two views see that both see, the smaller of both ways, from rays."""
@@ -111,7 +119,7 @@ class SyntheticScenes:
             raise InputError(f"{scene}: expected frames 0 to {self._count - 1}, got {wrong[0]}")
         whole = self.scene(scene)
         cameras = cut(whole.cameras, frames, size)
-        images, depth = draw(whole.world, cameras, samples=self.samples, renderer=self.renderer)
+        images, depth = self._draw(scene, whole, frames, tuple(size))
         return validate(
             Sample(
                 dataset="synthetic",
@@ -124,3 +132,17 @@ class SyntheticScenes:
                 mask=depth > 0,
             )
         )
+
+    def _draw(
+        self, scene: str, whole: Scene, frames: Sequence[int], size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images and depth as `draw` gives them."""
+        how = {"samples": self.samples, "renderer": self.renderer}
+        if self._scenes is None:
+            return draw(whole.world, cut(whole.cameras, frames, size), **how)
+        for frame in frames:
+            if (scene, frame, size) not in self._drawn:
+                images, depth = draw(whole.world, cut(whole.cameras, [frame], size), **how)
+                self._drawn[scene, frame, size] = images[0], depth[0]
+        images, depth = zip(*(self._drawn[scene, frame, size] for frame in frames), strict=True)
+        return np.stack(images), np.stack(depth)

@@ -123,3 +123,25 @@ def test_wrong_arguments_are_refused(source):
             source.read(source.scenes[0], (0, frame), SIZE)
     with pytest.raises(InputError, match="size: expected"):
         source.read(source.scenes[0], (0,), (0, 4))
+
+
+def test_remembered_frames_are_those_that_are_drawn_and_are_drawn_once(monkeypatch):
+    from lite3r_jax.data.synthetic import source as module
+
+    drawn = []
+
+    def counted(world, cameras, **how):
+        drawn.append(len(cameras.centre))
+        return draw(world, cameras, **how)
+
+    draw = module.draw
+    monkeypatch.setattr(module, "draw", counted)
+    anew, kept = SyntheticScenes("test", 2, 4), SyntheticScenes("test", 2, 4, remember=True)
+    for frames, count in (((0, 2), 2), ((2, 1), 3), ((1, 0, 2), 3)):
+        got = kept.read(kept.scenes[1], frames, (24, 32))
+        assert len(drawn) == count
+        here, drawn[:] = drawn.copy(), drawn
+        want = anew.read(anew.scenes[1], frames, (24, 32))
+        drawn[:] = here
+        for name in ("images", "depth", "extrinsics", "intrinsics"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
