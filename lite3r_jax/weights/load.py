@@ -24,6 +24,9 @@ from lite3r_jax.weights.safetensors_file import DTYPES, SafetensorsFile, as_byte
 from lite3r_jax.weights.safetensors_writer import FileRecord
 from lite3r_jax.weights.strict_json import shown
 
+BUNDLED = {"vggt-tiny": Path(__file__).parent / "bundled" / "vggt_tiny"}
+"""Weights that come with the package."""
+
 
 def load(
     source: str | os.PathLike[str],
@@ -42,8 +45,10 @@ def load(
     the weights.
 
     Args:
-        source: directory made by `python -m tools.convert_torch_weights`, or a repository such as
-            "facebook/VGGT-1B", which is fetched through huggingface_hub and converted once.
+        source: directory made by `python -m tools.convert_torch_weights` or by `--mode=train`; or a
+            repository such as "facebook/VGGT-1B", which is fetched through huggingface_hub and
+            converted once; or "vggt-tiny", the small model that comes with the package (a directory
+            of that name is "./vggt-tiny").
         heads: heads to build, e.g. ("camera", "depth"); None for all that the weights have. Files
             of other heads are not read.
         dtype: compute dtype of the model, float32 or bfloat16.
@@ -101,6 +106,8 @@ def resolve(
     Raises:
         InputError: a hub repository cannot be reached or converted.
     """
+    if str(source) in BUNDLED:
+        return BUNDLED[str(source)], "install lite3r_jax again"
     directory = Path(source)
     if os.path.lexists(directory) or not hub.looks_like_repo(str(source)):
         return directory, "convert again"

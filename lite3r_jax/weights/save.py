@@ -1,0 +1,97 @@
+"""Weights that were trained here, in the form that `load` reads."""
+
+import datetime
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.errors import InputError
+from lite3r_jax.files import staged
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.abstract import abstract_model
+from lite3r_jax.weights.convert import contiguous, tool
+from lite3r_jax.weights.manifest import CONFIG_FILE, FILE_NAME, Manifest, Origin, Part
+from lite3r_jax.weights.safetensors_file import DTYPE_NAMES, TensorSpec
+from lite3r_jax.weights.safetensors_writer import SafetensorsWriter, data_order, write_file
+
+
+def save(
+    model: Any,
+    out: str | os.PathLike[str],
+    *,
+    backbone: str,
+    dtype: Any = None,
+    origin: Origin | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a model as a directory of weights.
+
+    The directory is made under a temporary name and appears only when it is complete.
+
+    Args:
+        model: of a backbone, with dense attention or with strategies that add no parameters.
+        out: directory to make.
+        backbone: registry name.
+        dtype: in which parameters are stored, float32, float16 or bfloat16; None: as they are.
+        origin: licence, and who says so.
+        overwrite: whether `out` may be replaced.
+
+    Returns:
+        The manifest: what was written, with hashes.
+
+    Raises:
+        InputError: parameters that are not finite, or not those of the backbone; `out` exists or
+            cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    entry = get_backbone(backbone)
+    wanted = abstract_model(entry, model.config, heads=model.heads).shapes
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    arrays = {"/".join(map(str, key)): variable[...] for key, variable in flat}
+    if other := sorted(set(arrays) ^ set(wanted)):
+        raise InputError(
+            f"{out}: weights of {backbone} are saved, and {other[0]} is only in"
+            f" {'the model' if other[0] in arrays else 'the backbone'}; a student is saved as such"
+        )
+    kinds = {path: jnp.dtype(x.dtype if dtype is None else dtype) for path, x in arrays.items()}
+    specs = {path: TensorSpec(x.shape, DTYPE_NAMES[kinds[path]]) for path, x in arrays.items()}
+    files, parts = {}, {}
+    with staged(out, overwrite=overwrite) as partial:
+        partial.mkdir()
+        for part in dict.fromkeys(path.partition("/")[0] for path in sorted(arrays)):
+            mine = {path: spec for path, spec in specs.items() if path.partition("/")[0] == part}
+            file = partial / f"{part}.safetensors"
+            ordered = {path: mine[path] for path in data_order(mine)}
+            with SafetensorsWriter(file, ordered, {"format": "lite3r_jax"}) as writer:
+                for path in ordered:
+                    host = np.asarray(arrays[path])
+                    if not np.isfinite(host.astype(np.float32)).all():
+                        raise InputError(f"{out}: {path} holds NaN or infinite values")
+                    writer.write(path, contiguous(host.astype(kinds[path])))
+            assert writer.record is not None
+            files[file.name] = writer.record
+            parts[part] = Part(
+                tensors=0, leaves=len(mine), parameters=sum(spec.size for spec in mine.values())
+            )
+        described = strict_json.dump(entry.config_to_json(model.config))
+        files[CONFIG_FILE] = write_file(partial / CONFIG_FILE, described)
+        manifest = Manifest(
+            backbone=backbone,
+            heads=tuple(model.heads),
+            origin=origin or Origin(),
+            source_files={},
+            dtypes=dict(Counter(spec.dtype for spec in specs.values()).most_common()),
+            parts=parts,
+            skipped={},
+            files=files,
+            tool=tool(),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        write_file(partial / FILE_NAME, strict_json.dump(manifest.to_json()))
+    return manifest
