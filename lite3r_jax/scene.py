@@ -34,9 +34,9 @@ class Scene:
     """Cameras, depth and points of S views as NumPy arrays.
 
     The world frame is the camera frame of the first view, as far as the model learned it; the unit
-    of length is the model's own, not metres. Cameras follow OpenCV: x right, y down, z forward. A
-    pixel (u, v) has its centre at integers: (0, 0) is the centre of the first pixel, so an image
-    reaches from -0.5 to W - 0.5.
+    of length is the model's own, not metres. With known cameras both are theirs. Cameras follow
+    OpenCV: x right, y down, z forward. A pixel (u, v) has its centre at integers: (0, 0) is the
+    centre of the first pixel, so an image reaches from -0.5 to W - 0.5.
 
     Attributes:
         names: of the views: relative file names with "/" between folders, each different.

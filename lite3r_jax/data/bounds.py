@@ -96,7 +96,7 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     except ImportError as error:
         raise InputError(
             "photos: OpenCV is needed for the sizes of Depth Anything 3; pip install"
-            f" 'lite3r_jax[video]', or use images.mode=crop ({error})"
+            f" 'lite3r_jax[da3]', or use images.mode=crop ({error})"
         ) from error
     grows = size[0] > width or size[1] > height
     how = cv2.INTER_CUBIC if grows else cv2.INTER_AREA

@@ -16,13 +16,13 @@ from lite3r_jax.scene import Scene
 FORMAT_VERSION = 1
 CONVENTIONS = """\
 Written by lite3r_jax. S views of H x W pixels; world: camera frame of the first view, unit is the
-model's own. Cameras: OpenCV (x right, y down, z forward). Pixel centres are at integers: (0, 0) is
-the centre of the first pixel. names [S]; images [S, H, W, 3] RGB; depth [S, H, W], z in the camera
-frame; depth_conf [S, H, W], larger is surer; extrinsics [S, 3, 4], world to camera; intrinsics
-[S, 3, 3] in pixels of images; source_intrinsics [S, 3, 3] in pixels of the upright photos, whose
-(width, height) are source_sizes [S, 2]; boxes [S, 4], edges (x1, y1, x2, y2) of the whole photos in
-images, measured from the outer corner of the first pixel; world_points [S, H, W, 3] and
-world_points_conf [S, H, W] of the point head, if there is one.
+model's own; with known cameras, both are theirs. Cameras: OpenCV (x right, y down, z forward).
+Pixel centres are at integers: (0, 0) is the centre of the first pixel. names [S]; images [S, H, W,
+3] RGB; depth [S, H, W], z in the camera frame; depth_conf [S, H, W], larger is surer; extrinsics
+[S, 3, 4], world to camera; intrinsics [S, 3, 3] in pixels of images; source_intrinsics [S, 3, 3] in
+pixels of the upright photos, whose (width, height) are source_sizes [S, 2]; boxes [S, 4], edges
+(x1, y1, x2, y2) of the whole photos in images, measured from the outer corner of the first pixel;
+world_points [S, H, W, 3] and world_points_conf [S, H, W] of the point head, if there is one.
 """
 # name: (dtype, number of axes)
 _REQUIRED = {

@@ -96,5 +96,5 @@ def test_bad_photos_are_refused(monkeypatch):
     with pytest.raises(InputError, match=r"20000x14 is too narrow for mode lower_bound_crop"):
         fit_image(Image.new("RGB", (20000, 14)), "lower_bound_crop", 504, "a.jpg")
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"pip install 'lite3r_jax\[video\]', or use images.mode"):
+    with pytest.raises(InputError, match=r"pip install 'lite3r_jax\[da3\]', or use images.mode"):
         fit_image(photo, "upper_bound_resize", 28)
