@@ -1,4 +1,4 @@
-"""Cameras and points: pose encodings, quaternions, SE(3), project, unproject, normalise a scene.
+"""Cameras and points: pose encodings, quaternions, SE(3), Sim(3), project, unproject, normalise.
 
 Conventions. Cameras follow OpenCV: x right, y down, z forward. Extrinsics are [R | t], 3 x 4, and
 take world to camera: p_cam = R p_world + t. Intrinsics are in pixels, [[fx, skew, cx], [0, fy, cy],
@@ -13,10 +13,11 @@ computed. Products run at full precision on every device.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lite3r_jax.errors import InputError
@@ -325,6 +326,89 @@ def normalize_scene(
     return _finite(moved), _finite(points / wide[..., None]), _finite(depth / wide), scale
 
 
+class Sim3(NamedTuple):
+    """A similarity y = scale * rotation x + translation, with leading axes L.
+
+    Attributes:
+        scale: [*L], 0 or more.
+        rotation: [*L, 3, 3].
+        translation: [*L, 3].
+    """
+
+    scale: Any
+    rotation: Any
+    translation: Any
+
+
+def fit_sim3(source: Any, target: Any, weights: Any = None, *, xp: Any = jnp) -> Sim3:
+    """The similarity that brings points onto others with least squared distance.
+
+    Umeyama, IEEE PAMI 13(4), 1991, equations 34 to 43: never a mirror, also where a mirror would
+    fit better. Points on one line leave the turn around it open, and one point leaves all but the
+    translation: any of the solutions comes back. Sources that are all the same have the scale 0.
+
+    Args:
+        source: [*L, N, 3].
+        target: [*L, N, 3], the same points elsewhere.
+        weights: [*L, N], 0 or more and not all 0; None: all equal. What has the weight 0 may be
+            anything.
+        xp: jax.numpy, for jit and devices (the gradient of the singular vectors is undefined where
+            singular values are equal); or numpy, for float64 on the host.
+
+    Returns:
+        The similarity, in the dtype of the inputs.
+
+    Raises:
+        InputError: shapes differ.
+    """
+    x, y = (_points(points, name, xp) for points, name in ((source, "source"), (target, "target")))
+    if x.shape != y.shape or x.ndim < 2:
+        raise InputError(f"source, target: expected [*L, N, 3] twice, got {x.shape}, {y.shape}")
+    w = xp.ones(x.shape[:-1], x.dtype) if weights is None else xp.asarray(weights, x.dtype)
+    if w.shape != x.shape[:-1]:
+        raise InputError(f"weights: expected {x.shape[:-1]}, got {w.shape}")
+    counts = (w > 0)[..., None]
+    w = (w / w.sum(-1, keepdims=True))[..., None]
+    x, y = xp.where(counts, x, 0), xp.where(counts, y, 0)
+    from_, to = (w * x).sum(-2, keepdims=True), (w * y).sum(-2, keepdims=True)
+    x, y = x - from_, y - to
+    variance = (w * x * x).sum((-2, -1))
+    u, d, vt = xp.linalg.svd(_einsum("...ni,...nj->...ij", w * y, x))
+    mirror = xp.linalg.det(u) * xp.linalg.det(vt) < 0
+    signs = xp.stack([xp.ones_like(d[..., 0])] * 2 + [xp.where(mirror, -1.0, 1.0)], -1)
+    signs = signs.astype(x.dtype)
+    rotation = _einsum("...ij,...jk->...ik", u * signs[..., None, :], vt)
+    spread = variance > 0
+    scale = xp.where(spread, (d * signs).sum(-1) / xp.where(spread, variance, 1), 0)
+    moved = scale[..., None] * _einsum("...ij,...j->...i", rotation, from_[..., 0, :])
+    return Sim3(scale, rotation, to[..., 0, :] - moved)
+
+
+def apply_sim3(sim3: Sim3, points: Any, *, xp: Any = jnp) -> Any:
+    """Apply scale * R p + t.
+
+    Args:
+        sim3: with leading axes L.
+        points: [*L, N, 3].
+        xp: see `fit_sim3`.
+
+    Returns:
+        [*L, N, 3].
+    """
+    points = _points(points, "points", xp)
+    turned = _einsum("...ij,...nj->...ni", sim3.rotation, points)
+    return sim3.scale[..., None, None] * turned + sim3.translation[..., None, :]
+
+
+def _points(points: Any, name: str, xp: Any) -> Any:
+    if xp is jnp:
+        return _real(points, name, (3,))
+    points = xp.asarray(points, xp.float64)
+    if points.shape[-1:] != (3,):
+        raise InputError(f"{name}: expected shape [..., 3], got {points.shape}")
+    return points
+
+
 def _real(x: Any, name: str, *tails: tuple[int, ...]) -> jax.Array:
     """`x` in float32 or wider, after its last axes were checked."""
     x = jnp.asarray(x)
@@ -351,7 +435,9 @@ def _flatten(
     return points.reshape(own[: len(lead)] + (math.prod(tail), points.shape[-1])), wide + tail
 
 
-def _einsum(equation: str, *operands: jax.Array) -> jax.Array:
+def _einsum(equation: str, *operands: Any) -> Any:
+    if all(isinstance(x, np.ndarray) for x in operands):
+        return np.einsum(equation, *operands, optimize=True)
     # GPUs round float32 operands to TF32 unless told otherwise.
     return jnp.einsum(equation, *operands, precision=lax.Precision.HIGHEST)
 

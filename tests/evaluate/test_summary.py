@@ -1,0 +1,64 @@
+"""Means, medians, ratios and their intervals."""
+
+import numpy as np
+import pytest
+
+from lite3r_jax.evaluate.record import Record
+from lite3r_jax.evaluate.summary import summarise
+from lite3r_jax.metrics import NotAvailable
+
+
+def records(values, **pairs):
+    return [
+        Record(f"s{n}", (0, 1), {"error": value}, {k: v[n] for k, v in pairs.items()})
+        for n, value in enumerate(values)
+    ]
+
+
+def test_the_mean_is_of_scenes_that_have_the_metric_and_the_rest_is_counted_by_reason():
+    known = [1.0, 2.0, NotAvailable("dark"), 6.0, NotAvailable("dark"), NotAvailable("far")]
+    found = summarise([*records(known), Record("bad", (0,), failure="broken")])["error"]
+    assert (found.value, found.scenes, found.missing) == (3.0, 3, {"dark": 2, "far": 1})
+    assert found.low is not None and 1 <= found.low < 3 < found.high <= 6
+
+
+def test_a_metric_that_no_scene_has_is_no_number():
+    found = summarise(records([NotAvailable("dark")] * 2))["error"]
+    assert (found.value, found.low, found.high, found.scenes) == (None, None, None, 0)
+    one = summarise(records([4.0]))["error"]
+    assert (one.value, one.low, one.high) == (4.0, None, None)
+
+
+def test_medians_are_over_the_pairs_of_all_scenes():
+    made = records([0.0, 0.0], rotation_deg=[(1.0, 2.0, 90.0), (3.0, None)])
+    assert summarise(made)["rotation_median_deg"].value == 2.5
+
+
+def test_the_ratio_is_of_means_over_the_same_scenes():
+    made = [
+        Record("a", (0,), {"wrong_partner_abs_rel": 3.0, "first_view_abs_rel": 1.0}),
+        Record("b", (0,), {"wrong_partner_abs_rel": 3.0, "first_view_abs_rel": 3.0}),
+        Record("c", (0,), {"wrong_partner_abs_rel": NotAvailable("x"), "first_view_abs_rel": 9.0}),
+    ]
+    found = summarise(made)["wrong_partner_ratio"]
+    assert (found.value, found.scenes, found.missing) == (1.5, 2, {"x": 1})
+
+
+def test_intervals_depend_on_the_seed_alone_and_shrink_with_more_scenes():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=20), rng.normal(size=2000)
+    first = summarise(records(few))["error"]
+    assert summarise(records(few))["error"] == first
+    assert summarise(records(few), seed=1)["error"].low != first.low
+    wide = summarise(records(many), resamples=200)["error"]
+    assert (wide.high - wide.low) < 0.3 * (first.high - first.low)
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 / np.sqrt(2000), rel=0.2)
+
+
+def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        found = summarise(records(rng.normal(5, 1, 40)), resamples=200)["error"]
+        hits += found.low <= 5 <= found.high
+    assert 175 <= hits <= 199  # 190 expected
