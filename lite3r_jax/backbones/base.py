@@ -3,8 +3,8 @@
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -82,6 +82,7 @@ class Backbone:
         config_from_json: JSON form (a dict) to config; raises `InputError`.
         config_to_json: its inverse.
         build: (config, *, heads, plan, dtype, param_dtype, rngs) -> model.
+        taps: intermediates that its models can be asked for -> what they are.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Backbone:
     config_from_json: Callable[[dict[str, Any]], Any]
     config_to_json: Callable[[Any], dict[str, Any]]
     build: Callable[..., nnx.Module]
+    taps: Mapping[str, str] = field(default_factory=dict)
 
 
 _MODULES = {"da3": "lite3r_jax.backbones.da3", "vggt": "lite3r_jax.backbones.vggt"}

@@ -119,13 +119,14 @@ class DinoEncoder(TokenEmbed):
         self.norm = layer_norm(dim, EPS, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, images: jax.Array, taps: Collection[str] = ()
+        self, images: jax.Array, taps: Collection[str] = (), remat: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encode images.
 
         Args:
             images: [B, H, W, 3], normalised; H and W multiples of the patch size.
             taps: names of intermediates to return.
+            remat: see `scan_stacks`.
 
         Returns:
             (normed patch tokens [B, h*w, C] float32, taps). Taps: `patch/embed` [B, h*w, C];
@@ -143,6 +144,6 @@ class DinoEncoder(TokenEmbed):
             every = {"patch/blocks": x, "patch/attn": attended}
             return x, {name: y for name, y in every.items() if name in taps}
 
-        x, ys = scan_stacks(body, x, [self.blocks], [self.cores], self.runs)
+        x, ys = scan_stacks(body, x, [self.blocks], [self.cores], self.runs, remat)
         out = {name: y for name, y in (out | ys).items() if name in taps}
         return self.norm(x)[:, self.special :], out

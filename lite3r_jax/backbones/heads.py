@@ -14,6 +14,7 @@ from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.mlp import Mlp
 from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.spread import by_device, by_view
 
 POSE_DIM = 9
 
@@ -69,6 +70,20 @@ class CameraHead(nnx.Module):
             [K, B, S, 9] activated encodings: translation and quaternion linear, fields of view
             rectified.
         """
+        return self.attended(tokens, iterations)[0]
+
+    def attended(
+        self, tokens: jax.Array, iterations: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Refine the encoding, and show what the attention layers gave out.
+
+        Args:
+            tokens: as for the call, and so are the iterations.
+            iterations: likewise.
+
+        Returns:
+            (encodings as of the call, outputs of the attention layers [K, L, B, S, C]).
+        """
         b, s, _ = tokens.shape
         t = self.token_norm(tokens.astype(jnp.float32))
         normed = self.adaln_norm(t)
@@ -80,25 +95,28 @@ class CameraHead(nnx.Module):
             x, attended = modules[0](x, cores[0], layouts)
             return x, attended
 
-        def refine(raw: jax.Array, previous: jax.Array) -> jax.Array:
+        def refine(raw: jax.Array, previous: jax.Array) -> tuple[jax.Array, jax.Array]:
             e = nnx.silu(self.embed_pose(previous))
             shift, scale, gate = jnp.split(self.pose_modulation(e), 3, axis=-1)
             h = gate * (normed * (1 + scale) + shift) + t
-            h, _ = scan_stacks(block, h, [self.trunk], [self.cores], self.runs)
-            return raw + self.pose_branch(self.trunk_norm(h))
+            h, outputs = scan_stacks(block, h, [self.trunk], [self.cores], self.runs)
+            return raw + self.pose_branch(self.trunk_norm(h)), outputs
 
         empty = self.empty_pose_tokens[...].astype(jnp.float32)
-        raw = refine(jnp.zeros((b, s, POSE_DIM)), jnp.broadcast_to(empty, (b, s, POSE_DIM)))
+        first = refine(jnp.zeros((b, s, POSE_DIM)), jnp.broadcast_to(empty, (b, s, POSE_DIM)))
 
-        def step(raw: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        def step(raw: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             raw = lax.stop_gradient(raw)
-            new = refine(raw, raw)
-            return new, new
+            new, outputs = refine(raw, raw)
+            return new, (new, outputs)
 
         count = self.config.num_iterations if iterations is None else iterations
-        _, rest = lax.scan(step, raw, length=count - 1)
-        every = jnp.concatenate([raw[None], rest])
-        return jnp.concatenate([every[..., :7], nnx.relu(every[..., 7:])], axis=-1)
+        _, rest = lax.scan(step, first[0], length=count - 1)
+        every, outputs = (
+            jnp.concatenate([x[None], others]) for x, others in zip(first, rest, strict=True)
+        )
+        every = jnp.concatenate([every[..., :7], nnx.relu(every[..., 7:])], axis=-1)
+        return every, outputs
 
 
 Activation = Literal[
@@ -177,6 +195,7 @@ def run_frames(
     special: int,
     frame_chunk: int,
     grid: tuple[int, int],
+    remat: bool = False,
 ) -> jax.Array:
     """A DPT head over all frames, a chunk at a time.
 
@@ -187,6 +206,7 @@ def run_frames(
         special: tokens per view before the patches.
         frame_chunk: frames whose maps are in memory together.
         grid: patch grid (h, w).
+        remat: see `map_frames`.
 
     Returns:
         [B, S, H, W, outputs] (or the feature maps).
@@ -196,27 +216,46 @@ def run_frames(
     def one(frame: jax.Array) -> jax.Array:
         return nnx.merge(graph, state)([frame[:, i, special:] for i in levels], grid)[0]
 
-    return map_frames(one, tokens, frame_chunk)
+    return map_frames(one, tokens, frame_chunk, remat)
 
 
-def map_frames(one: Callable[[jax.Array], Any], tokens: jax.Array, frame_chunk: int) -> Any:
+def map_frames(
+    one: Callable[[jax.Array], Any], tokens: jax.Array, frame_chunk: int, remat: bool = False
+) -> Any:
     """A function of one frame over all frames, a chunk at a time.
 
     Args:
-        one: [1, K, P, C] -> arrays [1, ...].
+        one: [n, K, P, C] -> arrays [n, ...]; n is `frame_chunk` times the devices that the frames
+            are spread over, and once what is left over.
         tokens: [B, S, K, P, C].
-        frame_chunk: frames whose results are computed together.
+        frame_chunk: frames whose results a device computes together.
+        remat: whether a gradient keeps only the tokens and computes the chunks again, instead of
+            keeping all that is in them: the maps of a frame are many times as large as its tokens.
 
     Returns:
         Arrays [B, S, ...].
     """
-    b, s = tokens.shape[:2]
+    if remat:
+        one = jax.checkpoint(one)
+    frames = by_device(tokens)
+    devices, count, *rest = frames.shape
+    chunk = min(frame_chunk, count)
+    turns = count // chunk
 
-    def alone(frame: jax.Array) -> Any:
-        return jax.tree.map(lambda x: x[0], one(frame[None]))
+    def together(part: jax.Array) -> Any:
+        """[devices, n, ...] -> results [devices, n, ...]."""
+        maps = one(part.reshape(-1, *rest))
+        return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), maps)
 
-    frames = tokens.reshape(b * s, *tokens.shape[2:])
-    chunk = min(frame_chunk, b * s)
-    # A batch size of one would be the same loop with a copy of all frames.
-    maps = lax.map(alone, frames, batch_size=chunk if chunk > 1 else None)
-    return jax.tree.map(lambda x: x.reshape(b, s, *x.shape[1:]), maps)
+    if turns == 1:
+        maps = together(frames[:, :chunk])
+    else:
+        parts = frames[:, : turns * chunk].reshape(devices, turns, chunk, *rest)
+        maps = lax.map(together, parts.swapaxes(0, 1))
+        maps = jax.tree.map(
+            lambda x: x.swapaxes(0, 1).reshape(devices, turns * chunk, *x.shape[3:]), maps
+        )
+    if turns * chunk < count:
+        last = together(frames[:, turns * chunk :])
+        maps = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), maps, last)
+    return jax.tree.map(lambda x: by_view(x, *tokens.shape[:2]), maps)

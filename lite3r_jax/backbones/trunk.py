@@ -24,6 +24,7 @@ def alternate(
     read: Sequence[int],
     dtype: Any,
     taps: Collection[str] = (),
+    remat: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Pairs of a frame block and a global block; the residual stream passes through both.
 
@@ -40,6 +41,7 @@ def alternate(
         read: indices of the pairs that are kept, ascending, the last pair among them.
         dtype: of what is kept.
         taps: names of intermediates to return.
+        remat: see `scan_stacks`; a pair is one layer.
 
     Returns:
         (tokens [B, S, K, P, 2C] in `dtype`: output of the frame block and of the global block, side
@@ -67,5 +69,5 @@ def alternate(
         return (y, kept), {name: t for name, t in every.items() if name in taps}
 
     kept = jnp.zeros((b, s, len(read), p, 2 * c), dtype)
-    (_, kept), ys = scan_stacks(body, (x, kept), blocks, cores, plan_runs)
+    (_, kept), ys = scan_stacks(body, (x, kept), blocks, cores, plan_runs, remat)
     return kept, ys

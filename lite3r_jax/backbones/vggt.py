@@ -137,13 +137,14 @@ class Aggregator(nnx.Module):
         return jnp.concatenate([special, patches], axis=2)
 
     def __call__(
-        self, images: jax.Array, taps: Collection[str] = ()
+        self, images: jax.Array, taps: Collection[str] = (), remat: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Run encoder and trunk.
 
         Args:
             images: [B, S, H, W, 3] in [0, 1].
             taps: names of intermediates to return, see `TAPS`.
+            remat: see `scan_stacks`.
 
         Returns:
             (tokens [B, S, K, P, 2C] in the compute dtype: frame and global stream, side by side, of
@@ -152,7 +153,7 @@ class Aggregator(nnx.Module):
         b, s, height, width, _ = images.shape
         grid = (height // self.patch, width // self.patch)
         flat = normalise(images).reshape(b * s, height, width, 3)
-        patches, out = self.patch_embed(flat, taps)
+        patches, out = self.patch_embed(flat, taps, remat)
         c = patches.shape[-1]
         x = self.tokens(patches.reshape(b, s, -1, c))
         out |= {n: t for n, t in {"patch/norm": patches, "trunk/tokens": x}.items() if n in taps}
@@ -170,6 +171,7 @@ class Aggregator(nnx.Module):
             read=self.read,
             dtype=self.dtype,
             taps=taps,
+            remat=remat,
         )
         return kept, out | ys
 
@@ -206,6 +208,7 @@ TAPS = {
     "global/blocks": "[L, B, S, P, C] output of every global block",
     "global/attn": "[L, B, S, P, C] output of its attention layer",
     "camera/pose_enc": "[K, B, S, 9] pose encoding after every iteration",
+    "camera/attn": "[K, J, B, S, 2C] output of the J attention layers of the camera trunk",
     "track/features": "[B, S, H/2, W/2, F] feature maps of the tracker",
     "track/coords": "[I, B, S, N, 2] tracks in pixels after every iteration",
 }
@@ -285,6 +288,7 @@ class VGGT(nnx.Module):
         *,
         taps: Collection[str] = (),
         frame_chunk: int = 1,
+        remat: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape.
 
@@ -296,6 +300,9 @@ class VGGT(nnx.Module):
             taps: names of intermediates to return, from `TAPS`, which gives their shapes.
             frame_chunk: frames that the dense heads handle at a time: memory against speed, the
                 result is the same.
+            remat: for training: whether the gradient computes layers and dense heads again instead
+                of keeping all that is in them. Memory against about a third more time; values are
+                the same.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -308,14 +315,25 @@ class VGGT(nnx.Module):
         check_call(taps, TAPS, frame_chunk)
         if query_points is not None and "track" not in self.heads:
             raise InputError("query_points need the track head, which this model was built without")
-        absent = [] if "camera" in self.heads else ["camera/pose_enc"]
+        absent = [] if "camera" in self.heads else ["camera/attn", "camera/pose_enc"]
         absent += [] if query_points is not None else ["track/features", "track/coords"]
         if missing := sorted(set(taps) & set(absent)):
             raise InputError(
                 f"taps {missing} need the camera head, or query_points; add or drop them"
             )
         graph, state = nnx.split(self)
-        return _forward(graph, state, images, query_points, tuple(sorted(taps)), frame_chunk)
+        choices = (tuple(sorted(taps)), frame_chunk, remat)
+        return _forward(graph, state, images, query_points, choices)
+
+    @property
+    def plan(self) -> Plan:
+        """Attention strategy of every site."""
+        return self._sites[0]
+
+    @property
+    def sites(self) -> dict[Role, int]:
+        """Number of attention layers of every role."""
+        return dict(self._sites[1])
 
     def attention(self) -> dict[str, str]:
         """Strategy and kernel of every role on this machine, for reports."""
@@ -337,17 +355,17 @@ class VGGT(nnx.Module):
         self,
         images: jax.Array,
         query_points: jax.Array | None,
-        taps: tuple[str, ...],
-        frame_chunk: int,
+        choices: tuple[tuple[str, ...], int, bool],
     ) -> tuple[Prediction, dict[str, jax.Array]]:
+        taps, frame_chunk, remat = choices
         config = self.config
         size = images.shape[2:4]
         grid = (size[0] // config.patch_size, size[1] // config.patch_size)
-        kept, out = self.aggregator(images, taps)
+        kept, out = self.aggregator(images, taps, remat)
         found: dict[str, Any] = {}
 
         if "camera" in self.heads:
-            pose_encs = self.camera_head(kept[:, :, -1, 0])
+            pose_encs, out["camera/attn"] = self.camera_head.attended(kept[:, :, -1, 0])
             out["camera/pose_enc"] = pose_encs
             found["pose_enc"] = pose_encs[-1]
             found["extrinsics"], found["intrinsics"] = geometry.pose_encoding_to_cameras(
@@ -358,7 +376,8 @@ class VGGT(nnx.Module):
         levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
 
         def dense(head: DPT) -> jax.Array:
-            return run_frames(head, kept, levels, self.aggregator.special, frame_chunk, grid)
+            special = self.aggregator.special
+            return run_frames(head, kept, levels, special, frame_chunk, grid, remat)
 
         if "depth" in self.heads:
             logits = dense(self.depth_head)
@@ -375,9 +394,9 @@ class VGGT(nnx.Module):
         return Prediction(**found), {name: x for name, x in out.items() if name in taps}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _forward(graph, state, images, query_points, taps, frame_chunk):
-    return nnx.merge(graph, state)._run(images, query_points, taps, frame_chunk)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _forward(graph, state, images, query_points, choices):
+    return nnx.merge(graph, state)._run(images, query_points, choices)
 
 
 # Keys of the JSON form that describe a test run and not the model.
@@ -457,4 +476,5 @@ BACKBONE = Backbone(
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     build=VGGT,
+    taps=TAPS,
 )

@@ -47,6 +47,14 @@ class Attention(nnx.Module):
         self.q_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
         self.k_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
 
+    def pack(self, x: jax.Array) -> jax.Array:
+        """Queries, keys and values side by side: [B, T, C] -> [B, T, 3C]."""
+        return self.qkv(x)
+
+    def unpack(self, o: jax.Array) -> jax.Array:
+        """What the strategy gave, [B, T, N, D], to the layer's output [B, T, C]."""
+        return self.proj(o.reshape(*o.shape[:2], -1))
+
     def project(
         self, x: jax.Array, rope: RopeTable | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -60,7 +68,8 @@ class Attention(nnx.Module):
             q, k, v, each [B, T, N, D] in the compute dtype.
         """
         b, t, _ = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, t, 3, self.heads, self.head_dim), 2, 0)
+        packed = self.pack(x).reshape(b, t, 3, self.heads, self.head_dim)
+        q, k, v = jnp.moveaxis(packed, 2, 0)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
@@ -89,5 +98,4 @@ class Attention(nnx.Module):
         """
         aux = core.prepare(x, self, layouts)
         q, k, v = self.project(x, rope)
-        o = core(q, k, v, layouts, aux=aux, shared=shared)
-        return self.proj(o.reshape(*o.shape[:2], -1))
+        return self.unpack(core(q, k, v, layouts, aux=aux, shared=shared))

@@ -116,6 +116,7 @@ def scan_stacks(
     stacks: Sequence[nnx.Module],
     cores: Sequence[Sequence[AttentionCore]],
     plan_runs: Sequence[Run],
+    remat: bool = False,
 ) -> tuple[Any, Any]:
     """Scan over layers, compiling each run of equal strategies once.
 
@@ -126,6 +127,8 @@ def scan_stacks(
         stacks: stacked modules that advance together, all of the same depth.
         cores: for each stack, its stacked core of every run.
         plan_runs: the runs, covering the whole depth.
+        remat: whether a gradient keeps only the carry of every layer and computes the layer again,
+            instead of keeping all that is in it.
 
     Returns:
         (carry, ys stacked over all layers).
@@ -142,6 +145,8 @@ def scan_stacks(
             their_cores = [nnx.merge(g, p) for g, p in zip(core_graphs, here_cores, strict=True)]
             return body(carry, index, modules, their_cores)
 
+        if remat:  # CSE stays prevented: XLA opens the loop of a run of one layer
+            step = jax.checkpoint(step)
         layers = slice(run.start, run.stop)
         # A slice copies the weights, so a run over all layers goes without.
         here = params if len(plan_runs) == 1 else jax.tree.map(lambda x, i=layers: x[i], params)

@@ -224,12 +224,10 @@ class _Run:
         bar = tqdm(total=self.options.steps, initial=done, unit="step", disable=not show or None)
         with bar:
             while done < last:
-                batch = clock.wait(lambda: next(self.batches))
-                names = [str(sample) for sample in batch.samples]
-                arrays = place_batch(
-                    batch.arrays(), self.trainer.mesh, self.trainer.options.accumulate
-                )
+                names, batch = clock.wait(self._read)
+                arrays = place_batch(batch, self.trainer.mesh, self.trainer.options.accumulate)
                 self.state, metrics = self.trainer.step(self.state, self.trainer.frozen, arrays)
+                clock.stepped(metrics)
                 done += 1
                 queue.append((done, names, metrics))
                 if len(queue) > 1:  # the devices work on the newest while the one before is read
@@ -246,8 +244,10 @@ class _Run:
                 if save or best:
                     self.save(done, best)
                 self._note_saved(self.checkpoints.poll())
-                if done % (100 * self.options.log_every) == 0 or done == last or stop:
-                    self.events.event("speed", step=done, **clock.facts())
+                if (done % (100 * self.options.log_every) == 0 or done == last or stop) and (
+                    speed := clock.facts()
+                ):
+                    self.events.event("speed", step=done, **speed)
                 bar.update()
                 if stop and done < last:
                     break
@@ -258,6 +258,10 @@ class _Run:
         reason = "done" if done >= self.options.steps else "until"
         self.events.event(reason, step=done)
         return Outcome(self.state, reason)
+
+    def _read(self) -> tuple[list[str], Mapping[str, Any]]:
+        batch = next(self.batches)
+        return [str(sample) for sample in batch.samples], batch.arrays()
 
     def save(self, step: int, best: bool) -> None:
         """Begin a checkpoint."""
@@ -377,9 +381,16 @@ class _Termination:
 
 
 class _Clock:
-    """Speed, and the share of the time that was spent waiting for data."""
+    """Speed, and the share of the time that was spent waiting for data.
+
+    The first step, which compiles, does not count.
+    """
 
     def __init__(self) -> None:
+        self._compiled = False
+        self._restart()
+
+    def _restart(self) -> None:
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def wait(self, get: Callable[[], Any]) -> Any:
@@ -388,16 +399,25 @@ class _Clock:
             return get()
         finally:
             self._waited += time.perf_counter() - start
-            self._steps += 1
+
+    def stepped(self, metrics: Any) -> None:
+        """A step was begun that will give these."""
+        self._steps += 1
+        if not self._compiled:
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self._restart()
 
     def facts(self) -> dict[str, float]:
-        """Of the time since the last call."""
+        """Of the time since the last call; nothing if there was no step."""
+        if not self._steps:
+            return {}
         spent = time.perf_counter() - self._start
         found = {
             "steps_per_second": round(self._steps / spent, 4),
             "input_share": round(self._waited / spent, 4),
         }
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._restart()
         return found
 
 

@@ -19,11 +19,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.spread import SCENES, VIEWS
 from lite3r_jax.train.parameters import matching
 
-AXES = ("data", "fsdp", "view")
-SCENES = ("data", "fsdp")
-"""The axes that the scenes of a batch are split over."""
+AXES = (*SCENES, *VIEWS)
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Put arrays, which every process holds whole and equal, where they belong."""
+    """Put arrays, which every process holds whole and equal, where they belong.
 
-    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+    Shapes stay shapes, with their shardings.
+    """
+
+    def one(x: Any, sharding: NamedSharding) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         host = np.asarray(x)

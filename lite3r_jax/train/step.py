@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,21 @@ LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 A scalar whose name begins with `nonfinite` says how many values of a prediction were not finite;
 anything but 0 makes the step be skipped.
 """
+
+
+@runtime_checkable
+class ScheduledLoss(Protocol):
+    """An objective that changes in the course of the run; as a `LossFn` it is that of the end."""
+
+    def __call__(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """See `LossFn`."""
+        ...
+
+    def at(self, step: jax.Array) -> LossFn:
+        """The objective after so many steps (int32, traced)."""
+        ...
+
+
 StepFn = Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]
 
 
@@ -79,7 +94,7 @@ def make_step(
 
     Args:
         layout: of the model, from `parameters.split`.
-        loss_fn: the objective.
+        loss_fn: the objective, or a `ScheduledLoss`.
         optimiser: gets gradients that are clipped already.
         options: see there.
         rate: learning rate by updates, for the metrics.
@@ -89,9 +104,9 @@ def make_step(
         the step was skipped), skipped, in_row, rate, and those of the loss.
     """
 
-    def slope(params: Arrays, frozen: Arrays, batch: Batch, key: jax.Array) -> Any:
+    def slope(now: LossFn, params: Arrays, frozen: Arrays, batch: Batch, key: jax.Array) -> Any:
         def objective(params: Arrays) -> tuple[jax.Array, Metrics]:
-            loss, metrics = loss_fn(layout.merge(params, frozen), batch, key)
+            loss, metrics = now(layout.merge(params, frozen), batch, key)
             loss = loss.astype(jnp.float32)
             return loss, {name: x.astype(jnp.float32) for name, x in metrics.items()} | {
                 "loss": loss
@@ -100,22 +115,24 @@ def make_step(
         grads, metrics = jax.grad(objective, has_aux=True)(params)
         return grads, metrics
 
-    def mean_slope(params: Arrays, frozen: Arrays, batch: Batch, key: jax.Array) -> Any:
+    def mean_slope(
+        now: LossFn, params: Arrays, frozen: Arrays, batch: Batch, key: jax.Array
+    ) -> Any:
         parts = options.accumulate
         if parts == 1:
-            return slope(params, frozen, batch, key)
+            return slope(now, params, frozen, batch, key)
         # Every parts-th scene: the scenes of a part then lie on all devices, as those of the batch.
         cut = jax.tree.map(
             lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
         )
 
         def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            found = slope(params, frozen, part[0], part[1])
+            found = slope(now, params, frozen, part[0], part[1])
             return jax.tree.map(jnp.add, total, found), None
 
         keys = jax.random.split(key, parts)
         first = (jax.tree.map(lambda x: x[0], cut), keys[0])
-        shapes = jax.eval_shape(lambda part: slope(params, frozen, *part), first)
+        shapes = jax.eval_shape(lambda part: slope(now, params, frozen, *part), first)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zero, (cut, keys))
         return jax.tree.map(lambda x: x / parts, total)
@@ -124,7 +141,8 @@ def make_step(
         import optax
 
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grads, metrics = mean_slope(state.params, frozen, batch, key)
+        now = loss_fn.at(state.step) if isinstance(loss_fn, ScheduledLoss) else loss_fn
+        grads, metrics = mean_slope(now, state.params, frozen, batch, key)
         norm = _norm(grads)
         good, guard = _judge(state, metrics, norm, options)
         if options.clip:
@@ -205,28 +223,39 @@ def state_shardings(state: Any, params: Mapping[str, Any]) -> Any:
     )
 
 
-def compile_step(step: StepFn, shardings: Any) -> StepFn:
-    """The step under `jit`, compiled once per shape of the batch.
+class CompiledStep:
+    """The step under `jit` on a mesh, compiled once per shape of the batch.
 
     The state that goes in is given away: its buffers become those of the state that comes out.
-
-    Args:
-        step: from `make_step`.
-        shardings: from `state_shardings`, so that every state lies like the one before it.
     """
-    mesh = shardings.step.mesh
 
-    def pinned(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, frozen, batch)
-        return jax.lax.with_sharding_constraint(new, shardings), metrics
+    def __init__(self, step: StepFn, shardings: Any):
+        """Nothing is compiled yet.
 
-    compiled = jax.jit(pinned, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        Args:
+            step: from `make_step`.
+            shardings: from `state_shardings`, so that every state lies like the one before it.
+        """
+        self.mesh = shardings.step.mesh
 
-    def run(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.set_mesh(mesh):
-            return compiled(state, frozen, batch)
+        def pinned(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
+            new, metrics = step(state, frozen, batch)
+            return jax.lax.with_sharding_constraint(new, shardings), metrics
 
-    return run
+        out = (shardings, replicated(self.mesh))
+        self._compiled = jax.jit(pinned, donate_argnums=0, out_shardings=out)
+
+    def __call__(
+        self, state: TrainState, frozen: Arrays, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        """See `StepFn`."""
+        with jax.set_mesh(self.mesh):
+            return self._compiled(state, frozen, batch)
+
+    def lower(self, state: Any, frozen: Any, batch: Any) -> jax.stages.Lowered:
+        """For shapes with shardings, which may be on devices that are only described."""
+        with jax.set_mesh(self.mesh):
+            return self._compiled.lower(state, frozen, batch)
 
 
 def first_state(

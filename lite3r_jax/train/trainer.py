@@ -14,10 +14,9 @@ from lite3r_jax.train.sharding import MeshOptions, ShardingRule, make_mesh, para
 from lite3r_jax.train.sharding import place as place_arrays
 from lite3r_jax.train.state import TrainState
 from lite3r_jax.train.step import (
+    CompiledStep,
     LossFn,
-    StepFn,
     StepOptions,
-    compile_step,
     first_state,
     make_step,
     state_shardings,
@@ -47,7 +46,7 @@ class Trainer:
     frozen: Arrays
     optimiser: "optax.GradientTransformation"
     first: Callable[[Arrays], TrainState]
-    step: StepFn
+    step: CompiledStep
     shardings: Any
     options: StepOptions
 
@@ -90,7 +89,8 @@ def make_trainer(
 
     Args:
         model: with its weights. Its compute dtype is its own; float32 parameters with bfloat16
-            compute keep float32 gradients and optimiser.
+            compute keep float32 gradients and optimiser. With shapes instead of arrays, and a mesh
+            that may be of described devices, the step can be lowered and not run.
         loss_fn: see `step.LossFn`.
         steps: of the whole run, for the learning rate.
         optimiser: which.
@@ -121,7 +121,7 @@ def make_trainer(
         frozen=place_arrays(frozen, {path: where[path] for path in frozen}),
         optimiser=transform,
         first=jax.jit(first, out_shardings=shardings),
-        step=compile_step(step, shardings),
+        step=CompiledStep(step, shardings),
         shardings=shardings,
         options=options,
     )

@@ -135,3 +135,31 @@ def test_layer_norm_keeps_its_digits_far_from_zero(mean):
     got = layer_norm(512, 1e-5, rngs=nnx.Rngs(0))(x.astype(np.float32))
     # Rounding the input itself costs 2^-24 of the mean.
     np.testing.assert_allclose(got, want, atol=1e-6 + mean * 2e-7)
+
+
+def test_remat_changes_no_value_and_keeps_less():
+    graph, state = nnx.split(stack(lambda r: nnx.Linear(8, 8, rngs=r), 12, nnx.Rngs(0)))
+    plan_runs = runs(Plan().specs("frame", 12))
+    cores = build_cores(plan_runs, 0, 2, 4, jnp.float32, nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (4096, 8))
+
+    def loss(state, x, remat):
+        def body(x, index, modules, here):
+            del index, here
+            y = modules[0](x)
+            return x + jnp.sin(jnp.cos(y) * jnp.exp(-y * y)), ()
+
+        y, _ = scan_stacks(body, x, [nnx.merge(graph, state)], [cores], plan_runs, remat)
+        return (y**2).sum()
+
+    found, memory = [], []
+    for remat in (False, True):
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+        compiled = compiled.lower(state, x, remat).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        found.append(jax.tree.leaves(compiled(state, x)))
+    np.testing.assert_array_equal(found[1][0], found[0][0])
+    for got, want in zip(found[1][1:], found[0][1:], strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    carries = 12 * x.nbytes
+    assert memory[1] < 1.5 * carries < 3 * carries < memory[0]

@@ -8,6 +8,7 @@ the run of as many steps that nobody killed. Prints what was seen as JSON; the e
 anything was lost.
 """
 
+import importlib
 import json
 import os
 import random
@@ -95,6 +96,8 @@ def wait_for(what, pid: int) -> None:
 def main(kills: int, seed: int) -> int:
     rng = random.Random(seed)
     seen = {"kills": 0, "while_saving": 0, "committed_steps_lost": 0, "most_steps_repeated": 0}
+    for name in ("optax", "orbax.checkpoint", "tqdm"):  # once, instead of in every child
+        importlib.import_module(name)
     with tempfile.TemporaryDirectory() as parent:
         # Children compile the same step; only the first has to.
         jax.config.update("jax_compilation_cache_dir", f"{parent}/compiled")
@@ -106,7 +109,7 @@ def main(kills: int, seed: int) -> int:
             wait_for(lambda n=number: len(starts(folder)) > n, pid)
             if starts(folder)[-1] < wanted:
                 seen["committed_steps_lost"] += 1
-            target = wanted + rng.randint(1, 3 * EVERY)
+            target = wanted + rng.randint(1, 6 * EVERY)
             wait_for(lambda t=target: last_step(folder) >= t, pid)
             if number % 2:
                 wait_for(lambda: under_way(folder), pid)

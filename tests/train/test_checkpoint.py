@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -142,12 +143,13 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(copy):
 
 @pytest.mark.parametrize("cases", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_every_flipped_bit_truncation_and_deletion_is_found(copy, cases):
-    rng = random.Random(cases)
+    rng, counts = random.Random(cases), Counter()
     folder = copy / "checkpoints" / "20"
     for _ in range(cases):
         path = rng.choice(files(folder))
         was = path.read_bytes()
         kind = rng.choice(["flip"] * 6 + ["cut", "delete", "grow"] if was else ["delete", "grow"])
+        counts[kind] += 1
         if kind == "flip":
             place, bit = rng.randrange(len(was)), 1 << rng.randrange(8)
             path.write_bytes(was[:place] + bytes([was[place] ^ bit]) + was[place + 1 :])
@@ -160,6 +162,7 @@ def test_every_flipped_bit_truncation_and_deletion_is_found(copy, cases):
         assert damage(folder) is not None, f"{kind} {path.name}"
         path.write_bytes(was)
         assert damage(folder) is None
+    assert counts["flip"] > cases / 2 and min(counts.values()) > cases / 20
     (folder / "arrays" / "new").write_bytes(b"")
     assert damage(folder) == "arrays/new does not belong to it"
 

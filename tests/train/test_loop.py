@@ -1,9 +1,11 @@
 """The loop: continued runs are the runs that were never stopped, and what stops a run."""
 
+import dataclasses
 import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -100,6 +102,29 @@ def test_checkpoints_of_the_schedule_the_best_and_the_end_are_there(trainer, str
     assert {line["step"] for line in events(folder, "saved")} >= {5, 7, 10, 14, 20}
     go(trainer, tmp_path, options=LoopOptions(STEPS), evaluate=None)
     assert Checkpoints(tmp_path).steps() == [14, 20]
+
+
+def test_speed_and_waiting_are_reported_without_the_step_that_compiles(
+    trainer, tmp_path, monkeypatch
+):
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("lite3r_jax.train.loop.time", clock)
+
+    class Slow(ToyBatches):
+        def __next__(self):
+            now[0] += 3
+            return super().__next__()
+
+    def step(*arguments):
+        now[0] += 1
+        return trainer.step(*arguments)
+
+    go(dataclasses.replace(trainer, step=step), tmp_path, Slow(), until=1)
+    assert events(tmp_path, "speed") == []
+    go(dataclasses.replace(trainer, step=step), tmp_path, Slow())
+    (found,) = events(tmp_path, "speed")
+    assert (found["step"], found["steps_per_second"], found["input_share"]) == (STEPS, 0.25, 0.75)
 
 
 def test_sigterm_saves_and_says_so(trainer, straight, tmp_path):

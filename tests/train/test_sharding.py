@@ -96,11 +96,13 @@ def test_batches_that_the_mesh_does_not_divide_are_refused():
 
 PROGRAM = textwrap.dedent("""
     import json, sys
-    import jax, numpy as np
+    import jax, jax.numpy as jnp, numpy as np
+    from lite3r_jax.backbones.heads import map_frames
     from lite3r_jax.errors import InputError
     from lite3r_jax.train.sharding import MeshOptions, check_batch, make_mesh, place_batch
     from lite3r_jax.train.step import StepOptions
     from tests.train.toy import ToyBatches, toy_trainer
+    from tools.benchmark.collectives import collectives
 
     def run(data, fsdp, view, accumulate=1):
         mesh = make_mesh(MeshOptions(data, fsdp, view), jax.devices()[: data * fsdp * view])
@@ -116,12 +118,28 @@ PROGRAM = textwrap.dedent("""
         assert moment.sharding == kernel.sharding
         return metrics, {k: np.asarray(x).tolist() for k, x in state.params.items()}, share
 
+    def frames():
+        # Frames of a loop, on the devices where they are: what comes back, and what is sent.
+        mesh = make_mesh(MeshOptions(2, 2, 2))
+        x = np.random.default_rng(0).standard_normal((8, 6, 2, 3, 5)).astype(np.float32)
+
+        def one(frame):
+            return jnp.tanh(frame).sum((1, 3))
+
+        with jax.set_mesh(mesh):
+            here = place_batch({"x": x}, mesh)["x"]
+            call = jax.jit(jax.grad(lambda t: (map_frames(one, t, 2, remat=True) ** 2).sum()))
+            compiled = call.lower(here).compile()
+            got = map_frames(one, here, 2)
+        error = np.abs(got - one(x.reshape(48, 2, 3, 5)).reshape(8, 6, 3)).max()
+        return float(error), [vars(c) for c in collectives(compiled.as_text())]
+
     meshes = json.loads(sys.argv[1])
     try:
         check_batch({"x": np.zeros((8, 3, 2))}, make_mesh(MeshOptions(view=2)))
     except InputError as error:
         refused = str(error)
-    print(json.dumps([[run(*mesh) for mesh in meshes], refused]))
+    print(json.dumps([[run(*mesh) for mesh in meshes], refused, frames()]))
 """)
 
 
@@ -148,7 +166,9 @@ def test_values_on_every_mesh_are_those_of_one_device(meshes):
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
-    found, refused = json.loads(run.stdout)
+    found, refused, (frames_error, sent) = json.loads(run.stdout)
+    assert frames_error < 1e-5
+    assert sent == [], "frames stay on their devices"
     assert "scenes of 3 views: do not divide by 2 devices of the mesh axis view" in refused
     metrics, params, _ = found[0]
     first = {path: np.array(x) for path, x in params.items()}

@@ -145,6 +145,7 @@ def main():
         evaluate=toy_evaluate if evaluates else None,
         until=given.until,
     )
+    print(outcome.reason, int(outcome.state.step), flush=True)
     if given.port:
         jax.distributed.shutdown()
     return 75 if outcome.reason == "terminated" else 0

@@ -29,6 +29,7 @@ from lite3r_jax.backbones.da3.cameras import (
     world_to_camera_encoding,
 )
 from lite3r_jax.backbones.da3.config import DA3Config, config_from_json, config_to_json
+from lite3r_jax.backbones.da3.known_cameras import normalise as normalise_cameras
 from lite3r_jax.backbones.da3.rays import RayHead, cameras_from_rays
 from lite3r_jax.backbones.da3.reference_view import Strategy, check_strategy
 from lite3r_jax.backbones.da3.trunk import Trunk
@@ -59,6 +60,9 @@ TAPS = {
 
 class DA3(nnx.Module):
     """The model. `prediction, taps = model(images)`."""
+
+    # cameras of one scene to the extrinsics that the call takes
+    normalise_cameras = staticmethod(normalise_cameras)
 
     def __init__(
         self,
@@ -132,16 +136,17 @@ class DA3(nnx.Module):
         rays: bool = False,
         taps: Collection[str] = (),
         frame_chunk: int = 1,
+        remat: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
 
         The world frame is the model's own, near the reference view's camera. Predicted cameras are
-        the model's also where known cameras went in; `known_cameras.align` brings them together.
+        the model's also where known cameras went in; `infer.alignment.align` brings them together.
 
         Args:
             images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of the patch size.
             extrinsics: [B, S, 3, 4] or [B, S, 4, 4] world-to-camera of known cameras, as
-                `known_cameras.normalise` gives them.
+                `normalise_cameras` gives them.
             intrinsics: [B, S, 3, 3] of known cameras, in pixels of the images.
             reference: which view comes first, see `select_reference`; of 3 or more views without
                 known cameras.
@@ -150,6 +155,9 @@ class DA3(nnx.Module):
             taps: names of intermediates to return, from `TAPS`, which gives their shapes.
             frame_chunk: frames that the dense heads handle at a time: memory against speed, the
                 result is the same.
+            remat: for training: whether the gradient computes layers and dense heads again instead
+                of keeping all that is in them. Memory against about a third more time; values are
+                the same.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -182,8 +190,18 @@ class DA3(nnx.Module):
         if known:
             cameras = check_cameras(extrinsics, intrinsics, *images.shape[:2])
         graph, state = nnx.split(self)
-        choices = (reference, poses, bool(rays), tuple(sorted(taps)), frame_chunk)
+        choices = (reference, poses, bool(rays), tuple(sorted(taps)), frame_chunk, remat)
         return _forward(graph, state, images, cameras, choices)
+
+    @property
+    def plan(self) -> Plan:
+        """Attention strategy of every site."""
+        return self._sites[0]
+
+    @property
+    def sites(self) -> dict[Role, int]:
+        """Number of attention layers of every role."""
+        return dict(self._sites[1])
 
     def attention(self) -> dict[str, str]:
         """Strategy and kernel of every role on this machine, for reports."""
@@ -203,14 +221,14 @@ class DA3(nnx.Module):
         self,
         images: jax.Array,
         cameras: tuple[jax.Array, jax.Array] | None,
-        choices: tuple[Strategy, str, bool, tuple[str, ...], int],
+        choices: tuple[Strategy, str, bool, tuple[str, ...], int, bool],
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        reference, poses, rays, taps, frame_chunk = choices
+        reference, poses, rays, taps, frame_chunk, remat = choices
         size = (images.shape[2], images.shape[3])
         patch = self.config.patch_size
         grid = (size[0] // patch, size[1] // patch)
         prior = None if cameras is None else self.prior_head(*cameras, size)
-        encoded = self.trunk(normalise(images), prior, reference, taps)
+        encoded = self.trunk(normalise(images), prior, reference, taps, remat)
         layers = range(len(self.config.out_layers))
         out = dict(encoded.taps)
         if "features" in taps:
@@ -232,7 +250,7 @@ class DA3(nnx.Module):
                 depth, _ = self.depth_head.decode(maps, grid)
                 return depth, self.ray_head(maps, grid)[0] if with_rays else None
 
-            depth, ray = map_frames(dense, encoded.kept, frame_chunk)
+            depth, ray = map_frames(dense, encoded.kept, frame_chunk, remat)
             found["depth"], found["depth_conf"] = activate(encoded.restore(depth), "exp", "expp1")
             if ray is not None:
                 ray = activate(encoded.restore(ray), "linear", "expp1")
@@ -263,4 +281,5 @@ BACKBONE = Backbone(
     config_from_json=config_from_json,
     config_to_json=config_to_json,
     build=DA3,
+    taps=TAPS,
 )

@@ -142,6 +142,7 @@ class Trunk(TokenEmbed):
         camera_tokens: jax.Array | None,
         reference: Strategy,
         taps: Collection[str] = (),
+        remat: bool = False,
     ) -> Encoded:
         """Encode views.
 
@@ -151,6 +152,7 @@ class Trunk(TokenEmbed):
                 their order.
             reference: strategy of choice; scenes of less than 3 views keep their order.
             taps: names of intermediates to return.
+            remat: see `scan_stacks`.
 
         Returns:
             See `Encoded`. Taps: `trunk/tokens` [B, S, P, C], input of the first block;
@@ -178,7 +180,7 @@ class Trunk(TokenEmbed):
             return x, ys | ({"class": x[:, 0]} if choose else {})
 
         x, early_ys = scan_stacks(
-            early, x, [self.early_blocks], [self.early_cores], self.early_runs
+            early, x, [self.early_blocks], [self.early_cores], self.early_runs, remat
         )
         x = x.reshape(b, s, p, c)
 
@@ -205,7 +207,12 @@ class Trunk(TokenEmbed):
         ys = [early_ys]
         if self.lead_blocks is not None:
             x, lead_ys = scan_stacks(
-                lead, x.reshape(b, s * p, c), [self.lead_blocks], [self.lead_cores], self.lead_runs
+                lead,
+                x.reshape(b, s * p, c),
+                [self.lead_blocks],
+                [self.lead_cores],
+                self.lead_runs,
+                remat,
             )
             x = x.reshape(b, s, p, c)
             ys.append(self._original_order(lead_ys, order))
@@ -219,6 +226,7 @@ class Trunk(TokenEmbed):
             read=self.read,
             dtype=self.dtype,
             taps=taps,
+            remat=remat,
         )
         ys.append(self._original_order(pair_ys, order))
         for name in BLOCK_TAPS:

@@ -1,0 +1,107 @@
+"""What the devices of a compiled program send each other, read from its HLO text."""
+
+import math
+import re
+from dataclasses import dataclass
+
+KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """An instruction.
+
+    Attributes:
+        kind: one of `KINDS`.
+        size: bytes of its result on one device.
+        times: how often it runs, by the trip counts of the loops around it.
+    """
+
+    kind: str
+    size: int
+    times: int
+
+
+def collectives(text: str) -> list[Collective]:
+    """Those of a program.
+
+    Args:
+        text: `jax.stages.Compiled.as_text()`.
+
+    Raises:
+        ValueError: a loop around one of them has no known trip count.
+    """
+    bodies, entry = _computations(text)
+    found: list[Collective] = []
+
+    def visit(name: str, times: int) -> None:
+        for line in bodies[name]:
+            operation = _OPERATION.match(line)
+            if operation is None:
+                continue
+            shape, kind = operation.groups()
+            # The result of an asynchronous one is that of its end.
+            kind = kind.removesuffix("-done")
+            if kind in KINDS:
+                found.append(Collective(kind, _bytes(shape), times))
+            turns = times
+            if kind == "while":
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+                turns = times * int(trips[1]) if trips else 0
+            for called in _CALLED.findall(line):
+                for inner in re.findall(r"[\w.\-]+", called):
+                    if inner in inside:
+                        if not turns:
+                            raise ValueError(
+                                f"a loop with collectives in an unknown number: {line}"
+                            )
+                        visit(inner, turns)
+
+    inside = _with_collectives(bodies)
+    visit(entry, 1)
+    return found
+
+
+_OPERATION = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z\-]+)\(")
+_CALLED = re.compile(
+    r"(?:body|calls|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """(lines of every computation by its name, name of the one that is run)."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
+        if head:
+            lines = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
+        else:
+            lines.append(line)
+    return bodies, entry
+
+
+def _with_collectives(bodies: dict[str, list[str]]) -> set[str]:
+    """Names of the computations that have some, or call one that has."""
+    calls = {
+        name: {inner for line in lines for called in _CALLED.findall(line)
+               for inner in re.findall(r"[\w.\-]+", called)}
+        for name, lines in bodies.items()
+    }  # fmt: skip
+    marks = tuple(f" {kind}{end}(" for kind in KINDS for end in ("", "-done"))
+    found = {
+        name for name, lines in bodies.items() if any(m in line for line in lines for m in marks)
+    }
+    while more := {name for name, inner in calls.items() if inner & found} - found:
+        found |= more
+    return found
+
+
+def _bytes(shape: str) -> int:
+    """f32[2,3]{1,0} or a tuple of such -> their bytes."""
+    total = 0
+    for kind, bits, sizes in re.findall(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]", shape):
+        width = 1 if kind == "pred" else math.ceil(int(bits) / 8)
+        total += width * math.prod(int(n) for n in sizes.split(",") if n)
+    return total

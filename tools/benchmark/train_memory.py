@@ -1,0 +1,179 @@
+"""Memory and communication of a training step, by compiling it for H200s without one.
+
+    JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --views 2 8 24
+    JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --data 1 --fsdp 4 --views 8
+
+The step is that of `--mode=train`: bfloat16 compute, float32 parameters, AdamW, the multitask loss.
+The model is VGGT-1B with camera and depth heads, or has the sizes in --config. Needs
+jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, no GPU and no driver. cuDNN cannot be
+compiled for that way, so attention has its blocked form, and Triton GEMMs are off because nothing
+can be tuned.
+
+With --here the step is compiled for the devices of this machine instead.
+
+Memory is XLA's plan for one device; parameters, optimiser and batch are its arguments. Bytes of
+collectives are what one device gets from them in one step.
+"""
+
+import argparse
+import functools
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from lite3r_jax import InputError
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.train.optimiser import OptimiserOptions
+from lite3r_jax.train.sharding import MeshOptions, batch_shardings, check_batch, make_mesh
+from lite3r_jax.train.step import LossFn, StepOptions
+from lite3r_jax.train.task import LossOptions, task_loss
+from lite3r_jax.train.trainer import Trainer, make_trainer
+from lite3r_jax.weights import strict_json
+from tools.benchmark.collectives import Collective, collectives
+
+GIB = 2**30
+
+
+def main() -> None:
+    """Parse, compile, print one line per number of views."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, help="JSON sizes of a VGGT; VGGT-1B without it")
+    parser.add_argument("--views", type=int, nargs="+", default=[2])
+    parser.add_argument("--size", type=int, nargs=2, default=[518, 518], metavar=("H", "W"))
+    parser.add_argument("--scenes", type=int, help="of the whole batch; default: data x fsdp")
+    parser.add_argument("--data", type=int, default=1)
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--view", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--frame-chunk", type=int, default=1)
+    parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--trainable", default=".*", help="regular expression")
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--here", action="store_true", help="for the devices of this machine")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compile the step for every number of views, print what XLA says of it."""
+    mesh = make_mesh(
+        MeshOptions(args.data, args.fsdp, args.view),
+        None if args.here else described(args.data * args.fsdp * args.view),
+    )
+    trainer = make(args, mesh)
+    what = ["this machine" if args.here else "h200", args.dtype, f"remat {args.remat}"]
+    print(f"jax {jax.__version__}, compiled for {', '.join(what)}; mesh {dict(mesh.shape)}")
+    for views in args.views:
+        scenes = args.scenes or args.data * args.fsdp
+        start = time.perf_counter()
+        batch = shapes(scenes, views, args.size, mesh, args.accumulate)
+        lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
+        # No GPU, no tuning: XLA's own Triton GEMMs cannot choose their tiles.
+        compiled = lowered.compile(None if args.here else {"xla_gpu_enable_triton_gemm": False})
+        seconds = time.perf_counter() - start
+        m = compiled.memory_analysis()
+        assert m is not None, "XLA gives no memory plan for this device"
+        peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        peak += m.temp_size_in_bytes
+        print(
+            f"{scenes} scenes x {views} views x {args.size[0]} x {args.size[1]}: a device needs"
+            f" {peak / GIB:.2f} GiB (state and batch {m.argument_size_in_bytes / GIB:.2f},"
+            f" temporary {m.temp_size_in_bytes / GIB:.2f}); compiled in {seconds:.0f} s;"
+            f" {summary(collectives(compiled.as_text() or ''))}",
+            flush=True,
+        )
+
+
+def make(args: argparse.Namespace, mesh: Mesh) -> Trainer:
+    """The run, of a model without arrays."""
+    backbone = get_backbone("vggt")
+    config = backbone.default_config
+    if args.config is not None:
+        config = backbone.config_from_json(strict_json.read_object(args.config))
+    kinds = {
+        "heads": ("camera", "depth"),
+        "plan": Plan() if args.here else Plan(default=Dense("blocked")),
+        "dtype": jnp.dtype(args.dtype),
+        "param_dtype": jnp.float32,
+    }
+    model = nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=nnx.Rngs(0)))
+    return make_trainer(
+        model,
+        loss(args.frame_chunk, args.remat),
+        steps=1000,
+        optimiser=OptimiserOptions(),
+        options=StepOptions(accumulate=args.accumulate),
+        mesh=mesh,
+        trainable=(args.trainable,),
+    )
+
+
+def loss(frame_chunk: int, remat: bool) -> LossFn:
+    """The multitask loss."""
+    of_task = task_loss(LossOptions(kind="multitask", frame_chunk=frame_chunk))
+
+    def of_model(model: Any, batch: Any, key: jax.Array) -> Any:
+        return of_task(functools.partial(model, remat=remat), batch, key)
+
+    return of_model
+
+
+def described(count: int) -> list[Any]:
+    """H200s that are not there."""
+    from jax.experimental import topologies
+
+    text = (Path(__file__).parent / "h200.txtpb").read_text()
+    found = topologies.get_topology_desc(
+        platform="cuda", target_config=text, topology=f"1x1x{count}"
+    )
+    return list(found.devices)
+
+
+def shapes(
+    scenes: int, views: int, size: Sequence[int], mesh: Mesh, accumulate: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `data.pipeline` without its numbers."""
+    b, s, height, width = scenes, views, *size
+    batch = {
+        "images": jax.ShapeDtypeStruct((b, s, height, width, 3), jnp.float32),
+        "extrinsics": jax.ShapeDtypeStruct((b, s, 3, 4), jnp.float32),
+        "intrinsics": jax.ShapeDtypeStruct((b, s, 3, 3), jnp.float32),
+        "depth": jax.ShapeDtypeStruct((b, s, height, width), jnp.float32),
+        "mask": jax.ShapeDtypeStruct((b, s, height, width), jnp.bool_),
+    }
+    check_batch(batch, mesh, accumulate)
+    where = batch_shardings(batch, mesh)
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
+        for name, x in batch.items()
+    }
+
+
+def summary(found: list[Collective]) -> str:
+    """Number and bytes by kind."""
+    parts = []
+    for kind in sorted({one.kind for one in found}):
+        of_kind = [one for one in found if one.kind == kind]
+        count = sum(one.times for one in of_kind)
+        size = math.fsum(one.times * one.size for one in of_kind)
+        parts.append(f"{count} {kind} of {size / GIB:.3f} GiB")
+    return ", ".join(parts) or "no collectives"
+
+
+if __name__ == "__main__":
+    main()
