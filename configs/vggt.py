@@ -1,4 +1,4 @@
-"""VGGT-1B (arXiv 2503.11651).
+"""VGGT-1B (arXiv 2503.11651), and students of it.
 
 Photos or a video to cameras, depth, points and files that other programs open:
 
@@ -10,13 +10,147 @@ is downloaded and converted once (licence: CC-BY-NC-4.0, non-commercial).
 
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
 published weights: not yet measured.
+
+A student with sparse attention and simulated float8, distilled from these weights:
+
+    python -m lite3r_jax.main --config=configs/vggt.py --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=BLENDEDMVS --config.output=RUN
+
+BLENDEDMVS is the folder of its low-resolution set. RUN/student holds what was trained. Hardware:
+one GPU of 80 GB or more; time and expected result: not yet measured.
+
+The same without weights or data, on any machine:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:tiny --mode=train --config.output=RUN
+
+Hardware: 2 CPU cores; time and expected result: not yet measured.
+
+Lite3R as published (arXiv 2605.11354; its code trains in two stages, its text has the second only):
+
+    python -m lite3r_jax.main --config=configs/vggt.py:paper_stage1 --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=BLENDEDMVS --config.output=RUN1
+    python -m lite3r_jax.main --config=configs/vggt.py:paper --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=BLENDEDMVS --config.output=RUN2 \
+        --config.distill.start=RUN1/student
+
+One epoch each, a sample of every training scene. Different from the original: the 7 validation
+scenes are held out, and the learning rate falls along a cosine, not a line. Published: AbsRel
+0.0271 on BlendedMVS against 0.0184 of the teacher, with another operator in use than in training;
+here not yet measured.
+
+Further variants, several with commas between, the later ones change the earlier:
+
+    proj_lin, attention, lora   what is trained
+    keep10, keep30              fraction of the key blocks that softmax sees
+    token, block3               how keys are chosen
+    every_site                  all 76 attention layers, not the 24 over views
+    apart                       layers learn on the teacher's inputs, without a task loss
+    unlabelled                  the teacher's predictions are the truth
+    no_match                    task loss only
+    no_fp8, paper_fp8           precision that is simulated
+    backbone                    no student: the weights themselves are trained further
+
+Each has the command, hardware and time of the recipe that it changes, and is not yet measured:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:tiny,keep10,no_fp8 --mode=train ...
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, to_config
 
+# What the recipe changes in the defaults of `lite3r_jax.experiment.Experiment`.
+RECIPE: Mapping[str, Any] = {
+    "train.dtype": "bfloat16",
+    "train.remat": True,
+    "train.data.source": "",
+    "train.data.buckets": "1x4x518x518",
+    "train.data.workers": 4,
+    "train.data.held_out": 7,
+    "train.loss.kind": "multitask",
+    "train.loop.steps": 2000,
+    "train.loop.evaluate_every": 500,
+    "train.checkpoint.every": 250,
+    "train.optimiser.rate": 2e-4,
+    "train.optimiser.warmup": 50,
+    "train.optimiser.end": 0.05,
+    "train.optimiser.weight_decay": 0.0,
+    "distill.plan": "sla_global",
+    "distill.trainable": "lora",
+    "distill.precision": "default",
+}
+_PAPER = {
+    "train.seed": 42,
+    "train.data.buckets": "1x2x518x518",
+    "train.data.normalization": "lite3r",
+    "train.data.held_out": 7,
+    "train.loop.steps": 106,
+    "train.loop.evaluate_every": 0,
+    "train.optimiser.rate": 1e-3,
+    "train.optimiser.warmup": 30,
+    "train.optimiser.end": 0.5,
+    "train.count": 360_448,
+    "distill.plan": "sla_paper",
+    "distill.attention.routing": "token",
+    "distill.attention.protect": False,
+    "distill.trainable": "proj_lin",
+}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "paper_stage1": _PAPER
+    | {"distill.precision": "paper_w4a16", "distill.match.weight": 0.0, "distill.match.end": 0.0},
+    "paper": _PAPER | {"distill.precision": "paper"},
+    "tiny": {
+        "weights": "vggt-tiny",
+        "train.dtype": "float32",
+        "train.remat": False,
+        "train.data.source": "synthetic",
+        "train.data.buckets": "4x4x112x112",
+        "train.data.workers": 0,
+        "train.data.held_out": 4,
+        "train.loss.kind": "scratch",
+        "train.loop.steps": 200,
+        "train.loop.evaluate_every": 100,
+        "train.checkpoint.every": 100,
+        "train.optimiser.rate": 1e-3,
+        "train.optimiser.warmup": 20,
+        "distill.attention.block": 16,
+    },
+    "proj_lin": {"distill.trainable": "proj_lin", "train.count": 0},
+    "attention": {"distill.trainable": "proj_lin+attention", "train.count": 0},
+    "lora": {"distill.trainable": "lora", "train.count": 0},
+    "keep10": {"distill.attention.keep": 0.1},
+    "keep30": {"distill.attention.keep": 0.3},
+    "token": {"distill.attention.routing": "token", "distill.attention.protect": False},
+    "block3": {"distill.attention.routing": "block3", "distill.attention.low": 0.1},
+    "every_site": {"distill.plan": "sla_paper"},
+    "apart": {"distill.match.inputs": "teacher", "distill.targets": "none"},
+    "unlabelled": {"distill.targets": "teacher"},
+    "no_match": {"distill.match.weight": 0.0, "distill.match.end": 0.0},
+    "no_fp8": {"distill.precision": "none"},
+    "paper_fp8": {"distill.precision": "paper"},
+    "backbone": {"distill.plan": "", "train.count": 0},
+}
 
-def get_config() -> ConfigDict:
-    """The settings, to be changed by --config.NAME=VALUE."""
-    return to_config(Experiment(backbone="vggt"))
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The settings, to be changed by --config.NAME=VALUE.
+
+    Args:
+        variant: names of `VARIANTS` with commas between.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    config = to_config(Experiment(backbone="vggt"))
+    config.update_from_flattened_dict(RECIPE)
+    for name in filter(None, variant.split(",")):
+        if name not in VARIANTS:
+            raise InputError(
+                f"configs/vggt.py:{name}: no such variant; choose from {', '.join(VARIANTS)}"
+            )
+        config.update_from_flattened_dict(VARIANTS[name])
+    return config

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lite3r_jax.data.video import VideoOptions
+from lite3r_jax.distill.options import DistillOptions
 from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate.options import EvaluateOptions
 from lite3r_jax.export import ExportOptions
+from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
 from lite3r_jax.train.options import TrainOptions
 from lite3r_jax.viewer import ViewerOptions
@@ -37,12 +40,16 @@ class Experiment:
         formats: what to write, with commas between; see `lite3r_jax.export.FORMATS`.
         images: photos to network images.
         video: which frames of a video.
+        cameras: known cameras, and how others are found.
         compute: dtype, chunks, memory.
         export: points and pictures in the results.
         view: `--mode=view`: what the viewer starts with.
         host: address that the viewer listens on; the default can be reached from this machine only.
         port: of the viewer; 0 takes a free one.
         train: `--mode=train`, whose `weights` are those to go on from.
+        distill: a `plan` in it makes `--mode=train` a distillation, whose `weights` are the
+            teacher's.
+        evaluate: `--mode=eval`, whose `weights` are those of the teacher, or of the model.
     """
 
     backbone: str = "vggt"
@@ -53,12 +60,15 @@ class Experiment:
     formats: str = "npz,ply,glb,colmap,html"
     images: ImageOptions = field(default_factory=ImageOptions)
     video: VideoOptions = field(default_factory=VideoOptions)
+    cameras: CameraOptions = field(default_factory=CameraOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     view: ViewerOptions = field(default_factory=ViewerOptions)
     host: str = "127.0.0.1"
     port: int = 8080
     train: TrainOptions = field(default_factory=TrainOptions)
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
 
 
 def to_config(settings: Any) -> "ConfigDict":

@@ -1,7 +1,9 @@
-"""`--mode=train`: a backbone and data with known cameras to checkpoints."""
+"""`--mode=train`: a backbone, or a student beside its teacher, and data to checkpoints."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +16,41 @@ from lite3r_jax.data.blendedmvs import BlendedMVS
 from lite3r_jax.data.pipeline import Part, Pipeline, PipelineOptions, parse_buckets
 from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.data.views import SceneSource
+from lite3r_jax.distill.recipe import Distillation, prepare
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.infer.report import environment
 from lite3r_jax.train.loop import Diverged, train
 from lite3r_jax.train.options import DataOptions, TrainOptions
+from lite3r_jax.train.scratch import Helped
+from lite3r_jax.train.step import LossFn
 from lite3r_jax.train.task import held_out, task_loss
 from lite3r_jax.train.trainer import make_trainer
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import load
+from lite3r_jax.weights.save import save
 
 DONE, DIVERGED, TERMINATED = 0, 3, 75
 """Exit codes. 75 is EX_TEMPFAIL: run the same command again."""
 FREE = ("output", "overwrite", "train.checkpoint", "train.data.workers", "train.data.prefetch",
         "train.mesh", "train.loop.tensorboard")  # fmt: skip
 """Settings that may change from one part of a run to the next."""
+WEIGHTS = "weights"
+"""Folder of the result of a training, in `output`."""
+STUDENT = "student"
+"""Folder of the result of a distillation, in `output`."""
 
 
 def run(experiment: Experiment) -> int:
     """Train, or continue a run, in the folder `output`.
 
+    A training that is done writes its weights into `weights/` of that folder, for `weights.load`; a
+    distillation writes what it has trained into `student/` of that folder when it is done, see
+    `distill.checkpoint`.
+
     Args:
-        experiment: `output` and `train`, and either `weights` or `train.model`.
+        experiment: `output` and `train`, and either `weights` or `train.model`; `distill.plan` and
+            `weights` for a distillation.
 
     Returns:
         Exit code: 0 when all steps are done, 75 after SIGTERM with everything saved, 3 when too
@@ -47,16 +62,36 @@ def run(experiment: Experiment) -> int:
     """
     require(experiment, "output")
     options = experiment.train
+    if experiment.distill.plan:
+        check_distillation(experiment)
     pipeline, evaluation = open_data(options)
     loss_fn = task_loss(options.loss)
+    trainable: Sequence[str] = (options.trainable,)
+    facts: dict[str, Any] = environment()
+    distillation = None
+    if experiment.distill.plan:
+        distillation = build_distillation(experiment, loss_fn)
+        model, loss_fn = distillation.pair, distillation.loss
+        trainable = distillation.selectors
+        facts["distillation"] = distillation.report()
+        print(distillation.summary(), flush=True)
+    else:
+        model = build(experiment)
+        if options.remat:
+            if isinstance(model, Helped):
+                raise InputError(
+                    "config.train.remat: not with train.from_scratch, whose helpers look into the"
+                    " model; switch one of them off"
+                )
+            loss_fn = recomputing(loss_fn)
     trainer = make_trainer(
-        build(experiment),
+        model,
         loss_fn,
         steps=options.loop.steps,
         optimiser=options.optimiser,
         options=options.step,
         mesh=options.mesh,
-        trainable=(options.trainable,),
+        trainable=trainable,
         count=options.count or None,
         seed=options.seed,
     )
@@ -75,13 +110,79 @@ def run(experiment: Experiment) -> int:
                 evaluate=evaluate,
                 settings=asdict(experiment),
                 free=FREE,
-                facts=environment() | {"mesh": dict(trainer.mesh.shape)},
+                facts=facts | {"mesh": dict(trainer.mesh.shape)},
             )
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
     print(f"{experiment.output}: {outcome.reason} after step {int(outcome.state.step)}")
+    if distillation is not None and outcome.reason == "done":
+        folder = Path(experiment.output) / STUDENT
+        distillation.write(folder, outcome.state.params)
+        print(f"{folder}: the student; it needs the weights of its teacher {experiment.weights}")
+    elif outcome.reason == "done":
+        folder = Path(experiment.output) / WEIGHTS
+        trained = trainer.model(outcome.state)
+        trained = trained.model if isinstance(trained, Helped) else trained
+        save(trained, folder, backbone=experiment.backbone, overwrite=True)
+        print(f"{folder}: the weights; load(...) and config.weights take this folder")
     return TERMINATED if outcome.reason == "terminated" else DONE
+
+
+def check_distillation(experiment: Experiment) -> None:
+    """Refuse what no distillation can start from, before anything is read.
+
+    Raises:
+        InputError: naming the setting, and what to do.
+    """
+    if experiment.train.trainable != TrainOptions().trainable:
+        raise InputError(
+            "config.train.trainable: a distillation trains what config.distill.trainable names;"
+            " leave it out"
+        )
+    if experiment.train.model:
+        raise InputError(
+            "config.train.model: a distillation has a teacher with weights; set config.weights"
+        )
+    if not experiment.weights:
+        raise InputError(
+            "config.weights: not set; the teacher's, for example facebook/VGGT-1B, which is"
+            " downloaded and converted once, or a directory made by python -m"
+            " tools.convert_torch_weights; --config=configs/vggt.py:tiny needs no download"
+        )
+
+
+def build_distillation(experiment: Experiment, task: LossFn) -> Distillation:
+    """Student and teacher.
+
+    Raises:
+        InputError: settings and weights do not fit together.
+    """
+    options = experiment.train
+    return prepare(
+        experiment.weights,
+        experiment.distill,
+        backbone=experiment.backbone,
+        heads=_heads(options),
+        steps=options.loop.steps,
+        task=task,
+        dtype=jnp.dtype(options.dtype),
+        forward=(("remat", True),) if options.remat else (),
+        seed=options.seed,
+    )
+
+
+def recomputing(loss_fn: LossFn) -> LossFn:
+    """The loss with `remat` in the forward pass of the model."""
+
+    def loss(model: Any, batch: Any, key: jax.Array) -> Any:
+        return loss_fn(partial(model, remat=True), batch, key)
+
+    return loss
+
+
+def _heads(options: TrainOptions) -> tuple[str, ...]:
+    return tuple(head.strip() for head in options.heads.split(","))
 
 
 def build(experiment: Experiment) -> nnx.Module:
@@ -96,14 +197,17 @@ def build(experiment: Experiment) -> nnx.Module:
             "config.weights and config.train.model: set one of them, weights to go on from or the"
             " JSON config of a model to begin"
         )
-    kinds = {"heads": ("camera", "depth"), "dtype": jnp.dtype(options.dtype)}
+    kinds = {"heads": _heads(options), "dtype": jnp.dtype(options.dtype)}
     if experiment.weights:
         return load(experiment.weights, param_dtype=jnp.float32, **kinds)
     backbone = get_backbone(experiment.backbone)
     config = backbone.config_from_json(strict_json.read_object(Path(options.model)))
-    return backbone.build(
+    model = backbone.build(
         config, plan=None, param_dtype=jnp.float32, rngs=nnx.Rngs(options.seed), **kinds
     )
+    if options.from_scratch:
+        return Helped(model, options.scratch, options.seed)
+    return model
 
 
 def open_data(options: TrainOptions) -> tuple[Pipeline, Pipeline]:
@@ -127,7 +231,14 @@ def open_data(options: TrainOptions) -> tuple[Pipeline, Pipeline]:
 
     training, validation = _sources(data)
     return (
-        pipeline(training, buckets, options.seed, workers=data.workers, prefetch=data.prefetch),
+        pipeline(
+            training,
+            buckets,
+            options.seed,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            augmentation=data.augmentation,
+        ),
         pipeline(validation, buckets[:1], 0),
     )
 
@@ -135,8 +246,16 @@ def open_data(options: TrainOptions) -> tuple[Pipeline, Pipeline]:
 def _sources(data: DataOptions) -> tuple[SceneSource, SceneSource]:
     if data.source == "synthetic":
         return (
-            SyntheticScenes("train", data.scenes, data.frames),
-            SyntheticScenes("validation", 1000, data.frames),
+            SyntheticScenes(
+                "train", data.scenes, data.frames, renderer="jax", remember=data.remember
+            ),
+            SyntheticScenes("validation", 1000, data.frames, renderer="jax"),
+        )
+    if not data.source:
+        raise InputError(
+            "config.train.data.source: not set; the folder of BlendedMVS (low-resolution set of its"
+            " authors, unpacked), or synthetic, which is generated and needs no download;"
+            " --config=configs/vggt.py:tiny has all that it needs"
         )
     root = Path(data.source)
     return BlendedMVS(root, "train"), BlendedMVS(root, "validation")

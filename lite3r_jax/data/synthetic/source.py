@@ -119,7 +119,7 @@ class SyntheticScenes:
             raise InputError(f"{scene}: expected frames 0 to {self._count - 1}, got {wrong[0]}")
         whole = self.scene(scene)
         cameras = cut(whole.cameras, frames, size)
-        images, depth = self._draw(scene, whole, frames, tuple(size))
+        images, depth = self._draw(scene, whole, frames, (size[0], size[1]))
         return validate(
             Sample(
                 dataset="synthetic",

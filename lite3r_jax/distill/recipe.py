@@ -1,0 +1,183 @@
+"""Settings to a pair of models and their objective."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.backbones.base import count_parameters, get_backbone
+from lite3r_jax.distill.checkpoint import (
+    StudentManifest,
+    check_teacher,
+    describe_teacher,
+    fill,
+    read_student,
+    write_student,
+)
+from lite3r_jax.distill.loss import DistillLoss, Loss, select_sites
+from lite3r_jax.distill.options import DistillOptions
+from lite3r_jax.distill.pair import Pair, make_pair, of_student, selectors
+from lite3r_jax.distill.stacks import variables
+from lite3r_jax.distill.trainable import add_low_rank, sizes, trained_paths
+from lite3r_jax.errors import InputError
+from lite3r_jax.precision import apply_precision, preset
+from lite3r_jax.weights.load import load, resolve
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A student beside its teacher, before the first step.
+
+    Attributes:
+        pair: both.
+        manifest: of the student.
+        trained: paths in the student of what is trained.
+        loss: the objective.
+    """
+
+    pair: Pair
+    manifest: StudentManifest
+    trained: tuple[str, ...]
+    loss: DistillLoss
+
+    @property
+    def selectors(self) -> tuple[str, ...]:
+        """What is trained, for `train.trainer.make_trainer`."""
+        return selectors(self.trained)
+
+    def report(self) -> dict[str, Any]:
+        """What is trained and compared, for the record."""
+        student = self.pair.student
+        found = sizes(student, self.trained)
+        return {
+            "attention": student.attention(),
+            "precision": self.manifest.precision,
+            "trainable": self.manifest.trainable,
+            "trained_parameters": sum(found.values()),
+            "all_parameters": count_parameters(student),
+            "trained": found,
+            "compared": {role: list(layers) for role, layers in self.loss.sites.items()},
+            "teacher": dict(self.manifest.teacher),
+        }
+
+    def summary(self) -> str:
+        """The report in a line."""
+        facts = self.report()
+        sites = ", ".join(f"{role} {len(layers)}" for role, layers in facts["compared"].items())
+        return (
+            f"student: {facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters"
+            f" are trained ({self.manifest.trainable}), attention layers compared: {sites}"
+        )
+
+    def write(self, folder: Path, arrays: dict[str, Any]) -> None:
+        """Write the student, in the first of all processes; every one of them has to call this.
+
+        Args:
+            folder: to be made or replaced.
+            arrays: trained parameters by their paths in the pair.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        whole = {path: _whole(x) for path, x in of_student(arrays).items()}
+        if jax.process_index() == 0:
+            write_student(folder, self.manifest, whole, overwrite=True)
+
+
+def prepare(
+    weights: str | os.PathLike[str],
+    options: DistillOptions,
+    *,
+    backbone: str,
+    heads: Sequence[str],
+    steps: int,
+    task: Loss | None,
+    dtype: Any = jnp.float32,
+    forward: tuple[tuple[str, Any], ...] = (),
+    seed: int = 0,
+) -> Distillation:
+    """Load the teacher and make the student of it.
+
+    Args:
+        weights: the teacher's, as for `load`.
+        options: which student, which objective.
+        backbone: registry name that the weights have to be of.
+        heads: of both models.
+        steps: of the run.
+        task: loss of a model and a batch with known cameras and depth.
+        dtype: compute dtype of both.
+        forward: see `DistillLoss`.
+        seed: of the student's new parameters.
+
+    Raises:
+        InputError: settings that do not fit together or the weights, weights of another backbone,
+            or a student to go on from that is another.
+    """
+    plan, rules = options.student_plan(), preset(options.precision)
+    directory, remedy = resolve(weights)
+    found, _ = describe_teacher(directory, (), remedy)
+    if found != backbone:
+        raise InputError(
+            f"{directory}: the teacher is a {found}, config.backbone says {backbone}; set one of"
+            " them to the other"
+        )
+    kinds = {"heads": heads, "dtype": dtype, "param_dtype": jnp.float32, "seed": seed}
+    try:
+        student = load(directory, plan=plan, **kinds)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"distill.plan: {error}") from error
+    rank = options.rank if options.trainable == "lora" else 0
+    if rank:
+        add_low_rank(student, rank, seed)
+    student = apply_precision(student, rules)
+    trained = trained_paths(student, options.trainable)
+    parts = sorted({path.partition("/")[0] for path in variables(student)})
+    _, teacher = describe_teacher(directory, parts, remedy)
+    manifest = StudentManifest(
+        backbone, tuple(student.heads), plan, options.trainable, rank, options.precision, teacher
+    )
+    pair = make_pair(student, trained)
+    if options.start:
+        _go_on(student, Path(options.start), manifest, directory, remedy)
+    taps = get_backbone(backbone).taps
+    loss = DistillLoss(
+        options.match,
+        select_sites(student, Plan(), options.match.sites, taps),
+        steps,
+        task=None if options.targets == "none" else task,
+        from_teacher=options.targets == "teacher",
+        forward=forward,
+    )
+    return Distillation(pair, manifest, trained, loss)
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    if not x.is_fully_addressable and not x.is_fully_replicated:
+        from jax.experimental import multihost_utils
+
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
+def _go_on(
+    student: Any, folder: Path, manifest: StudentManifest, directory: Path, remedy: str
+) -> None:
+    """Begin with what another run has trained."""
+    before, arrays = read_student(folder)
+    check_teacher(folder, before, directory, remedy)
+    here, there = manifest.to_json(), before.to_json()
+    for name in ("plan", "trainable", "rank"):
+        if here[name] != there[name]:
+            raise InputError(
+                f"config.distill.start: {folder} was trained with another {name}; choose the same"
+                " settings as there"
+            )
+    fill(student, arrays, before, folder)

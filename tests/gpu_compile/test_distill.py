@@ -1,0 +1,66 @@
+"""Distilling VGGT-1B on a described H200: what the teacher adds to the student's memory.
+
+Two compilations of several minutes.
+"""
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.attention.presets import plan
+from lite3r_jax.backbones.vggt import BACKBONE, VGGTConfig
+from lite3r_jax.distill.loss import DistillLoss, select_sites
+from lite3r_jax.distill.options import MatchOptions
+from lite3r_jax.distill.pair import make_pair, selectors
+from lite3r_jax.distill.trainable import trained_paths
+from lite3r_jax.train.optimiser import OptimiserOptions
+from lite3r_jax.train.sharding import MeshOptions, make_mesh
+from lite3r_jax.train.step import StepOptions
+from lite3r_jax.train.task import LossOptions, task_loss
+from lite3r_jax.train.trainer import make_trainer
+from tools.benchmark.train_memory import described, shapes
+
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.filterwarnings("ignore:.*Triton.*:DeprecationWarning"),
+]
+
+
+def test_the_teacher_adds_little_to_the_memory_of_a_step():
+    """At 2 views of 518x518, with layers recomputed, where activations hide least of it."""
+    mesh = make_mesh(MeshOptions(1, 1, 1), described(1))
+    student = nnx.eval_shape(
+        lambda: BACKBONE.build(
+            VGGTConfig(),
+            heads=("camera", "depth"),
+            plan=plan("sla_global", keep=0.3),
+            dtype=jnp.bfloat16,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    trained = trained_paths(student, "proj_lin")
+    pair = make_pair(student, trained)
+    sites = select_sites(student, Plan(), "replaced", BACKBONE.taps)
+    task = task_loss(LossOptions(kind="multitask", frame_chunk=1))
+
+    def peak(weight: float) -> int:
+        """Bytes; without a weight nothing of the teacher is computed."""
+        trainer = make_trainer(
+            pair,
+            DistillLoss(MatchOptions(weight=weight), sites, 100, task=task,
+                        forward=(("remat", True),)),
+            steps=100,
+            optimiser=OptimiserOptions(weight_decay=0.0),
+            options=StepOptions(),
+            mesh=mesh,
+            trainable=selectors(trained),
+        )  # fmt: skip
+        batch = shapes(1, 2, 518, 518, mesh, 1)
+        lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
+        m = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()
+        found = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        print(f"weight {weight}: {(found + m.temp_size_in_bytes) / 2**30:.2f} GiB")
+        return found + m.temp_size_in_bytes
+
+    assert peak(0.1) < 1.35 * peak(0.0)
