@@ -23,10 +23,10 @@ class OptimiserOptions:
         name: adamw (arXiv 1711.05101), or muon (arXiv 2502.16982) for the matrices that `muon`
             names and AdamW for the rest.
         rate: highest learning rate.
-        schedule: what follows the warm-up: cosine falls to `rate * end`, which it reaches
+        schedule: what follows the warm-up: cosine and linear fall to `rate * end`, which they reach
             when all steps are done.
         warmup: updates over which the rate rises linearly; the first update has rate / warmup.
-        end: last rate over the highest, for cosine.
+        end: last rate over the highest, for cosine and linear.
         weight_decay: of the parameters that `decay` names, times the learning rate.
         decay: regular expression for paths.
         muon: regular expression for paths. The last two dimensions of these are the matrix; any
@@ -38,7 +38,7 @@ class OptimiserOptions:
 
     name: Literal["adamw", "muon"] = "adamw"
     rate: float = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = 0
     end: float = 0.0
     weight_decay: float = 0.01
@@ -74,8 +74,8 @@ def learning_rate(options: OptimiserOptions, steps: int) -> Callable[[Any], jax.
         done = jnp.asarray(updates, jnp.float32)
         warm = jnp.minimum(1.0, (done + 1) / max(1, options.warmup))
         after = jnp.clip((done - options.warmup) / max(1, steps - options.warmup), 0, 1)
-        cosine = options.end + (1 - options.end) * 0.5 * (1 + jnp.cos(jnp.pi * after))
-        return options.rate * warm * (cosine if options.schedule == "cosine" else 1.0)
+        shapes = {"cosine": 0.5 * (1 + jnp.cos(jnp.pi * after)), "linear": 1 - after, "constant": 1}
+        return options.rate * warm * (options.end + (1 - options.end) * shapes[options.schedule])
 
     return rate
 

@@ -69,7 +69,7 @@ class Helped(nnx.Module):
         model: the VGGT, which is what is kept in the end.
     """
 
-    def __init__(self, model: VGGT, options: ScratchOptions, seed: int):
+    def __init__(self, model: nnx.Module, options: ScratchOptions, seed: int):
         """Give the model its initial values; it is changed.
 
         Args:
@@ -183,6 +183,7 @@ def initialise(model: VGGT, options: ScratchOptions, rngs: nnx.Rngs) -> None:
     if "camera" in model.heads:
         stacks.append(model.camera_head.trunk)
         branch, count = model.camera_head.pose_branch.fc2, model.config.camera_head.num_iterations
+        assert branch.bias is not None
         branch.kernel[...] = 0.1 * branch.kernel[...]
         # every iteration adds to the encoding: translation, quaternion with w last, fields of view
         branch.bias[...] = jnp.array([0, 0, 0, 0, 0, 0, 1, 1, 1], jnp.float32) / count

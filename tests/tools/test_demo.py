@@ -1,26 +1,39 @@
-"""The demo: that it gives every file, and says what it does not show."""
+"""The demo: that it gives every file, and measures what it shows."""
 
 import numpy as np
 import pytest
 
+from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.export import planned
 from lite3r_jax.export.npz import read_npz
+from lite3r_jax.weights.load import load
 from tools import demo
 
 
 @pytest.mark.slow
-def test_demo_runs_and_says_that_the_weights_are_random(tmp_path, capsys):
+def test_demo_reconstructs_and_measures(tmp_path, capsys):
     out = tmp_path / "out"
     for _ in range(2):  # it may be run again
         assert demo.main(["--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count(demo.NOTICE) == 4
-    assert "2 of 518x350" in printed
-    assert all(path.exists() for path in planned(out / "scene", demo.FORMATS.split(",")))
-    scene = read_npz(out / "scene" / "predictions.npz")
-    assert scene.names == ("left.png", "right.png")
-    assert np.isfinite(scene.depth).all() and scene.depth.min() > 0
-    assert scene.source_sizes.tolist() == [[741, 500]] * 2
+    assert demo.NOTICE in printed and "against the truth" in printed
+    for name, views in (("room", 4), ("photos", 2)):
+        assert all(path.exists() for path in planned(out / name / "scene", demo.FORMATS.split(",")))
+        scene = read_npz(out / name / "scene" / "predictions.npz")
+        assert len(scene.names) == views
+        assert np.isfinite(scene.depth).all() and scene.depth.min() > 0
+    truth = demo.generated()
+    prediction, _ = load("vggt-tiny")(truth.images[None])
+    scene = read_npz(out / "room" / "scene" / "predictions.npz")
+    np.testing.assert_allclose(scene.depth, prediction.depth[0, ..., 0], rtol=1e-3)
+    ratio = prediction.depth[0, ..., 0] / truth.depth
+    ratio = ratio / np.median(ratio)
+    assert f"{float(abs(ratio - 1).mean()):.1f}" in printed  # aligned a little differently
+
+
+def test_the_room_of_the_demo_is_held_out():
+    scene = demo.generated().scene
+    assert scene in SyntheticScenes("new_textures", 64).scenes
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, capsys):

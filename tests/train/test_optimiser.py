@@ -18,6 +18,12 @@ def test_the_rate_rises_to_the_top_and_falls_along_a_cosine():
     assert (np.diff(got[4:]) < 0).all()
 
 
+def test_a_linear_rate_falls_along_a_line():
+    rate = learning_rate(OptimiserOptions(rate=2.0, schedule="linear", warmup=2, end=0.5), 12)
+    got = [rate(i) for i in (0, 1, 2, 7, 12, 20)]
+    np.testing.assert_allclose(got, [1, 2, 2, 1.5, 1, 1], rtol=1e-6)
+
+
 def test_a_constant_rate_stays():
     rate = learning_rate(OptimiserOptions(rate=0.5, schedule="constant", warmup=2), 5)
     np.testing.assert_allclose([rate(i) for i in (0, 1, 2, 100)], [0.25, 0.5, 0.5, 0.5])
