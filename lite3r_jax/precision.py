@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -341,7 +342,9 @@ def deploy(model: Any, rules: Sequence[Rule], kind: Kind, *, count: int | None =
             place.put(Fp8Linear(place.held, replace(rule, activations=activations)))
         else:
             metadata = {k: v for k, v in place.held.get_metadata().items() if k != "rule"}
-            place.put(nnx.Param(_compute(rule.matrix, place.held.get_value()), **metadata))
+            place.put(
+                nnx.Param(_compute(partial(_matrix, rule), place.held.get_value()), **metadata)
+            )
     return model
 
 
@@ -371,12 +374,7 @@ class Fp8Linear(nnx.Module):
         """Args: the Linear; its rule, which has weights."""
         assert rule.weights is not None
         form, axis = rule.weights, -1 if rule.scale == "row" else (-2, -1)
-
-        def store(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-            codes, scale = quantise(jnp.swapaxes(kernel, -1, -2), form, axis)
-            return codes, scale[..., 0]
-
-        codes, scale = _compute(store, linear.kernel.get_value())
+        codes, scale = _compute(partial(_codes, form=form, axis=axis), linear.kernel.get_value())
         self.weight = StoredWeight(codes)
         self.weight_scale = StoredWeight(scale)
         self.bias = linear.bias
@@ -386,17 +384,22 @@ class Fp8Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., K] -> [..., N] in the compute dtype."""
+        return self.columns(x, 0, self.weight.shape[0])
+
+    def columns(self, x: jax.Array, start: int, stop: int) -> jax.Array:
+        """Outputs [start, stop) alone: [..., K] -> [..., stop - start] in the compute dtype."""
         x = x if self.dtype is None else x.astype(self.dtype)
+        scale = self.weight_scale[...]
         y = fp8_linear(
             x,
-            self.weight[...],
-            self.weight_scale[...],
+            self.weight[...][start:stop],
+            scale if scale.shape[0] == 1 else scale[start:stop],
             activations=self.rule.activations,
             gradients=self.rule.gradients,
             scale=self.rule.scale,
             precision=self.precision,
         )
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        return y if self.bias is None else y + self.bias[...][start:stop].astype(y.dtype)
 
 
 @dataclass(frozen=True)
@@ -474,11 +477,23 @@ def _layers(matrix: nnx.Variable) -> int:
     return math.prod(np.shape(matrix.get_value())[:-2])
 
 
+# Compiled once for each shape, not once for each site.
+@partial(jax.jit, static_argnames=("form", "axis"))
+def _codes(kernel: jax.Array, form: FormatName, axis: Any) -> tuple[jax.Array, jax.Array]:
+    codes, scale = quantise(jnp.swapaxes(kernel, -1, -2), form, axis)
+    return codes, scale[..., 0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _matrix(rule: Fp8Rule, matrix: jax.Array) -> jax.Array:
+    return rule.matrix(matrix)
+
+
 def _compute(function: Callable[..., Any], value: Any) -> Any:
     """The function of an array, or the shapes of it of a shape."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.eval_shape(function, value)
-    return jax.jit(function)(value)
+    return function(value)
 
 
 def _found(pattern: str, path: str) -> bool:

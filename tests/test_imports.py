@@ -18,7 +18,7 @@ ATTENTION = KERNELS | {"attention"}
 LAYERS = ATTENTION | {"layers"}
 BACKBONES = LAYERS | {"backbones"}
 MODELS = BACKBONES | {"losses", "metrics", "precision", "weights"}
-WORK = MODELS | {"data", "distill", "scene"}
+WORK = MODELS | {"data", "deploy", "distill", "scene"}
 OUTPUT = {"export", "viewer"}
 RUNS = WORK | OUTPUT | {"train", "evaluate", "infer", "experiment"}
 MAY_IMPORT = {
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "export": {"scene"},
     "viewer": {"export", "scene"},
     "distill": MODELS,
+    "deploy": MODELS | {"distill"},
     "train": WORK,
     "evaluate": WORK,
     "infer": WORK | OUTPUT,

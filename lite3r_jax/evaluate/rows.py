@@ -7,6 +7,8 @@ from typing import Any, cast
 import jax.numpy as jnp
 
 from lite3r_jax.attention.presets import PRESETS, plan
+from lite3r_jax.deploy.checkpoint import deployed_rules, load_deployed
+from lite3r_jax.deploy.manifest import Deployment, find_deployment
 from lite3r_jax.distill.checkpoint import load_student, read_student
 from lite3r_jax.errors import InputError
 from lite3r_jax.precision import Kind, deploy, preset
@@ -38,7 +40,9 @@ class Row:
         return f"{self.attention}-{self.precision}"
 
 
-def parse_rows(text: str, student: str = "") -> tuple[Row, ...]:
+def parse_rows(
+    text: str, student: str = "", deployment: Deployment | None = None
+) -> tuple[Row, ...]:
     """Rows from ATTENTION-PRECISION, commas between.
 
     ATTENTION is dense, sla_global, sla_paper or student; PRECISION is float32, bfloat16,
@@ -47,9 +51,11 @@ def parse_rows(text: str, student: str = "") -> tuple[Row, ...]:
     Args:
         text: the rows.
         student: folder of the student; needed by rows that begin with it.
+        deployment: the weights, if they are a deployed model, which is one row and no other.
 
     Raises:
-        InputError: a row that is none, one twice, none at all, or no student.
+        InputError: a row that is none, one twice, none at all, or no student; another row than that
+            of the deployed model.
     """
     rows = []
     for name in [part.strip() for part in text.split(",") if part.strip()]:
@@ -59,7 +65,12 @@ def parse_rows(text: str, student: str = "") -> tuple[Row, ...]:
                 f"evaluate.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
                 f" {', '.join(PRECISION)}, got {name!r}"
             )
-        if attention == STUDENT and not student:
+        if deployment is not None and name != deployment.row:
+            raise InputError(
+                f"evaluate.rows: the weights are a deployed model, {deployment.row}, which cannot"
+                f" be {name!r}; set evaluate.rows={deployment.row}"
+            )
+        if attention == STUDENT and not student and deployment is None:
             raise InputError(f"evaluate.student: not set, but {name!r} needs it")
         rows.append(Row(attention, precision))
     if not rows or len(set(rows)) < len(rows):
@@ -77,8 +88,8 @@ def build_row(row: Row, weights: str | Path, student: str = "", *, dtype: Any = 
 
     Args:
         row: which.
-        weights: of the teacher, as for `load`.
-        student: folder of the student.
+        weights: of the teacher, as for `load`, or a deployed model of this row.
+        student: folder of the student; not for a deployed model, which is complete.
         dtype: compute dtype of rows with float8 weights; None: bfloat16.
 
     Raises:
@@ -87,13 +98,13 @@ def build_row(row: Row, weights: str | Path, student: str = "", *, dtype: Any = 
     low = row.precision.startswith("fp8")
     held = held_dtype(row)
     compute = (dtype or jnp.bfloat16) if low else held
+    if find_deployment(Path(weights)) is not None:
+        return load_deployed(weights, heads=HEADS, dtype=compute)
     kinds = {"heads": HEADS, "dtype": compute, "param_dtype": held}
-    rules = "default"
+    rules = deployed_rules(None)
     if row.attention == STUDENT:
-        trained = read_student(Path(student))[0].precision
-        # a student that was trained under simulated float8 is deployed with the same rules; in
-        # full precision it runs as the weights are
-        rules = rules if trained == "none" else trained
+        # in full precision it runs as the weights are
+        rules = deployed_rules(read_student(Path(student))[0])
         model = load_student(student, weights, simulate=False, **kinds)
     else:
         model = load(weights, plan=plan(row.attention), **kinds)

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax.data.images import PATCH
+from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights.manifest import Manifest
 
@@ -253,7 +254,7 @@ class Forward:
 
 
 def check_weights(
-    manifest: Manifest, heads: Sequence[str], dtype: Any, limit: int | None = None
+    manifest: Manifest | Deployment, heads: Sequence[str], dtype: Any, limit: int | None = None
 ) -> None:
     """Refuse weights that do not fit, before they are read.
 
@@ -266,12 +267,17 @@ def check_weights(
     Raises:
         InputError: they do not fit.
     """
-    off = {f"{head}_head" for head in manifest.heads} - {f"{head}_head" for head in heads}
-    count = sum(part.parameters for name, part in manifest.parts.items() if name not in off)
-    need = count * np.dtype(dtype).itemsize
+    smaller = False
+    if isinstance(manifest, Deployment):
+        need = manifest.bytes_of(heads)
+    else:
+        off = {f"{head}_head" for head in manifest.heads} - {f"{head}_head" for head in heads}
+        count = sum(part.parameters for name, part in manifest.parts.items() if name not in off)
+        need = count * np.dtype(dtype).itemsize
+        smaller = np.dtype(dtype).itemsize > 2
     limit = limit or device_limit()
     if need > limit:
-        remedy = ", or use compute.dtype=bfloat16" if np.dtype(dtype).itemsize > 2 else ""
+        remedy = ", or use compute.dtype=bfloat16" if smaller else ""
         raise InputError(
             f"memory: the weights alone need {need / GIB:.2f} GiB of {limit / GIB:.2f} GiB; close"
             f" other programs{remedy}"

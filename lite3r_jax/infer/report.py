@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax.backbones.base import count_parameters
+from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
 from lite3r_jax.scene import Scene
@@ -37,18 +38,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def describe_model(model: Any, manifest: Manifest) -> dict[str, Any]:
+def describe_model(model: Any, manifest: Manifest | Deployment) -> dict[str, Any]:
     """Which weights, in which precision, with which attention."""
-    state = nnx.state(model, nnx.Param)
-    held = sorted({str(x.dtype) for x in jax.tree.leaves(state)})
+    state = jax.tree.leaves(nnx.state(model))
+    held = sorted({str(x.dtype) for x in state})
+    stored = sum(x.size for x in state if x.dtype.itemsize == 1)
+    if isinstance(manifest, Deployment):
+        precision, source = manifest.kind, dict(manifest.teacher)
+    else:
+        precision = ", ".join(held)
+        source = {name: record.sha256 for name, record in manifest.source_files.items()}
     return {
         "backbone": manifest.backbone,
         "heads": list(model.heads),
-        "parameters": count_parameters(model),
+        "parameters": count_parameters(model) + stored,
+        "precision": precision,
         "dtype": {"compute": str(np.dtype(model.dtype)), "weights": ", ".join(held)},
         "attention": model.attention(),
         "weights": {
-            "source": {name: record.sha256 for name, record in manifest.source_files.items()},
+            "source": source,
             "repository": manifest.origin.repo,
             "licence": manifest.origin.license,
         },
@@ -137,7 +145,7 @@ def summary(report: Mapping[str, Any]) -> str:
         (
             "model",
             f"{model['backbone']}, {model['parameters'] / 1e6:,.1f} M parameters,"
-            f" {model['dtype']['compute']}",
+            f" {model['precision']}, computed in {model['dtype']['compute']}",
         ),
         ("attention", ", ".join(f"{role} {text}" for role, text in model["attention"].items())),
         ("device", f"{report['device']['kind']}; {report['device']['machine']}"),

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lite3r_jax.data.views import SceneSource
+from lite3r_jax.deploy.manifest import find_deployment
 from lite3r_jax.distill.checkpoint import MANIFEST, read_student
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate import table
@@ -53,7 +54,8 @@ def run(experiment: Experiment) -> int:
     """
     require(experiment, "weights", "output")
     options = experiment.evaluate
-    rows = parse_rows(options.rows, options.student)
+    deployment = find_deployment(Path(experiment.weights))
+    rows = parse_rows(options.rows, options.student, deployment)
     opened = [
         open_protocol(
             name,
@@ -99,8 +101,8 @@ def settings(experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
         InputError: the weights are not there, or of another backbone.
     """
     options = {k: v for k, v in asdict(experiment.evaluate).items() if k not in FREE}
-    directory, _ = resolve(experiment.weights)
-    manifest = read_manifest(directory)
+    deployment = find_deployment(Path(experiment.weights))
+    manifest = deployment or read_manifest(resolve(experiment.weights)[0])
     if manifest.backbone != experiment.backbone:
         raise InputError(
             f"{experiment.weights}: weights of {manifest.backbone}, but the config is for"
@@ -115,7 +117,7 @@ def settings(experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
         "first_row": rows[0].name,
         "evaluate": options,
         "weights": files,
-        "student": _student(experiment.evaluate.student, rows),
+        "student": _student(experiment.evaluate.student, rows) if deployment is None else None,
     }
 
 

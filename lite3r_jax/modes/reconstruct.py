@@ -10,6 +10,8 @@ from lite3r_jax import export
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.data.known_cameras import KnownCameras
 from lite3r_jax.data.photos import PhotoSet
+from lite3r_jax.deploy.checkpoint import load_deployed
+from lite3r_jax.deploy.manifest import find_deployment
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, require, to_config
 from lite3r_jax.infer import report as reports
@@ -136,8 +138,11 @@ def load_model(
         InputError: the weights cannot be had, are of another backbone, or do not fit into memory.
     """
     with progress.stage("load weights"):
-        directory, _ = resolve(experiment.weights)
-        manifest = read_manifest(directory)
+        directory = Path(experiment.weights)
+        deployment = find_deployment(directory)
+        if deployment is None:
+            directory, _ = resolve(experiment.weights)
+        manifest = deployment or read_manifest(directory)
         if manifest.backbone != experiment.backbone:
             raise InputError(
                 f"{experiment.weights}: weights of {manifest.backbone}, but the config is for"
@@ -149,7 +154,10 @@ def load_model(
         heads += experiment.cameras.heads
         dtype = experiment.compute.jax_dtype
         check_weights(manifest, heads, dtype, experiment.compute.limit)
-        model = load(directory, heads=heads, dtype=dtype, param_dtype=dtype)
+        if deployment is None:
+            model = load(directory, heads=heads, dtype=dtype, param_dtype=dtype)
+        else:
+            model = load_deployed(directory, heads=heads, dtype=dtype)
     return model, reports.describe_model(model, manifest)
 
 

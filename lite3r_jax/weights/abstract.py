@@ -35,6 +35,20 @@ class AbstractModel:
         """See the class."""
         return {path: np.dtype(variable.dtype) for path, (_, variable) in self.variables.items()}
 
+    def astype(self, dtypes: Mapping[str, np.dtype]) -> "AbstractModel":
+        """The model with its arrays held otherwise.
+
+        Args:
+            dtypes: path -> dtype for exactly the paths of `shapes`.
+        """
+        return AbstractModel(
+            self.graph,
+            {
+                path: (key, variable.replace(jax.ShapeDtypeStruct(variable.shape, dtypes[path])))
+                for path, (key, variable) in self.variables.items()
+            },
+        )
+
     def fill(self, arrays: Mapping[str, jax.Array]) -> nnx.Module:
         """The model with these parameters.
 
@@ -67,9 +81,15 @@ def abstract_model(
             config, heads=heads, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)
         )
     )
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    if others := ["/".join(map(str, key)) for key, _ in nnx.to_flat_state(rest)]:
+    found = abstract_of(model)
+    if others := [n for n, (_, v) in found.variables.items() if not isinstance(v, nnx.Param)]:
         raise ValueError(f"state that is no parameter: {others[:5]}")
+    return found
+
+
+def abstract_of(model: nnx.Module) -> AbstractModel:
+    """A model that was built, whatever state it has: parameters, and stored codes and scales."""
+    graph, state = nnx.split(model)
     return AbstractModel(
-        graph, {"/".join(map(str, key)): (key, v) for key, v in nnx.to_flat_state(params)}
+        graph, {"/".join(map(str, key)): (key, v) for key, v in nnx.to_flat_state(state)}
     )

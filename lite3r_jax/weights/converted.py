@@ -1,6 +1,6 @@
-"""An existing directory of converted weights, and the proof that it is what was written."""
+"""An existing directory of weights, and the proof that it is what was written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lite3r_jax.errors import InputError
@@ -10,37 +10,40 @@ from lite3r_jax.weights.safetensors_writer import FileRecord, hash_file
 from lite3r_jax.weights.strict_json import shown
 
 
-class ConvertedWeights:
-    """A directory made by `convert`.
+class VerifiedFiles:
+    """Files of one directory whose sizes and hashes are known.
 
     Attributes:
         path: the directory.
-        manifest: what it must contain.
+        files: file name -> record, of all but the manifest.
+        remedy: what to do when it is damaged, for messages.
     """
 
-    def __init__(self, path: Path, remedy: str = "convert again"):
-        """Read the manifest and compare names and sizes of the files with it.
+    def __init__(self, path: Path, files: Mapping[str, FileRecord], remedy: str, what: str):
+        """Compare names and sizes of the files with the records.
 
         Args:
             path: the directory.
+            files: file name -> record.
             remedy: what to do when it is damaged, for messages.
+            what: what the files are, for messages.
 
         Raises:
-            InputError: no converted weights, or a file is missing, extra or of another size.
+            InputError: a file is missing, extra or of another size.
         """
         self.path = path
+        self.files = files
         self.remedy = remedy
-        self.manifest = read_manifest(path, remedy)
         present = {entry.name for entry in path.iterdir()} - {FILE_NAME}
-        for name in sorted(set(self.manifest.files) - present):
-            raise InputError(f"{path / name}: missing; {self.remedy}")
-        for name in sorted(present - set(self.manifest.files)):
-            raise InputError(f"{path / shown(name)}: not part of the converted weights; remove it")
-        for name, record in self.manifest.files.items():
+        for name in sorted(set(files) - present):
+            raise InputError(f"{path / name}: missing; {remedy}")
+        for name in sorted(present - set(files)):
+            raise InputError(f"{path / shown(name)}: not part of the {what}; remove it")
+        for name, record in files.items():
             size = (path / name).stat().st_size
             if size != record.size:
                 raise InputError(
-                    f"{path / name}: damaged, {size} bytes instead of {record.size}; {self.remedy}"
+                    f"{path / name}: damaged, {size} bytes instead of {record.size}; {remedy}"
                 )
 
     def verify(self, names: Iterable[str]) -> None:
@@ -58,7 +61,7 @@ class ConvertedWeights:
         Raises:
             InputError: it differs.
         """
-        if found != self.manifest.files[name]:
+        if found != self.files[name]:
             raise InputError(
                 f"{self.path / name}: damaged, its SHA-256 is not the manifest's; {self.remedy}"
             )
@@ -66,3 +69,24 @@ class ConvertedWeights:
     def open(self, name: str) -> SafetensorsFile:
         """Open one of the safetensors files."""
         return SafetensorsFile(self.path / name)
+
+
+class ConvertedWeights(VerifiedFiles):
+    """A directory made by `convert` or `save`.
+
+    Attributes:
+        manifest: what it must contain.
+    """
+
+    def __init__(self, path: Path, remedy: str = "convert again"):
+        """Read the manifest and compare names and sizes of the files with it.
+
+        Args:
+            path: the directory.
+            remedy: what to do when it is damaged, for messages.
+
+        Raises:
+            InputError: no converted weights, or a file is missing, extra or of another size.
+        """
+        self.manifest = read_manifest(path, remedy)
+        super().__init__(path, self.manifest.files, remedy, "converted weights")

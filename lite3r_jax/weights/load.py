@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import hub, strict_json
 from lite3r_jax.weights.abstract import AbstractModel, abstract_model
-from lite3r_jax.weights.converted import ConvertedWeights
+from lite3r_jax.weights.converted import ConvertedWeights, VerifiedFiles
 from lite3r_jax.weights.manifest import CONFIG_FILE
-from lite3r_jax.weights.safetensors_file import DTYPES, SafetensorsFile, as_bytes
+from lite3r_jax.weights.safetensors_file import DTYPES, SafetensorsFile, TensorSpec, as_bytes
 from lite3r_jax.weights.safetensors_writer import FileRecord
 from lite3r_jax.weights.strict_json import shown
 
@@ -144,18 +144,38 @@ def _read(
     weights: ConvertedWeights, model: AbstractModel, parts: Sequence[str]
 ) -> dict[str, jax.Array]:
     """All parameters but the strategies' own."""
+    return read_arrays(weights, parts, model.dtypes, partial(_check_fit, weights, model))
+
+
+def read_arrays(
+    weights: VerifiedFiles,
+    parts: Sequence[str],
+    dtypes: Mapping[str, np.dtype],
+    check: Callable[[Mapping[str, TensorSpec]], None],
+) -> dict[str, jax.Array]:
+    """The arrays of some parts of a model, hashed while they are read, on the default device.
+
+    Args:
+        weights: the directory.
+        parts: names; the arrays of a part are in `<part>.safetensors`.
+        dtypes: path -> dtype that the array shall have.
+        check: called with path -> spec of what the files have, before any of it is read; raises
+            InputError if that does not fit.
+
+    Raises:
+        InputError: what `check` raises, or a file that is damaged, which is then the reason given.
+    """
     names = [f"{part}.safetensors" for part in parts]
     files: list[SafetensorsFile] = []
     try:
         try:
             files.extend(weights.open(name) for name in names)
-            _check_fit(weights, files, model)
+            check({name: spec for file in files for name, spec in file.specs.items()})
         except InputError:
             # Damage explains a file that does not fit better than its consequences do.
-            weights.verify(name for name in names if name in weights.manifest.files)
+            weights.verify(name for name in names if name in weights.files)
             raise
         arrays: dict[str, jax.Array] = {}
-        dtypes = model.dtypes
         for file in files:
             digest = hashlib.sha256(file.header)
             for name in file.specs:
@@ -169,9 +189,9 @@ def _read(
 
 
 def _check_fit(
-    weights: ConvertedWeights, files: Sequence[SafetensorsFile], model: AbstractModel
+    weights: VerifiedFiles, model: AbstractModel, specs: Mapping[str, TensorSpec]
 ) -> None:
-    found = {name: spec.shape for file in files for name, spec in file.specs.items()}
+    found = {name: spec.shape for name, spec in specs.items()}
     own = _of_strategies(model)
     wanted = {name: shape for name, shape in model.shapes.items() if name not in own}
     wrong = [name for name, shape in wanted.items() if found.get(name) != shape]

@@ -18,6 +18,7 @@ FILE_NAME = "manifest.json"
 CONFIG_FILE = "config.json"
 CARRIED_FILE = "carried.safetensors"
 SOURCE_HEADER_FILE = "source_header.json"
+DEPLOYED_FORMAT = "lite3r_jax deployed 1"
 _FORMAT = "lite3r_jax weights 1"
 
 
@@ -84,7 +85,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a digest of itself."""
         body = {"format": _FORMAT, **dataclasses.asdict(self), "heads": list(self.heads)}
-        return {**body, "sha256": _digest(body)}
+        return {**body, "sha256": digest(body)}
 
     def report(self) -> str:
         """A short table for people."""
@@ -139,11 +140,16 @@ def read_manifest(directory: Path, remedy: str = "convert again") -> Manifest:
             "python -m tools.convert_torch_weights"
         )
     body = strict_json.read_object(path)
+    if body.get("format") == DEPLOYED_FORMAT:
+        raise InputError(
+            f"{directory}: a deployed model, which has no weights in full precision; open it with"
+            " load_deployed, or name the weights that it was made from"
+        )
     if body.get("format") != _FORMAT:
         raise InputError(
             f"{path}: format {shown(body.get('format'))}, expected '{_FORMAT}'; {remedy}"
         )
-    if body.pop("sha256", None) != _digest(body):
+    if body.pop("sha256", None) != digest(body):
         raise InputError(f"{path}: damaged or edited (its own SHA-256 differs); {remedy}")
     try:
         return _from_json(body)
@@ -155,7 +161,7 @@ def _from_json(body: dict[str, Any]) -> Manifest:
     fields = {f.name for f in dataclasses.fields(Manifest)}
     if set(body) != fields | {"format"}:
         raise ValueError("other fields")
-    files = _records(body["files"])
+    files = records(body["files"])
     for name in files:
         if Path(name).name != name or "\\" in name or name == FILE_NAME:
             raise ValueError(f"file {name}")
@@ -166,7 +172,7 @@ def _from_json(body: dict[str, Any]) -> Manifest:
         backbone=_text(body["backbone"]),
         heads=tuple(_text(head) for head in body["heads"]),
         origin=Origin(**body["origin"]),
-        source_files=_records(body["source_files"]),
+        source_files=records(body["source_files"]),
         dtypes=dict(body["dtypes"]),
         parts=parts,
         skipped=dict(body["skipped"]),
@@ -182,19 +188,21 @@ def _text(value: Any) -> str:
     return value
 
 
-def _records(value: dict[str, Any]) -> dict[str, FileRecord]:
-    records = {name: FileRecord(**record) for name, record in value.items()}
-    for record in records.values():
+def records(value: Mapping[str, Any]) -> dict[str, FileRecord]:
+    """File name -> record, from JSON; ValueError or TypeError where it is none."""
+    found = {name: FileRecord(**record) for name, record in value.items()}
+    for record in found.values():
         if type(record.size) is not int or record.size < 0:
             raise ValueError("size")
         if len(record.sha256) != 64 or not set(record.sha256) <= set(string.hexdigits.lower()):
             raise ValueError("SHA-256")
-    return records
+    return found
 
 
-def _digest(body: dict[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, which does not depend on the order of its keys."""
+    written = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def _row(name: str, record: FileRecord) -> str:

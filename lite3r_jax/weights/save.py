@@ -3,6 +3,7 @@
 import datetime
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.convert import contiguous, tool
 from lite3r_jax.weights.manifest import CONFIG_FILE, FILE_NAME, Manifest, Origin, Part
 from lite3r_jax.weights.safetensors_file import DTYPE_NAMES, TensorSpec
-from lite3r_jax.weights.safetensors_writer import SafetensorsWriter, data_order, write_file
+from lite3r_jax.weights.safetensors_writer import (
+    FileRecord,
+    SafetensorsWriter,
+    data_order,
+    write_file,
+)
 
 
 def save(
@@ -61,24 +67,13 @@ def save(
         )
     kinds = {path: jnp.dtype(x.dtype if dtype is None else dtype) for path, x in arrays.items()}
     specs = {path: TensorSpec(x.shape, DTYPE_NAMES[kinds[path]]) for path, x in arrays.items()}
-    files, parts = {}, {}
+    parts = {}
     with staged(out, overwrite=overwrite) as partial:
         partial.mkdir()
-        for part in dict.fromkeys(path.partition("/")[0] for path in sorted(arrays)):
-            mine = {path: spec for path, spec in specs.items() if path.partition("/")[0] == part}
-            file = partial / f"{part}.safetensors"
-            ordered = {path: mine[path] for path in data_order(mine)}
-            with SafetensorsWriter(file, ordered, {"format": "lite3r_jax"}) as writer:
-                for path in ordered:
-                    host = np.asarray(arrays[path])
-                    if not np.isfinite(host.astype(np.float32)).all():
-                        raise InputError(f"{out}: {path} holds NaN or infinite values")
-                    writer.write(path, contiguous(host.astype(kinds[path])))
-            assert writer.record is not None
-            files[file.name] = writer.record
-            parts[part] = Part(
-                tensors=0, leaves=len(mine), parameters=sum(spec.size for spec in mine.values())
-            )
+        files = write_parts(partial, arrays, kinds, out)
+        for part in (name.removesuffix(".safetensors") for name in files):
+            mine = [spec for path, spec in specs.items() if path.partition("/")[0] == part]
+            parts[part] = Part(0, leaves=len(mine), parameters=sum(spec.size for spec in mine))
         described = strict_json.dump(entry.config_to_json(model.config))
         files[CONFIG_FILE] = write_file(partial / CONFIG_FILE, described)
         manifest = Manifest(
@@ -95,3 +90,40 @@ def save(
         )
         write_file(partial / FILE_NAME, strict_json.dump(manifest.to_json()))
     return manifest
+
+
+def write_parts(
+    folder: Path, arrays: Mapping[str, Any], dtypes: Mapping[str, np.dtype], label: Path
+) -> dict[str, FileRecord]:
+    """Write arrays as one safetensors file for every part of a model.
+
+    Args:
+        folder: where to.
+        arrays: path -> array. The first part of the path is the part of the model.
+        dtypes: path -> dtype to be stored in.
+        label: the name that the folder will have, for messages.
+
+    Returns:
+        File name -> record.
+
+    Raises:
+        InputError: numbers that are not finite. Codes are not looked at: their scales say it.
+    """
+    files = {}
+    for part in dict.fromkeys(path.partition("/")[0] for path in sorted(arrays)):
+        mine = {
+            path: TensorSpec(np.shape(x), DTYPE_NAMES[dtypes[path]])
+            for path, x in arrays.items()
+            if path.partition("/")[0] == part
+        }
+        ordered = {path: mine[path] for path in data_order(mine)}
+        file = folder / f"{part}.safetensors"
+        with SafetensorsWriter(file, ordered, {"format": "lite3r_jax"}) as writer:
+            for path in ordered:
+                host = np.asarray(arrays[path])
+                if host.itemsize > 1 and not np.isfinite(host.astype(np.float32)).all():
+                    raise InputError(f"{label}: {path} holds NaN or infinite values")
+                writer.write(path, contiguous(host.astype(dtypes[path])))
+        assert writer.record is not None
+        files[file.name] = writer.record
+    return files

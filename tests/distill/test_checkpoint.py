@@ -90,7 +90,7 @@ def test_another_teacher_is_refused_by_the_file_that_differs(folder, tiny_dir, t
     body = strict_json.read_object(other / "manifest.json")
     del body["sha256"]
     body["files"]["aggregator.safetensors"]["sha256"] = "0" * 64
-    body["sha256"] = weights_manifest._digest(body)
+    body["sha256"] = weights_manifest.digest(body)
     (other / "manifest.json").write_text(json.dumps(body))
     with pytest.raises(InputError, match=r"aggregator.safetensors: not of the teacher that"):
         load_student(folder, other)

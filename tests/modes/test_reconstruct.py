@@ -57,6 +57,7 @@ def fake(monkeypatch, fake_model):
         description = {
             "backbone": "fake",
             "parameters": 1,
+            "precision": "float32",
             "dtype": {"compute": "float32", "weights": "float32"},
             "attention": {"global": "none"},
         }

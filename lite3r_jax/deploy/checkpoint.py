@@ -1,0 +1,270 @@
+"""Deployed models as directories: written by `export_deployment`, read by `load_deployed`.
+
+manifest.json          see `Deployment`
+config.json            sizes of the model
+PART.safetensors       float8 codes [..., N, K] as `weight`, their float32 scales as `weight_scale`,
+                       and the rest, by their paths in the model
+forward-*.jax          serialized forward passes, where they were asked for
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.deploy.manifest import (
+    REMEDY,
+    Deployment,
+    Program,
+    Rest,
+    find_deployment,
+    read_deployment,
+)
+from lite3r_jax.deploy.program import check_program, export_program
+from lite3r_jax.distill.checkpoint import MANIFEST as STUDENT_MANIFEST
+from lite3r_jax.distill.checkpoint import (
+    StudentManifest,
+    describe_teacher,
+    load_student,
+    read_student,
+)
+from lite3r_jax.distill.trainable import add_low_rank
+from lite3r_jax.errors import InputError
+from lite3r_jax.files import staged
+from lite3r_jax.precision import Fp8Rule, Kind, Rule, deploy, preset
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.abstract import AbstractModel, abstract_of
+from lite3r_jax.weights.convert import tool
+from lite3r_jax.weights.converted import ConvertedWeights, VerifiedFiles
+from lite3r_jax.weights.load import load, read_arrays, resolve
+from lite3r_jax.weights.manifest import CONFIG_FILE, FILE_NAME
+from lite3r_jax.weights.safetensors_file import TensorSpec
+from lite3r_jax.weights.safetensors_writer import hash_file, write_file
+from lite3r_jax.weights.save import write_parts
+from lite3r_jax.weights.strict_json import shown
+
+
+def deployed_rules(student: StudentManifest | None, name: str | None = None) -> str:
+    """The name of the rules that a model is deployed with.
+
+    A student that was trained under simulated float8 is deployed with the same rules: what was
+    trained is what runs.
+
+    Args:
+        student: what is deployed; None for a teacher.
+        name: that was asked for; None for the student's own, or "default".
+
+    Raises:
+        InputError: others than the student's own were asked for.
+    """
+    trained = "none" if student is None else student.precision
+    if name is not None and trained not in ("none", name):
+        raise InputError(
+            f"rules: the student was trained under {trained!r}, {name!r} was asked for; leave that"
+            " out"
+        )
+    return name or ("default" if trained == "none" else trained)
+
+
+def export_deployment(
+    weights: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    student: str | os.PathLike[str] | None = None,
+    kind: Kind = "fp8_dynamic",
+    rules: str | None = None,
+    heads: Sequence[str] | None = None,
+    rest: Rest = "bfloat16",
+    license: str | None = None,
+    programs: Collection[Program] = (),
+    overwrite: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Deployment:
+    """Write a model that runs with float8 weights as a directory.
+
+    The directory is made under a temporary name and appears only when it is complete. Equal inputs
+    give equal bytes. Weights are rounded once, from the dtype that they are stored in.
+
+    Args:
+        weights: of the model, or of the student's teacher, as for `load`.
+        out: directory to make.
+        student: folder of a distilled student.
+        kind: see `precision.deploy`.
+        rules: a name of `precision.preset`; None for those that the student was trained under, or
+            "default".
+        heads: heads to keep; None for all that weights or student have.
+        rest: dtype of what does not become float8.
+        license: of the result; None for what the weights say.
+        programs: serialized forward passes to put beside it; their `jax`, `weights` and `outputs`
+            are filled in.
+        overwrite: whether `out` may be replaced, if it is a deployed model.
+        cache_dir: as for `load`.
+
+    Returns:
+        The manifest: what was written, with hashes.
+
+    Raises:
+        InputError: weights or student cannot be read or do not fit together; rules that cannot be
+            deployed; `out` exists or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    if rest not in get_args(Rest):
+        raise InputError(f"rest: expected one of {', '.join(get_args(Rest))}, got {rest!r}")
+    if overwrite and os.path.lexists(out) and find_deployment(out) is None:
+        raise InputError(f"{out}: exists and is no deployed model, so it is not replaced")
+    if not overwrite and os.path.lexists(out):
+        raise InputError(f"{out}: exists already; choose another place or allow overwriting")
+    for program in programs:
+        check_program(program)
+    directory, remedy = resolve(weights, cache_dir)
+    trained = None if student is None else read_student(Path(student))[0]
+    precision = deployed_rules(trained, rules)
+    chosen = preset(precision)
+    held: dict[str, Any] = {"heads": heads, "param_dtype": jnp.float32}
+    if student is None:
+        model = load(directory, **held)
+    else:
+        model = load_student(student, directory, simulate=False, **held)
+    model = deploy(model, chosen, kind)
+    source = ConvertedWeights(directory, remedy).manifest
+    described = abstract_of(model)
+    dtypes = _stored_dtypes(described, rest)
+    parameters = _parameters(described)
+    teacher = describe_teacher(directory, list(parameters), remedy)[1]
+    origin = source.origin
+    if license:
+        origin = replace(origin, license=license, license_from="who exported it")
+    with staged(out, overwrite=overwrite) as partial_out:
+        partial_out.mkdir()
+        arrays = {path: v.get_value() for path, (_, v) in described.variables.items()}
+        files = write_parts(partial_out, arrays, dtypes, out)
+        config = get_backbone(source.backbone).config_to_json(model.config)
+        files[CONFIG_FILE] = write_file(partial_out / CONFIG_FILE, strict_json.dump(config))
+        deployment = Deployment(
+            backbone=source.backbone,
+            heads=tuple(model.heads),
+            plan=Plan() if trained is None else trained.plan,
+            rank=0 if trained is None else trained.rank,
+            kind=kind,
+            precision=precision,
+            rules=cast(tuple[Fp8Rule, ...], tuple(chosen)),  # `deploy` has refused all others
+            rest=rest,
+            origin=origin,
+            teacher=teacher,
+            student=None if student is None else hash_file(Path(student) / STUDENT_MANIFEST).sha256,
+            parameters=parameters,
+            programs=(),
+            files=files,
+            tool=tool(),
+        )
+        del model, arrays, described
+        written = []
+        for program in programs:
+            abstract = _abstract(deployment, config, deployment.heads, jnp.dtype(program.dtype))
+            program, data = export_program(abstract, program)
+            files[program.file_name] = write_file(partial_out / program.file_name, data)
+            written.append(program)
+        deployment = replace(deployment, programs=tuple(written))
+        write_file(partial_out / FILE_NAME, strict_json.dump(deployment.to_json()))
+    return deployment
+
+
+def load_deployed(
+    directory: str | os.PathLike[str],
+    *,
+    heads: Sequence[str] | None = None,
+    dtype: Any = jnp.bfloat16,
+) -> Any:
+    """A deployed model.
+
+    It equals `precision.deploy` of the weights that it was made from, with the parameters that are
+    not float8 rounded to the dtype in which they are stored. The files that are needed are checked
+    against the SHA-256 in the manifest while they are read.
+
+    Args:
+        directory: made by `export_deployment`.
+        heads: heads to build; None for all that it has. Files of other heads are not read.
+        dtype: compute dtype, bfloat16 or float32.
+
+    Returns:
+        The model (flax.nnx.Module), on the default device. It runs and cannot be trained.
+
+    Raises:
+        InputError: no deployed model, a damaged, missing or extra file (named), or heads that it
+            does not have.
+    """
+    directory = Path(directory)
+    deployment = read_deployment(directory)
+    files = VerifiedFiles(directory, deployment.files, REMEDY, "deployed model")
+    wanted = deployment.heads if heads is None else tuple(heads)
+    for head in wanted:
+        if head not in deployment.heads:
+            raise InputError(
+                f"heads: {shown(head)} is not in {directory}; choose from"
+                f" {', '.join(deployment.heads) or 'none'}"
+            )
+    files.verify([CONFIG_FILE])
+    config = strict_json.read_object(directory / CONFIG_FILE)
+    model = _abstract(deployment, config, wanted, dtype)
+    parts = list(dict.fromkeys(path.partition("/")[0] for path in model.shapes))
+    return model.fill(read_arrays(files, parts, model.dtypes, partial(_check_fit, files, model)))
+
+
+def _abstract(
+    deployment: Deployment, config: Mapping[str, Any], heads: Sequence[str], dtype: Any
+) -> AbstractModel:
+    """The deployed model without numbers."""
+    backbone = get_backbone(deployment.backbone)
+    sizes = backbone.config_from_json(dict(config))
+
+    def build() -> nnx.Module:
+        model = backbone.build(
+            sizes,
+            heads=heads,
+            plan=deployment.plan,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )
+        if deployment.rank:
+            add_low_rank(model, deployment.rank)
+        return model
+
+    rules: Sequence[Rule] = deployment.rules
+    model = abstract_of(deploy(nnx.eval_shape(build), rules, deployment.kind))
+    return model.astype(_stored_dtypes(model, deployment.rest))
+
+
+def _stored_dtypes(model: AbstractModel, rest: str) -> dict[str, np.dtype]:
+    """Path -> dtype on disk: parameters are what is neither codes nor scales."""
+    return {
+        path: np.dtype(jnp.dtype(rest) if isinstance(variable, nnx.Param) else variable.dtype)
+        for path, (_, variable) in model.variables.items()
+    }
+
+
+def _parameters(model: AbstractModel) -> dict[str, int]:
+    """Part of the model -> weights in it."""
+    found: dict[str, int] = {}
+    for path, (_, variable) in sorted(model.variables.items()):
+        if isinstance(variable, nnx.Param) or variable.dtype.itemsize == 1:
+            part = path.partition("/")[0]
+            found[part] = found.get(part, 0) + int(np.prod(variable.shape, dtype=np.int64))
+    return found
+
+
+def _check_fit(files: VerifiedFiles, model: AbstractModel, specs: Mapping[str, TensorSpec]) -> None:
+    found = {name: spec.shape for name, spec in specs.items()}
+    if wrong := sorted(found.items() ^ model.shapes.items()):
+        raise InputError(
+            f"{files.path}: does not fit the model of this version, for one {shown(wrong[0][0])};"
+            f" {files.remedy}"
+        )

@@ -1,0 +1,207 @@
+"""What a deployed model is, and what every file of its directory must be."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lite3r_jax.attention.core import Plan
+from lite3r_jax.distill.plan_json import plan_from_json, plan_to_json
+from lite3r_jax.errors import InputError
+from lite3r_jax.precision import Fp8Rule, Kind
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.manifest import (
+    CONFIG_FILE,
+    DEPLOYED_FORMAT,
+    FILE_NAME,
+    Origin,
+    digest,
+    records,
+)
+from lite3r_jax.weights.safetensors_writer import FileRecord
+
+REMEDY = "export it again with python -m tools.export_deployment"
+Rest = Literal["bfloat16", "float32"]
+Platform = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A serialized forward pass, see `deploy.program`.
+
+    Attributes:
+        platform: that it runs on.
+        views: S of the images [1, S, H, W, 3] that it takes.
+        height: H.
+        width: W.
+        dtype: compute dtype.
+        jax: version that wrote it.
+        weights: safetensors files whose arrays it takes.
+        outputs: names of the arrays that it returns.
+    """
+
+    platform: Platform
+    views: int
+    height: int
+    width: int
+    dtype: str
+    jax: str = ""
+    weights: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """Its file in the directory."""
+        return f"forward-{self.platform}-{self.views}x{self.height}x{self.width}.jax"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a deployed model is, besides its numbers.
+
+    Attributes:
+        backbone: registry name.
+        heads: that it has.
+        plan: its attention.
+        rank: of a student's low-rank parts; 0 if there are none.
+        kind: see `precision.deploy`.
+        precision: name of the rules, see `precision.preset`.
+        rules: the rules themselves; later versions may have others under that name.
+        rest: dtype of what is not float8.
+        origin: licence of the weights, and who says so.
+        teacher: file name -> SHA-256, of the weights that it was made from.
+        student: SHA-256 of the manifest of the student that it was made from, which has all other
+            hashes; None for the teacher itself.
+        parameters: part of the model -> weights in it, without scales; the arrays of a part are in
+            `<part>.safetensors`.
+        programs: serialized forward passes.
+        files: file name -> record, of every other file in the directory.
+        tool: program and versions.
+    """
+
+    backbone: str
+    heads: tuple[str, ...]
+    plan: Plan
+    rank: int
+    kind: Kind
+    precision: str
+    rules: tuple[Fp8Rule, ...]
+    rest: Rest
+    origin: Origin
+    teacher: Mapping[str, str]
+    student: str | None
+    parameters: Mapping[str, int]
+    programs: tuple[Program, ...]
+    files: Mapping[str, FileRecord]
+    tool: str
+
+    @property
+    def row(self) -> str:
+        """What `--mode=eval` calls it."""
+        return f"{'dense' if self.student is None else 'student'}-{self.kind}"
+
+    def bytes_of(self, heads: Collection[str]) -> int:
+        """Bytes of the weights of a model with these heads."""
+        off = {f"{h}_head" for h in self.heads if h not in heads}
+        return sum(self.files[f"{p}.safetensors"].size for p in self.parameters if p not in off)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, with a digest of itself."""
+        body = {
+            "format": DEPLOYED_FORMAT,
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "heads": list(self.heads),
+            "plan": plan_to_json(self.plan),
+            "rules": [dataclasses.asdict(rule) for rule in self.rules],
+            "origin": dataclasses.asdict(self.origin),
+            "teacher": dict(self.teacher),
+            "parameters": dict(self.parameters),
+            "programs": [
+                dataclasses.asdict(p) | {"weights": list(p.weights), "outputs": list(p.outputs)}
+                for p in self.programs
+            ],
+            "files": {name: dataclasses.asdict(record) for name, record in self.files.items()},
+        }
+        return {**body, "sha256": digest(body)}
+
+    def report(self) -> str:
+        """A short table for people."""
+        total = sum(record.size for record in self.files.values())
+        lines = [
+            f"model    {self.backbone} with {', '.join(self.heads) or 'no heads'}",
+            f"kind     {self.kind}, rules {self.precision!r}, the rest {self.rest}",
+            f"made of  {'a student and its' if self.student else 'a'} teacher",
+            f"licence  {self.origin.license} ({self.origin.license_from})",
+            f"weights  {sum(self.parameters.values()):,} in {total:,} bytes",
+        ]
+        lines += [f"read     {name}  sha256 {sha256}" for name, sha256 in self.teacher.items()]
+        lines += [f"read     student  sha256 {self.student}"] if self.student else []
+        lines += [
+            f"written  {name}  {record.size:,} bytes  sha256 {record.sha256}"
+            for name, record in self.files.items()
+        ]
+        return "\n".join(lines)
+
+
+def find_deployment(directory: Path) -> Deployment | None:
+    """The manifest of a deployed model, or None if the directory is something else.
+
+    Raises:
+        InputError: it is a deployed model, but its manifest is damaged, edited or of another
+            version; or a manifest of something is no JSON.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        return None
+    body = strict_json.read_object(path)
+    if body.get("format") != DEPLOYED_FORMAT:
+        return None
+    if body.pop("sha256", None) != digest(body):
+        raise InputError(f"{path}: damaged or edited (its own SHA-256 differs); {REMEDY}")
+    try:
+        return _from_json(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not as this version writes it ({error}); {REMEDY}") from error
+
+
+def read_deployment(directory: Path) -> Deployment:
+    """The manifest of a deployed model.
+
+    Raises:
+        InputError: see `find_deployment`, or it is something else.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory; expected a deployed model")
+    found = find_deployment(directory)
+    if found is None:
+        raise InputError(
+            f"{directory / FILE_NAME}: not there or of something else, so this is no deployed"
+            " model; make one with python -m tools.export_deployment"
+        )
+    return found
+
+
+def _from_json(body: dict[str, Any]) -> Deployment:
+    values = dict(body)
+    del values["format"]
+    values |= {
+        "heads": tuple(body["heads"]),
+        "plan": plan_from_json(body["plan"]),
+        "rules": tuple(Fp8Rule(**rule) for rule in body["rules"]),
+        "origin": Origin(**body["origin"]),
+        "programs": tuple(
+            Program(**p | {"weights": tuple(p["weights"]), "outputs": tuple(p["outputs"])})
+            for p in body["programs"]
+        ),
+        "files": records(body["files"]),
+    }
+    found = Deployment(**values)
+    needed = {CONFIG_FILE, *(f"{part}.safetensors" for part in found.parameters)}
+    if not needed <= set(found.files):
+        raise ValueError("files and parts disagree")
+    if any(Path(name).name != name or "\\" in name for name in found.files):
+        raise ValueError("names of files")
+    if found.kind not in get_args(Kind) or found.rest not in get_args(Rest):
+        raise ValueError(f"kind {found.kind!r}, rest {found.rest!r}")
+    return found

@@ -1,0 +1,123 @@
+"""The forward pass of a deployed model as a file that runs without this package (`jax.export`).
+
+The program is a function of two arguments, `weights` (path -> array, everything that the
+safetensors files beside it hold) and `images` [1, S, H, W, 3] float32 in [0, 1], and returns the
+fields of `Prediction` that are there, by name. docs/deployment.md has the few lines that run it.
+
+Weights stay beside the program and are not constants in it: a program of several GB could not be
+stored (its format, a FlatBuffer, ends at 2 GB), every size would bring its own copy of the weights,
+and XLA would fold what is computed from constants when it compiles.
+
+A program is for one kind of device and one shape, because attention kernels are chosen while it is
+traced. One for CUDA can be made without a GPU. It then has the Triton kernels of Sparse Linear
+Attention and dense attention in plain XLA; made on a GPU, dense attention in bfloat16 is cuDNN's.
+"""
+
+import dataclasses
+from contextlib import nullcontext
+from typing import Any, get_args
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from lite3r_jax.backbones.base import Prediction
+from lite3r_jax.deploy.manifest import Platform, Program
+from lite3r_jax.errors import InputError
+from lite3r_jax.weights.abstract import AbstractModel
+
+# Calls that XLA serves itself, without a promise that later versions will: kernels of Pallas'
+# Triton lowering, and cuDNN attention. Those of Mosaic have that promise.
+_KERNELS = ("__gpu$xla.gpu.triton", "__cudnn$fmhaSoftmax")
+# What programs for CUDA are traced for where there is no GPU.
+_DESCRIBED = "NVIDIA H200"
+
+
+def export_program(model: AbstractModel, program: Program) -> tuple[Program, bytes]:
+    """Serialize the forward pass.
+
+    Args:
+        model: deployed, without numbers.
+        program: for which shape and platform.
+
+    Returns:
+        (the program with `jax`, `weights` and `outputs` filled in, the bytes of its file).
+
+    Raises:
+        InputError: a platform that is not known, a shape that the model cannot read, or the package
+            flatbuffers is missing.
+    """
+    shapes = {
+        path: jax.ShapeDtypeStruct(variable.shape, variable.dtype)
+        for path, (_, variable) in model.variables.items()
+    }
+    size = (1, program.views, program.height, program.width, 3)
+
+    def forward(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
+        prediction, _ = model.fill(weights)(images)  # pyright: ignore[reportCallIssue]
+        fields = ((f.name, getattr(prediction, f.name)) for f in dataclasses.fields(Prediction))
+        return {name: x for name, x in fields if isinstance(x, jax.Array)}
+
+    calls = _KERNELS if program.platform == "cuda" else ()
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in calls]
+    with _traced_for(program.platform):
+        exported = jax.export.export(
+            jax.jit(forward), platforms=[program.platform], disabled_checks=checks
+        )(shapes, jax.ShapeDtypeStruct(size, jnp.float32))
+    exported = _without_locations(exported)
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    program = dataclasses.replace(
+        program,
+        jax=jax.__version__,
+        weights=tuple(sorted({f"{path.partition('/')[0]}.safetensors" for path in shapes})),
+        outputs=tuple(sorted(outputs)),
+    )
+    return program, bytes(exported.serialize())
+
+
+def check_program(program: Program) -> None:
+    """Refuse a program that cannot be made, as far as that is known without the model.
+
+    Raises:
+        InputError: see `export_program`.
+    """
+    if program.platform not in get_args(Platform):
+        known = ", ".join(get_args(Platform))
+        raise InputError(f"platform: expected one of {known}, got {program.platform!r}")
+    if min(program.views, program.height, program.width) < 1:
+        raise InputError(f"{program.file_name}: expected at least one view and one pixel")
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "programs are stored with the package flatbuffers, which is not installed; pip install"
+            " flatbuffers"
+        ) from error
+
+
+def _traced_for(platform: str) -> Any:
+    """Kernels are chosen for that platform inside."""
+    here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    if platform == here:
+        return nullcontext()
+    device = jax.sharding.AbstractDevice(
+        _DESCRIBED if platform == "cuda" else platform, num_cores=None, platform=platform
+    )
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+def _without_locations(exported: jax.export.Exported) -> jax.export.Exported:
+    """Without the names and lines of source files, which differ between machines and callers."""
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo
+
+    with ir.Context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
+        text = module.operation.get_asm(enable_debug_info=False)
+    # the versions that jax.export itself asks for: readers may be four weeks older
+    version = stablehlo.get_version_from_compatibility_requirement(
+        stablehlo.StablehloCompatibilityRequirement.WEEK_4
+    )
+    return dataclasses.replace(
+        exported, mlir_module_serialized=stablehlo.serialize_portable_artifact_str(text, version)
+    )

@@ -1,0 +1,79 @@
+"""Serialized forward passes: they compute what the model does, without the model's code."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lite3r_jax.attention.presets import plan
+from lite3r_jax.backbones.vggt import BACKBONE, VGGT
+from lite3r_jax.deploy.checkpoint import export_deployment, load_deployed
+from lite3r_jax.deploy.manifest import Program, read_deployment
+from lite3r_jax.deploy.program import check_program, export_program
+from lite3r_jax.errors import InputError
+from lite3r_jax.precision import deploy, preset
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.abstract import abstract_of
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Program("cpu", 2, 28, 42, "float32")
+
+
+def test_a_program_that_cannot_be_made_is_refused():
+    with pytest.raises(InputError, match="platform: expected one of cpu, cuda, got 'tpu'"):
+        check_program(replace(PROGRAM, platform="tpu"))
+    with pytest.raises(InputError, match=r"forward-cpu-0x28x42.jax: expected at least one view"):
+        check_program(replace(PROGRAM, views=0))
+
+
+@pytest.mark.slow
+def test_a_process_with_jax_alone_computes_what_the_model_does(tiny_dir, tmp_path):
+    pytest.importorskip("flatbuffers")
+    out = tmp_path / "out"
+    export_deployment(tiny_dir, out, heads=("camera", "depth"), programs=[PROGRAM])
+    [program] = read_deployment(out).programs
+    assert program.jax == jax.__version__ and {"depth", "extrinsics"} <= set(program.outputs)
+    data = (out / program.file_name).read_bytes()
+    assert str(ROOT).encode() not in data and b".py" not in data
+    images = np.random.default_rng(0).random((1, 2, 28, 42, 3), np.float32)
+    np.save(tmp_path / "images.npy", images)
+    [snippet] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deployment.md").read_text(), re.S)
+    snippet += "\nassert not {'lite3r_jax', 'flax', 'safetensors'} & set(sys.modules)\n"
+    snippet = "import jax\njax.config.update('jax_default_matmul_precision', 'highest')\n" + snippet
+    files = [out / program.file_name, tmp_path / "images.npy", tmp_path / "found.npz"]
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", snippet, *files],
+        cwd=tmp_path, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    wanted, _ = load_deployed(out, dtype=jnp.float32)(images)
+    with np.load(tmp_path / "found.npz") as found:
+        assert set(found) == set(program.outputs)
+        for name in program.outputs:
+            array = np.asarray(getattr(wanted, name))
+            np.testing.assert_allclose(found[name], array, atol=1e-5 * np.abs(array).max())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
+def test_a_program_for_a_gpu_has_the_kernels_and_no_paths(tiny_dir):
+    pytest.importorskip("flatbuffers")
+    config = BACKBONE.config_from_json(strict_json.read_object(tiny_dir / "config.json"))
+    config = replace(config, embed_dim=128)  # heads of 32, which the kernels take
+    model = nnx.eval_shape(
+        lambda: VGGT(
+            config, heads=(), plan=plan("sla_global"), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+        )
+    )
+    deployed = abstract_of(deploy(model, preset("default"), "fp8_dynamic"))
+    first, data = export_program(deployed, Program("cuda", 2, 56, 56, "bfloat16"))
+    assert data.count(b"sla_forward") and str(ROOT).encode() not in data and b".py" not in data
+    exported = jax.export.deserialize(bytearray(data))
+    assert exported.platforms == ("cuda",) and first.weights == ("aggregator.safetensors",)
