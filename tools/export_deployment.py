@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, get_args
+from typing import NoReturn, cast, get_args
 
 import jax
 
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _Parser(prog="python -m tools.export_deployment", description=__doc__.splitlines()[0])
+    top = _Parser(prog="python -m tools.export_deployment", description="Deploy a model.")
     add = top.add_argument
     add("weights", help="converted weights, a hub repository or vggt-tiny; a student's teacher")
     add("out", help="directory to make")
@@ -78,15 +78,15 @@ def programs(arguments: argparse.Namespace) -> list[Program]:
     Raises:
         InputError: a shape that is none, or one twice.
     """
-    here = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    here: Platform = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    platforms = cast(list[Platform], arguments.platform or [here])
     found: list[Program] = []
     for text in arguments.artifact:
         if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}x[1-9]\d{0,4}", text):
             raise InputError(f"--artifact: expected VIEWSxHEIGHTxWIDTH as 8x294x518, got {text!r}")
         views, height, width = map(int, text.split("x"))
         found += [
-            Program(platform, views, height, width, arguments.dtype)
-            for platform in arguments.platform or [here]
+            Program(platform, views, height, width, arguments.dtype) for platform in platforms
         ]
     if len({program.file_name for program in found}) < len(found):
         raise InputError("--artifact, --platform: each once")

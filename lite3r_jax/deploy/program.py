@@ -53,8 +53,12 @@ def export_program(model: AbstractModel, program: Program) -> tuple[Program, byt
     }
     size = (1, program.views, program.height, program.width, 3)
 
+    # as in `infer.memory`: more frames at a time are faster on a GPU only
+    frame_chunk = min(8, program.views) if program.platform == "cuda" else 1
+
     def forward(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
-        prediction, _ = model.fill(weights)(images)  # pyright: ignore[reportCallIssue]
+        filled: Any = model.fill(weights)
+        prediction, _ = filled(images, frame_chunk=frame_chunk)
         fields = ((f.name, getattr(prediction, f.name)) for f in dataclasses.fields(Prediction))
         return {name: x for name, x in fields if isinstance(x, jax.Array)}
 
@@ -84,6 +88,8 @@ def check_program(program: Program) -> None:
     if program.platform not in get_args(Platform):
         known = ", ".join(get_args(Platform))
         raise InputError(f"platform: expected one of {known}, got {program.platform!r}")
+    if program.platform == "cpu" and jax.default_backend() != "cpu":
+        raise InputError("platform: a program for cpu is made on the CPU; set JAX_PLATFORMS=cpu")
     if min(program.views, program.height, program.width) < 1:
         raise InputError(f"{program.file_name}: expected at least one view and one pixel")
     try:
@@ -100,9 +106,7 @@ def _traced_for(platform: str) -> Any:
     here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     if platform == here:
         return nullcontext()
-    device = jax.sharding.AbstractDevice(
-        _DESCRIBED if platform == "cuda" else platform, num_cores=None, platform=platform
-    )
+    device = jax.sharding.AbstractDevice(_DESCRIBED, num_cores=None, platform=platform)
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
@@ -113,7 +117,7 @@ def _without_locations(exported: jax.export.Exported) -> jax.export.Exported:
 
     with ir.Context() as context:
         module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
-        text = module.operation.get_asm(enable_debug_info=False)
+        text = str(module.operation.get_asm(enable_debug_info=False))
     # the versions that jax.export itself asks for: readers may be four weeks older
     version = stablehlo.get_version_from_compatibility_requirement(
         stablehlo.StablehloCompatibilityRequirement.WEEK_4

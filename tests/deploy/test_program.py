@@ -37,9 +37,10 @@ def test_a_program_that_cannot_be_made_is_refused():
 def test_a_process_with_jax_alone_computes_what_the_model_does(tiny_dir, tmp_path):
     pytest.importorskip("flatbuffers")
     out = tmp_path / "out"
-    export_deployment(tiny_dir, out, heads=("camera", "depth"), programs=[PROGRAM])
+    # weights only: codes of activations could fall to another side of an edge in another program
+    export_deployment(tiny_dir, out, heads=("depth",), kind="fp8_weight_only", programs=[PROGRAM])
     [program] = read_deployment(out).programs
-    assert program.jax == jax.__version__ and {"depth", "extrinsics"} <= set(program.outputs)
+    assert program.jax == jax.__version__ and program.outputs == ("depth", "depth_conf")
     data = (out / program.file_name).read_bytes()
     assert str(ROOT).encode() not in data and b".py" not in data
     images = np.random.default_rng(0).random((1, 2, 28, 42, 3), np.float32)
