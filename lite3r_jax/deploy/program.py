@@ -70,6 +70,8 @@ def export_program(model: AbstractModel, program: Program) -> tuple[Program, byt
         )(shapes, jax.ShapeDtypeStruct(size, jnp.float32))
     exported = _without_locations(exported)
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    if not outputs:
+        raise InputError(f"{program.file_name}: a model without heads gives nothing to compute")
     program = dataclasses.replace(
         program,
         jax=jax.__version__,
