@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -95,3 +96,12 @@ def save(
         )
         write_file(partial / FILE_NAME, strict_json.dump(manifest.to_json()))
     return manifest
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """All of an array. Every process has to call it: what is spread over them is gathered."""
+    if not x.is_fully_addressable and not x.is_fully_replicated:
+        from jax.experimental import multihost_utils
+
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
