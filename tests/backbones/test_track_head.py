@@ -102,6 +102,7 @@ def close(got, expected, atol):
 # the README of the golden data.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_iterations_agree_with_upstream(result, parity, iteration):
     tracks, out = result
@@ -117,6 +118,7 @@ def test_iterations_agree_with_upstream(result, parity, iteration):
     parity("modules/track", f"coords[{i}]", tracks.coords[i], want, (1e-5, 1e-4)[i])
 
 
+@pytest.mark.slow
 def test_features_and_logits_agree_with_upstream(result, parity):
     tracks, out = result
     for name, key, gate in (
@@ -130,6 +132,7 @@ def test_features_and_logits_agree_with_upstream(result, parity):
     close(tracks.confidence, 1 / (1 + np.exp(-GOLDEN["conf_logits"])), 3e-5)
 
 
+@pytest.mark.slow
 def test_four_iterations_agree_with_upstream(model_result):
     """On upstream's own feature maps; tests/backbones/test_vggt_parity.py runs from images."""
     tracks, _ = model_result
@@ -201,6 +204,7 @@ def test_the_residual_restarts_from_the_normalised_input():
 # What tracking means.
 
 
+@pytest.mark.slow
 def test_view_0_stays_at_the_query(result, module_case):
     query_points, _ = module_case
     for coords in result[0].coords:

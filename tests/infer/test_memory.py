@@ -187,6 +187,7 @@ def test_the_limit_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
     assert memory.device_limit() > own + (1 << 24)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_is_its_own():
     large = np.ones(1 << 27, np.uint64)  # 1 GiB
     program = "from lite3r_jax.infer.memory import peak_process; print(peak_process())"
