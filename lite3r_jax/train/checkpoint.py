@@ -248,6 +248,9 @@ class Checkpoints:
                 options=orbax.CheckpointManagerOptions(
                     preservation_policy=_Keep(self),
                     enable_async_checkpointing=True,
+                    # In the background, a folder that cannot be made would leave threads waiting
+                    # for it, and the process would not end for twenty minutes.
+                    async_options=orbax.AsyncOptions(create_directories_asynchronously=False),
                     create=False,
                 ),
             )
