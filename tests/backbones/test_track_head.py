@@ -21,6 +21,8 @@ from lite3r_jax.backbones.track_head import (
 )
 from lite3r_jax.errors import InputError
 
+pytestmark = pytest.mark.slow  # compiling the tracker takes most of a minute
+
 FOLDER = Path(__file__).parents[1] / "golden" / "vggt"
 GOLDEN = np.load(FOLDER / "modules" / "track.npz")
 SIZES = json.loads((FOLDER / "config.json").read_text())["track"]
@@ -102,7 +104,6 @@ def close(got, expected, atol):
 # the README of the golden data.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_iterations_agree_with_upstream(result, parity, iteration):
     tracks, out = result
@@ -118,7 +119,6 @@ def test_iterations_agree_with_upstream(result, parity, iteration):
     parity("modules/track", f"coords[{i}]", tracks.coords[i], want, (1e-5, 1e-4)[i])
 
 
-@pytest.mark.slow
 def test_features_and_logits_agree_with_upstream(result, parity):
     tracks, out = result
     for name, key, gate in (
@@ -132,7 +132,6 @@ def test_features_and_logits_agree_with_upstream(result, parity):
     close(tracks.confidence, 1 / (1 + np.exp(-GOLDEN["conf_logits"])), 3e-5)
 
 
-@pytest.mark.slow
 def test_four_iterations_agree_with_upstream(model_result):
     """On upstream's own feature maps; tests/backbones/test_vggt_parity.py runs from images."""
     tracks, _ = model_result
@@ -204,7 +203,6 @@ def test_the_residual_restarts_from_the_normalised_input():
 # What tracking means.
 
 
-@pytest.mark.slow
 def test_view_0_stays_at_the_query(result, module_case):
     query_points, _ = module_case
     for coords in result[0].coords:
@@ -283,7 +281,6 @@ def linearised(tracker, module_case):
     return along
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("view", [0, 1])
 def test_derivative_along_the_feature_maps_is_a_difference_quotient(
     tracker, module_case, linearised, view
@@ -303,7 +300,6 @@ def test_derivative_along_the_feature_maps_is_a_difference_quotient(
         close(derivative[name][0], quotient, 2e-3 * np.abs(quotient).max())
 
 
-@pytest.mark.slow
 def test_positions_are_detached(module_case, linearised):
     """A query changes features, correlations and position code, but none of it by a derivative."""
     tracks, out = linearised(query_points=jnp.ones_like(module_case[0]))
@@ -314,7 +310,6 @@ def test_positions_are_detached(module_case, linearised):
     np.testing.assert_array_equal(tracks.coords[:, :, 0], np.ones((2, 2, 5, 2)))  # the query
 
 
-@pytest.mark.slow
 def test_each_position_is_trained_by_its_own_increment(linearised):
     """A displacement is no addend of the next position, which starts from a detached one."""
     tracks, _ = linearised(bias=jnp.zeros(18).at[0].set(1.0))
@@ -325,7 +320,6 @@ def test_each_position_is_trained_by_its_own_increment(linearised):
 # Precision and sizes.
 
 
-@pytest.mark.slow
 def test_bfloat16_products_leave_float32_positions(module_case, result):
     half = load_tracker(jnp.bfloat16)
     tracks, out = run(half, *module_case, iters=2)
@@ -342,7 +336,6 @@ def test_defaults_are_the_published_model():
     assert sum(v.size for v in jax.tree.leaves(state)) == 43_107_348
 
 
-@pytest.mark.slow
 def test_one_view_one_point(tracker):
     fmaps = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 16, 17, 16)), jnp.float32)
     query_points = jnp.asarray([[[3.5, 30.0]]])
