@@ -122,7 +122,8 @@ def run(experiment: Experiment) -> int:
         print(f"{folder}: the student; it needs the weights of its teacher {experiment.weights}")
     elif outcome.reason == "done":
         folder = Path(experiment.output) / WEIGHTS
-        arrays = {path: to_host(x) for path, x in (outcome.state.params | trainer.frozen).items()}
+        whole = outcome.state.params | trainer.frozen
+        arrays: Any = {path: to_host(x) for path, x in whole.items()}
         trained = trainer.layout.merge(arrays)
         if jax.process_index() == 0:
             trained = trained.model if isinstance(trained, Helped) else trained
