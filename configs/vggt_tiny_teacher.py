@@ -2,8 +2,8 @@
 
     python -m lite3r_jax.main --config=configs/vggt_tiny_teacher.py --mode=train --config.output=OUT
 
-Hardware and time: one CPU core, 1.1 s a step, 60 minutes; 6 GB of memory. Expected result:
-docs/results.md (AbsRel 0.19, AUC@30 0.3 on scenes with new textures; more steps should give more).
+Hardware and time: one CPU core at 1.1 s a step, which makes an hour; 5 GB of memory were seen.
+Expected result: docs/results.md (AbsRel 0.19, AUC@30 0.3 on scenes with new textures).
 """
 
 from pathlib import Path

@@ -55,16 +55,17 @@ def settings(folder, **changes):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A model that is no backbone, and what it would save: folder -> kernel."""
-    saved = {}
+    """A model that is no backbone, and what it would save: folder -> kernel, and origins."""
+    saved, origins = {}, []
 
-    def save(model, folder, *, backbone, overwrite):
+    def save(model, folder, *, backbone, origin, overwrite):
         assert backbone == "vggt" and overwrite
+        origins.append(origin)
         saved[folder] = np.asarray(model.kernel[...])
 
     monkeypatch.setattr(mode, "build", lambda experiment: Small())
     monkeypatch.setattr(mode, "save", save)
-    return saved
+    return saved, origins
 
 
 def lines(folder):
@@ -75,8 +76,9 @@ def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, 
     assert mode.run(settings(tmp_path)) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{tmp_path}: done after step 6\n{tmp_path / 'weights'}: the weights")
-    assert list(small) == [tmp_path / "weights"]
-    np.testing.assert_array_equal(small[tmp_path / "weights"], read_arrays(tmp_path)["kernel"])
+    saved, origins = small
+    assert list(saved) == [tmp_path / "weights"] and origins == [None]
+    np.testing.assert_array_equal(saved[tmp_path / "weights"], read_arrays(tmp_path)["kernel"])
     found = lines(tmp_path)
     losses = [line["loss"] for line in found if "loss" in line]
     assert len(losses) == 3 and losses[-1] < losses[0]
@@ -93,6 +95,13 @@ def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, 
     assert lines(tmp_path) == found
     with pytest.raises(InputError, match=r"train.seed was 0, is 1; continue with the same"):
         mode.run(settings(tmp_path, seed=1))
+
+
+def test_weights_that_are_trained_on_keep_their_licence(small, tmp_path):
+    experiment = replace(settings(tmp_path), weights="vggt-tiny")
+    assert mode.run(experiment) == 0
+    (origin,) = small[1]
+    assert origin.license == "Apache-2.0"
 
 
 @pytest.mark.parametrize(
