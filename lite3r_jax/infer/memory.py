@@ -124,6 +124,15 @@ class Forward:
         Raises:
             InputError: it does not fit; the message has settings that would.
         """
+        plan = self.try_plan(views, height, width, frame_chunk)
+        if not plan.fits:
+            raise InputError(f"memory: {plan} do not fit; {self.advice(plan, plan.limit)}")
+        return plan
+
+    def try_plan(
+        self, views: int, height: int, width: int, frame_chunk: int | None = None
+    ) -> MemoryPlan:
+        """`plan`, which may also be one that does not fit and cannot be run."""
         if frame_chunk is not None:
             chunks = [frame_chunk]
         elif _platform() == "cpu":
@@ -139,7 +148,7 @@ class Forward:
                 self._programs[key] = program
                 return plan
         assert plan is not None
-        raise InputError(f"memory: {plan} do not fit; {self.advice(plan, plan.limit)}")
+        return plan
 
     def __call__(self, images: Any, plan: MemoryPlan, cameras: tuple[Any, ...] = ()) -> Any:
         """Run the pass.
@@ -308,6 +317,15 @@ def peak_process() -> int:
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def restart_peak() -> bool:
+    """Let `peak_process` begin anew at what is resident now; False where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_device() -> int | None:
