@@ -124,7 +124,10 @@ class SLA:
         d = head_dim
         if self.routing == "token":
             pairs = layouts.query.tokens * layouts.key.tokens
-            return {"softmax": 4 * pairs * d, "linear": 4 * pairs * d + 2 * layouts.query.tokens * d**2}
+            return {
+                "softmax": 4 * pairs * d,
+                "linear": 4 * pairs * d + 2 * layouts.query.tokens * d**2,
+            }
         keys, queries = blocks(layouts.key, self.block), blocks(layouts.query, self.rows)
         always, dense = _protected(self, layouts, keys, queries)
         top, _ = budgets(int((~always).sum()), self.keep, self.low)

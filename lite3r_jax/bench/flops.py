@@ -166,9 +166,7 @@ def _vggt(model: Any, views: int, grid: tuple[int, int]) -> dict[str, Counter[st
     vit, trunk, camera = config.vit, config.aggregator, config.camera_head
     parts = {
         "encoder": _embed(model, views, grid)
-        + stack(
-            plan.specs("patch", sites["patch"]), frame, views, c, vit.num_heads, vit.mlp_ratio
-        ),
+        + stack(plan.specs("patch", sites["patch"]), frame, views, c, vit.num_heads, vit.mlp_ratio),
         "frame": stack(
             plan.specs("frame", trunk.depth), frame, views, c, trunk.num_heads, trunk.mlp_ratio
         ),

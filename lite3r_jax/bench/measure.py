@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -131,19 +131,17 @@ def measure(
         if not stopped:
             start = clock()
             plan = forward.try_plan(views, height, width, protocol.frame_chunk)
-            cell = Cell(
-                **vars(cell) | _planned(plan) | {"compile_seconds": clock() - start}
-            )
+            cell = replace(cell, compile_seconds=clock() - start, **_planned(plan))
             if not plan.fits:
                 stopped = f"does not fit: {plan}"
             else:
                 try:
-                    cell = Cell(**vars(cell) | _run(forward, plan, protocol, clock))
+                    cell = replace(cell, **_run(forward, plan, protocol, clock))
                     before = cell
                 except InputError as error:  # memory ran out all the same
                     stopped = str(error)
             if stopped:
-                cell = Cell(**vars(cell) | {"missing": stopped})
+                cell = replace(cell, missing=stopped)
         yield cell
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from lite3r_jax.errors import InputError
@@ -89,7 +90,7 @@ class BenchOptions:
         """
         parts = [part.strip() for part in self.views.split(",") if part.strip()]
         numbers = [int(p) if re.fullmatch(r"[1-9]\d{0,4}", p) else 0 for p in parts]
-        if not numbers or 0 in numbers or any(a >= b for a, b in zip(numbers, numbers[1:])):
+        if not numbers or 0 in numbers or any(a >= b for a, b in pairwise(numbers)):
             raise InputError(
                 f"bench.views: expected numbers of views, ascending, got {self.views!r}"
             )

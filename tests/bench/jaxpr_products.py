@@ -22,7 +22,9 @@ def _count(jaxpr):
         if name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out = params["dimension_numbers"].rhs_spec[0]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out]
+            total += (
+                2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out]
+            )
             continue
         times = params["length"] if name == "scan" else 1
         for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
