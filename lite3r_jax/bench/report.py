@@ -41,53 +41,67 @@ def entries(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return result
 
 
-def markdown(body: Mapping[str, Any]) -> str:
-    """The tables and what has to be said about them.
+EXPLANATION = (
+    "Median and p95 of passes with images on the device and results computed, without compilation."
+    " Peak: bytes in use at most during the passes, weights included, of the device or, on a CPU,"
+    " of the process. Planned: what the compiled program needs in all. TFLOP: matrix products and"
+    " convolutions, two operations per multiply-add. Speed and memory: how many times less than the"
+    " baseline of this run; memory by peaks, with ~ by plans where a peak is not known."
+)
 
-    Args:
-        body: of bench.json.
-    """
+
+def heading(body: Mapping[str, Any]) -> tuple[str, str]:
+    """What was measured, and on what; `body` is that of bench.json, here and below."""
     options, device = body["settings"]["bench"], body["device"]
+    return (
+        f"{body['backbone']}, 1 scene of {options['size']}, {device['kind']}",
+        f"{body['date']}; {device['machine']}; jax {body['versions']['jax']}; float32 products:"
+        f" {options['matmul']}; {options['runs']} timed passes after {options['warmup']}.",
+    )
+
+
+def measured(body: Mapping[str, Any]) -> list[list[str]]:
+    """The table of what was measured, by views, its head first."""
     names = [row.name for row in BASELINES]
     head = ["views", "row", "median ms", "p95 ms", "compile s", "peak GiB", "planned GiB"]
     head += ["TFLOP", "TFLOP/s", *(f"speed / {name}" for name in names)]
     head += [f"memory / {name}" for name in names]
-    lines = [
-        f"# {body['backbone']}, 1 scene of {options['size']}, {device['kind']}",
-        "",
-        f"{body['date']}; {device['machine']}; jax {body['versions']['jax']}; float32 products:"
-        f" {options['matmul']}; {options['runs']} timed passes after {options['warmup']}.",
-        "",
-        *_table(head, [_line(cell, names) for cell in _in_order(body)]),
-        "",
-        "Median and p95 of passes with images on the device and results computed, without"
-        " compilation. Peak: bytes in use at most during the passes, weights included, of the"
-        " device or, on a CPU, of the process. Planned: what the compiled program needs in all."
-        " TFLOP: matrix products and convolutions, two operations per multiply-add. Speed and"
-        " memory: how many times less than the baseline of this run; memory by peaks, with ~ by"
-        " plans where a peak is not known.",
-    ]
-    if notes := [*_missing(body["cells"]), *_unknown(body["cells"])]:
-        lines += ["", *notes]
-    for name, row in body["rows"].items():
-        kernels = "; ".join(f"{role}: {text}" for role, text in row["attention"].items())
-        lines += [
-            "" if name == next(iter(body["rows"])) else None,
-            f"- {name}: {row['compute']} compute, weights {row['weights']}; {kernels}",
+    cells = sorted((c for c in body["cells"] if not c["missing"]), key=lambda c: c["views"])
+    return [head, *(_line(cell, names) for cell in cells)]
+
+
+def published_figures(body: Mapping[str, Any]) -> list[list[str]]:
+    """The table of published figures, its head first."""
+    head = ["model", "method", "views", "size", "ms", "GiB", "hardware", "baseline", "source"]
+    return [head] + [
+        [
+            p["model"], p["method"], str(p["views"]), p["size"], f"{p['seconds'] * 1e3:.0f}",
+            "" if p["memory"] is None else f"{p['memory'] / GIB:.2f}",
+            p["hardware"], p["baseline"], p["source"],
         ]
+        for p in body["published"]
+    ]  # fmt: skip
+
+
+def notes(body: Mapping[str, Any]) -> list[str]:
+    """What is missing, with reasons, and which kernels ran."""
+    kernels = [
+        f"{name}: {row['compute']} compute, weights {row['weights']}; "
+        + "; ".join(f"{role}: {text}" for role, text in row["attention"].items())
+        for name, row in body["rows"].items()
+    ]
+    return [*_missing(body["cells"]), *_unknown(body["cells"]), *kernels]
+
+
+def markdown(body: Mapping[str, Any]) -> str:
+    """The tables and what has to be said about them."""
+    title, run = heading(body)
+    lines = [f"# {title}", "", run, "", *_table(measured(body)), "", EXPLANATION, ""]
+    lines += [f"- {note}" for note in notes(body)]
     if body["published"]:
         lines += ["", "Published, on other machines, not measured here:", ""]
-        head = ["model", "method", "views", "size", "ms", "GiB", "hardware", "baseline", "source"]
-        rows = [
-            [
-                p["model"], p["method"], str(p["views"]), p["size"], f"{p['seconds'] * 1e3:.0f}",
-                "" if p["memory"] is None else f"{p['memory'] / GIB:.2f}",
-                p["hardware"], p["baseline"], p["source"],
-            ]
-            for p in body["published"]
-        ]  # fmt: skip
-        lines += _table(head, rows)
-    return "\n".join(line for line in lines if line is not None) + "\n"
+        lines += _table(published_figures(body))
+    return "\n".join(lines) + "\n"
 
 
 def charts(
@@ -103,6 +117,7 @@ def charts(
     size, kind = body["settings"]["bench"]["size"], body["device"]["kind"]
     of = f"{body['backbone']}, {size}, {kind}"
     cells = [cell for cell in body["cells"] if not cell["missing"]]
+    counted = [cell for cell in body["cells"] if cell["flops"]]  # also what was not measured
     peaks = all(cell["peak"] is not None for cell in cells)
     memory = "peak" if peaks else "planned"
     found = {
@@ -120,7 +135,7 @@ def charts(
         ),
         "work": Chart(
             f"Operations: {body['backbone']}, {size}", "views", "TFLOP",
-            _series(body["cells"], lambda c: c["flops"]["total"] / 1e12),
+            _series(counted, lambda c: c["flops"]["total"] / 1e12),
         ),
     }  # fmt: skip
     if evaluation is not None:
@@ -160,11 +175,6 @@ def _series(cells: Sequence[Any], value: Any) -> tuple[Series, ...]:
     )
 
 
-def _in_order(body: Mapping[str, Any]) -> list[Any]:
-    """Measured cells by views; rows of a number of views stay in their order."""
-    return sorted((c for c in body["cells"] if not c["missing"]), key=lambda c: c["views"])
-
-
 def _line(cell: Mapping[str, Any], baselines: Sequence[str]) -> list[str]:
     work = cell["flops"]["total"] / 1e12
     against = [cell["against"].get(name) for name in baselines]
@@ -190,9 +200,8 @@ def _line(cell: Mapping[str, Any], baselines: Sequence[str]) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [head, *rows]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
+def _table(cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     lines = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in cells]
     lines.insert(1, ["-" * width for width in widths])
     return ["| " + " | ".join(line) + " |" for line in lines]
@@ -205,14 +214,13 @@ def _missing(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         if cell["missing"]:
             first.setdefault((cell["row"], cell["missing"]), cell["views"])
     return [
-        f"- {row}, from {views} views on: not measured: {why}"
-        for (row, why), views in first.items()
+        f"{row}, from {views} views on: not measured: {why}" for (row, why), views in first.items()
     ]
 
 
 def _unknown(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"- {cell['row']}, {cell['views']} views: peak not known: {cell['peak_note']}"
+        f"{cell['row']}, {cell['views']} views: peak not known: {cell['peak_note']}"
         for cell in cells
         if not cell["missing"] and cell["peak"] is None
     ]

@@ -17,6 +17,7 @@ from lite3r_jax.bench.chart import svg
 from lite3r_jax.bench.flops import count
 from lite3r_jax.bench.isolate import Died, isolated
 from lite3r_jax.bench.measure import Cell, Protocol, measure
+from lite3r_jax.bench.page import page
 from lite3r_jax.bench.published import published_for
 from lite3r_jax.distill.checkpoint import read_student
 from lite3r_jax.errors import InputError
@@ -34,7 +35,9 @@ JSON = "bench.json"
 
 
 def run(experiment: Experiment) -> int:
-    """Measure every row, the baselines first, and write bench.json, bench.md and charts.
+    """Measure every row, the baselines first, and write tables, charts and one page.
+
+    Files: bench.json, bench.md, report.html, and NAME.svg for every chart.
 
     What does not fit or would take too long is left out and listed. With `bench.isolate` this
     process touches no device.
@@ -93,8 +96,9 @@ def run(experiment: Experiment) -> int:
     }
     text = report.markdown(body)
     files = {JSON: strict_json.dump(body), "bench.md": text.encode()}
-    for name, chart in report.charts(body, published, evaluation).items():
-        files[f"{name}.svg"] = svg(chart).encode()
+    charts = report.charts(body, published, evaluation)
+    files |= {f"{name}.svg": svg(chart).encode() for name, chart in charts.items()}
+    files["report.html"] = page(body, charts, evaluation).encode()
     for name, data in files.items():
         with staged(folder / name, overwrite=True) as partial:
             partial.write_bytes(data)

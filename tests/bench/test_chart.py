@@ -47,7 +47,7 @@ def test_ticks_are_at_the_numbers_of_views_and_everything_is_inside():
 def test_references_are_numbered_and_explained_in_full():
     numbers = [t.text for t in elements(CHART, "text") if t.get("fill")]
     assert [text for text in numbers if text] == ["1", "1"]  # at the point, at its explanation
-    texts = [t.text for t in elements(CHART, "text")]
+    texts = [t.text or "" for t in elements(CHART, "text")]
     said = " ".join(text for text in texts if "explanation" in text)
     assert said == CHART.references[0].name.strip()
 

@@ -37,9 +37,12 @@ def built(monkeypatch, fake_model):
 def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
     built, tiny_dir, tmp_path, capsys
 ):
-    evaluation = {"settings": {"backbone": "vggt"}, "results": [
-        {"row": "dense-float32", "protocol": "p", "views": 2, "metrics": {"auc_30": {"value": 0.5}}}
-    ]}  # fmt: skip
+    metrics = {"auc_30": {"value": 0.5, "low": 0.4, "high": 0.6, "scenes": 3, "missing": {}}}
+    result = {
+        "row": "dense-float32", "protocol": "p", "views": 2, "metrics": metrics, "samples": 3,
+        "failures": [], "size": {"height": 28, "width": 42},
+    }  # fmt: skip
+    evaluation = {"settings": {"backbone": "vggt"}, "results": [result]}
     (tmp_path / "report.json").write_text(json.dumps(evaluation))
     options = replace(SMALL, quality=str(tmp_path / "report.json"))
     out = tmp_path / "out"
@@ -57,8 +60,10 @@ def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
     text = (out / "bench.md").read_text()
     assert text in capsys.readouterr().out and "sla_global-float32" in text
     assert sorted(path.name for path in out.iterdir()) == [
-        "bench.json", "bench.md", "latency.svg", "memory.svg", "quality-p-2-auc_30.svg", "work.svg",
+        "bench.json", "bench.md", "latency.svg", "memory.svg", "quality-p-2-auc_30.svg",
+        "report.html", "work.svg",
     ]  # fmt: skip
+    assert "0.500 [0.400, 0.600]" in (out / "report.html").read_text()
     with pytest.raises(InputError, match=r"bench.json: exists; choose"):
         mode.run(experiment)
 
