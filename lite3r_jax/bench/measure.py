@@ -13,7 +13,14 @@ from flax import nnx
 
 from lite3r_jax.bench.flops import Work
 from lite3r_jax.errors import InputError
-from lite3r_jax.infer.memory import Forward, MemoryPlan, peak_device, peak_process, restart_peak
+from lite3r_jax.infer.memory import (
+    Forward,
+    MemoryPlan,
+    out_of_memory,
+    peak_device,
+    peak_process,
+    restart_peak,
+)
 
 
 @dataclass(frozen=True)
@@ -129,17 +136,20 @@ def measure(
                 )
         cell = Cell(row, views, stopped, weights=weights, flops=work.to_json())
         if not stopped:
-            start = clock()
-            plan = forward.try_plan(views, height, width, protocol.frame_chunk)
-            cell = replace(cell, compile_seconds=clock() - start, **_planned(plan))
-            if not plan.fits:
-                stopped = f"does not fit: {plan}"
-            else:
-                try:
-                    cell = replace(cell, **_run(forward, plan, protocol, clock))
-                    before = cell
-                except InputError as error:  # memory ran out all the same
-                    stopped = str(error)
+            try:
+                start = clock()
+                plan = forward.try_plan(views, height, width, protocol.frame_chunk)
+                cell = replace(cell, compile_seconds=clock() - start, **_planned(plan))
+                if plan.fits:
+                    before = cell = replace(cell, **_run(forward, plan, protocol, clock))
+                else:
+                    stopped = f"does not fit: {plan}"
+            except InputError as error:  # memory ran out all the same
+                stopped = str(error)
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                stopped = f"memory ran out while {views} views were compiled or placed"
             if stopped:
                 cell = replace(cell, missing=stopped)
         yield cell

@@ -149,7 +149,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _details(name: str, data: Mapping[str, Any]) -> str:
-    text = escape(json.dumps(data, indent=2, ensure_ascii=False))
+    text = escape(json.dumps(data, indent=2, ensure_ascii=False), quote=False)
     return f"<details><summary>{name}</summary><pre>{text}</pre></details>\n"
 
 

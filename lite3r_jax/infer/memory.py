@@ -171,7 +171,7 @@ class Forward:
             images, given = jnp.asarray(images), tuple(map(jnp.asarray, cameras))
             return jax.block_until_ready(self._programs[key](self._state, images, given))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             # how much there really is nobody says, so ask for clearly less
             limit = min(plan.limit, plan.held + int(0.7 * (plan.peak - plan.held)))
@@ -357,5 +357,6 @@ def _control_group() -> int | None:
     return None
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an exception of JAX says."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

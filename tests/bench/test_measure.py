@@ -1,8 +1,10 @@
 """What a row's measurement says, with a clock that is known."""
 
+import jax
 import numpy as np
 import pytest
 
+from lite3r_jax.bench import measure as measuring
 from lite3r_jax.bench.flops import Work
 from lite3r_jax.bench.measure import Cell, Protocol, measure
 
@@ -47,6 +49,22 @@ def test_what_does_not_fit_is_planned_but_not_run(fake_model):
     assert cells[0].missing.startswith("does not fit: 2 views of 42x28")
     assert cells[1].missing == cells[0].missing and cells[1].planned == 0
     assert "median_seconds" not in cells[0].to_json()
+
+
+def test_memory_that_runs_out_ends_a_row_and_other_faults_are_raised(fake_model, monkeypatch):
+    protocol = Protocol((2, 4), 28, 42)
+    for text, told in (("RESOURCE_EXHAUSTED: 9 bytes", True), ("INTERNAL: broken", False)):
+
+        def broken(*shape, text=text):
+            raise jax.errors.JaxRuntimeError(text)
+
+        monkeypatch.setattr(measuring.Forward, "try_plan", broken)
+        cells = measure("a", fake_model(), protocol, count=work)
+        if told:
+            assert ["memory ran out while 2" in cell.missing for cell in cells] == [True, True]
+        else:
+            with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+                next(cells)
 
 
 def test_cells_without_passes_have_no_statistics():

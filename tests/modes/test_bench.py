@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 
+import jax
 import pytest
 
 from lite3r_jax.bench.flops import Work
 from lite3r_jax.bench.isolate import Died
-from lite3r_jax.bench.measure import Cell
-from lite3r_jax.bench.options import BenchOptions
+from lite3r_jax.bench.measure import Cell, Protocol
+from lite3r_jax.bench.options import BASELINES, BenchOptions
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment
 from lite3r_jax.main import main
 from lite3r_jax.modes import bench as mode
+from lite3r_jax.weights.manifest import read_manifest
 
 SMALL = BenchOptions(
     rows="sla_global-float32", views="1,2", size="28x42", warmup=0, runs=2, isolate=False
@@ -77,6 +79,23 @@ def test_a_row_whose_weights_do_not_fit_is_listed_and_the_exit_code_says_so(
     shown = capsys.readouterr().out
     assert "dense-float32, from 1 views on: not measured: memory: the weights alone" in shown
     assert [path.name for path in (tmp_path / "out").iterdir()].count("latency.svg") == 0
+
+
+def test_products_of_float32_are_as_asked(built, tiny_dir, monkeypatch):
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(jax.config.jax_default_matmul_precision)
+        yield Cell("dense-float32", 1)
+
+    monkeypatch.setattr(mode, "measure", spy)
+    for matmul in ("default", "highest"):
+        options = replace(SMALL, matmul=matmul)
+        experiment = Experiment(weights=str(tiny_dir), bench=options)
+        with jax.default_matmul_precision("tensorfloat32"):
+            manifest, protocol = read_manifest(tiny_dir), Protocol((1,), 28, 42)
+            list(mode.row_of(experiment, manifest, BASELINES[0], protocol))
+    assert seen == ["tensorfloat32", "highest"]
 
 
 def test_a_row_that_is_killed_keeps_what_it_had():
