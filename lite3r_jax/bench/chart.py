@@ -16,10 +16,15 @@ DASHES = ("", "7 4", "2 3")
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) under one name, x ascending where they are joined."""
+    """Points (x, y) under one name, x ascending where they are joined.
+
+    `style` chooses colour and line, so that a name looks alike in several charts; by default it is
+    the place in the chart.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
+    style: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,9 @@ def _grid(chart, xs, ys, place):
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     own = sorted({x for series in chart.series for x, _ in series.points})
     counts = chart.log_x and 1 < len(own) <= 10 and all(x == int(x) for x in own)
-    for tick in own if counts else xs.ticks():
+    # numbers of views as they are, and beyond them where references stand
+    ticks = [*own, *(t for t in xs.ticks() if t > 1.5 * own[-1])] if counts else xs.ticks()
+    for tick in ticks:
         x = place(tick, 10**ys.low if chart.log_y else ys.low)[0]
         yield f'<path d="M{x:.1f} {TOP}V{bottom}" stroke="#e4e4e4"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{tick:g}</text>'
@@ -149,12 +156,14 @@ def _grid(chart, xs, ys, place):
 
 
 def _series(i, series, joined, place):
-    colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+    style = i if series.style is None else series.style
+    colour = COLOURS[style % len(COLOURS)]
+    dash = DASHES[style // len(COLOURS) % len(DASHES)]
     at = [place(*point) for point in series.points]
-    style = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+    line = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
     if joined and len(at) > 1:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
-        yield f'<path d="M{path}" fill="none" {style}/>'
+        yield f'<path d="M{path}" fill="none" {line}/>'
     name = escape(series.name)
     for (x, y), (a, b) in zip(at, series.points, strict=True):
         yield (
@@ -162,7 +171,7 @@ def _series(i, series, joined, place):
             f"<title>{name}: {a:g}, {b:.4g}</title></circle>"
         )
     left, y = WIDTH - RIGHT + 18, TOP + 8 + 20 * i
-    yield f'<path d="M{left} {y}h22" {style}/><circle cx="{left + 11}" cy="{y}" r="3.5"'
+    yield f'<path d="M{left} {y}h22" {line}/><circle cx="{left + 11}" cy="{y}" r="3.5"'
     yield f' fill="{colour}"/><text x="{left + 30}" y="{y + 4}">{name}</text>'
 
 

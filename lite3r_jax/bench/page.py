@@ -22,7 +22,7 @@ h2 { font-size: 18px; margin: 36px 0 8px; }
 h3 { font-size: 15px; margin: 20px 0 6px; }
 p, li { max-width: 90ch; } .soft { color: var(--soft); font-size: 13px; }
 .charts { display: grid; gap: 16px; margin-bottom: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(min(540px, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr)); }
 .charts svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 8px; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
   background: var(--raised); }
@@ -30,7 +30,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; white-space: nowrap;
   border-top: 1px solid var(--line); }
-th { border-top: 0; color: var(--soft); font-weight: 600; }
+th { border-top: 0; color: var(--soft); font-weight: 600; white-space: normal; }
 th.text, td.text { text-align: left; }
 tr.next td { border-top: 2px solid var(--soft); }
 nav a, summary { color: var(--accent); }

@@ -1,6 +1,6 @@
 """The results of a bench run: JSON, a Markdown table, charts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lite3r_jax.bench.chart import Chart, Reference, Series
@@ -117,29 +117,35 @@ def charts(
     size, kind = body["settings"]["bench"]["size"], body["device"]["kind"]
     of = f"{body['backbone']}, {size}, {kind}"
     cells = [cell for cell in body["cells"] if not cell["missing"]]
-    counted = [cell for cell in body["cells"] if cell["flops"]]  # also what was not measured
+    # also of what was not measured; they do not depend on the precision
+    work: dict[str, dict[int, float]] = {}
+    for cell in body["cells"]:
+        if cell["flops"]:
+            attention = work.setdefault(cell["row"].partition("-")[0], {})
+            attention[cell["views"]] = cell["flops"]["total"] / 1e12
+    styles = {row: i for i, row in enumerate(dict.fromkeys(c["row"] for c in body["cells"]))}
     peaks = all(cell["peak"] is not None for cell in cells)
     memory = "peak" if peaks else "planned"
     found = {
         "latency": Chart(
             f"Latency: {of}", "views", "seconds, median",
-            _series(cells, lambda c: c["median_seconds"]),
+            _series(cells, styles, lambda c: c["median_seconds"]),
             tuple(Reference(str(p), p.views, p.seconds) for p in published),
         ),
         "memory": Chart(
             f"Memory, {'measured' if peaks else 'planned'}: {of}", "views", f"GiB, {memory}",
-            _series(cells, lambda c: c[memory] / GIB),
+            _series(cells, styles, lambda c: c[memory] / GIB),
             tuple(
                 Reference(str(p), p.views, p.memory / GIB) for p in published if p.memory
             ),
         ),
         "work": Chart(
             f"Operations: {body['backbone']}, {size}", "views", "TFLOP",
-            _series(counted, lambda c: c["flops"]["total"] / 1e12),
+            tuple(Series(name, tuple(sorted(points.items()))) for name, points in work.items()),
         ),
     }  # fmt: skip
     if evaluation is not None:
-        found |= _quality(cells, evaluation, of)
+        found |= _quality(cells, styles, evaluation, of)
     return {name: chart for name, chart in found.items() if chart.series}
 
 
@@ -148,7 +154,9 @@ def in_common(evaluation: Mapping[str, Any], rows: Sequence[str], views: Sequenc
     return any(e["row"] in rows and e["views"] in views for e in evaluation["results"])
 
 
-def _quality(cells: Sequence[Any], evaluation: Any, of: str) -> dict[str, Chart]:
+def _quality(
+    cells: Sequence[Any], styles: Mapping[str, int], evaluation: Any, of: str
+) -> dict[str, Chart]:
     found = {}
     results = evaluation["results"]
     for protocol, views in dict.fromkeys((e["protocol"], e["views"]) for e in results):
@@ -159,7 +167,8 @@ def _quality(cells: Sequence[Any], evaluation: Any, of: str) -> dict[str, Chart]
                 value = e["metrics"].get(metric, {}).get("value")
                 same = (e["protocol"], e["views"]) == (protocol, views)
                 if same and value is not None and e["row"] in seconds:
-                    points.append(Series(e["row"], ((seconds[e["row"]], value),)))
+                    point = (seconds[e["row"]], value)
+                    points.append(Series(e["row"], (point,), styles[e["row"]]))
             name = f"quality-{protocol.replace(':', '-')}-{views}-{metric}"
             found[name] = Chart(
                 f"{protocol}, {views} views: quality against time ({of})",
@@ -168,11 +177,13 @@ def _quality(cells: Sequence[Any], evaluation: Any, of: str) -> dict[str, Chart]
     return found
 
 
-def _series(cells: Sequence[Any], value: Any) -> tuple[Series, ...]:
-    rows = dict.fromkeys(cell["row"] for cell in cells)
-    return tuple(
-        Series(row, tuple((c["views"], value(c)) for c in cells if c["row"] == row)) for row in rows
-    )
+def _series(
+    cells: Sequence[Any], styles: Mapping[str, int], value: Callable[[Any], float]
+) -> tuple[Series, ...]:
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for cell in cells:
+        rows.setdefault(cell["row"], []).append((cell["views"], value(cell)))
+    return tuple(Series(row, tuple(points), styles[row]) for row, points in rows.items())
 
 
 def _line(cell: Mapping[str, Any], baselines: Sequence[str]) -> list[str]:

@@ -84,7 +84,9 @@ def test_charts_have_every_row_and_published_points_with_hardware_and_baseline()
     ]  # fmt: skip
     assert found["latency"].series[2].points == ((2, 1.0), (4, 3.0))
     assert found["memory"].series[0].points == ((2, 8.0),)
-    assert [x for x, _ in found["work"].series[0].points] == [2, 4, 8]
+    assert [(s.name, [x for x, _ in s.points]) for s in found["work"].series] == [
+        ("dense", [2, 4, 8]), ("sla_global", [2, 4])
+    ]  # fmt: skip
     lite3r = next(r for r in found["latency"].references if r.name.startswith("VGGT-1B Lite3R"))
     assert (lite3r.x, lite3r.y) == (2, 0.27438)
     assert "A100-PCIE-40GB" in lite3r.name and "float32 without TF32, 483.33 ms" in lite3r.name
@@ -112,6 +114,8 @@ def test_quality_is_drawn_against_the_time_of_the_same_row_and_views():
     assert [(s.name, s.points) for s in found[name].series] == [
         ("dense-float32", ((4.0, 0.1),)), ("sla_global-bfloat16", ((1.0, 0.2),))
     ]  # fmt: skip
+    look = {s.name: s.style for s in found["latency"].series}
+    assert all(s.style == look[s.name] for s in found[name].series)
     assert in_common({"results": results}, ["dense-float32"], [2])
     assert not in_common({"results": results}, ["dense-float32"], [3])
 
