@@ -45,6 +45,10 @@ class Dense:
         del head_dim
         return f"dense ({_choose(self.implementation, dtype)})"
 
+    def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
+        """See `AttentionSpec.flops`: scores and weighted values of all pairs."""
+        return {"softmax": 4 * layouts.query.tokens * layouts.key.tokens * head_dim}
+
 
 class DenseCore(AttentionCore):
     """See `Dense`."""

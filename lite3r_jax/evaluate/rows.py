@@ -38,7 +38,7 @@ class Row:
         return f"{self.attention}-{self.precision}"
 
 
-def parse_rows(text: str, student: str = "") -> tuple[Row, ...]:
+def parse_rows(text: str, student: str = "", where: str = "evaluate") -> tuple[Row, ...]:
     """Rows from ATTENTION-PRECISION, commas between.
 
     ATTENTION is dense, sla_global, sla_paper or student; PRECISION is float32, bfloat16,
@@ -47,6 +47,7 @@ def parse_rows(text: str, student: str = "") -> tuple[Row, ...]:
     Args:
         text: the rows.
         student: folder of the student; needed by rows that begin with it.
+        where: group of the settings, for messages.
 
     Raises:
         InputError: a row that is none, one twice, none at all, or no student.
@@ -56,14 +57,14 @@ def parse_rows(text: str, student: str = "") -> tuple[Row, ...]:
         attention, _, precision = name.partition("-")
         if attention not in ATTENTION or precision not in PRECISION:
             raise InputError(
-                f"evaluate.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
+                f"{where}.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
                 f" {', '.join(PRECISION)}, got {name!r}"
             )
         if attention == STUDENT and not student:
-            raise InputError(f"evaluate.student: not set, but {name!r} needs it")
+            raise InputError(f"{where}.student: not set, but {name!r} needs it")
         rows.append(Row(attention, precision))
     if not rows or len(set(rows)) < len(rows):
-        raise InputError(f"evaluate.rows: expected at least one row and each once, got {text!r}")
+        raise InputError(f"{where}.rows: expected at least one row and each once, got {text!r}")
     return tuple(rows)
 
 
