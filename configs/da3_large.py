@@ -66,6 +66,7 @@ _PAPER = {
     "train.loop.evaluate_every": 0,
     "train.optimiser.rate": 1e-3,
     "train.optimiser.warmup": 30,
+    "train.optimiser.schedule": "linear",
     "train.optimiser.end": 0.5,
     "train.count": 114_688,
     "distill.plan": "sla_paper",

@@ -2,7 +2,8 @@
 
     python -m lite3r_jax.main --config=configs/vggt_tiny_teacher.py --mode=train --config.output=OUT
 
-Hardware and time: not yet measured. Expected result: not yet measured.
+Hardware and time: one CPU core at 1.1 s a step, which makes an hour; 5 GB of memory were seen.
+Expected result: docs/results.md (AbsRel 0.19, AUC@30 0.3 on scenes with new textures).
 """
 
 from pathlib import Path
@@ -40,7 +41,7 @@ def get_config() -> ConfigDict:
             b2=0.98,
             muon=r"(blocks|trunk)/.*kernel$",
         ),
-        loop=LoopOptions(steps=5500, log_every=20, evaluate_every=500),
+        loop=LoopOptions(steps=3250, log_every=20, evaluate_every=500),
         checkpoint=CheckpointOptions(every=250, keep=3),
     )
     return to_config(Experiment(backbone="vggt", train=train))

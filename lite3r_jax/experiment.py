@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from lite3r_jax.bench.options import BenchOptions
 from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.distill.options import DistillOptions
 from lite3r_jax.errors import InputError
@@ -50,6 +51,7 @@ class Experiment:
         distill: a `plan` in it makes `--mode=train` a distillation, whose `weights` are the
             teacher's.
         evaluate: `--mode=eval`, whose `weights` are those of the teacher, or of the model.
+        bench: `--mode=bench`, whose `weights` are likewise.
     """
 
     backbone: str = "vggt"
@@ -69,6 +71,7 @@ class Experiment:
     train: TrainOptions = field(default_factory=TrainOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    bench: BenchOptions = field(default_factory=BenchOptions)
 
 
 def to_config(settings: Any) -> "ConfigDict":

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, from_config
+from lite3r_jax.modes import bench, reconstruct, train, view
 from lite3r_jax.modes import eval as evaluation
-from lite3r_jax.modes import reconstruct, train, view
 
 MODES: dict[str, Callable[[Experiment], int]] = {
+    "bench": bench.run,
     "eval": evaluation.run,
     "reconstruct": reconstruct.run,
     "train": train.run,

@@ -342,9 +342,8 @@ def deploy(model: Any, rules: Sequence[Rule], kind: Kind, *, count: int | None =
             place.put(Fp8Linear(place.held, replace(rule, activations=activations)))
         else:
             metadata = {k: v for k, v in place.held.get_metadata().items() if k != "rule"}
-            place.put(
-                nnx.Param(_compute(partial(_matrix, rule), place.held.get_value()), **metadata)
-            )
+            matrix = _compute(jax.jit(rule.matrix), place.held.get_value())
+            place.put(nnx.Param(matrix, **metadata))
     return model
 
 
@@ -384,22 +383,17 @@ class Fp8Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., K] -> [..., N] in the compute dtype."""
-        return self.columns(x, 0, self.weight.shape[0])
-
-    def columns(self, x: jax.Array, start: int, stop: int) -> jax.Array:
-        """Outputs [start, stop) alone: [..., K] -> [..., stop - start] in the compute dtype."""
         x = x if self.dtype is None else x.astype(self.dtype)
-        scale = self.weight_scale[...]
         y = fp8_linear(
             x,
-            self.weight[...][start:stop],
-            scale if scale.shape[0] == 1 else scale[start:stop],
+            self.weight[...],
+            self.weight_scale[...],
             activations=self.rule.activations,
             gradients=self.rule.gradients,
             scale=self.rule.scale,
             precision=self.precision,
         )
-        return y if self.bias is None else y + self.bias[...][start:stop].astype(y.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 @dataclass(frozen=True)
@@ -477,16 +471,10 @@ def _layers(matrix: nnx.Variable) -> int:
     return math.prod(np.shape(matrix.get_value())[:-2])
 
 
-# Compiled once for each shape, not once for each site.
-@partial(jax.jit, static_argnames=("form", "axis"))
+@partial(jax.jit, static_argnames=("form", "axis"))  # compiled for a shape, not for a layer
 def _codes(kernel: jax.Array, form: FormatName, axis: Any) -> tuple[jax.Array, jax.Array]:
     codes, scale = quantise(jnp.swapaxes(kernel, -1, -2), form, axis)
     return codes, scale[..., 0]
-
-
-@partial(jax.jit, static_argnums=0)
-def _matrix(rule: Fp8Rule, matrix: jax.Array) -> jax.Array:
-    return rule.matrix(matrix)
 
 
 def _compute(function: Callable[..., Any], value: Any) -> Any:

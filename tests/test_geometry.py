@@ -110,6 +110,7 @@ def test_a_quarter_turn_about_z_takes_x_to_y():
     np.testing.assert_allclose(geometry.mat_to_quat(rotation), [0, 0, half, half], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mat", "quat"),
     [
@@ -381,6 +382,7 @@ def test_a_scene_without_points_stays_finite():
 # Derivatives, transformations, types
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_differences():
     extrinsics, intrinsics = random_cameras(7, (2,))
     world = geometry.transform_points(

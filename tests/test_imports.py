@@ -20,7 +20,7 @@ BACKBONES = LAYERS | {"backbones"}
 MODELS = BACKBONES | {"losses", "metrics", "precision", "weights"}
 WORK = MODELS | {"data", "deploy", "distill", "scene"}
 OUTPUT = {"export", "viewer"}
-RUNS = WORK | OUTPUT | {"train", "evaluate", "infer", "experiment"}
+RUNS = WORK | OUTPUT | {"train", "evaluate", "infer", "bench", "experiment"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "train": WORK,
     "evaluate": WORK,
     "infer": WORK | OUTPUT,
+    "bench": WORK | OUTPUT | {"evaluate", "infer"},
     "experiment": RUNS,
     "modes": RUNS,
     "main": RUNS | {"modes"},

@@ -173,6 +173,7 @@ def test_camera_loss_does_not_see_the_scale_of_translations(batch, factor, norm)
     assert other["loss_T"] > 1.5 * want["loss_T"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["depth", "world_points"])
 def test_map_loss_does_not_see_one_scale_for_the_batch(batch, name):
     targets, preds = batch
@@ -217,6 +218,7 @@ def test_outliers_are_dropped_from_both_averages(batch):
 # What must have no influence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -5.0])
 @pytest.mark.parametrize(
     "gradient",
@@ -326,6 +328,7 @@ def test_broken_predictions_are_counted_and_leave_finite_gradients(batch, bad):
 # Types and messages
 
 
+@pytest.mark.slow
 def test_low_precision_predictions_give_a_float32_loss(batch):
     targets, preds = batch
     loss = MultitaskLoss()

@@ -12,7 +12,6 @@ from flax import nnx
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.backbones.base import get_backbone
-from lite3r_jax.backbones.track_head import MultiheadAttention
 from lite3r_jax.errors import InputError
 from lite3r_jax.kernels.fp8.reference import (
     fake_quantise_reference,
@@ -377,24 +376,6 @@ def test_deployment_names_what_it_does_not_know(net):
         deploy(net, (Fp8Rule("layers", weights=None),), "fp8_dynamic")
     with pytest.raises(InputError, match="quantise 5 Linears, expected 6"):
         deploy(net, ALL, "fp8_dynamic", count=6)
-
-
-def test_an_attention_layer_that_reads_columns_of_its_weights_takes_stored_ones():
-    class Layer(nnx.Module):
-        def __init__(self):
-            kinds = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-            self.attn = MultiheadAttention(8, 2, rngs=nnx.Rngs(0), **kinds)
-
-        def __call__(self, x):
-            return self.attn(x), self.attn(x[:, :3], x)
-
-    layer, rules = Layer(), (Fp8Rule("attn/"),)
-    x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
-    deployed = deploy(layer, rules, "fp8_dynamic", count=2)
-    plain, simulated, stored = run(x, layer, apply_precision(layer, rules), deployed)
-    for a, b, c in zip(plain, simulated, stored, strict=True):
-        assert np.abs(b - a).max() > 1e-3 * np.abs(a).max()
-        near(c, b)
 
 
 @pytest.mark.slow

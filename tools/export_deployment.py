@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="VIEWSxHEIGHTxWIDTH",
-        help="put a serialized forward pass for that shape beside the weights (needs flatbuffers);"
-        " can be given several times",
+        help="put a serialized forward pass for that shape beside the weights; can be given"
+        " several times; needs pip install 'lite3r_jax[deploy]'",
     )
     add(
         "--platform",

@@ -119,6 +119,19 @@ class AttentionSpec(Protocol):
         """Strategy and kernel that run here for that compute dtype and head size, for reports."""
         ...
 
+    def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
+        """Floating-point operations of one head over one sequence, two per multiply-add.
+
+        Args:
+            layouts: layouts of queries and keys.
+            head_dim: size of the head.
+
+        Returns:
+            Of the matrix products between q, k and v: `softmax`; `selection`, which keys it sees;
+            `linear`, the linear part. Those that a strategy does not have may be absent.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Rule:

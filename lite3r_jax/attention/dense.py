@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts
+from lite3r_jax.attention.spread import by_device, by_view
 
 Implementation = Literal["auto", "cudnn", "blocked", "reference"]
 
@@ -43,6 +44,10 @@ class Dense:
         """See `AttentionSpec.describe`."""
         del head_dim
         return f"dense ({_choose(self.implementation, dtype)})"
+
+    def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
+        """See `AttentionSpec.flops`: scores and weighted values of all pairs."""
+        return {"softmax": 4 * layouts.query.tokens * layouts.key.tokens * head_dim}
 
 
 class DenseCore(AttentionCore):
@@ -149,7 +154,8 @@ def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, q_block: int, k_block: in
     tk = k.shape[1]
 
     def heads_first(x: jax.Array) -> jax.Array:
-        return x.transpose(0, 2, 1, 3).reshape(b * n, x.shape[1], d)
+        """[heads of a device, devices, T, D]: every device goes over its own."""
+        return by_device(x.transpose(0, 2, 1, 3)).swapaxes(0, 1)
 
     @jax.checkpoint
     def query_block(qi: jax.Array, kh: jax.Array, vh: jax.Array) -> jax.Array:
@@ -160,8 +166,15 @@ def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, q_block: int, k_block: in
         qh, kh, vh = qkv
         return lax.map(lambda qi: query_block(qi, kh, vh), _blocks(qh, q_block))
 
-    o = lax.map(head, (heads_first(q), heads_first(k), heads_first(v)))
-    return o.reshape(b, n, -1, d)[:, :, :tq].transpose(0, 2, 1, 3)
+    def side_by_side(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        if qkv[0].shape[0] > 1:
+            return jax.vmap(head)(qkv)
+        qh, kh, vh = qkv
+        return head((qh[0], kh[0], vh[0]))[None]
+
+    o = lax.map(side_by_side, (heads_first(q), heads_first(k), heads_first(v)))
+    o = by_view(o.reshape(*o.shape[:2], -1, d).swapaxes(0, 1), b, n)
+    return o[:, :, :tq].transpose(0, 2, 1, 3)
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:

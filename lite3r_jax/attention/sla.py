@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from lite3r_jax.attention.core import AttentionCore, Layouts
 from lite3r_jax.attention.heads import one_at_a_time
-from lite3r_jax.attention.windows import SPECIAL, blocks, inverse
+from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks, inverse
 from lite3r_jax.kernels.block_map.api import block_map, budgets
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.api import IMPLEMENTATIONS, choose, sla
@@ -113,6 +113,38 @@ class SLA:
         """See `AttentionSpec.describe`."""
         name = self.choose(jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype))
         return f"sla {self.routing}, keep {self.keep:g} ({name})"
+
+    def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
+        """See `AttentionSpec.flops`.
+
+        Blocks count with all their places, those without a token too: kernels compute them, and
+        which blocks are chosen depends on the data. Routing "token" counts as it is computed, by
+        whole matrices: all scores, all values, and the linear part from all pairs.
+        """
+        d = head_dim
+        if self.routing == "token":
+            pairs = layouts.query.tokens * layouts.key.tokens
+            return {
+                "softmax": 4 * pairs * d,
+                "linear": 4 * pairs * d + 2 * layouts.query.tokens * d**2,
+            }
+        keys, queries = blocks(layouts.key, self.block), blocks(layouts.query, self.rows)
+        always, dense = _protected(self, layouts, keys, queries)
+        top, _ = budgets(int((~always).sum()), self.keep, self.low)
+        columns, places = len(always), len(always) * self.block
+        found = {"softmax": 0, "selection": 0, "linear": 0}
+        for rows, kept in ((dense.sum(), columns), ((~dense).sum(), always.sum() + top)):
+            if not rows:
+                continue
+            count = int(rows) * self.rows
+            found["softmax"] += 4 * count * int(kept) * self.block * d
+            if self.routing == "block":  # one state of all keys, the projection in it
+                found["linear"] += 2 * places * d**2 + 2 * d**3 + 2 * count * (d**2 + d)
+            else:  # a state per block of keys, summed up for every block of queries
+                found["linear"] += 2 * places * d**2 + 2 * int(rows) * columns * (d**2 + d)
+                found["linear"] += 2 * count * (2 * d**2 + d)
+        found["selection"] = 2 * int((~dense).sum()) * columns * d
+        return found
 
     def choose(self, q: jax.Array | jax.ShapeDtypeStruct) -> str:
         """The implementation that runs for queries [B, T, N, D] of this head dimension and dtype.
@@ -244,12 +276,7 @@ def _by_block(
     """Routings "block" and "block3": tokens are put into blocks, and the output taken out."""
     keys = blocks(layouts.key, spec.block)
     queries = blocks(layouts.query, spec.rows)
-    always = np.zeros(len(keys.views), bool)
-    dense = np.zeros(len(queries.views), bool)
-    if spec.protect:
-        always |= keys.views == SPECIAL
-        always |= (keys.views == 0) & (layouts.key.scope == "global")
-        dense |= queries.views == SPECIAL
+    always, dense = _protected(spec, layouts, keys, queries)
     k, v = take(k, keys.tokens), take(v, keys.tokens)
     k_valid = _valid(keys.tokens, layouts.key.tokens, k)
     top, bottom = budgets(int((~always).sum()), spec.keep, spec.low)
@@ -279,6 +306,19 @@ def _by_block(
         found.append(spec.run(some, k, v, proj_lin, maps, q_valid=q_valid, k_valid=k_valid))
         order.append(rows)
     return take(jnp.concatenate(found, axis=1), inverse(np.concatenate(order), q.shape[1]))
+
+
+def _protected(
+    spec: SLA, layouts: Layouts, keys: Blocks, queries: Blocks
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which blocks of keys are critical in every row, and which rows see all blocks."""
+    always = np.zeros(len(keys.views), bool)
+    dense = np.zeros(len(queries.views), bool)
+    if spec.protect:
+        always |= keys.views == SPECIAL
+        always |= (keys.views == 0) & (layouts.key.scope == "global")
+        dense |= queries.views == SPECIAL
+    return always, dense
 
 
 def _all_blocks(shape: tuple[int, ...], rows: int, columns: int, spec: SLA) -> BlockMap:

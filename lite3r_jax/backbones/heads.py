@@ -10,11 +10,11 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
+from lite3r_jax.attention.spread import by_device, by_view
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.mlp import Mlp
 from lite3r_jax.layers.norm import layer_norm
-from lite3r_jax.layers.spread import by_device, by_view
 
 POSE_DIM = 9
 

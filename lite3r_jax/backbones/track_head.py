@@ -196,8 +196,6 @@ class MultiheadAttention(nnx.Module):
     def _project(self, x: jax.Array, start: int, stop: int) -> jax.Array:
         """Columns [start, stop) of `in_proj`: q comes from one input, k and v from another."""
         linear = self.in_proj
-        if not isinstance(linear, nnx.Linear):  # stored with few bits, see `precision.Fp8Linear`
-            return linear.columns(x, start, stop)
         assert linear.bias is not None
         kernel, bias = linear.kernel[...][:, start:stop], linear.bias[...][start:stop]
         x, kernel, bias = linear.promote_dtype((x, kernel, bias), dtype=linear.dtype)

@@ -211,7 +211,7 @@ def load_deployed(
                 f"heads: {shown(head)} is not in {directory}; choose from"
                 f" {', '.join(deployment.heads) or 'none'}"
             )
-    files.verify([CONFIG_FILE])
+    files.verify([CONFIG_FILE, *(program.file_name for program in deployment.programs)])
     config = strict_json.read_object(directory / CONFIG_FILE)
     model = _abstract(deployment, config, wanted, dtype)
     parts = list(dict.fromkeys(path.partition("/")[0] for path in model.shapes))

@@ -127,13 +127,12 @@ class Deployment:
 
     def report(self) -> str:
         """A short table for people."""
-        total = sum(record.size for record in self.files.values())
         lines = [
             f"model    {self.backbone} with {', '.join(self.heads) or 'no heads'}",
             f"kind     {self.kind}, rules {self.precision!r}, the rest {self.rest}",
             f"made of  {'a student and its' if self.student else 'a'} teacher",
             f"licence  {self.origin.license} ({self.origin.license_from})",
-            f"weights  {sum(self.parameters.values()):,} in {total:,} bytes",
+            f"weights  {sum(self.parameters.values()):,} in {self.bytes_of(self.heads):,} bytes",
         ]
         lines += [f"read     {name}  sha256 {sha256}" for name, sha256 in self.teacher.items()]
         lines += [f"read     student  sha256 {self.student}"] if self.student else []

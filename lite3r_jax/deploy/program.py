@@ -14,7 +14,8 @@ Attention and dense attention in plain XLA; made on a GPU, dense attention in bf
 """
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
 
 import jax
@@ -64,11 +65,10 @@ def export_program(model: AbstractModel, program: Program) -> tuple[Program, byt
 
     calls = _KERNELS if program.platform == "cuda" else ()
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in calls]
-    with _traced_for(program.platform):
+    with _traced_for(program.platform), _without_source_lines():
         exported = jax.export.export(
             jax.jit(forward), platforms=[program.platform], disabled_checks=checks
         )(shapes, jax.ShapeDtypeStruct(size, jnp.float32))
-    exported = _without_locations(exported)
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     if not outputs:
         raise InputError(f"{program.file_name}: a model without heads gives nothing to compute")
@@ -98,8 +98,7 @@ def check_program(program: Program) -> None:
         import flatbuffers  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "programs are stored with the package flatbuffers, which is not installed; pip install"
-            " flatbuffers"
+            f"{program.file_name}: needs the package flatbuffers; pip install 'lite3r_jax[deploy]'"
         ) from error
 
 
@@ -112,18 +111,13 @@ def _traced_for(platform: str) -> Any:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
-def _without_locations(exported: jax.export.Exported) -> jax.export.Exported:
-    """Without the names and lines of source files, which differ between machines and callers."""
-    from jax.extend.mlir import ir
-    from jax.extend.mlir.dialects import stablehlo
-
-    with ir.Context() as context:
-        module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
-        text = str(module.operation.get_asm(enable_debug_info=False))
-    # the versions that jax.export itself asks for: readers may be four weeks older
-    version = stablehlo.get_version_from_compatibility_requirement(
-        stablehlo.StablehloCompatibilityRequirement.WEEK_4
-    )
-    return dataclasses.replace(
-        exported, mlir_module_serialized=stablehlo.serialize_portable_artifact_str(text, version)
-    )
+@contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Source files and lines, of callers too, do not enter the program, nor kernels inside it."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.backbones.base import count_parameters, get_backbone
@@ -28,6 +27,7 @@ from lite3r_jax.distill.trainable import add_low_rank, sizes, trained_paths
 from lite3r_jax.errors import InputError
 from lite3r_jax.precision import apply_precision, preset
 from lite3r_jax.weights.load import load, resolve
+from lite3r_jax.weights.save import to_host
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Distillation:
         Raises:
             InputError: it cannot be written.
         """
-        whole = {path: _whole(x) for path, x in of_student(arrays).items()}
+        whole = {path: to_host(x) for path, x in of_student(arrays).items()}
         if jax.process_index() == 0:
             write_student(folder, self.manifest, whole, overwrite=True)
 
@@ -157,14 +157,6 @@ def prepare(
         forward=forward,
     )
     return Distillation(pair, manifest, trained, loss)
-
-
-def _whole(x: jax.Array) -> np.ndarray:
-    if not x.is_fully_addressable and not x.is_fully_replicated:
-        from jax.experimental import multihost_utils
-
-        x = multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
 
 
 def _go_on(

@@ -41,7 +41,7 @@ class Row:
 
 
 def parse_rows(
-    text: str, student: str = "", deployment: Deployment | None = None
+    text: str, student: str = "", where: str = "evaluate", deployment: Deployment | None = None
 ) -> tuple[Row, ...]:
     """Rows from ATTENTION-PRECISION, commas between.
 
@@ -51,6 +51,7 @@ def parse_rows(
     Args:
         text: the rows.
         student: folder of the student; needed by rows that begin with it.
+        where: group of the settings, for messages.
         deployment: the weights, if they are a deployed model, which is one row and no other.
 
     Raises:
@@ -62,19 +63,19 @@ def parse_rows(
         attention, _, precision = name.partition("-")
         if attention not in ATTENTION or precision not in PRECISION:
             raise InputError(
-                f"evaluate.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
+                f"{where}.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
                 f" {', '.join(PRECISION)}, got {name!r}"
             )
         if deployment is not None and name != deployment.row:
             raise InputError(
-                f"evaluate.rows: the weights are a deployed model, {deployment.row}, which cannot"
-                f" be {name!r}; set evaluate.rows={deployment.row}"
+                f"{where}.rows: the weights are a deployed model, {deployment.row}, which cannot"
+                f" be {name!r}; set {where}.rows={deployment.row}"
             )
         if attention == STUDENT and not student and deployment is None:
-            raise InputError(f"evaluate.student: not set, but {name!r} needs it")
+            raise InputError(f"{where}.student: not set, but {name!r} needs it")
         rows.append(Row(attention, precision))
     if not rows or len(set(rows)) < len(rows):
-        raise InputError(f"evaluate.rows: expected at least one row and each once, got {text!r}")
+        raise InputError(f"{where}.rows: expected at least one row and each once, got {text!r}")
     return tuple(rows)
 
 

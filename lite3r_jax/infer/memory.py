@@ -125,6 +125,15 @@ class Forward:
         Raises:
             InputError: it does not fit; the message has settings that would.
         """
+        plan = self.try_plan(views, height, width, frame_chunk)
+        if not plan.fits:
+            raise InputError(f"memory: {plan} do not fit; {self.advice(plan, plan.limit)}")
+        return plan
+
+    def try_plan(
+        self, views: int, height: int, width: int, frame_chunk: int | None = None
+    ) -> MemoryPlan:
+        """`plan`, which may also be one that does not fit and cannot be run."""
         if frame_chunk is not None:
             chunks = [frame_chunk]
         elif _platform() == "cpu":
@@ -140,7 +149,7 @@ class Forward:
                 self._programs[key] = program
                 return plan
         assert plan is not None
-        raise InputError(f"memory: {plan} do not fit; {self.advice(plan, plan.limit)}")
+        return plan
 
     def __call__(self, images: Any, plan: MemoryPlan, cameras: tuple[Any, ...] = ()) -> Any:
         """Run the pass.
@@ -163,7 +172,7 @@ class Forward:
             images, given = jnp.asarray(images), tuple(map(jnp.asarray, cameras))
             return jax.block_until_ready(self._programs[key](self._state, images, given))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             # how much there really is nobody says, so ask for clearly less
             limit = min(plan.limit, plan.held + int(0.7 * (plan.peak - plan.held)))
@@ -316,6 +325,15 @@ def peak_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def restart_peak() -> bool:
+    """Let `peak_process` begin anew at what is resident now; False where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def peak_device() -> int | None:
     """Largest memory in use on the device so far, in bytes; None on a CPU."""
     stats = jax.local_devices()[0].memory_stats()
@@ -345,5 +363,6 @@ def _control_group() -> int | None:
     return None
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an exception of JAX says."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

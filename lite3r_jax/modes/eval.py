@@ -55,7 +55,7 @@ def run(experiment: Experiment) -> int:
     require(experiment, "weights", "output")
     options = experiment.evaluate
     deployment = find_deployment(Path(experiment.weights))
-    rows = parse_rows(options.rows, options.student, deployment)
+    rows = parse_rows(options.rows, options.student, deployment=deployment)
     opened = [
         open_protocol(
             name,

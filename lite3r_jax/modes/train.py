@@ -27,8 +27,9 @@ from lite3r_jax.train.step import LossFn
 from lite3r_jax.train.task import held_out, task_loss
 from lite3r_jax.train.trainer import make_trainer
 from lite3r_jax.weights import strict_json
-from lite3r_jax.weights.load import load
-from lite3r_jax.weights.save import save
+from lite3r_jax.weights.load import load, resolve
+from lite3r_jax.weights.manifest import read_manifest
+from lite3r_jax.weights.save import save, to_host
 
 DONE, DIVERGED, TERMINATED = 0, 3, 75
 """Exit codes. 75 is EX_TEMPFAIL: run the same command again."""
@@ -122,10 +123,16 @@ def run(experiment: Experiment) -> int:
         print(f"{folder}: the student; it needs the weights of its teacher {experiment.weights}")
     elif outcome.reason == "done":
         folder = Path(experiment.output) / WEIGHTS
-        trained = trainer.model(outcome.state)
-        trained = trained.model if isinstance(trained, Helped) else trained
-        save(trained, folder, backbone=experiment.backbone, overwrite=True)
-        print(f"{folder}: the weights; load(...) and config.weights take this folder")
+        whole = outcome.state.params | trainer.frozen
+        arrays: Any = {path: to_host(x) for path, x in whole.items()}
+        trained = trainer.layout.merge(arrays)
+        if jax.process_index() == 0:
+            trained = trained.model if isinstance(trained, Helped) else trained
+            origin = None
+            if experiment.weights:  # the licence goes on with them
+                origin = read_manifest(resolve(experiment.weights)[0]).origin
+            save(trained, folder, backbone=experiment.backbone, origin=origin, overwrite=True)
+            print(f"{folder}: the weights; load(...) and config.weights take this folder")
     return TERMINATED if outcome.reason == "terminated" else DONE
 
 

@@ -7,6 +7,7 @@ step whose files all agree with their manifest. So a process may be killed at an
 may be damaged in any way: what is read is what was saved.
 """
 
+import copy
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any], *, best: bool = False) -> None:
-        """Begin to save; returns when the arrays may change again.
+        """Begin to save; returns when arrays and `extra` may change again.
 
         Args:
             step: its number, larger than any there is.
@@ -113,7 +114,8 @@ class Checkpoints:
         shapes = {name: [str(x.dtype), list(x.shape)] for name, x in named.items()}
         args = orbax.args.Composite(**{
             ARRAYS: orbax.args.StandardSave(named),
-            EXTRA: orbax.args.JsonSave({**extra, "shapes": shapes}),
+            # a copy, since it is written later
+            EXTRA: orbax.args.JsonSave(copy.deepcopy({**extra, "shapes": shapes})),
         })  # fmt: skip
         self.wait()
         if best:
@@ -246,6 +248,9 @@ class Checkpoints:
                 options=orbax.CheckpointManagerOptions(
                     preservation_policy=_Keep(self),
                     enable_async_checkpointing=True,
+                    # In the background, a folder that cannot be made would leave threads waiting
+                    # for it, and the process would not end for twenty minutes.
+                    async_options=orbax.AsyncOptions(create_directories_asynchronously=False),
                     create=False,
                 ),
             )

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.weights.save import to_host
 
 Arrays = dict[str, jax.Array]
 """Path -> array."""
@@ -115,12 +116,7 @@ def digest(arrays: Mapping[str, jax.Array]) -> str:
     """
     found = hashlib.sha256()
     for path in sorted(arrays):
-        x = arrays[path]
-        if not x.is_fully_addressable and not x.is_fully_replicated:
-            from jax.experimental import multihost_utils
-
-            x = multihost_utils.process_allgather(x, tiled=True)
-        host = np.asarray(x)
+        host = to_host(arrays[path])
         found.update(f"{path} {host.dtype} {host.shape}\n".encode())
         found.update(np.ascontiguousarray(host).view(np.uint8).reshape(-1).data)
     return found.hexdigest()

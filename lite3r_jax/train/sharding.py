@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lite3r_jax.attention.spread import SCENES, VIEWS
 from lite3r_jax.errors import InputError
-from lite3r_jax.layers.spread import SCENES, VIEWS
 from lite3r_jax.train.parameters import matching
 
 AXES = (*SCENES, *VIEWS)

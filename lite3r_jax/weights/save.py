@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -127,3 +128,12 @@ def write_parts(
         assert writer.record is not None
         files[file.name] = writer.record
     return files
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """All of an array. Every process has to call it: what is spread over them is gathered."""
+    if not x.is_fully_addressable and not x.is_fully_replicated:
+        from jax.experimental import multihost_utils
+
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

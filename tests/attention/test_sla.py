@@ -170,6 +170,7 @@ def test_permuting_views_permutes_but_for_the_reference_view():
     assert error([1, 0, 2]) > 1e-3
 
 
+@pytest.mark.slow
 def test_keeping_everything_without_projection_is_dense_attention():
     case = replace(SCENE, spec=replace(SCENE.spec, keep=1.0))
     q, k, v, w, _ = problem(case)

@@ -44,6 +44,7 @@ def value_and_gradients(spec, args):
     return jax.tree.leaves(jax.jit(both)(state, *args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

@@ -21,6 +21,8 @@ from lite3r_jax.backbones.track_head import (
 )
 from lite3r_jax.errors import InputError
 
+pytestmark = pytest.mark.slow  # compiling the tracker takes most of a minute
+
 FOLDER = Path(__file__).parents[1] / "golden" / "vggt"
 GOLDEN = np.load(FOLDER / "modules" / "track.npz")
 SIZES = json.loads((FOLDER / "config.json").read_text())["track"]
@@ -279,7 +281,6 @@ def linearised(tracker, module_case):
     return along
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("view", [0, 1])
 def test_derivative_along_the_feature_maps_is_a_difference_quotient(
     tracker, module_case, linearised, view
@@ -299,7 +300,6 @@ def test_derivative_along_the_feature_maps_is_a_difference_quotient(
         close(derivative[name][0], quotient, 2e-3 * np.abs(quotient).max())
 
 
-@pytest.mark.slow
 def test_positions_are_detached(module_case, linearised):
     """A query changes features, correlations and position code, but none of it by a derivative."""
     tracks, out = linearised(query_points=jnp.ones_like(module_case[0]))
@@ -310,7 +310,6 @@ def test_positions_are_detached(module_case, linearised):
     np.testing.assert_array_equal(tracks.coords[:, :, 0], np.ones((2, 2, 5, 2)))  # the query
 
 
-@pytest.mark.slow
 def test_each_position_is_trained_by_its_own_increment(linearised):
     """A displacement is no addend of the next position, which starts from a detached one."""
     tracks, _ = linearised(bias=jnp.zeros(18).at[0].set(1.0))
@@ -321,7 +320,6 @@ def test_each_position_is_trained_by_its_own_increment(linearised):
 # Precision and sizes.
 
 
-@pytest.mark.slow
 def test_bfloat16_products_leave_float32_positions(module_case, result):
     half = load_tracker(jnp.bfloat16)
     tracks, out = run(half, *module_case, iters=2)
@@ -338,7 +336,6 @@ def test_defaults_are_the_published_model():
     assert sum(v.size for v in jax.tree.leaves(state)) == 43_107_348
 
 
-@pytest.mark.slow
 def test_one_view_one_point(tracker):
     fmaps = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 16, 17, 16)), jnp.float32)
     query_points = jnp.asarray([[[3.5, 30.0]]])

@@ -161,6 +161,7 @@ def test_plan_reaches_every_role(tiny_dir, before, tiny_images):
     np.testing.assert_allclose(prediction.pose_enc, before.pose_enc, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_full_size_has_the_published_number_of_parameters():
     def count(heads):
         return count_parameters(

@@ -26,16 +26,18 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Program("cpu", 2, 28, 42, "float32")
 
 
-def test_a_program_that_cannot_be_made_is_refused():
+def test_a_program_that_cannot_be_made_is_refused(monkeypatch):
     with pytest.raises(InputError, match="platform: expected one of cpu, cuda, got 'tpu'"):
         check_program(replace(PROGRAM, platform="tpu"))
     with pytest.raises(InputError, match=r"forward-cpu-0x28x42.jax: expected at least one view"):
         check_program(replace(PROGRAM, views=0))
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(InputError, match=r"needs the package flatbuffers; pip install"):
+        check_program(PROGRAM)
 
 
 @pytest.mark.slow
 def test_a_process_with_jax_alone_computes_what_the_model_does(tiny_dir, tmp_path):
-    pytest.importorskip("flatbuffers")
     out = tmp_path / "out"
     # weights only: codes of activations could fall to another side of an edge in another program
     export_deployment(tiny_dir, out, heads=("depth",), kind="fp8_weight_only", programs=[PROGRAM])
@@ -60,14 +62,16 @@ def test_a_process_with_jax_alone_computes_what_the_model_does(tiny_dir, tmp_pat
         for name in program.outputs:
             array = np.asarray(getattr(wanted, name))
             np.testing.assert_allclose(found[name], array, atol=1e-5 * np.abs(array).max())
+    (out / program.file_name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(InputError, match=f"{program.file_name}: damaged"):
+        load_deployed(out, heads=())
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
 def test_a_program_for_a_gpu_has_the_kernels_and_no_paths(tiny_dir):
-    pytest.importorskip("flatbuffers")
     config = BACKBONE.config_from_json(strict_json.read_object(tiny_dir / "config.json"))
-    config = replace(config, embed_dim=128)  # heads of 32, which the kernels take
+    config = replace(config, embed_dim=256)  # heads of 64, which the kernels take
     model = nnx.eval_shape(
         lambda: VGGT(
             config, heads=("camera",), plan=plan("sla_global"), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)

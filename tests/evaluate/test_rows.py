@@ -19,10 +19,10 @@ TEACHER = Deployment(
 
 def test_a_deployed_model_is_one_row_and_brings_its_student():
     student = replace(TEACHER, student="0" * 64)
-    assert rows.parse_rows("dense-fp8_dynamic", "", TEACHER)[0].name == TEACHER.row
-    assert rows.parse_rows("student-fp8_dynamic", "", student)[0].name == student.row
+    assert rows.parse_rows("dense-fp8_dynamic", deployment=TEACHER)[0].name == TEACHER.row
+    assert rows.parse_rows("student-fp8_dynamic", deployment=student)[0].name == student.row
     with pytest.raises(InputError, match="dense-fp8_dynamic, which cannot be 'dense-float32'; set"):
-        rows.parse_rows("dense-float32", "", TEACHER)
+        rows.parse_rows("dense-float32", deployment=TEACHER)
     with pytest.raises(InputError, match=r"evaluate.student: not set"):
         rows.parse_rows("student-fp8_dynamic")
 

@@ -187,6 +187,7 @@ def test_the_limit_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
     assert memory.device_limit() > own + (1 << 24)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_is_its_own():
     large = np.ones(1 << 27, np.uint64)  # 1 GiB
     program = "from lite3r_jax.infer.memory import peak_process; print(peak_process())"
@@ -220,3 +221,11 @@ def test_the_plan_is_near_the_measured_peak(tiny_dir):
     # most of the process is there before the run, so look at what the run adds as well
     assert planned - held > 0.15 * GIB
     assert abs(planned - measured) < 0.4 * (measured - held)
+
+
+def test_the_peak_of_a_process_can_begin_anew():
+    block = np.ones(200 * 2**20, np.uint8)
+    high = memory.peak_process()
+    del block
+    assert memory.restart_peak()
+    assert memory.peak_process() < high - 150 * 2**20

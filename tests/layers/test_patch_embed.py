@@ -27,6 +27,7 @@ def test_every_golden_grid_is_tested(golden):
     assert names == {f"out_{side}_to_{h}x{w}" for side, (h, w) in GRIDS}
 
 
+@pytest.mark.slow
 def test_patches_are_a_strided_convolution_row_by_row():
     embed = PatchEmbed(2, 5, dtype=np.float32, param_dtype=np.float32, rngs=nnx.Rngs(0))
     images = np.random.default_rng(0).random((1, 4, 6, 3), dtype=np.float32)

@@ -83,6 +83,7 @@ def test_an_axis_of_one_pixel_has_no_outside(outside):
     np.testing.assert_array_equal(got[0, :, 0], [3, 3, 3, 3])
 
 
+@pytest.mark.slow
 def test_maps_keep_their_dtype_and_weights_are_float32():
     maps = one_hot(1, 257, x=256, y=0).astype(jnp.bfloat16)
     got = bilinear_sample(maps, points((255.5, 0)), outside="zeros")  # 255.5 is no bfloat16
@@ -141,6 +142,7 @@ def random_case(h: int, w: int, levels: int, n: int = 7, m: int = 3, c: int = 5,
     return features, pyramid(maps, levels), jnp.asarray(at, jnp.float32)
 
 
+@pytest.mark.slow
 # Odd sizes; the last levels of the first two are one pixel high, one pixel wide.
 @pytest.mark.parametrize(
     ("h", "w", "levels", "radius"),

@@ -85,6 +85,7 @@ def test_an_exact_prediction_costs_nothing():
     np.testing.assert_allclose(loss(ScratchLoss(), targets, found)[0], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_aligned_the_unit_of_a_scene_does_not_matter_and_has_no_slope():
     targets, _, found = case()
     settings = ScratchLoss(align=True)

@@ -24,6 +24,8 @@ from lite3r_jax.train.checkpoint import Checkpoints, read_arrays
 from lite3r_jax.train.loop import LoopOptions
 from lite3r_jax.train.optimiser import OptimiserOptions
 from lite3r_jax.train.options import DataOptions, TrainOptions
+from lite3r_jax.train.parameters import split
+from lite3r_jax.weights.load import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +55,17 @@ def settings(folder, **changes):
 
 @pytest.fixture
 def small(monkeypatch):
+    """A model that is no backbone, and what it would save: folder -> kernel, and origins."""
+    saved, origins = {}, []
+
+    def save(model, folder, *, backbone, origin, overwrite):
+        assert backbone == "vggt" and overwrite
+        origins.append(origin)
+        saved[folder] = np.asarray(model.kernel[...])
+
     monkeypatch.setattr(mode, "build", lambda experiment: Small())
+    monkeypatch.setattr(mode, "save", save)
+    return saved, origins
 
 
 def lines(folder):
@@ -62,7 +74,11 @@ def lines(folder):
 
 def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, capsys):
     assert mode.run(settings(tmp_path)) == 0
-    assert capsys.readouterr().out == f"{tmp_path}: done after step 6\n"
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}: done after step 6\n{tmp_path / 'weights'}: the weights")
+    saved, origins = small
+    assert list(saved) == [tmp_path / "weights"] and origins == [None]
+    np.testing.assert_array_equal(saved[tmp_path / "weights"], read_arrays(tmp_path)["kernel"])
     found = lines(tmp_path)
     losses = [line["loss"] for line in found if "loss" in line]
     assert len(losses) == 3 and losses[-1] < losses[0]
@@ -79,6 +95,13 @@ def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, 
     assert lines(tmp_path) == found
     with pytest.raises(InputError, match=r"train.seed was 0, is 1; continue with the same"):
         mode.run(settings(tmp_path, seed=1))
+
+
+def test_weights_that_are_trained_on_keep_their_licence(small, tmp_path):
+    experiment = replace(settings(tmp_path), weights="vggt-tiny")
+    assert mode.run(experiment) == 0
+    (origin,) = small[1]
+    assert origin.license == "Apache-2.0"
 
 
 @pytest.mark.parametrize(
@@ -156,4 +179,8 @@ def test_a_real_backbone_is_terminated_and_continues(tmp_path, golden_dir, dtype
     want = read_arrays(straight)
     for path, x in read_arrays(stopped).items():
         assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, want[path], err_msg=path)
+    trained = split(load(stopped / "weights"))[1]
+    assert trained.keys() == want.keys()
+    for path, x in trained.items():
         np.testing.assert_array_equal(x, want[path], err_msg=path)

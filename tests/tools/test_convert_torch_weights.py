@@ -36,6 +36,7 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_there_and_back_through_pytorch_files(capsys, tmp_path, config):
     tensors = load_file(SOURCE)
     torch.save({"model": tensors, "step": 1}, tmp_path / "model.pt")

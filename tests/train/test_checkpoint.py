@@ -42,6 +42,25 @@ def restore(folder):
         return checkpoints.restore(shapes(tree()))
 
 
+def test_what_is_saved_along_may_change_while_it_is_written(tmp_path, monkeypatch):
+    from orbax import checkpoint as orbax
+
+    writing = []
+
+    def later(item, save=orbax.args.JsonSave):
+        writing.append(item)  # orbax turns it into text in a thread, at some time
+        return save(item)
+
+    monkeypatch.setattr(orbax.args, "JsonSave", later)
+    extra = {"note": "step 1", "sums": {"loss": [1.0, 1]}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree(1), extra)
+        extra["sums"]["loss"][0] = 2.0
+        extra["sums"]["more"] = [3.0, 1]
+        assert writing[0]["sums"] == {"loss": [1.0, 1]}
+    assert restore(tmp_path).extra["sums"] == {"loss": [1.0, 1]}
+
+
 def assert_is(found, step):
     assert (found.step, found.extra["note"]) == (step, f"step {step}")
     jax.tree.map(np.testing.assert_array_equal, found.state, tree(step))

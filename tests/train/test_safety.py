@@ -154,7 +154,7 @@ BROKEN = textwrap.dedent("""
 def test_a_run_that_cannot_save_stops_and_continues_when_it_can(tmp_path, how, reason):
     run = subprocess.run(
         [sys.executable, "-c", BROKEN, tmp_path, how],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     message = run.stdout.splitlines()[0]

@@ -44,6 +44,7 @@ def test_saved_as_bfloat16_it_is_the_rounded_model(model, tmp_path):
         np.testing.assert_array_equal(found[path], array.astype(ml_dtypes.bfloat16))
 
 
+@pytest.mark.slow
 def test_what_is_no_model_of_the_backbone_is_refused_and_nothing_is_written(
     golden_weights, model, tmp_path
 ):

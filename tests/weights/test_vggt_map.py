@@ -30,6 +30,7 @@ def test_golden_names_and_shapes_come_back_exactly(golden_file, golden_config):
 
 
 # Tensors and parameters of the published checkpoint, counted upstream.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefixes, tensors, parameters",
     [

@@ -44,6 +44,7 @@ def pipeline(root: Path, workers: int, *, augmentation=CHANGES, **options) -> Pi
     )
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_batches_and_the_state_of_one_process(room):
     as_read = Augmentation()
     alone = iter(pipeline(room, 0, augmentation=as_read))

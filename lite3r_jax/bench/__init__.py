@@ -1,0 +1,1 @@
+"""Cost: analytic operations, latency, memory, beside published figures."""

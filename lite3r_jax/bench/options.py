@@ -1,0 +1,97 @@
+"""The settings of `--mode=bench`."""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate.rows import Row, parse_rows
+
+BASELINES = (Row("dense", "float32"), Row("dense", "bfloat16"))
+"""Measured in every run, before all others."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how.
+
+    Attributes:
+        rows: models with commas between, ATTENTION-PRECISION each, see `rows.parse_rows`;
+            dense-float32 and dense-bfloat16 are measured in any case. "" for these alone.
+        student: folder of a distilled student, for rows such as student-bfloat16.
+        views: numbers of views with commas between, ascending; what does not fit is left out.
+        size: HEIGHTxWIDTH of the images.
+        warmup: passes before those that are timed.
+        runs: passes that are timed.
+        seconds: a pass that is expected to take longer, going by the operations of the last one
+            that was measured, is left out; 0: none is.
+        matmul: products of float32: "default" is TF32 on a GPU, "highest" is float32 everywhere.
+        isolate: whether each row runs in a process of its own, so that peaks of memory are its own,
+            and a row that the system kills leaves the others.
+        quality: report.json of an evaluation of the same weights, for quality against speed.
+        seed: of the images.
+    """
+
+    rows: str = "sla_global-float32,sla_global-bfloat16,sla_global-fp8_weight_only"
+    student: str = ""
+    views: str = "2,4,8,16,32,64,100,200,500,1000"
+    size: str = "518x518"
+    warmup: int = 2
+    runs: int = 10
+    seconds: float = 60.0
+    matmul: Literal["default", "highest"] = "default"
+    isolate: bool = True
+    quality: str = ""
+    seed: int = 0
+
+    def checked(self) -> "BenchOptions":
+        """These settings.
+
+        Raises:
+            InputError: a number that is out of range.
+        """
+        for name, least in (("warmup", 0), ("runs", 1), ("seconds", 0)):
+            if not getattr(self, name) >= least:
+                value = getattr(self, name)
+                raise InputError(f"bench.{name}: expected at least {least}, got {value}")
+        return self
+
+    def all_rows(self) -> tuple[Row, ...]:
+        """The baselines, then the others.
+
+        Raises:
+            InputError: see `parse_rows`.
+        """
+        asked = parse_rows(self.rows, self.student, "bench") if self.rows.strip() else ()
+        return BASELINES + tuple(row for row in asked if row not in BASELINES)
+
+    def pixels(self, patch: int) -> tuple[int, int]:
+        """`size` as numbers.
+
+        Args:
+            patch: the patch size, which has to divide them.
+
+        Raises:
+            InputError: it is not of that form, or does not fit the patches.
+        """
+        found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.size)
+        if not found or int(found[1]) % patch or int(found[2]) % patch:
+            raise InputError(
+                f"bench.size: expected HEIGHTxWIDTH in multiples of {patch}, got {self.size!r}"
+            )
+        return int(found[1]), int(found[2])
+
+    def numbers_of_views(self) -> tuple[int, ...]:
+        """`views` as numbers.
+
+        Raises:
+            InputError: they are none, or do not ascend.
+        """
+        parts = [part.strip() for part in self.views.split(",") if part.strip()]
+        numbers = [int(p) if re.fullmatch(r"[1-9]\d{0,4}", p) else 0 for p in parts]
+        if not numbers or 0 in numbers or any(a >= b for a, b in pairwise(numbers)):
+            raise InputError(
+                f"bench.views: expected numbers of views, ascending, got {self.views!r}"
+            )
+        return tuple(numbers)
