@@ -18,7 +18,15 @@ from lite3r_jax.evaluate.protocols import Protocol, open_protocol
 from lite3r_jax.evaluate.record import Record
 from lite3r_jax.evaluate.remembered import Remembered
 from lite3r_jax.evaluate.results import Results, folder_name
-from lite3r_jax.evaluate.rows import HEADS, STUDENT, Row, build_row, held_dtype, parse_rows
+from lite3r_jax.evaluate.rows import (
+    HEADS,
+    STUDENT,
+    UNTRAINED,
+    Row,
+    build_row,
+    held_dtype,
+    parse_rows,
+)
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
@@ -121,7 +129,7 @@ def settings(experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _student(folder: str, rows: Sequence[Row]) -> str | None:
     """What tells the student from others: the hash of its manifest, which has all other hashes."""
-    if not any(row.attention == STUDENT for row in rows):
+    if not any(row.attention in (STUDENT, UNTRAINED) for row in rows):
         return None
     read_student(Path(folder))
     return hash_file(Path(folder) / MANIFEST).sha256
