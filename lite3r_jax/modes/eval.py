@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.data.views import SceneSource
 from lite3r_jax.distill.checkpoint import MANIFEST, read_student
 from lite3r_jax.errors import InputError
@@ -60,6 +61,7 @@ def run(experiment: Experiment) -> int:
             of other settings.
     """
     require(experiment, "weights", "output")
+    keep_freed_memory()
     options = experiment.evaluate
     rows = parse_rows(options.rows, options.student)
     opened = [

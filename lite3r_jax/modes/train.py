@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.data.blendedmvs import BlendedMVS
 from lite3r_jax.data.pipeline import Part, Pipeline, PipelineOptions, parse_buckets
@@ -67,6 +68,7 @@ def run(experiment: Experiment) -> int:
             folder can no longer be written.
     """
     require(experiment, "output")
+    keep_freed_memory()
     options = experiment.train
     if experiment.distill.plan:
         check_distillation(experiment)
