@@ -27,4 +27,4 @@ def keep_freed_memory() -> bool:
         return False
     # Heaps of threads are of limited size, and what is larger is mapped: so one heap, no mapping.
     options = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
-    return all([mallopt(option, value) for option, value in options])
+    return all(mallopt(option, value) for option, value in options)
