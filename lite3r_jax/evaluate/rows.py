@@ -14,8 +14,8 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights.load import load
 
-STUDENT = "student"
-ATTENTION = (*PRESETS, STUDENT)
+STUDENT, UNTRAINED = "student", "untrained"
+ATTENTION = (*PRESETS, STUDENT, UNTRAINED)
 PRECISION = ("float32", "bfloat16", "fp8_weight_only", "fp8_dynamic")
 HEADS = ("camera", "depth")
 
@@ -25,9 +25,10 @@ class Row:
     """A model.
 
     Attributes:
-        attention: a name of `attention.presets`, or student: that of a distilled student. Presets
-            other than dense take the teacher's weights as they are: the parameters that they add
-            have their first values, nothing has learned to use them.
+        attention: a name of `attention.presets`; or student: that of a distilled student; or
+            untrained: that of the same student before its first step. Presets other than dense
+            take the teacher's weights as they are, too: the parameters that they add have their
+            first values, nothing has learned to use them.
         precision: dtype of weights and compute, or a kind of `precision.deploy`.
     """
 
@@ -41,17 +42,20 @@ class Row:
 
 
 def parse_rows(
-    text: str, student: str = "", where: str = "evaluate", deployment: Deployment | None = None
+    text: str,
+    student: str = "",
+    where: str = "evaluate.rows",
+    deployment: Deployment | None = None,
 ) -> tuple[Row, ...]:
     """Rows from ATTENTION-PRECISION, commas between.
 
-    ATTENTION is dense, sla_global, sla_paper or student; PRECISION is float32, bfloat16,
+    ATTENTION is dense, sla_global, sla_paper, student or untrained; PRECISION is float32, bfloat16,
     fp8_weight_only or fp8_dynamic.
 
     Args:
         text: the rows.
-        student: folder of the student; needed by rows that begin with it.
-        where: group of the settings, for messages.
+        student: folder of the student; needed by the rows student and untrained.
+        where: name of the setting, for messages.
         deployment: the weights, if they are a deployed model, which is one row and no other.
 
     Raises:
@@ -63,19 +67,19 @@ def parse_rows(
         attention, _, precision = name.partition("-")
         if attention not in ATTENTION or precision not in PRECISION:
             raise InputError(
-                f"{where}.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
+                f"{where}: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
                 f" {', '.join(PRECISION)}, got {name!r}"
             )
         if deployment is not None and name != deployment.row:
             raise InputError(
-                f"{where}.rows: the weights are a deployed model, {deployment.row}, which cannot"
-                f" be {name!r}; set {where}.rows={deployment.row}"
+                f"{where}: the weights are a deployed model, {deployment.row}, which cannot be"
+                f" {name!r}; set {where}={deployment.row}"
             )
-        if attention == STUDENT and not student and deployment is None:
-            raise InputError(f"{where}.student: not set, but {name!r} needs it")
+        if attention in (STUDENT, UNTRAINED) and not student and deployment is None:
+            raise InputError(f"{where.rpartition('.')[0]}.student: not set, but {name!r} needs it")
         rows.append(Row(attention, precision))
     if not rows or len(set(rows)) < len(rows):
-        raise InputError(f"{where}.rows: expected at least one row and each once, got {text!r}")
+        raise InputError(f"{where}: expected at least one row and each once, got {text!r}")
     return tuple(rows)
 
 
@@ -103,10 +107,13 @@ def build_row(row: Row, weights: str | Path, student: str = "", *, dtype: Any = 
         return load_deployed(weights, heads=HEADS, dtype=compute)
     kinds = {"heads": HEADS, "dtype": compute, "param_dtype": held}
     rules = deployed_rules(None)
-    if row.attention == STUDENT:
-        # in full precision it runs as the weights are
-        rules = deployed_rules(read_student(Path(student))[0])
-        model = load_student(student, weights, simulate=False, **kinds)
+    if row.attention in (STUDENT, UNTRAINED):
+        made = read_student(Path(student))[0]
+        rules = deployed_rules(made)  # in full precision it runs as the weights are
+        if row.attention == STUDENT:
+            model = load_student(student, weights, simulate=False, **kinds)
+        else:
+            model = load(weights, plan=made.plan, **kinds)
     else:
         model = load(weights, plan=plan(row.attention), **kinds)
     return deploy(model, preset(rules), cast(Kind, row.precision)) if low else model

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.data.views import SceneSource
 from lite3r_jax.deploy.manifest import find_deployment
 from lite3r_jax.distill.checkpoint import MANIFEST, read_student
@@ -19,7 +20,15 @@ from lite3r_jax.evaluate.protocols import Protocol, open_protocol
 from lite3r_jax.evaluate.record import Record
 from lite3r_jax.evaluate.remembered import Remembered
 from lite3r_jax.evaluate.results import Results, folder_name
-from lite3r_jax.evaluate.rows import HEADS, STUDENT, Row, build_row, held_dtype, parse_rows
+from lite3r_jax.evaluate.rows import (
+    HEADS,
+    STUDENT,
+    UNTRAINED,
+    Row,
+    build_row,
+    held_dtype,
+    parse_rows,
+)
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
@@ -53,6 +62,7 @@ def run(experiment: Experiment) -> int:
             of other settings.
     """
     require(experiment, "weights", "output")
+    keep_freed_memory()
     options = experiment.evaluate
     deployment = find_deployment(Path(experiment.weights))
     rows = parse_rows(options.rows, options.student, deployment=deployment)
@@ -123,7 +133,7 @@ def settings(experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _student(folder: str, rows: Sequence[Row]) -> str | None:
     """What tells the student from others: the hash of its manifest, which has all other hashes."""
-    if not any(row.attention == STUDENT for row in rows):
+    if not any(row.attention in (STUDENT, UNTRAINED) for row in rows):
         return None
     read_student(Path(folder))
     return hash_file(Path(folder) / MANIFEST).sha256
