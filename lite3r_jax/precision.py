@@ -309,7 +309,14 @@ def freeze_quantised(model: Any, trainable: Sequence[str] = ()) -> Any:
     return model
 
 
-def deploy(model: Any, rules: Sequence[Rule], kind: Kind, *, count: int | None = None) -> Any:
+def deploy(
+    model: Any,
+    rules: Sequence[Rule],
+    kind: Kind,
+    *,
+    count: int | None = None,
+    rest: Any = None,
+) -> Any:
     """The model with its weights stored as float8, to run and not to train.
 
     The numbers are those of the simulation: what was trained is what runs. `proj_lin` keeps its
@@ -323,6 +330,7 @@ def deploy(model: Any, rules: Sequence[Rule], kind: Kind, *, count: int | None =
             "fp8_dynamic": activations get scales per token at run time, and float8 is multiplied by
             float8; on devices without such a product XLA converts, which is right but slow.
         count: as for `apply_precision`.
+        rest: dtype in which parameters are held that no rule is for; None: as they are.
 
     Raises:
         InputError: see `apply_precision`; an unknown kind; a rule that cannot be deployed.
@@ -344,6 +352,10 @@ def deploy(model: Any, rules: Sequence[Rule], kind: Kind, *, count: int | None =
             metadata = {k: v for k, v in place.held.get_metadata().items() if k != "rule"}
             matrix = _compute(jax.jit(rule.matrix), place.held.get_value())
             place.put(nnx.Param(matrix, **metadata))
+    if rest is not None:
+        graph, held, others = nnx.split(model, nnx.Param, ...)
+        cast = partial(_compute, lambda x: x.astype(rest))
+        model = nnx.merge(graph, jax.tree.map(cast, held), others)
     return model
 
 

@@ -369,6 +369,21 @@ def test_stored_weights_take_a_byte_each_and_are_no_parameters(published):
     assert size(frozen) < 0.52 * size(before)
 
 
+def test_what_no_rule_is_for_is_held_in_the_dtype_that_is_asked_for(net):
+    before = {path: np.asarray(x) for path, x in nnx.to_flat_state(nnx.state(net))}
+    stored = deploy(net, (Fp8Rule("layers"),), "fp8_weight_only", rest=jnp.bfloat16)
+    found = dict(nnx.to_flat_state(nnx.state(stored)))
+    rest = {path for path in found.keys() & before.keys() if type(found[path]) is nnx.Param}
+    assert rest
+    for path in rest:
+        assert found[path].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found[path], before[path].astype(jnp.bfloat16))
+    kept = {str(x.dtype) for path, x in found.items() if path not in rest}
+    assert kept == {"float8_e4m3fn", "float32"}
+    for path, x in nnx.to_flat_state(nnx.state(net)):  # the model is not changed
+        np.testing.assert_array_equal(x, before[path])
+
+
 def test_deployment_names_what_it_does_not_know(net):
     with pytest.raises(InputError, match="choose fp8_weight_only, fp8_dynamic"):
         deploy(net, ALL, "int8")  # pyright: ignore

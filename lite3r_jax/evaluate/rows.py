@@ -116,4 +116,6 @@ def build_row(row: Row, weights: str | Path, student: str = "", *, dtype: Any = 
             model = load(weights, plan=made.plan, **kinds)
     else:
         model = load(weights, plan=plan(row.attention), **kinds)
-    return deploy(model, preset(rules), cast(Kind, row.precision)) if low else model
+    if not low:
+        return model
+    return deploy(model, preset(rules), cast(Kind, row.precision), rest=compute)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,13 @@ from lite3r_jax.weights.save import save, to_host
 
 DONE, DIVERGED, TERMINATED = 0, 3, 75
 """Exit codes. 75 is EX_TEMPFAIL: run the same command again."""
-FREE = ("output", "overwrite", "train.checkpoint", "train.data.workers", "train.data.prefetch",
-        "train.mesh", "train.loop.tensorboard")  # fmt: skip
+NEEDED = ("backbone", "weights", "train", "distill")
+"""Groups of settings that a training depends on."""
+FREE = (
+    *(field.name for field in fields(Experiment) if field.name not in NEEDED),
+    "train.checkpoint", "train.data.workers", "train.data.prefetch", "train.mesh",
+    "train.loop.tensorboard", "distill.compare",
+)  # fmt: skip
 """Settings that may change from one part of a run to the next."""
 WEIGHTS = "weights"
 """Folder of the result of a training, in `output`."""

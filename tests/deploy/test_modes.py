@@ -39,9 +39,7 @@ def test_photos_are_reconstructed_and_the_report_names_the_precision(
 
 
 @pytest.mark.slow
-def test_it_is_evaluated_as_the_row_that_it_is(made, tmp_path, monkeypatch, capsys):
-    # for good in this process, where later tests look at what memory is given back
-    monkeypatch.setattr("lite3r_jax.modes.eval.keep_freed_memory", lambda: True)
+def test_it_is_evaluated_as_the_row_that_it_is(made, tmp_path, capsys):
     settings = {
         "weights": made, "output": tmp_path / "out", "evaluate.scenes": 1,
         "evaluate.size": "28x42", "evaluate.resamples": 20, "evaluate.rows": "dense-float32",

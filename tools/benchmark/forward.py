@@ -3,6 +3,7 @@
     python -m tools.benchmark.forward WEIGHTS --views 2 --height 392 --width 518
     python -m tools.benchmark.forward --backbone da3 --views 2 --height 378 --width 504
     python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
+    python -m tools.benchmark.forward --plan h200 --views 2 --row sla_global-fp8_dynamic
 
 WEIGHTS is a converted directory; without it a model with random weights is made, of the backbone's
 published size (VGGT-1B, DA3-Large) or of the sizes in --config. Every number of views is compiled
@@ -10,15 +11,17 @@ apart; compile time is not part of the run time.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
 version, no GPU and no driver) and prints XLA's memory plan. cuDNN cannot be compiled for that way,
-so the plan has the blocked form of attention.
+so the plan has the blocked form of dense attention. With --row it is that of a model as
+`--mode=bench` has it, ATTENTION-PRECISION, with the Triton kernels of sparse attention.
 """
 
 import argparse
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,10 @@ from flax import nnx
 from lite3r_jax import InputError, load
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.presets import plan as named
 from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.evaluate.rows import Row, held_dtype, parse_rows
+from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
 
 GIB = 2**30
@@ -48,6 +54,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=518)
     parser.add_argument("--heads", help="default: camera,depth and, if there is one, point")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--row", help="of the plan: dense-bfloat16, sla_global-fp8_dynamic, ...")
     parser.add_argument("--frame-chunk", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
@@ -64,15 +71,21 @@ def run(args: argparse.Namespace) -> None:
     heads = tuple(args.heads.split(",")) if args.heads else tuple(known)
     dtype = jnp.dtype(args.dtype)
 
-    def abstract(plan: Plan) -> Any:
+    def abstract(plan: Plan, dtype: Any = dtype, held: Any = dtype) -> Any:
         config = backbone.default_config
         if args.config is not None:
             config = backbone.config_from_json(strict_json.read_object(args.config))
-        kinds = {"heads": heads, "plan": plan, "dtype": dtype, "param_dtype": dtype}
+        kinds = {"heads": heads, "plan": plan, "dtype": dtype, "param_dtype": held}
         return nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=nnx.Rngs(0)))
 
+    if args.plan and args.row:
+        row = parse_rows(args.row, where="--row")[0]
+        low = row.precision.startswith("fp8")
+        compute = jnp.dtype("bfloat16" if low else row.precision)
+        plan(args, as_row(abstract(planned(row), compute, held_dtype(row)), row), row.name)
+        return
     if args.plan:
-        plan(args, abstract(Plan(default=Dense("blocked"))))
+        plan(args, abstract(Plan(default=Dense("blocked"))), f"{args.dtype}, attention: blocked")
         return
     start = time.perf_counter()
     if args.weights is None:
@@ -84,6 +97,23 @@ def run(args: argparse.Namespace) -> None:
     print(f"weights in {seconds:.1f} s, {memory()}", flush=True)
     for views in args.views:
         measure(model, views, args)
+
+
+def planned(row: Row) -> Plan:
+    """The attention of a row on a GPU, for a machine without one."""
+    dense = Dense("blocked")
+    if row.attention == "dense":
+        return Plan(default=dense)
+    found = named(row.attention, implementation="triton")
+    return replace(found, default=dense if isinstance(found.default, Dense) else found.default)
+
+
+def as_row(model: Any, row: Row) -> Any:
+    """The abstract model with the weights of a row."""
+    if not row.precision.startswith("fp8"):
+        return model
+    kind = cast(Kind, row.precision)
+    return nnx.eval_shape(lambda: deploy(model, preset("default"), kind, rest=jnp.bfloat16))
 
 
 def measure(model: Any, views: int, args: argparse.Namespace) -> None:
@@ -124,7 +154,7 @@ def random_model(abstract: Any, dtype: Any) -> Any:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def plan(args: argparse.Namespace, model: Any) -> None:
+def plan(args: argparse.Namespace, model: Any, what: str) -> None:
     """Compile an abstract model for the described device and print memory plans."""
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
@@ -134,12 +164,15 @@ def plan(args: argparse.Namespace, model: Any) -> None:
     mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
     here = NamedSharding(mesh, PartitionSpec())
 
+    gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
+    on_gpu = jax.sharding.AbstractMesh((), (), abstract_device=gpu)  # what kernels are chosen for
+
     def described(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
 
     graph, state = nnx.split(model)
     state = jax.tree.map(described, state)
-    print(f"jax {jax.__version__}, compiled for {args.plan}, {args.dtype}, attention: blocked")
+    print(f"jax {jax.__version__}, compiled for {args.plan}, {what}")
     for views in args.views:
         images = jax.ShapeDtypeStruct(
             (1, views, args.height, args.width, 3), jnp.float32, sharding=here
@@ -149,7 +182,8 @@ def plan(args: argparse.Namespace, model: Any) -> None:
             return nnx.merge(graph, state)(images, frame_chunk=args.frame_chunk)[0]
 
         start = time.perf_counter()
-        lowered = jax.jit(forward).lower(state, images)
+        with jax.sharding.use_abstract_mesh(on_gpu):
+            lowered = jax.jit(forward).trace(state, images).lower(lowering_platforms=("cuda",))
         traced = time.perf_counter() - start
         # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
         compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})

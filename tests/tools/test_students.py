@@ -1,0 +1,60 @@
+"""The table of students: what is trained and measured, once each, and how seeds are summed up."""
+
+import json
+import os
+
+import pytest
+
+from configs import vggt
+from lite3r_jax.experiment import from_config
+from lite3r_jax.modes import train
+from tools import students
+
+
+@pytest.mark.parametrize("variant", students.ROWS.values())
+def test_every_row_is_a_recipe_for_the_small_teacher(variant):
+    found = from_config(vggt.get_config(variant).to_dict())
+    assert found.weights == "vggt-tiny" and found.distill.student_plan()
+
+
+def test_a_cell_has_the_mean_and_the_range_of_its_seeds():
+    entries = [{"found": {"sky": {"abs_rel": value}}, "minutes": 3} for value in (0.1, 0.2, 0.6)]
+    one = {"found": {"sky": {"abs_rel": 0.25, "auc_30": 0.5}}}
+    lines = students.table({"teacher": [one], "a: b": entries}, "sky").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    heads = cells[0]
+    column = heads.index("AbsRel")
+    assert [row[column] for row in cells[2:]] == ["0.2500", "0.3000 [0.1000, 0.6000]"]
+    assert [row[heads.index("AUC@30")] for row in cells[2:]] == ["0.500", ""]
+    assert [row[heads.index("minutes")] for row in cells[2:]] == ["", "3.0"]
+    assert {len(row) for row in cells} == {len(heads)}
+
+
+def test_an_unknown_row_is_named(tmp_path, capsys):
+    assert students.main(["--out", str(tmp_path), "--rows", "best"]) == 2
+    assert "--rows 'best': expected some of recipe" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
+    command = ["--out", str(tmp_path), "--rows", "recipe", "--seeds", "1", "--splits", "test"]
+    command += ["--views", "2", "--scenes", "2", "--set", "train.loop.steps", "2"]
+    command += ["--set", "train.data.buckets", '"1x2x112x112"']
+    command += ["--set", "train.loop.evaluate_every", "0"]
+    assert students.main(command) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "students.json").read_text())
+    assert list(found) == ["teacher", *(f"recipe: {model}" for model in students.MODELS)]
+    teacher, _, student, _ = (entries[0] for entries in found.values())
+    assert "teacher_abs_rel" not in teacher["found"]["test"]
+    assert 0 < student["found"]["test"]["teacher_abs_rel"] < teacher["found"]["test"]["abs_rel"]
+    assert student["parameters"] > 0 and student["minutes"] > 0
+    assert students.table(found, "test") in said
+
+    folder = tmp_path / "recipe" / "0"
+    before = {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(train, "run", lambda _: pytest.fail("trained again"))
+    assert students.main(command) == 0
+    assert before == {path: os.stat(path).st_mtime_ns for path in before}
+    assert json.loads((tmp_path / "students.json").read_text()) == found

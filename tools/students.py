@@ -1,0 +1,238 @@
+"""Students of the small teacher, trained and measured one after the other: the table of results.
+
+    python -m tools.students --out OUT [--rows NAME ...] [--seeds 3] [--weights vggt-tiny]
+
+Every row is a variant of `configs/vggt.py:tiny`, trained with every seed by `--mode=train` into
+OUT/ROW/SEED and evaluated on the held-out splits of the generated world. What is there already is
+not done again, so that a run that was stopped goes on and rows can be added. The table is written
+to OUT/students.md and OUT/students.json and printed.
+"""
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import jax
+
+from configs.vggt import get_config
+from lite3r_jax.distill.checkpoint import read_student
+from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate import Remembered, ScoreOptions, open_protocol
+from lite3r_jax.evaluate.evaluator import measure, report
+from lite3r_jax.evaluate.predictor import Output, Predictor
+from lite3r_jax.evaluate.protocols import SYNTHETIC_SPLITS
+from lite3r_jax.evaluate.rows import Row, build_row, parse_rows
+from lite3r_jax.experiment import from_config
+from lite3r_jax.files import staged
+from lite3r_jax.modes import train
+from lite3r_jax.train.folder import EVENTS
+from lite3r_jax.weights import strict_json
+
+SIZE = (112, 112)
+# row -> variant of the recipe
+ROWS: Mapping[str, str] = {
+    "recipe": "tiny",
+    "proj_lin only": "tiny,proj_lin",
+    "attention weights": "tiny,attention",
+    "without FP8": "tiny,no_fp8",
+    "keep 0.1": "tiny,keep10",
+    "token routing": "tiny,token",
+    "block3 routing": "tiny,block3",
+    "every attention": "tiny,every_site",
+    "layers apart": "tiny,apart",
+    "teacher as truth": "tiny,unlabelled",
+    "task loss only": "tiny,no_match",
+    "as published": "tiny,every_site,token,proj_lin,paper_fp8",
+}
+MODELS = ("untrained-float32", "student-float32", "student-fp8_dynamic")
+TEACHER = "dense-float32"
+# heading -> (metric, decimals)
+COLUMNS: Mapping[str, tuple[str, int]] = {
+    "AbsRel": ("abs_rel", 4),
+    "delta1": ("delta1", 3),
+    "AUC@5": ("auc_5", 3),
+    "AUC@30": ("auc_30", 3),
+    "rotation": ("rotation_median_deg", 1),
+    "direction": ("direction_median_deg", 1),
+    "AbsRel to teacher": ("teacher_abs_rel", 4),
+    "AUC@30 to teacher": ("teacher_auc_30", 3),
+}
+Found = Mapping[str, Mapping[str, float]]
+"""Split -> metric -> value."""
+
+
+class Bench:
+    """The held-out samples, and what the teacher says about them."""
+
+    def __init__(self, weights: str, splits: Sequence[str], views: int, scenes: int):
+        """Args: the teacher; splits; views and number of the samples of each."""
+        self.weights = weights
+        self.tasks = {}
+        for split in splits:
+            protocol, source = open_protocol(
+                f"synthetic:{split}", views=views, size=SIZE, scenes=scenes
+            )
+            self.tasks[split] = protocol, Remembered(source)
+        self.said: dict[str, dict[int, Output]] = {}
+
+    def __call__(self, row: Row, student: Path | None = None) -> Found:
+        """Evaluate a row; that of the teacher has to be the first."""
+        predictor = Predictor(build_row(row, self.weights, str(student or "")), batch=8)
+        first, found = not self.said, {}
+        said: dict[str, dict[int, Output]] = {split: {} for split in self.tasks}
+        for split, (protocol, source) in self.tasks.items():
+            teacher = self.said.get(split, {})
+            records = measure(
+                predictor,
+                protocol,
+                source,
+                options=ScoreOptions("median", points=False, wrong_partner=False),
+                batch=predictor.batch,
+                reference=None if first else teacher.get,
+                keep=lambda n, record, output, to=said[split]: to.__setitem__(n, output),
+            )
+            summary = report(protocol, records).summary
+            found[split] = {
+                name: summary[name].value for name, _ in COLUMNS.values() if name in summary
+            }
+        if first:
+            self.said = said
+        return found
+
+
+def train_student(
+    folder: Path, weights: str, variant: str, seed: int, settings: Mapping[str, Any]
+) -> None:
+    """Train one by the command's own function, unless it is there.
+
+    Raises:
+        InputError: of the training, or it did not come to its end.
+    """
+    if (folder / train.STUDENT).exists():
+        return
+    config = get_config(variant)
+    values = {"output": str(folder), "weights": weights, "train.seed": seed, "distill.compare": ""}
+    config.update_from_flattened_dict(values | dict(settings))
+    if train.run(from_config(config.to_dict())) != train.DONE:
+        raise InputError(f"{folder}: the training did not come to its end")
+
+
+def facts(folder: Path) -> dict[str, float]:
+    """Trained parameters, and minutes of the training without its compilation."""
+    events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
+    speed = next(e for e in reversed(events) if e["event"] == "speed")
+    arrays = read_student(folder / train.STUDENT)[1]
+    return {
+        "parameters": sum(x.size for x in arrays.values()),
+        "minutes": speed["step"] / speed["steps_per_second"] / 60,
+    }
+
+
+def spread(values: Sequence[float], decimals: int) -> str:
+    """The mean, and the smallest and the largest where there are several."""
+    text = f"{mean(values):.{decimals}f}"
+    if len(values) == 1:
+        return text
+    return f"{text} [{min(values):.{decimals}f}, {max(values):.{decimals}f}]"
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
+    """Markdown.
+
+    Args:
+        results: row -> one entry for each seed: found (`Found`), parameters, minutes.
+        split: of the generated world.
+    """
+    head = ["row", "seeds", *COLUMNS, "trained parameters", "minutes"]
+    lines = [" | ".join(head), "|".join("---" for _ in head)]
+    for row, entries in results.items():
+        cells = [row, str(len(entries))]
+        for name, decimals in COLUMNS.values():
+            values = [e["found"][split][name] for e in entries if name in e["found"][split]]
+            cells.append(spread(values, decimals) if values else "")
+        for name, decimals in (("parameters", 0), ("minutes", 1)):
+            values = [e[name] for e in entries if name in e]
+            cells.append(f"{mean(values):,.{decimals}f}" if values else "")
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and measure what is not there yet, and write the table.
+
+    Raises:
+        InputError: a row that is none, or what training and evaluation raise.
+    """
+    if unknown := [row for row in args.rows if row not in ROWS]:
+        raise InputError(f"--rows {unknown[0]!r}: expected some of {', '.join(ROWS)}")
+    jax.config.update("jax_compilation_cache_dir", str(args.out.resolve() / "compiled"))
+    settings = {name: strict_json.parse(value.encode(), name) for name, value in args.set}
+    splits = args.splits or list(SYNTHETIC_SPLITS)
+    bench = Bench(args.weights, splits, args.views, args.scenes)
+    results: dict[str, list[dict[str, Any]]] = {
+        "teacher": [{"found": bench(parse_rows(TEACHER)[0])}]
+    }
+    for name in args.rows:
+        for seed in range(args.seeds):
+            folder = args.out / name.replace(" ", "_") / str(seed)
+            train_student(folder, args.weights, ROWS[name], seed, settings)
+            for model in MODELS:
+                measured = folder / f"{model}.json"
+                row = parse_rows(model, str(folder))[0]
+                if not measured.exists():
+                    found = bench(row, folder / train.STUDENT)
+                    with staged(measured) as partial:
+                        partial.write_bytes(strict_json.dump(found))
+                entry: dict[str, Any] = {"found": strict_json.read_object(measured)}
+                if row.attention == "student":
+                    entry |= facts(folder)
+                results.setdefault(f"{name}: {model}", []).append(entry)
+                gc.collect()
+    for split in splits:
+        print(f"\n{split}, {args.views} views\n\n{table(results, split)}")
+    text = "\n\n".join(f"## {split}\n\n{table(results, split)}" for split in splits) + "\n"
+    for name, data in (
+        ("students.md", text.encode()),
+        ("students.json", strict_json.dump(results)),
+    ):
+        with staged(args.out / name, overwrite=True) as partial:
+            partial.write_bytes(data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 when something was refused."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.students",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for all of it")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--seeds", type=int, default=3, help="how many of each row")
+    parser.add_argument("--weights", default="vggt-tiny", help="of the teacher")
+    parser.add_argument("--splits", nargs="+", help="of the generated world; default: all held out")
+    parser.add_argument("--views", type=int, default=4, help="of each sample")
+    parser.add_argument("--scenes", type=int, default=64, help="samples of each split")
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="of the config, for all rows; the value as JSON",
+    )
+    try:
+        run(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
