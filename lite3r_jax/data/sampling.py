@@ -114,8 +114,8 @@ def choose_frames(
         return tuple(frames[start::step][:views])
     if pairs is None:
         raise InputError(
-            f"{name}: has no overlap scores, which the strategy pairs needs; use random or"
-            " consecutive"
+            f"{name}: has no overlap scores, which the strategy pairs needs; use random,"
+            " consecutive or spaced"
         )
     return _overlapping(frames, views, pairs, uniform, name)
 
