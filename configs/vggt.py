@@ -19,6 +19,14 @@ A student with sparse attention and simulated float8, distilled from these weigh
 BLENDEDMVS is the folder of its low-resolution set. RUN/student holds what was trained. Hardware:
 one GPU of 80 GB or more; time and expected result: not yet measured.
 
+The same from own photos and videos, of which no cameras are known:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:unlabelled --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=photos:FOLDER --config.output=RUN
+
+FOLDER holds the photos of one scene, or a folder for each scene. For layers that learn apart from
+each other, without a task loss: `:unlabelled,apart`. Hardware as above; not yet measured.
+
 The same without weights or data, on any machine:
 
     python -m lite3r_jax.main --config=configs/vggt.py:tiny --mode=train --config.output=RUN
@@ -44,7 +52,7 @@ Further variants, several with commas between, the later ones change the earlier
     token, block3               how keys are chosen
     every_site                  all 76 attention layers, not the 24 over views
     apart                       layers learn on the teacher's inputs, without a task loss
-    unlabelled                  the teacher's predictions are the truth
+    unlabelled                  the teacher's predictions are the truth, frames near each other
     no_match                    task loss only
     no_fp8, paper_fp8           precision that is simulated
     backbone                    no student: the weights themselves are trained further
@@ -135,7 +143,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "block3": {"distill.attention.routing": "block3", "distill.attention.low": 0.1},
     "every_site": {"distill.plan": "sla_paper"},
     "apart": {"distill.match.inputs": "teacher", "distill.targets": "none"},
-    "unlabelled": {"distill.targets": "teacher"},
+    "unlabelled": {"distill.targets": "teacher", "train.data.strategy": "spaced"},
     "no_match": {"distill.match.weight": 0.0, "distill.match.end": 0.0},
     "no_fp8": {"distill.precision": "none"},
     "paper_fp8": {"distill.precision": "paper"},

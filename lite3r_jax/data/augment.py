@@ -1,19 +1,20 @@
 """Random changes of samples for training: colours, blur, crops, mirroring, order of views.
 
 Images are changed as 8-bit pictures by Pillow, so that values stay multiples of 1/255 as they are
-in photos; cameras follow every change of geometry exactly. Each function returns a new sample.
+in photos; cameras, where they are known, follow every change of geometry exactly. Each function
+returns a new sample, and takes views without cameras as well.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from lite3r_jax.data.sampling import Uniform
 from lite3r_jax.data.transforms import Box, fit_depth, fit_image, fit_intrinsics
-from lite3r_jax.data.views import Sample
+from lite3r_jax.data.views import Sample, V
 from lite3r_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ class Look:
 
 
 def augment(
-    sample: Sample, options: Augmentation, uniform: Uniform, size: tuple[int, int] | None = None
-) -> Sample:
+    sample: V, options: Augmentation, uniform: Uniform, size: tuple[int, int] | None = None
+) -> V:
     """A sample changed at random: a function of the sample and of where `uniform` starts.
 
     Args:
@@ -142,41 +143,46 @@ def augment(
     return sample
 
 
-def take_views(sample: Sample, order: Sequence[int]) -> Sample:
+def take_views(sample: V, order: Sequence[int]) -> V:
     """Some views of a sample, in this order."""
-    at = list(order)
-    return replace(
-        sample,
-        frames=tuple(sample.frames[i] for i in at),
-        images=sample.images[at],
-        extrinsics=sample.extrinsics[at],
-        intrinsics=sample.intrinsics[at],
-        depth=None if sample.depth is None else sample.depth[at],
-        mask=None if sample.mask is None else sample.mask[at],
-    )
+    at, truth = list(order), {}
+    if isinstance(sample, Sample):
+        truth = {
+            "extrinsics": sample.extrinsics[at],
+            "intrinsics": sample.intrinsics[at],
+            "depth": None if sample.depth is None else sample.depth[at],
+            "mask": None if sample.mask is None else sample.mask[at],
+        }
+    frames = tuple(sample.frames[i] for i in at)
+    return replace(sample, frames=frames, images=sample.images[at], **truth)
 
 
-def mirror(sample: Sample) -> Sample:
+def mirror(sample: V) -> V:
     """The mirror image of a scene: x becomes -x in the world and in every camera.
 
     With M = diag(-1, 1, 1), a point M p is seen by the camera M [R | t] diag(M, 1) at the pixel
     (W - 1 - u, v) where [R | t] sees p at (u, v). Depth stays what it is.
     """
-    extrinsics, intrinsics = sample.extrinsics.copy(), sample.intrinsics.copy()
-    extrinsics[:, 0] *= -1
-    extrinsics[:, :, 0] *= -1
-    intrinsics[:, 0, 2] = sample.size[1] - 1 - intrinsics[:, 0, 2]
-    return replace(
-        sample,
-        images=np.ascontiguousarray(sample.images[:, :, ::-1]),
-        extrinsics=extrinsics,
-        intrinsics=intrinsics,
-        depth=None if sample.depth is None else np.ascontiguousarray(sample.depth[:, :, ::-1]),
-        mask=None if sample.mask is None else np.ascontiguousarray(sample.mask[:, :, ::-1]),
-    )
+
+    def turned(maps: np.ndarray | None) -> Any:
+        return None if maps is None else np.ascontiguousarray(maps[:, :, ::-1])
+
+    truth = {}
+    if isinstance(sample, Sample):
+        extrinsics, intrinsics = sample.extrinsics.copy(), sample.intrinsics.copy()
+        extrinsics[:, 0] *= -1
+        extrinsics[:, :, 0] *= -1
+        intrinsics[:, 0, 2] = sample.size[1] - 1 - intrinsics[:, 0, 2]
+        truth = {
+            "extrinsics": extrinsics,
+            "intrinsics": intrinsics,
+            "depth": turned(sample.depth),
+            "mask": turned(sample.mask),
+        }
+    return replace(sample, images=turned(sample.images), **truth)
 
 
-def crop_views(sample: Sample, boxes: Sequence[Box], size: tuple[int, int]) -> Sample:
+def crop_views(sample: V, boxes: Sequence[Box], size: tuple[int, int]) -> V:
     """Cut a box out of each view and bring it to one size, cameras with it.
 
     Args:
@@ -185,21 +191,20 @@ def crop_views(sample: Sample, boxes: Sequence[Box], size: tuple[int, int]) -> S
         size: (height, width).
     """
     images = [_picture(image) for image in sample.images]
-    depth = None
-    if sample.depth is not None:
-        maps = zip(sample.depth, boxes, strict=True)
-        depth = np.stack([fit_depth(view, box, size) for view, box in maps])
-    cameras = zip(sample.intrinsics, boxes, strict=True)
-    return replace(
-        sample,
-        images=np.stack([fit_image(i, b, size) for i, b in zip(images, boxes, strict=True)]),
-        intrinsics=np.stack([fit_intrinsics(k, b, size) for k, b in cameras]).astype(np.float32),
-        depth=depth,
-        mask=None if depth is None else depth > 0,
-    )
+    images = np.stack([fit_image(i, b, size) for i, b in zip(images, boxes, strict=True)])
+    truth = {}
+    if isinstance(sample, Sample):
+        cameras = zip(sample.intrinsics, boxes, strict=True)
+        fitted = np.stack([fit_intrinsics(k, b, size) for k, b in cameras]).astype(np.float32)
+        truth: dict[str, Any] = {"intrinsics": fitted}
+        if sample.depth is not None:
+            maps = zip(sample.depth, boxes, strict=True)
+            depth = np.stack([fit_depth(view, box, size) for view, box in maps])
+            truth |= {"depth": depth, "mask": depth > 0}
+    return replace(sample, images=images, **truth)
 
 
-def recolour(sample: Sample, looks: Sequence[Look]) -> Sample:
+def recolour(sample: V, looks: Sequence[Look]) -> V:
     """Change the colours of each view as told; a view with `Look()` stays as it is, bit for bit."""
     images = sample.images.copy()
     for view, look in enumerate(looks):

@@ -14,7 +14,9 @@ from lite3r_jax.errors import InputError
 
 MIN_VIEWS, MAX_VIEWS = 2, 24
 
-Strategy = Literal["pairs", "random", "consecutive"]
+MAX_STEP = 8  # from one frame of "spaced" to the next
+
+Strategy = Literal["pairs", "random", "consecutive", "spaced"]
 
 
 class Uniform:
@@ -73,6 +75,8 @@ def choose_frames(
       does not connect enough frames are not started from.
     - random: any frames, in random order.
     - consecutive: neighbours in `frames`, from a random start, in order.
+    - spaced: every n-th of `frames`, from a random start, in order, with a random n of 1 to 8, as
+      far as there are frames for it.
 
     Args:
         frames: of the scene, in order.
@@ -102,13 +106,16 @@ def choose_frames(
     uniform = Uniform(seed, index)
     if strategy == "random":
         return uniform.shuffled(frames)[:views]
-    if strategy == "consecutive":
-        start = uniform.below(len(frames) - views + 1)
-        return tuple(frames[start : start + views])
+    if strategy in ("consecutive", "spaced"):
+        step = 1
+        if strategy == "spaced":
+            step += uniform.below(min(MAX_STEP, (len(frames) - 1) // (views - 1)))
+        start = uniform.below(len(frames) - (views - 1) * step)
+        return tuple(frames[start::step][:views])
     if pairs is None:
         raise InputError(
-            f"{name}: has no overlap scores, which the strategy pairs needs; use random or"
-            " consecutive"
+            f"{name}: has no overlap scores, which the strategy pairs needs; use random,"
+            " consecutive or spaced"
         )
     return _overlapping(frames, views, pairs, uniform, name)
 

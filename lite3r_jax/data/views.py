@@ -7,7 +7,7 @@ frame. All arrays are NumPy, so that samples can be made in worker processes wit
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -20,33 +20,20 @@ Scores = Mapping[int, Mapping[int, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """S views of one scene.
+class Views:
+    """S views of one scene, of which nothing is known but how they look.
 
     Attributes:
         dataset: where it comes from, such as "blendedmvs".
         scene: id of the scene within the dataset.
         frames: id of each view within the scene, each different.
         images: float32 [S, H, W, 3], RGB in [0, 1].
-        extrinsics: float32 [S, 3, 4] world-to-camera [R | t].
-        intrinsics: float32 [S, 3, 3] in pixels of `images`: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]].
-        depth: float32 [S, H, W], z in the camera frame, 0 where there is none; None without depth.
-        mask: bool [S, H, W], true where depth is valid, that is depth > 0; None without depth.
-        unit: what the lengths in the dataset's files are: "mm", "m", or "scene" for a unit of the
-            scene's own.
-        scale: length 1 of this sample is `scale` of that unit. It is 1 before normalisation.
     """
 
     dataset: str
     scene: str
     frames: tuple[str, ...]
     images: np.ndarray
-    extrinsics: np.ndarray
-    intrinsics: np.ndarray
-    depth: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    unit: str = "scene"
-    scale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -64,7 +51,36 @@ class Sample:
         return self.images.shape[1], self.images.shape[2]
 
 
-class SceneSource(Protocol):
+V = TypeVar("V", bound=Views)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(Views):
+    """S views of one scene with their cameras.
+
+    Attributes:
+        dataset: see `Views`, and so are `scene`, `frames` and `images`.
+        scene: likewise.
+        frames: likewise.
+        images: likewise.
+        extrinsics: float32 [S, 3, 4] world-to-camera [R | t].
+        intrinsics: float32 [S, 3, 3] in pixels of `images`: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]].
+        depth: float32 [S, H, W], z in the camera frame, 0 where there is none; None without depth.
+        mask: bool [S, H, W], true where depth is valid, that is depth > 0; None without depth.
+        unit: what the lengths in the dataset's files are: "mm", "m", or "scene" for a unit of the
+            scene's own.
+        scale: length 1 of this sample is `scale` of that unit. It is 1 before normalisation.
+    """
+
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    depth: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    unit: str = "scene"
+    scale: float = 1.0
+
+
+class ViewSource(Protocol):
     """What every reader offers: scenes with frames, read in any order."""
 
     scenes: tuple[str, ...]
@@ -77,8 +93,16 @@ class SceneSource(Protocol):
         """Which frames see the same things; None if the dataset does not say."""
         ...
 
-    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
+    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Views:
         """The given frames, in this order, at (height, width)."""
+        ...
+
+
+class SceneSource(ViewSource, Protocol):
+    """A reader of scenes whose cameras are known."""
+
+    def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
+        """See `ViewSource`."""
         ...
 
 

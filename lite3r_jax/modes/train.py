@@ -14,9 +14,11 @@ from flax import nnx
 from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.data.blendedmvs import BlendedMVS
+from lite3r_jax.data.photo_scenes import PhotoScenes, find_photos, hold_out
 from lite3r_jax.data.pipeline import Part, Pipeline, PipelineOptions, parse_buckets
 from lite3r_jax.data.synthetic.source import SyntheticScenes
-from lite3r_jax.data.views import SceneSource
+from lite3r_jax.data.video import VideoOptions
+from lite3r_jax.data.views import SceneSource, ViewSource
 from lite3r_jax.distill.recipe import Distillation, prepare
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate.protocols import open_protocol
@@ -49,6 +51,8 @@ WEIGHTS = "weights"
 """Folder of the result of a training, in `output`."""
 STUDENT = "student"
 """Folder of the result of a distillation, in `output`."""
+PHOTOS = "photos:"
+"""What a `train.data.source` without cameras begins with."""
 EVALUATION = "evaluation"
 """Folder of what `distill.compare` found, in `output`."""
 
@@ -77,7 +81,9 @@ def run(experiment: Experiment) -> int:
     options = experiment.train
     if experiment.distill.plan:
         check_distillation(experiment)
-    pipeline, evaluation = open_data(options)
+    if options.data.source.startswith(PHOTOS):
+        check_unlabelled(experiment)
+    pipeline, evaluation = open_data(options, experiment.video)
     loss_fn = task_loss(options.loss)
     trainable: Sequence[str] = (options.trainable,)
     facts: dict[str, Any] = environment()
@@ -178,6 +184,22 @@ def check_distillation(experiment: Experiment) -> None:
             open_protocol(name, views=views, size=options.pixels(), folders=options.folders)
 
 
+def check_unlabelled(experiment: Experiment) -> None:
+    """Refuse an objective that photos without cameras cannot have.
+
+    Raises:
+        InputError: naming the settings that can.
+    """
+    if experiment.distill.plan and experiment.distill.targets != "truth":
+        return
+    needing = "distill.targets=truth" if experiment.distill.plan else "training without a teacher"
+    raise InputError(
+        f"config.train.data.source: photos have no cameras and depth, which {needing} needs;"
+        " distil a student with config.distill.targets=teacher (configs/vggt.py:unlabelled), or"
+        " with targets=none and match.inputs=teacher (configs/vggt.py:unlabelled,apart)"
+    )
+
+
 def _comparison(experiment: Experiment) -> Experiment:
     """The evaluation of a finished student."""
     out, rows = Path(experiment.output), experiment.distill.compare
@@ -243,26 +265,34 @@ def build(experiment: Experiment) -> nnx.Module:
     return model
 
 
-def open_data(options: TrainOptions) -> tuple[Pipeline, Pipeline]:
+def open_data(
+    options: TrainOptions, video: VideoOptions | None = None
+) -> tuple[Pipeline, Pipeline]:
     """Batches to train on, and those of held-out scenes.
+
+    Args:
+        options: of the run.
+        video: which frames of videos among photos without cameras; None: one per second.
 
     Raises:
         InputError: settings without a meaning, or no dataset there.
     """
     data = options.data
     buckets = parse_buckets(data.buckets)
+    truth = not data.source.startswith(PHOTOS)
     where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-    def pipeline(source: SceneSource, shapes: Any, seed: int, **more: Any) -> Pipeline:
+    def pipeline(source: ViewSource, shapes: Any, seed: int, **more: Any) -> Pipeline:
         settings = PipelineOptions(
             shapes,
             seed=seed,
-            normalization=None if data.normalization == "none" else data.normalization,
+            normalization=data.normalization if truth and data.normalization != "none" else None,
+            truth=truth,
             **more,
         )
         return Pipeline([Part(source, strategy=data.strategy)], settings, **where)
 
-    training, validation = _sources(data)
+    training, validation = _sources(data) if truth else _photos(options, video)
     return (
         pipeline(
             training,
@@ -276,6 +306,22 @@ def open_data(options: TrainOptions) -> tuple[Pipeline, Pipeline]:
     )
 
 
+def _photos(options: TrainOptions, video: VideoOptions | None) -> tuple[PhotoScenes, PhotoScenes]:
+    folder = options.data.source.removeprefix(PHOTOS)
+    views = max(bucket.views for bucket in parse_buckets(options.data.buckets))
+    whole, left_out = find_photos(folder, views, video)
+    # what nobody evaluates on is not held out
+    training, held = hold_out(whole, views) if options.loop.evaluate_every else (whole, whole)
+    said = f"{folder}: {whole.count} photos in {len(whole.scenes)} scenes"
+    if held is not whole:
+        said += f", {held.count} of them held out"
+    if left_out:
+        names = ", ".join(f"{name} ({count})" for name, count in left_out.items())
+        said += f"; left out, with fewer than {views} photos: {names}"
+    print(said, flush=True)
+    return training, held
+
+
 def _sources(data: DataOptions) -> tuple[SceneSource, SceneSource]:
     if data.source == "synthetic":
         return (
@@ -287,8 +333,14 @@ def _sources(data: DataOptions) -> tuple[SceneSource, SceneSource]:
     if not data.source:
         raise InputError(
             "config.train.data.source: not set; the folder of BlendedMVS (low-resolution set of its"
-            " authors, unpacked), or synthetic, which is generated and needs no download;"
+            " authors, unpacked), photos:FOLDER for photos without cameras (see"
+            " configs/vggt.py:unlabelled), or synthetic, which is generated and needs no download;"
             " --config=configs/vggt.py:tiny has all that it needs"
         )
     root = Path(data.source)
+    if root.is_dir() and not any([*root.glob("blended_images"), *root.glob("*/blended_images")]):
+        raise InputError(
+            f"config.train.data.source: {root} has no scene of BlendedMVS (a folder with"
+            f" blended_images); for photos without cameras say photos:{root}"
+        )
     return BlendedMVS(root, "train"), BlendedMVS(root, "validation")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lite3r_jax.data.augment import Augmentation
+from lite3r_jax.data.sampling import Strategy
 from lite3r_jax.train.checkpoint import CheckpointOptions
 from lite3r_jax.train.loop import LoopOptions
 from lite3r_jax.train.optimiser import OptimiserOptions
@@ -18,8 +19,11 @@ class DataOptions:
     """What is trained on.
 
     Attributes:
-        source: synthetic, or a folder with all of BlendedMVS, of which the official 106 scenes are
-            trained on and the 7 others held out; "" has to be set.
+        source: synthetic; a folder with all of BlendedMVS, of which the official 106 scenes are
+            trained on and the 7 others held out; or photos:FOLDER, photos and videos without
+            cameras, see `data.photo_scenes`, for what `distill` can do without truth. Of those,
+            part is held out if `loop.evaluate_every` is set, see `hold_out` there. "" has to be
+            set.
         buckets: shapes of batches, see `data.pipeline.parse_buckets`.
         scenes: how many of the synthetic world.
         frames: of each of them.
@@ -27,7 +31,8 @@ class DataOptions:
             0.7 MB for a scene of 8 frames of 112 x 112.
         strategy: how the frames of a sample are chosen, see `data.sampling.choose_frames`.
         augmentation: see `data.augment.Augmentation`; of the training only.
-        normalization: how lengths are made comparable; none leaves the unit of the dataset.
+        normalization: how lengths are made comparable; none leaves the unit of the dataset. Photos
+            without cameras have no lengths.
         workers: processes that make batches; 0 does it in this one.
         prefetch: batches made ahead.
         held_out: batches that an evaluation looks at, of held-out scenes, in the first
@@ -39,7 +44,7 @@ class DataOptions:
     scenes: int = 100_000
     frames: int = 8
     remember: bool = False
-    strategy: Literal["pairs", "random", "consecutive"] = "random"
+    strategy: Strategy = "random"
     augmentation: Augmentation = field(default_factory=Augmentation)
     normalization: Literal["vggt", "lite3r", "none"] = "vggt"
     workers: int = 0

@@ -21,7 +21,7 @@ RECORDED_ORDER = (1, 2, 0, 5, 4, 3)
 @settings(deadline=None)
 @given(
     views=st.integers(2, 24),
-    strategy=st.sampled_from(["pairs", "random", "consecutive"]),
+    strategy=st.sampled_from(["pairs", "random", "consecutive", "spaced"]),
     seed=st.integers(0, 2**40),
     index=st.integers(0, 2**40),
 )
@@ -63,6 +63,22 @@ def test_consecutive_takes_neighbours_from_every_start():
     assert drawn == {(2, 3, 7), (3, 7, 11), (7, 11, 12)}
 
 
+def test_spaced_takes_every_nth_frame_of_the_list_for_each_n_up_to_8():
+    frames = tuple(range(0, 60, 2))
+    steps = Counter()
+    for index in range(2000):
+        chosen = choose_frames(frames, 3, "spaced", seed=0, index=index)
+        first, middle, last = (frames.index(frame) for frame in chosen)
+        assert last - middle == middle - first
+        steps[middle - first] += 1
+    assert sorted(steps) == list(range(1, 9)) and min(steps.values()) > 175  # 5 sigma
+
+
+def test_spaced_stays_within_the_scene_and_reaches_its_ends():
+    drawn = {choose_frames((2, 3, 7, 11, 12), 3, "spaced", seed=0, index=i) for i in range(100)}
+    assert drawn == {(2, 3, 7), (3, 7, 11), (7, 11, 12), (2, 7, 12)}
+
+
 def test_each_further_frame_of_pairs_overlaps_one_before():
     for index in range(200):
         chosen = choose_frames(FRAMES, 8, "pairs", seed=3, index=index, pairs=CHAIN)
@@ -94,7 +110,7 @@ def test_frames_without_enough_overlap_are_not_started_from():
         (25, "random", {}, "views: expected 2 to 24, got 25"),
         (4, "random", {"frames": (1, 2, 3)}, "room: has 3 frames, 4 views are asked for"),
         (4, "pairs", {}, "room: has no overlap scores"),
-        (4, "best", {}, "expected one of pairs, random, consecutive, got 'best'"),
+        (4, "best", {}, "expected one of pairs, random, consecutive, spaced, got 'best'"),
         (4, "random", {"seed": -1}, "seed and index: expected 0 or more"),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lite3r_jax.distill.checkpoint import load_student, read_student
 from lite3r_jax.distill.options import AttentionOptions, DistillOptions, MatchOptions
@@ -86,6 +87,86 @@ def test_what_does_not_fit_stops_before_anything_is_loaded(tiny_dir, tmp_path, c
     with pytest.raises(InputError, match=message):
         mode.run(replace(experiment(tmp_path / "run", tiny_dir), **change))
     assert not (tmp_path / "run").exists()
+
+
+def put_photos(folder, **scenes):
+    for name, count in scenes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.jpg", quality=90)
+    return folder
+
+
+def with_photos(settings, folder, **loop):
+    data = replace(settings.train.data, source=f"photos:{folder}", strategy="spaced")
+    train = replace(settings.train, data=data, loop=replace(settings.train.loop, **loop))
+    return replace(settings, train=train)
+
+
+@pytest.mark.parametrize("change,needing", [
+    ({}, "distill.targets=truth"),
+    ({"plan": ""}, "training without a teacher"),
+])  # fmt: skip
+def test_photos_without_cameras_need_an_objective_without_truth(
+    tiny_dir, tmp_path, change, needing
+):
+    settings = with_photos(experiment(tmp_path / "run", tiny_dir, **change), tmp_path / "none")
+    message = rf"photos have no cameras and depth, which {needing} needs; .*:unlabelled,apart\)"
+    with pytest.raises(InputError, match=message):
+        mode.run(settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("source,message", [
+    ("photos:{}/nowhere", "{}/nowhere: no such file or folder"),
+    ("photos:{}", r"{}: no scene has the 2 photos that the buckets ask for.*\(a\) has 1"),
+    ("{}", r"{} has no scene of BlendedMVS .* without cameras say photos:{}"),
+])  # fmt: skip
+def test_photos_that_cannot_be_used_are_named(tiny_dir, tmp_path, source, message):
+    folder = put_photos(tmp_path / "photos", a=1)
+    settings = experiment(tmp_path / "run", tiny_dir, targets="teacher")
+    data = replace(settings.train.data, source=source.replace("{}", str(folder)))
+    settings = replace(settings, train=replace(settings.train, data=data))
+    with pytest.raises(InputError, match=message.replace("{}", str(folder))):
+        mode.run(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_photos_are_held_out_only_for_an_evaluation(tmp_path, capsys):
+    folder = put_photos(tmp_path / "photos", a=6, b=3, c=1)
+    settings = with_photos(experiment(tmp_path / "run", "W"), folder).train
+    found, _ = mode.open_data(settings)
+    assert found.options.truth is False and found.options.normalization is None
+    assert found.schedule.parts[0].source.frames("a") == tuple(range(6))
+    assert capsys.readouterr().out == (
+        f"{folder}: 9 photos in 2 scenes; left out, with fewer than 2 photos: c (1)\n"
+    )
+    found, held = mode.open_data(replace(settings, loop=replace(settings.loop, evaluate_every=1)))
+    (there,) = held.schedule.parts
+    assert there.source.scenes == ("a",) and there.source.frames("a") == (4, 5)
+    assert found.schedule.parts[0].source.frames("a") == (0, 1, 2, 3)
+    assert ": 9 photos in 2 scenes, 2 of them held out; left" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_student_is_distilled_from_photos_of_which_nothing_is_known(tiny_dir, tmp_path, apart):
+    folder = put_photos(tmp_path / "photos", a=5, b=4)
+    objective = {"targets": "none", "match": MatchOptions("teacher", weight=1.0)}
+    objective = objective if apart else {"targets": "teacher"}
+    settings = experiment(tmp_path / "run", tiny_dir, **objective)
+    assert mode.run(with_photos(settings, folder, evaluate_every=3)) == mode.DONE
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    *steps, last = map(json.loads, lines)
+    assert [line["step"] for line in steps] == [1, 2, 3] and not any(x["skipped"] for x in steps)
+    for found in (*steps, last["evaluation"]):
+        assert found["loss"] > 0 and found["distill_loss"] > 0
+        assert ("loss_depth" in found) is not apart
+    plan, heads = settings.distill.student_plan(), ("camera", "depth")
+    before = variables(mode.load(tiny_dir, plan=plan, heads=heads, seed=0))
+    for path, x in read_student(tmp_path / "run" / "student")[1].items():
+        assert np.abs(x - before[path][1][...]).max() > 1e-3  # three steps at a rate of 1e-2
 
 
 def test_what_is_to_be_computed_again_is_said_to_the_model():

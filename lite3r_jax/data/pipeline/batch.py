@@ -8,7 +8,7 @@ from lite3r_jax.data.augment import augment
 from lite3r_jax.data.pipeline.options import Bucket
 from lite3r_jax.data.pipeline.schedule import ATTEMPTS, Draw, Schedule
 from lite3r_jax.data.transforms import normalize
-from lite3r_jax.data.views import Sample
+from lite3r_jax.data.views import Sample, Views
 from lite3r_jax.errors import InputError
 
 
@@ -53,6 +53,8 @@ class Record:
 class Batch:
     """B scenes with S views each: this process's rows of a step. Conventions are those of `Sample`.
 
+    Without truth (see `PipelineOptions`) there are images alone, and the other arrays are None.
+
     Attributes:
         record: number of the step, names of the samples, faults.
         images: float32 [B, S, H, W, 3], RGB in [0, 1].
@@ -65,10 +67,10 @@ class Batch:
 
     record: Record
     images: np.ndarray
-    extrinsics: np.ndarray
-    intrinsics: np.ndarray
-    depth: np.ndarray
-    mask: np.ndarray
+    extrinsics: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     @property
     def step(self) -> int:
@@ -88,7 +90,8 @@ class Batch:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name: what goes to devices."""
         names = ("images", "extrinsics", "intrinsics", "depth", "mask")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in found.items() if array is not None}
 
 
 class BatchMaker:
@@ -133,13 +136,14 @@ class BatchMaker:
         """
         bucket, rows = self.rows(step)
         maps = (len(rows), bucket.views, *bucket.size)
-        arrays = {
-            "images": np.empty((*maps, 3), np.float32),
-            "extrinsics": np.empty((*maps[:2], 3, 4), np.float32),
-            "intrinsics": np.empty((*maps[:2], 3, 3), np.float32),
-            "depth": np.zeros(maps, np.float32),
-            "mask": np.zeros(maps, np.bool_),
-        }
+        arrays = {"images": np.empty((*maps, 3), np.float32)}
+        if self.schedule.options.truth:
+            arrays |= {
+                "extrinsics": np.empty((*maps[:2], 3, 4), np.float32),
+                "intrinsics": np.empty((*maps[:2], 3, 3), np.float32),
+                "depth": np.zeros(maps, np.float32),
+                "mask": np.zeros(maps, np.bool_),
+            }
         ids: list[SampleId] = []
         faults: list[str] = []
         for row, index in enumerate(rows):
@@ -150,7 +154,7 @@ class BatchMaker:
             ids.append(SampleId(index, draw.epoch, sample.dataset, sample.scene, sample.frames))
         return Batch(Record(step, tuple(ids), tuple(faults)), **arrays)
 
-    def _first_sound(self, index: int, bucket: Bucket, faults: list[str]) -> tuple[Draw, Sample]:
+    def _first_sound(self, index: int, bucket: Bucket, faults: list[str]) -> tuple[Draw, Views]:
         """The first draw of a sample that can be read; faults of those before are added."""
         met = []
         for draw in self.schedule.draws(index):
@@ -164,7 +168,7 @@ class BatchMaker:
             f" faulty: {'; '.join(dict.fromkeys(met))}"
         )
 
-    def _sample(self, draw: Draw, bucket: Bucket) -> Sample:
+    def _sample(self, draw: Draw, bucket: Bucket) -> Views:
         options = self.schedule.options
         frames = self.schedule.frames(draw, bucket.views)
         read_size = options.augmentation.read_size(bucket.size)
@@ -172,4 +176,8 @@ class BatchMaker:
         if sample.size != read_size:
             raise ValueError(f"{sample.name}: gave views of {sample.size}, {read_size} are needed")
         sample = augment(sample, options.augmentation, self.schedule.uniform(draw), bucket.size)
+        if not options.truth:
+            return sample
+        if not isinstance(sample, Sample):
+            raise ValueError(f"{sample.name}: has no cameras; make batches with truth=False")
         return normalize(sample, options.normalization) if options.normalization else sample

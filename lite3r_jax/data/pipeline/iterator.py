@@ -269,7 +269,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     copies = {name: np.array(array) for name, array in arrays.items()}
     if copies["images"].dtype == np.uint8:
         copies["images"] = copies["images"] / np.float32(255)
-    return {**copies, "mask": copies["depth"] > 0}
+    return {**copies, "mask": copies["depth"] > 0} if "depth" in copies else copies
 
 
 def _end(running: list[Any]) -> None:

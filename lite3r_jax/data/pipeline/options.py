@@ -7,7 +7,7 @@ from typing import get_args
 from lite3r_jax.data.augment import Augmentation
 from lite3r_jax.data.sampling import MAX_VIEWS, MIN_VIEWS, Strategy
 from lite3r_jax.data.transforms import Normalization
-from lite3r_jax.data.views import SceneSource
+from lite3r_jax.data.views import ViewSource
 from lite3r_jax.errors import InputError
 
 _MAX_SHARES = 10_000  # of all kinds together; a cycle of so many is laid out at once
@@ -73,7 +73,7 @@ class Part:
         strategy: how the frames of a sample are chosen, see `data.sampling.choose_frames`.
     """
 
-    source: SceneSource
+    source: ViewSource
     share: int = 1
     strategy: Strategy = "random"
 
@@ -95,6 +95,8 @@ class PipelineOptions:
         seed: of everything that is random here.
         augmentation: random changes; the default changes nothing.
         normalization: see `data.transforms.normalize`; None leaves the unit of the dataset.
+        truth: whether batches have cameras and depth. False: images alone, which is all that
+            sources without cameras have.
         workers: processes that read, decode and augment; 0 does it in this one. Their batches come
             through shared memory (/dev/shm), of which containers may have little. A program that
             uses them needs `if __name__ == "__main__":`.
@@ -109,6 +111,7 @@ class PipelineOptions:
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     normalization: Normalization | None = None
+    truth: bool = True
     workers: int = 0
     prefetch: int = 2
     fault_limit: int = 10
@@ -121,6 +124,11 @@ class PipelineOptions:
             raise InputError(
                 f"normalization: expected {', '.join(get_args(Normalization))} or None, got"
                 f" {self.normalization!r}"
+            )
+        if self.normalization and not self.truth:
+            raise InputError(
+                f"normalization: {self.normalization} needs cameras, which batches without truth do"
+                " not have; set it to None"
             )
         _at_least(0, seed=self.seed, workers=self.workers, fault_limit=self.fault_limit)
         _at_least(1 if self.workers else 0, prefetch=self.prefetch)

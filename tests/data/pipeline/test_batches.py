@@ -11,6 +11,7 @@ from lite3r_jax.data.augment import Augmentation, augment
 from lite3r_jax.data.blendedmvs import BlendedMVS
 from lite3r_jax.data.pipeline import Bucket, Part, Pipeline, PipelineOptions
 from lite3r_jax.data.transforms import normalize
+from lite3r_jax.data.views import Views
 from lite3r_jax.errors import InputError
 from tests.data.pipeline.numbers import Numbers
 from tests.data.world import pfm_bytes, views, write_blendedmvs
@@ -118,6 +119,29 @@ def test_samples_without_depth_have_an_empty_mask():
     without = ~batch.mask.any((1, 2, 3))
     assert without.sum() == 4
     assert (batch.depth[without] == 0).all() and batch.mask[~without].all()
+
+
+def test_batches_without_truth_are_the_same_images_alone():
+    posed, alone = pipeline(normalization="lite3r"), pipeline(truth=False)
+    for step in range(3):
+        batch = alone.batch(step)
+        assert batch.arrays().keys() == {"images"} and batch.extrinsics is batch.depth is None
+        np.testing.assert_array_equal(batch.images, posed.batch(step).images)
+        assert batch.record == posed.batch(step).record
+    with pytest.raises(InputError, match="normalization: vggt needs cameras"):
+        pipeline(truth=False, normalization="vggt")
+
+
+def test_a_source_without_cameras_needs_batches_without_truth():
+    class Seen(Numbers):
+        def read(self, scene, frames, size):
+            sample = super().read(scene, frames, size)
+            return Views(sample.dataset, sample.scene, sample.frames, sample.images)
+
+    wanted = pipeline(truth=False).batch(0)
+    np.testing.assert_array_equal(pipeline(Seen(), truth=False).batch(0).images, wanted.images)
+    with pytest.raises(ValueError, match=r"numbers \d: has no cameras; make batches with truth="):
+        pipeline(Seen()).batch(0)
 
 
 def test_augmentation_and_normalization_are_applied_in_this_order(room):
