@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "lite3r_jax"
 
 # room: the rooms it may import. Every room may import itself and the leaves.
-LEAVES = {"errors", "files", "geometry"}
+LEAVES = {"allocator", "errors", "files", "geometry"}
 KERNELS = {"kernels"}
 ATTENTION = KERNELS | {"attention"}
 LAYERS = ATTENTION | {"layers"}
@@ -22,6 +22,7 @@ WORK = MODELS | {"data", "distill", "pages", "scene"}
 OUTPUT = {"export", "viewer"}
 RUNS = WORK | OUTPUT | {"train", "evaluate", "infer", "bench", "experiment"}
 MAY_IMPORT = {
+    "allocator": set(),
     "errors": set(),
     "files": set(),
     "geometry": set(),

@@ -63,7 +63,7 @@ class BenchOptions:
         Raises:
             InputError: see `parse_rows`.
         """
-        asked = parse_rows(self.rows, self.student, "bench") if self.rows.strip() else ()
+        asked = parse_rows(self.rows, self.student, "bench.rows") if self.rows.strip() else ()
         return BASELINES + tuple(row for row in asked if row not in BASELINES)
 
     def pixels(self, patch: int) -> tuple[int, int]:

@@ -84,6 +84,8 @@ class DistillOptions:
         match: see `MatchOptions`.
         start: folder of a student with the same teacher, plan and trained parameters, to go on
             from; "" begins at the teacher.
+        compare: rows that are evaluated when all steps are done, see `evaluate.rows.parse_rows`, on
+            what `config.evaluate` says; "" for none.
     """
 
     plan: str = ""
@@ -94,6 +96,7 @@ class DistillOptions:
     targets: Literal["truth", "teacher", "none"] = "truth"
     match: MatchOptions = field(default_factory=MatchOptions)
     start: str = ""
+    compare: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""

@@ -12,8 +12,8 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights.load import load
 
-STUDENT = "student"
-ATTENTION = (*PRESETS, STUDENT)
+STUDENT, UNTRAINED = "student", "untrained"
+ATTENTION = (*PRESETS, STUDENT, UNTRAINED)
 PRECISION = ("float32", "bfloat16", "fp8_weight_only", "fp8_dynamic")
 HEADS = ("camera", "depth")
 
@@ -23,9 +23,10 @@ class Row:
     """A model.
 
     Attributes:
-        attention: a name of `attention.presets`, or student: that of a distilled student. Presets
-            other than dense take the teacher's weights as they are: the parameters that they add
-            have their first values, nothing has learned to use them.
+        attention: a name of `attention.presets`; or student: that of a distilled student; or
+            untrained: that of the same student before its first step. Presets other than dense
+            take the teacher's weights as they are, too: the parameters that they add have their
+            first values, nothing has learned to use them.
         precision: dtype of weights and compute, or a kind of `precision.deploy`.
     """
 
@@ -38,16 +39,16 @@ class Row:
         return f"{self.attention}-{self.precision}"
 
 
-def parse_rows(text: str, student: str = "", where: str = "evaluate") -> tuple[Row, ...]:
+def parse_rows(text: str, student: str = "", where: str = "evaluate.rows") -> tuple[Row, ...]:
     """Rows from ATTENTION-PRECISION, commas between.
 
-    ATTENTION is dense, sla_global, sla_paper or student; PRECISION is float32, bfloat16,
+    ATTENTION is dense, sla_global, sla_paper, student or untrained; PRECISION is float32, bfloat16,
     fp8_weight_only or fp8_dynamic.
 
     Args:
         text: the rows.
-        student: folder of the student; needed by rows that begin with it.
-        where: group of the settings, for messages.
+        student: folder of the student; needed by the rows student and untrained.
+        where: name of the setting, for messages.
 
     Raises:
         InputError: a row that is none, one twice, none at all, or no student.
@@ -57,14 +58,14 @@ def parse_rows(text: str, student: str = "", where: str = "evaluate") -> tuple[R
         attention, _, precision = name.partition("-")
         if attention not in ATTENTION or precision not in PRECISION:
             raise InputError(
-                f"{where}.rows: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
+                f"{where}: expected ATTENTION-PRECISION of {', '.join(ATTENTION)} and"
                 f" {', '.join(PRECISION)}, got {name!r}"
             )
-        if attention == STUDENT and not student:
-            raise InputError(f"{where}.student: not set, but {name!r} needs it")
+        if attention in (STUDENT, UNTRAINED) and not student:
+            raise InputError(f"{where.rpartition('.')[0]}.student: not set, but {name!r} needs it")
         rows.append(Row(attention, precision))
     if not rows or len(set(rows)) < len(rows):
-        raise InputError(f"{where}.rows: expected at least one row and each once, got {text!r}")
+        raise InputError(f"{where}: expected at least one row and each once, got {text!r}")
     return tuple(rows)
 
 
@@ -90,12 +91,15 @@ def build_row(row: Row, weights: str | Path, student: str = "", *, dtype: Any = 
     compute = (dtype or jnp.bfloat16) if low else held
     kinds = {"heads": HEADS, "dtype": compute, "param_dtype": held}
     rules = "default"
-    if row.attention == STUDENT:
-        trained = read_student(Path(student))[0].precision
+    if row.attention in (STUDENT, UNTRAINED):
+        made = read_student(Path(student))[0]
         # a student that was trained under simulated float8 is deployed with the same rules; in
         # full precision it runs as the weights are
-        rules = rules if trained == "none" else trained
-        model = load_student(student, weights, simulate=False, **kinds)
+        rules = rules if made.precision == "none" else made.precision
+        if row.attention == STUDENT:
+            model = load_student(student, weights, simulate=False, **kinds)
+        else:
+            model = load(weights, plan=made.plan, **kinds)
     else:
         model = load(weights, plan=plan(row.attention), **kinds)
     return deploy(model, preset(rules), cast(Kind, row.precision)) if low else model

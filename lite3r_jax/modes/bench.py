@@ -20,7 +20,7 @@ from lite3r_jax.bench.page import page
 from lite3r_jax.bench.published import published_for
 from lite3r_jax.distill.checkpoint import read_student
 from lite3r_jax.errors import InputError
-from lite3r_jax.evaluate.rows import HEADS, STUDENT, Row, build_row, held_dtype
+from lite3r_jax.evaluate.rows import HEADS, STUDENT, UNTRAINED, Row, build_row, held_dtype
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import check_weights
@@ -56,7 +56,7 @@ def run(experiment: Experiment) -> int:
     rows, views = options.all_rows(), options.numbers_of_views()
     manifest, config = _weights(experiment)
     height, width = options.pixels(config.patch_size)
-    if any(row.attention == STUDENT for row in rows):
+    if any(row.attention in (STUDENT, UNTRAINED) for row in rows):
         read_student(Path(options.student))
     evaluation = _evaluation(experiment, rows, views)
     folder = Path(experiment.output)

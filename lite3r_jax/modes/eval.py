@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.data.views import SceneSource
 from lite3r_jax.distill.checkpoint import MANIFEST, read_student
 from lite3r_jax.errors import InputError
@@ -20,7 +21,15 @@ from lite3r_jax.evaluate.protocols import Protocol, open_protocol
 from lite3r_jax.evaluate.record import Record
 from lite3r_jax.evaluate.remembered import Remembered
 from lite3r_jax.evaluate.results import TRUTH, Results, folder_name
-from lite3r_jax.evaluate.rows import HEADS, STUDENT, Row, build_row, held_dtype, parse_rows
+from lite3r_jax.evaluate.rows import (
+    HEADS,
+    STUDENT,
+    UNTRAINED,
+    Row,
+    build_row,
+    held_dtype,
+    parse_rows,
+)
 from lite3r_jax.evaluate.score import in_unit
 from lite3r_jax.evaluate.shown import predicted, truth
 from lite3r_jax.experiment import Experiment, require
@@ -56,6 +65,7 @@ def run(experiment: Experiment) -> int:
             of other settings.
     """
     require(experiment, "weights", "output")
+    keep_freed_memory()
     options = experiment.evaluate
     rows = parse_rows(options.rows, options.student)
     opened = [
@@ -127,7 +137,7 @@ def settings(experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _student(folder: str, rows: Sequence[Row]) -> str | None:
     """What tells the student from others: the hash of its manifest, which has all other hashes."""
-    if not any(row.attention == STUDENT for row in rows):
+    if not any(row.attention in (STUDENT, UNTRAINED) for row in rows):
         return None
     read_student(Path(folder))
     return hash_file(Path(folder) / MANIFEST).sha256

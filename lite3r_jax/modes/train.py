@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.data.blendedmvs import BlendedMVS
 from lite3r_jax.data.pipeline import Part, Pipeline, PipelineOptions, parse_buckets
@@ -18,8 +19,11 @@ from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.data.views import SceneSource
 from lite3r_jax.distill.recipe import Distillation, prepare
 from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate.protocols import open_protocol
+from lite3r_jax.evaluate.rows import parse_rows
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.infer.report import environment
+from lite3r_jax.modes import eval as evaluation_mode
 from lite3r_jax.train.loop import Diverged, train
 from lite3r_jax.train.options import DataOptions, TrainOptions
 from lite3r_jax.train.scratch import Helped
@@ -40,6 +44,8 @@ WEIGHTS = "weights"
 """Folder of the result of a training, in `output`."""
 STUDENT = "student"
 """Folder of the result of a distillation, in `output`."""
+EVALUATION = "evaluation"
+"""Folder of what `distill.compare` found, in `output`."""
 
 
 def run(experiment: Experiment) -> int:
@@ -47,7 +53,7 @@ def run(experiment: Experiment) -> int:
 
     A training that is done writes its weights into `weights/` of that folder, for `weights.load`; a
     distillation writes what it has trained into `student/` of that folder when it is done, see
-    `distill.checkpoint`.
+    `distill.checkpoint`, and evaluates the rows of `distill.compare` into `evaluation/`.
 
     Args:
         experiment: `output` and `train`, and either `weights` or `train.model`; `distill.plan` and
@@ -62,6 +68,7 @@ def run(experiment: Experiment) -> int:
             folder can no longer be written.
     """
     require(experiment, "output")
+    keep_freed_memory()
     options = experiment.train
     if experiment.distill.plan:
         check_distillation(experiment)
@@ -121,6 +128,8 @@ def run(experiment: Experiment) -> int:
         folder = Path(experiment.output) / STUDENT
         distillation.write(folder, outcome.state.params)
         print(f"{folder}: the student; it needs the weights of its teacher {experiment.weights}")
+        if experiment.distill.compare and jax.process_index() == 0:
+            evaluation_mode.run(_comparison(experiment))
     elif outcome.reason == "done":
         folder = Path(experiment.output) / WEIGHTS
         whole = outcome.state.params | trainer.frozen
@@ -157,6 +166,18 @@ def check_distillation(experiment: Experiment) -> None:
             " downloaded and converted once, or a directory made by python -m"
             " tools.convert_torch_weights; --config=configs/vggt.py:tiny needs no download"
         )
+    if experiment.distill.compare:
+        options = _comparison(experiment).evaluate
+        parse_rows(options.rows, options.student, "distill.compare")
+        for name, views in options.tasks():
+            open_protocol(name, views=views, size=options.pixels(), folders=options.folders)
+
+
+def _comparison(experiment: Experiment) -> Experiment:
+    """The evaluation of a finished student."""
+    out, rows = Path(experiment.output), experiment.distill.compare
+    evaluate = replace(experiment.evaluate, rows=rows, student=str(out / STUDENT))
+    return replace(experiment, output=str(out / EVALUATION), evaluate=evaluate)
 
 
 def build_distillation(experiment: Experiment, task: LossFn) -> Distillation:

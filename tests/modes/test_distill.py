@@ -11,6 +11,8 @@ from lite3r_jax.distill.checkpoint import load_student, read_student
 from lite3r_jax.distill.options import AttentionOptions, DistillOptions, MatchOptions
 from lite3r_jax.distill.stacks import variables
 from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate import ScoreOptions
+from lite3r_jax.evaluate.options import EvaluateOptions
 from lite3r_jax.experiment import Experiment, from_config
 from lite3r_jax.modes import train as mode
 from lite3r_jax.train.checkpoint import read_arrays
@@ -78,6 +80,7 @@ def test_without_weights_or_data_it_says_what_to_get(tmp_path, variant, weights,
     ({"train": TrainOptions(model="M.json")}, "config.train.model: a distillation has a teacher"),
     ({"distill": DistillOptions(plan="sla_golbal")}, "distill.plan: 'sla_golbal' is no plan"),
     ({"distill": DistillOptions(plan="sla_global", precision="fp4")}, "precision 'fp4' is not"),
+    ({"distill": DistillOptions(plan="sla_global", compare="best")}, "distill.compare: expected"),
 ])  # fmt: skip
 def test_what_does_not_fit_stops_before_anything_is_loaded(tiny_dir, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
@@ -123,6 +126,20 @@ def test_a_run_leaves_a_student_that_can_be_loaded_and_gone_on_from(tiny_dir, tm
     assert manifest.precision == "paper"
     for path, x in arrays.items():
         np.testing.assert_allclose(after[path], x, atol=1e-12)
+
+    # What was trained is evaluated when it is done, also by a run that finds all steps done.
+    compare = replace(
+        again.distill, compare="untrained-float32,student-float32,student-fp8_dynamic"
+    )
+    score = ScoreOptions(points=False, wrong_partner=False)
+    what = EvaluateOptions("synthetic:test", size="28x28", scenes=2, score=score)
+    compared = replace(again, output=str(tmp_path / "fourth"), distill=compare, evaluate=what)
+    assert mode.run(replace(compared, train=still)) == mode.DONE
+    said = capsys.readouterr().out
+    assert said.index("the student; it needs") < said.index("| student-fp8_dynamic |")
+    report = json.loads((tmp_path / "fourth" / "evaluation" / "report.json").read_text())
+    found = {entry["row"]: entry["metrics"] for entry in report["results"]}
+    assert found["student-float32"]["teacher_abs_rel"]["value"] > 0  # to the first row, untrained
     other = replace(again.distill, trainable="proj_lin+attention")
     with pytest.raises(InputError, match=r"distill.start: .* was trained with another trainable"):
         mode.run(replace(again, output=str(tmp_path / "third"), distill=other))

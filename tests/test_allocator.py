@@ -1,0 +1,32 @@
+"""Freed memory: whether a process keeps it, counted in pages that the system has to bring."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import sys
+from lite3r_jax.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+import jax
+import jax.numpy as jnp
+step = jax.jit(lambda x: jnp.sort(x)[::-1] + jnp.cumsum(x))
+x = jnp.ones((1 << 22,))
+step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_steps_after_the_first_need_no_new_pages():
+    def pages(what: str) -> int:
+        run = [sys.executable, "-c", PROGRAM, what]
+        return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("keep") < pages("as it is") / 10
