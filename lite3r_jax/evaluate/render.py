@@ -195,24 +195,27 @@ def draw(
 
 def _points(cloud: Cloud, view: np.ndarray) -> np.ndarray:
     width, height = WIDTH * OVERSAMPLED, HEIGHT * OVERSAMPLED
-    pixels = np.full((height * width, 3), GROUND, np.uint8)
     front = ((centres(view[None])[0] - cloud.xyz) * cloud.normal).sum(-1) > 0
     at, z = _place(cloud.xyz, view)
-    front &= z > 1e-6
-    front &= ((at > -_LARGEST) & (at < np.array([width, height]) + _LARGEST)).all(-1)
+    front &= (z > 1e-6) & ((at > 0) & (at < (width, height))).all(-1)
     at, z, rgb, spacing = at[front], z[front], cloud.rgb[front], cloud.spacing[front]
     order = np.argsort(-z, kind="stable")  # the nearest last: it stays
     largest = int(np.sqrt(_DRAWN / max(len(z), 1)).clip(1, _LARGEST))
-    side = np.ceil(_SPLAT * _FOCAL * width * spacing / z).clip(1, largest).astype(int)[order]
-    corner = np.rint(at[order] - (side[:, None] - 1) / 2).astype(int)
+    side = np.ceil(_SPLAT * _FOCAL * width * spacing / z).clip(1, largest).astype(np.int32)[order]
+    # on a canvas with a margin, so that no square has to be cut
+    corner = np.rint(at[order] - (side[:, None] - 1) / 2).astype(np.int32) + _LARGEST
+    wide = width + 2 * _LARGEST
+    first = corner[:, 1] * wide + corner[:, 0]
     count = side * side
-    which = np.repeat(np.arange(len(side)), count)
-    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    x = corner[which, 0] + number % side[which]
-    y = corner[which, 1] + number // side[which]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    pixels[(y * width + x)[inside]] = rgb[order][which[inside]]
-    return pixels.reshape(height, width, 3)
+    number = np.arange(count.sum(), dtype=np.int32)
+    number -= np.repeat(np.cumsum(count, dtype=np.int32) - count, count)
+    sides = np.repeat(side, count)
+    place = np.repeat(first, count) + number // sides * wide + number % sides
+    canvas = np.zeros((height + 2 * _LARGEST) * wide, np.int32)
+    canvas[place] = np.repeat(1 + np.arange(len(side), dtype=np.int32), count)
+    colours = np.concatenate([np.array([GROUND], np.uint8), rgb[order]])
+    inner = canvas.reshape(-1, wide)[_LARGEST:-_LARGEST, _LARGEST:-_LARGEST]
+    return colours[inner]
 
 
 def _place(points: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
