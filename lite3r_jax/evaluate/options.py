@@ -43,6 +43,11 @@ class EvaluateOptions:
     resamples: int = 1000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.pictures < 0:
+            raise InputError(f"evaluate.pictures: expected 0 or more, got {self.pictures}")
+
     def pixels(self) -> tuple[int, int] | None:
         """`size` as numbers.
 

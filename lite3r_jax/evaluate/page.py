@@ -132,7 +132,8 @@ def _explanation() -> str:
 
 def _scene(made: Figures) -> str:
     columns = "".join(_panel(panel) for panel in made.panels)
-    return f'{html.paragraph(made.caption)}<div class="scene">{columns}</div>\n'
+    shown = f'<div class="scene">{columns}</div>\n' if columns else ""
+    return html.paragraph(made.caption) + shown
 
 
 def _panel(panel: Panel) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate.evaluator import measure, report
 from lite3r_jax.evaluate.figures import ERROR_RANGE, SceneFigures, figures
+from lite3r_jax.evaluate.options import EvaluateOptions
 from lite3r_jax.evaluate.page import page
 from lite3r_jax.evaluate.predictor import Output
 from lite3r_jax.evaluate.record import Record
@@ -140,6 +141,8 @@ def test_the_page_has_tables_charts_pictures_and_escapes_names():
     sought = re.findall(r'href="([^"]*)"', text)
     assert sought == ["#quality", "#pictures", "#settings"]
     assert "Pictures" not in page(body(), [])
+    with pytest.raises(InputError, match=r"evaluate.pictures: expected 0 or more, got -1"):
+        EvaluateOptions(pictures=-1)
 
 
 def test_scenes_beyond_the_limit_are_left_out_and_counted_the_second_ones_first():
