@@ -48,7 +48,6 @@ def test_a_notebook_uses_public_names_only(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name, monkeypatch):
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
@@ -56,10 +55,8 @@ def test_a_notebook_runs(name, monkeypatch):
     kept = [len(cell.outputs) > 0 for cell in code(notebook)]
     for cell in code(notebook):
         cell.outputs = []
-    # over sockets of the file system: no port is opened
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    resources = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, km=kernel, timeout=900, resources=resources).execute()
+    where = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=900, startup_timeout=300, resources=where).execute()
     shown = [
         any(output.output_type != "stream" or output.name == "stdout" for output in cell.outputs)
         for cell in code(notebook)
