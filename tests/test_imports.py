@@ -18,7 +18,7 @@ ATTENTION = KERNELS | {"attention"}
 LAYERS = ATTENTION | {"layers"}
 BACKBONES = LAYERS | {"backbones"}
 MODELS = BACKBONES | {"losses", "metrics", "precision", "weights"}
-WORK = MODELS | {"data", "deploy", "distill", "scene"}
+WORK = MODELS | {"data", "deploy", "distill", "pages", "scene"}
 OUTPUT = {"export", "viewer"}
 RUNS = WORK | OUTPUT | {"train", "evaluate", "infer", "bench", "experiment"}
 MAY_IMPORT = {
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "files": set(),
     "geometry": set(),
     "scene": set(),
+    "pages": set(),
     "kernels": set(),
     "attention": KERNELS,
     "layers": ATTENTION,
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "metrics": {"backbones.base"},
     "weights": BACKBONES | {"precision"},
     "data": set(),
-    "export": {"scene"},
+    "export": {"pages", "scene"},
     "viewer": {"export", "scene"},
     "distill": MODELS,
     "deploy": MODELS | {"distill"},

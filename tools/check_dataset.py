@@ -30,9 +30,9 @@ from lite3r_jax.data.splits import (
 from lite3r_jax.data.transforms import Frame
 from lite3r_jax.data.views import Sample, SceneSource, Scores, cross_view_check
 from lite3r_jax.errors import InputError
-from lite3r_jax.export.depth_maps import colour_map
 from lite3r_jax.files import staged
 from lite3r_jax.infer.progress import Progress
+from lite3r_jax.pages.colours import colour_map
 
 SHOWN_VIEWS = 5  # of each scene: on the sheet and compared with each other
 SHOWN_SCENES = 24

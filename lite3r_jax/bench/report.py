@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lite3r_jax.bench.chart import Chart, Reference, Series
 from lite3r_jax.bench.measure import Cell
 from lite3r_jax.bench.options import BASELINES
 from lite3r_jax.bench.published import Published
+from lite3r_jax.pages.chart import Chart, Reference, Series
 
 GIB = 2**30
 # metric of an evaluation -> how it is called

@@ -23,6 +23,8 @@ class EvaluateOptions:
         student: folder of a distilled student, for rows such as student-bfloat16.
         score: what is measured.
         folders: where datasets are.
+        pictures: so many samples of each list, the first ones, are shown in pictures by
+            report.html; 0: none.
         batch: samples that a device handles at a time.
         resamples: draws for the intervals.
         seed: of the draws.
@@ -36,9 +38,15 @@ class EvaluateOptions:
     student: str = ""
     score: ScoreOptions = field(default_factory=ScoreOptions)
     folders: Folders = field(default_factory=Folders)
+    pictures: int = 2
     batch: int = 1
     resamples: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.pictures < 0:
+            raise InputError(f"evaluate.pictures: expected 0 or more, got {self.pictures}")
 
     def pixels(self) -> tuple[int, int] | None:
         """`size` as numbers.

@@ -3,7 +3,9 @@
 settings.json                                  what is measured, of which weights
 scenes/ROW/PROTOCOL-VIEWS/00000-SCENE.json     one for each sample
 predictions/PROTOCOL-VIEWS/00000.npz           of the first row, if there are others
-report.json, report.md                         when everything is done
+pictures/PROTOCOL-VIEWS/00000/truth.npz        of the samples that the page shows (`shown.Shown`)
+pictures/PROTOCOL-VIEWS/00000/ROW.npz          what a row makes of them
+report.json, report.md, report.html            when everything is done
 """
 
 import json
@@ -20,11 +22,14 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate.predictor import Output
 from lite3r_jax.evaluate.protocols import Protocol
 from lite3r_jax.evaluate.record import Record
+from lite3r_jax.evaluate.shown import Shown, pack, unpack
 from lite3r_jax.files import staged
 from lite3r_jax.weights import strict_json
 
-SETTINGS, SCENES, PREDICTIONS = "settings.json", "scenes", "predictions"
-_OWN = (SCENES, PREDICTIONS, "report.json", "report.md", SETTINGS)
+SETTINGS, SCENES, PREDICTIONS, PICTURES = "settings.json", "scenes", "predictions", "pictures"
+TRUTH = "truth"
+"""In place of a row, what its pictures are compared with."""
+_OWN = (SCENES, PREDICTIONS, PICTURES, "report.json", "report.md", "report.html", SETTINGS)
 
 
 class Results:
@@ -131,12 +136,33 @@ class Results:
         except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"{path}: is damaged; delete it") from error
 
+    def keep_shown(self, row: str, protocol: Protocol, n: int, shown: Shown) -> None:
+        """Write what pictures of a sample are made from; `row` may be `TRUTH`."""
+        path = self._shown(row, protocol, n).relative_to(self.root)
+        self.write(str(path), pack(shown))
+
+    def has_shown(self, row: str, protocol: Protocol, n: int) -> bool:
+        """Whether there are pictures of a sample, by this row."""
+        return self._shown(row, protocol, n).exists()
+
+    def shown(self, row: str, protocol: Protocol, n: int) -> Shown | None:
+        """What `keep_shown` wrote; None if it wrote nothing.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self._shown(row, protocol, n)
+        return unpack(path) if path.exists() else None
+
     def _scene(self, row: str, protocol: Protocol, n: int) -> Path:
         scene = re.sub(r"[^\w.-]", "_", protocol.items[n].scene)
         return self.root / SCENES / row / folder_name(protocol) / f"{n:05d}-{scene}.json"
 
     def _prediction(self, protocol: Protocol, n: int) -> Path:
         return self.root / PREDICTIONS / folder_name(protocol) / f"{n:05d}.npz"
+
+    def _shown(self, row: str, protocol: Protocol, n: int) -> Path:
+        return self.root / PICTURES / folder_name(protocol) / f"{n:05d}" / f"{row}.npz"
 
 
 def folder_name(protocol: Protocol) -> str:

@@ -1,10 +1,11 @@
-"""The results of an evaluation as a Markdown table and as JSON."""
+"""The results of an evaluation as JSON, as tables, and as Markdown."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lite3r_jax.evaluate.evaluator import Report
-from lite3r_jax.evaluate.summary import LEVEL, Estimate
+from lite3r_jax.evaluate.summary import LEVEL
 
 # heading -> (metric, decimals)
 COLUMNS: Mapping[str, tuple[str, int]] = {
@@ -21,6 +22,8 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
 }
 AGREEMENT: Mapping[str, tuple[str, int]] = {
     "AbsRel to first row": ("teacher_abs_rel", 4),
+    "delta1 to first row": ("teacher_delta1", 4),
+    "AUC@5 to first row": ("teacher_auc_5", 3),
     "AUC@30 to first row": ("teacher_auc_30", 3),
 }
 LITE3R: Mapping[str, tuple[str, int]] = {
@@ -56,40 +59,46 @@ def to_json(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class Block:
+    """One protocol with a number of views.
+
+    Attributes:
+        title: which, with size and number of samples.
+        tables: what a table is of, "" for the main one -> its cells, the head first.
+        notes: what is missing and what failed, with reasons.
+    """
+
+    title: str
+    tables: Mapping[str, Sequence[Sequence[str]]]
+    notes: Sequence[str]
+
+
+def blocks(entries: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """The tables of all results.
+
+    Args:
+        entries: of `to_json`, of any protocols.
+    """
+    kinds = dict.fromkeys((entry["protocol"], entry["views"]) for entry in entries)
+    return [
+        _block([entry for entry in entries if (entry["protocol"], entry["views"]) == kind])
+        for kind in kinds
+    ]
+
+
 def markdown(reports: Mapping[str, Report]) -> str:
     """Tables of one protocol with a number of views.
 
     Args:
         reports: row -> report, at least one.
     """
-    first = next(iter(reports.values()))
-    protocol = first.protocol
-    height, width = protocol.size
-    lines = [
-        f"## {protocol.name}, {protocol.views} views of {width}x{height}, {len(first.records)}"
-        " samples",
-        "",
-    ]
-    rows = {name: (report.summary, "", len(report.failures)) for name, report in reports.items()}
-    for name, prefix in BASELINES.items():
-        rows[name] = (first.summary, prefix, len(first.failures))
-    columns = {**COLUMNS, **(AGREEMENT if len(reports) > 1 else {})}
-    lines += _table(columns, rows)
-    models = {name: row for name, row in rows.items() if name in reports}
-    if any("lite3r_abs_rel" in report.summary for report in reports.values()):
-        lines += ["", "By Lite3R's own definitions, faults included:", "", *_table(LITE3R, models)]
-    lines += [
-        "",
-        "Pose AUC by the definition of published tables (a direction and its opposite are equal):",
-        "",
-        *_table(PUBLISHED, models),
-    ]
-    notes = _missing(first.summary, columns)
-    lines += ["", *notes] if notes else []
-    for name, report in reports.items():
-        lines += [
-            f"- {name}: {record.scene} failed: {record.failure}" for record in report.failures
-        ]
+    (block,) = blocks(to_json(reports))
+    lines = [f"## {block.title}"]
+    for heading, cells in block.tables.items():
+        lines += ["", f"{heading}:"] if heading else []
+        lines += ["", *_rows(cells)]
+    lines += ["", *(f"- {note}" for note in block.notes)] if block.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -111,38 +120,74 @@ def legend(score: Mapping[str, Any]) -> str:
     )
 
 
-def _table(
-    columns: Mapping[str, tuple[str, int]],
-    rows: Mapping[str, tuple[Mapping[str, Estimate], str, int]],
-) -> Sequence[str]:
-    cells = [["row", *columns, "failed"]]
-    for name, (summary, prefix, failures) in rows.items():
-        values = [_cell(summary.get(prefix + metric), d) for metric, d in columns.values()]
-        cells.append([name, *values, str(failures)])
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    cells.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in cells)
-    return ["| " + " | ".join(row) + " |" for row in padded]
+def _block(entries: Sequence[Mapping[str, Any]]) -> Block:
+    first = entries[0]
+    size = first["size"]
+    title = f"{first['protocol']}, {first['views']} views of {size['width']}x{size['height']}"
+    rows = [(entry["row"], entry, "") for entry in entries]
+    baselines = [(name, first, prefix) for name, prefix in BASELINES.items()]
+    tables = {
+        "": _cells(COLUMNS, rows + baselines),
+        "The first row's prediction in place of the truth": _cells(AGREEMENT, rows[1:]),
+        "By Lite3R's own definitions, faults included": _cells(LITE3R, rows),
+        "Pose AUC by the definition of published tables (a direction and its opposite are equal)":
+            _cells(PUBLISHED, rows),
+    }  # fmt: skip
+    tables = {
+        heading: cells for heading, cells in tables.items() if not heading or len(cells[0]) > 2
+    }
+    return Block(f"{title}, {first['samples']} samples", tables, _notes(entries))
 
 
-def _cell(estimate: Estimate | None, decimals: int) -> str:
-    if estimate is None:
+def _cells(
+    columns: Mapping[str, tuple[str, int]], rows: Sequence[tuple[str, Mapping[str, Any], str]]
+) -> list[list[str]]:
+    """Rows (name, entry, prefix of its metrics); without columns that no row has."""
+    table = []
+    for name, entry, prefix in rows:
+        values = [_cell(entry["metrics"].get(prefix + m), d) for m, d in columns.values()]
+        if any(values) or not prefix:
+            table.append([name, *values, str(len(entry["failures"]))])
+    table.insert(0, ["row", *columns, "failed"])
+    kept = [k for k in range(len(table[0])) if any(row[k] for row in table[1:])]
+    return [[row[k] for k in kept] for row in table]
+
+
+def _cell(found: Mapping[str, Any] | None, decimals: int) -> str:
+    if found is None:
         return ""
-    if estimate.value is None:
+    if found["value"] is None:
         return "n/a"
-    text = f"{estimate.value:.{decimals}f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
+    text = f"{found['value']:.{decimals}f}"
+    if found["low"] is not None and found["high"] is not None:
+        text += f" [{found['low']:.{decimals}f}, {found['high']:.{decimals}f}]"
     return text
 
 
-def _missing(summary: Mapping[str, Estimate], columns: Mapping[str, tuple[str, int]]) -> list[str]:
-    notes = []
-    for heading, (metric, _) in columns.items():
-        estimate = summary.get(metric)
-        if estimate is not None:
-            notes += [
-                f"- {heading}: not available for {count} samples: {reason}"
-                for reason, count in estimate.missing.items()
-            ]
-    return notes
+def _notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is missing and why; rows are named unless it is so in all that have the column."""
+    missing: dict[str, list[str]] = {}
+    having: dict[str, int] = {}
+    for entry in entries:
+        for heading, (metric, _) in {**COLUMNS, **AGREEMENT}.items():
+            if metric in entry["metrics"]:
+                having[heading] = having.get(heading, 0) + 1
+                for reason, count in entry["metrics"][metric]["missing"].items():
+                    text = f"{heading}: not available for {count} samples: {reason}"
+                    missing.setdefault(text, []).append(entry["row"])
+    notes = [
+        text if len(rows) == having[text.partition(":")[0]] else f"{', '.join(rows)}: {text}"
+        for text, rows in missing.items()
+    ]
+    return notes + [
+        f"{entry['row']}: {failure['scene']} failed: {failure['reason']}"
+        for entry in entries
+        for failure in entry["failures"]
+    ]
+
+
+def _rows(cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    lines = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in cells]
+    lines.insert(1, ["-" * width for width in widths])
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -14,18 +14,11 @@ import numpy as np
 
 from lite3r_jax.export.names import with_suffixes
 from lite3r_jax.geometry import DEPTH_EPS
+from lite3r_jax.pages.colours import colour_map
 from lite3r_jax.scene import Scene
 
 _STEPS = 65535
 _NO_DEPTH_COLOUR = 128  # grey
-# Ten colours at equal steps along the "inferno" map of matplotlib (CC0), dark to bright.
-_INFERNO = np.array(
-    [
-        (0, 0, 4), (27, 12, 66), (75, 12, 107), (120, 28, 109), (165, 44, 96),
-        (207, 68, 70), (237, 105, 37), (251, 154, 6), (247, 208, 60), (252, 255, 164),
-    ],
-    np.float64,
-)  # fmt: skip
 
 
 def masked_depth(scene: Scene) -> np.ndarray:
@@ -33,15 +26,6 @@ def masked_depth(scene: Scene) -> np.ndarray:
     depth = scene.depth
     valid = scene.inside() & np.isfinite(depth) & (depth > DEPTH_EPS)
     return np.where(valid, depth, np.float32(0))
-
-
-def colour_map(values: np.ndarray) -> np.ndarray:
-    """Perceptually even colours, dark to bright: [...] in 0 to 1 (clipped) to uint8 [..., 3]."""
-    steps = np.linspace(0, 1, len(_INFERNO))
-    table = np.stack(
-        [np.interp(np.linspace(0, 1, 256), steps, channel) for channel in _INFERNO.T], -1
-    )
-    return np.rint(table).astype(np.uint8)[np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
 
 
 def write_depth_colour(scene: Scene, folder: Path) -> None:

@@ -13,7 +13,6 @@ from flax import nnx
 
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.bench import report
-from lite3r_jax.bench.chart import svg
 from lite3r_jax.bench.flops import count
 from lite3r_jax.bench.isolate import Died, isolated
 from lite3r_jax.bench.measure import Cell, Protocol, measure
@@ -27,6 +26,7 @@ from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
 from lite3r_jax.infer.report import environment
+from lite3r_jax.pages.chart import svg
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import resolve
 from lite3r_jax.weights.manifest import CONFIG_FILE, Manifest, read_manifest

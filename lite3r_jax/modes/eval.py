@@ -1,6 +1,6 @@
 """`--mode=eval`: models and protocols to figures, in a folder that can be gone on with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from lite3r_jax.distill.checkpoint import MANIFEST, read_student
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate import table
 from lite3r_jax.evaluate.evaluator import Report, measure, report
+from lite3r_jax.evaluate.figures import SceneFigures
+from lite3r_jax.evaluate.page import page
 from lite3r_jax.evaluate.predictor import Output, Predictor
 from lite3r_jax.evaluate.protocols import Protocol, open_protocol
 from lite3r_jax.evaluate.record import Record
 from lite3r_jax.evaluate.remembered import Remembered
-from lite3r_jax.evaluate.results import Results, folder_name
+from lite3r_jax.evaluate.results import TRUTH, Results, folder_name
 from lite3r_jax.evaluate.rows import (
     HEADS,
     STUDENT,
@@ -29,6 +31,8 @@ from lite3r_jax.evaluate.rows import (
     held_dtype,
     parse_rows,
 )
+from lite3r_jax.evaluate.score import in_unit
+from lite3r_jax.evaluate.shown import predicted, truth
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
@@ -38,14 +42,14 @@ from lite3r_jax.weights.load import resolve
 from lite3r_jax.weights.manifest import read_manifest
 from lite3r_jax.weights.safetensors_writer import hash_file
 
-FREE = ("batch", "resamples", "seed", "rows", "protocols", "views")
+FREE = ("batch", "pictures", "resamples", "seed", "rows", "protocols", "views")
 """Settings that the result of a sample does not depend on."""
 KEPT = 2 << 30
 """Bytes of samples that are kept in memory for the next row."""
 
 
 def run(experiment: Experiment) -> int:
-    """Evaluate every row on every protocol.
+    """Evaluate every row on every protocol: report.json, report.md and report.html.
 
     Samples that are done already are not done again, so that a run that was stopped goes on, and
     rows and protocols can be added. Other settings or weights are refused. Samples that fail are
@@ -89,16 +93,18 @@ def run(experiment: Experiment) -> int:
             found[row, protocol] = _evaluate(
                 experiment, rows, row, model, protocol, source, results
             )
-    failed = 0
+    failed, scenes = 0, []
     text, entries = table.legend(asdict(options.score)), []
     for protocol, _ in tasks:
         reports = {row.name: found[row, protocol] for row in rows}
         text += "\n" + table.markdown(reports)
         entries += table.to_json(reports)
         failed += sum(len(each.failures) for each in reports.values())
+        scenes += _scenes(reports, protocol, results, options.pictures)
     body = {"settings": asdict(experiment), **environment(), "results": entries}
     path = results.write("report.json", strict_json.dump(body))
     results.write("report.md", text.encode())
+    results.write("report.html", page(body, scenes).encode())
     print(text)
     print(f"{path}: {len(entries)} results, {failed} samples failed")
     return 1 if failed else 0
@@ -154,10 +160,22 @@ def _evaluate(
     compared = first and len(rows) > 1
     if compared:  # a row that was alone until now left no predictions to compare with
         done = {n: record for n, record in done.items() if results.has_output(protocol, n)}
+    done = {
+        n: record
+        for n, record in done.items()
+        if n >= options.pictures
+        or all(results.has_shown(name, protocol, n) for name in (TRUTH, row.name))
+    }
 
     def keep(n: int, record: Record, output: Output | None) -> None:
         if compared and output is not None:
             results.keep_output(protocol, n, output)
+        if n < options.pictures and output is not None:
+            item = protocol.items[n]
+            sample = source.read(item.scene, item.frames, protocol.size)
+            results.keep_shown(TRUTH, protocol, n, truth(in_unit(sample)))
+            shown = predicted(output, protocol.views, protocol.size)
+            results.keep_shown(row.name, protocol, n, shown)
         results.keep(row.name, protocol, n, record)
 
     name = f"{row.name} {folder_name(protocol)}"
@@ -175,6 +193,25 @@ def _evaluate(
             progress=tick,
         )
     return report(protocol, records, resamples=options.resamples, seed=options.seed)
+
+
+def _scenes(
+    reports: Mapping[str, Report], protocol: Protocol, results: Results, count: int
+) -> list[SceneFigures]:
+    """What the page shows of the first samples of a protocol."""
+    first = next(iter(reports.values()))
+    return [
+        SceneFigures(
+            f"{protocol.name}, {protocol.views} views",
+            first.records[n],
+            results.shown(TRUTH, protocol, n),
+            {
+                row: (found, None if found.failure else results.shown(row, protocol, n))
+                for row, found in ((row, each.records[n]) for row, each in reports.items())
+            },
+        )
+        for n in range(min(count, len(protocol.items)))
+    ]
 
 
 class _Lazy:

@@ -42,8 +42,8 @@ def everything():
 def test_the_page_has_tables_charts_reasons_and_settings_and_escapes_them():
     text = everything()
     assert text.count("<svg") == 4 and text == everything()
-    assert "0.0625 [0.0525, 0.0725]" in text and ">n/a<" in text
-    assert "dense-float32, AUC@30: not available for 2 samples: no camera" in text
+    assert "0.0625 <small>[0.0525, 0.0725]</small>" in text and ">n/a<" in text
+    assert "<li>AUC@30: not available for 2 samples: no camera" in text
     assert "s3 failed: not &lt;read&gt;" in text and "<b>" not in text
     assert "does not fit: 4 views" in text and "A100-PCIE-40GB" in text and '"runs": 10' in text
     sought = re.findall(r'(?:src|href)="([^"]*)"|url\(', text)

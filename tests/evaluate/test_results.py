@@ -104,10 +104,12 @@ def test_tables_show_intervals_baselines_reasons_and_failures(measured):
     assert "- dense-float32: scene2 failed: scene2: is damaged" in lines
     assert any("wrong partner: not available for 1 samples" in line for line in lines)
     dark = Scenes(2, depth=False)
-    bare = report(dark.protocol(), measure(oracle(dark), dark.protocol(), dark))
+    first = Output(np.ones((3, 6, 8), np.float32))
+    compared = measure(oracle(dark), dark.protocol(), dark, reference=lambda n: first)
+    bare = report(dark.protocol(), compared)
     text = table.markdown({"a": bare, "b": bare})
     assert "n/a" in text and "AbsRel: not available for 2 samples: the dataset has no depth" in text
-    assert "AUC@30 to first row" in text
+    assert "AbsRel to first row" in text
     entries = table.to_json({"dense-float32": report(protocol, records, resamples=50)})
     assert entries[0]["failures"][0]["reason"] == "scene2: is damaged"
     json.dumps(entries, allow_nan=False)

@@ -65,7 +65,7 @@ def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
         "bench.json", "bench.md", "latency.svg", "memory.svg", "quality-p-2-auc_30.svg",
         "report.html", "work.svg",
     ]  # fmt: skip
-    assert "0.500 [0.400, 0.600]" in (out / "report.html").read_text()
+    assert "0.500 <small>[0.400, 0.600]</small>" in (out / "report.html").read_text()
     with pytest.raises(InputError, match=r"bench.json: exists; choose"):
         mode.run(experiment)
 

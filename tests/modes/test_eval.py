@@ -49,15 +49,19 @@ def test_a_run_measures_writes_goes_on_and_takes_more_rows(built, tiny_dir, tmp_
         "00000-motorcycle.json", "00000-test-000000000.json", "00001-test-000000001.json",
     ]  # fmt: skip
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
-    markdown = (out / "report.md").read_bytes()
+    texts = [(out / name).read_bytes() for name in ("report.md", "report.html")]
+    # of two scenes 2 points and 2 x 2 x 2 maps; the right photo of the other has no true depth
+    assert texts[1].count(b"data:image/jpeg") == 2 * 10 + 8
 
     assert mode.run(experiment) == 0 and built == ["dense-float32"]  # nothing was left to do
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
-    assert (out / "report.md").read_bytes() == markdown
+    assert [(out / name).read_bytes() for name in ("report.md", "report.html")] == texts
 
     files[1].unlink()  # as if it had been killed there
+    (out / "pictures/synthetic-test-2/00001/dense-float32.npz").unlink()
     assert mode.run(experiment) == 0 and len(built) == 2
     assert files[1].read_bytes() == before[1][0]
+    assert [(out / name).read_bytes() for name in ("report.md", "report.html")] == texts
 
     more = replace(SMALL, rows="dense-float32,dense-bfloat16")
     assert mode.run(replace(experiment, evaluate=more)) == 0

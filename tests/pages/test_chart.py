@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from lite3r_jax.bench.chart import Chart, Reference, Series, svg
+from lite3r_jax.pages.chart import Chart, Reference, Series, svg
 
 CHART = Chart(
     "Latency <of> a & b", "views", "seconds",
