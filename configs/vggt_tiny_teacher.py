@@ -2,8 +2,8 @@
 
     python -m lite3r_jax.main --config=configs/vggt_tiny_teacher.py --mode=train --config.output=OUT
 
-Hardware and time: one CPU core at 1.1 s a step, which makes an hour; 5 GB of memory were seen.
-Expected result: docs/results.md (AbsRel 0.19, AUC@30 0.3 on scenes with new textures).
+Hardware and time: one CPU core at 1 s a step, which makes two hours; 5 GB of memory were seen.
+Expected result: docs/results.md (AbsRel 0.18, AUC@30 0.37 on scenes with new textures).
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         from_scratch=True,
         data=DataOptions(
             buckets="8x2x112x112*2, 4x4x112x112, 2x8x112x112",
-            scenes=4000,
+            scenes=8000,
             remember=True,
             strategy="pairs",
             augmentation=Augmentation(channels=0.5, mirror=0.5),
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
             b2=0.98,
             muon=r"(blocks|trunk)/.*kernel$",
         ),
-        loop=LoopOptions(steps=3250, log_every=20, evaluate_every=500),
+        loop=LoopOptions(steps=6700, log_every=20, evaluate_every=500),
         checkpoint=CheckpointOptions(every=250, keep=3),
     )
     return to_config(Experiment(backbone="vggt", train=train))

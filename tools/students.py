@@ -193,14 +193,19 @@ def run(args: argparse.Namespace) -> None:
                     entry |= facts(folder)
                 results.setdefault(f"{name}: {model}", []).append(entry)
                 gc.collect()
+            write(args.out, results, splits)
     for split in splits:
         print(f"\n{split}, {args.views} views\n\n{table(results, split)}")
+
+
+def write(out: Path, results: Mapping[str, Any], splits: Sequence[str]) -> None:
+    """Tables and numbers of what is done so far."""
     text = "\n\n".join(f"## {split}\n\n{table(results, split)}" for split in splits) + "\n"
     for name, data in (
         ("students.md", text.encode()),
         ("students.json", strict_json.dump(results)),
     ):
-        with staged(args.out / name, overwrite=True) as partial:
+        with staged(out / name, overwrite=True) as partial:
             partial.write_bytes(data)
 
 
