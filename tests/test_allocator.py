@@ -13,12 +13,12 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 import jax
 import jax.numpy as jnp
-step = jax.jit(lambda x: jnp.sort(x)[::-1] + jnp.cumsum(x))
-x = jnp.ones((1 << 22,))
-for _ in range(3):
+step = jax.jit(lambda x: 2 * x[::-1])
+x = jnp.ones((1 << 24,))  # 64 MiB: more than glibc ever keeps by itself
+for _ in range(10):
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(10):
     step(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -30,4 +30,4 @@ def test_steps_after_the_first_ones_need_no_new_pages():
         run = [sys.executable, "-c", PROGRAM, what]
         return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
-    assert pages("keep") < pages("as it is") / 10
+    assert pages("keep") < pages("as it is") / 2

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 
 from lite3r_jax import InputError
+from lite3r_jax.allocator import keep_freed_memory
 from lite3r_jax.data.pipeline import parse_buckets
 from lite3r_jax.experiment import Experiment, from_config
 from lite3r_jax.modes.train import build, open_data, recomputing
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
     parser.add_argument("--buckets", help="one shape of batches; default: the first of the config")
     parser.add_argument("--remat", action="store_true")
+    parser.add_argument(
+        "--give-back", action="store_true", help="freed memory, which the command keeps on a CPU"
+    )
     args = parser.parse_args()
     try:
         run(args)
@@ -50,6 +54,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure."""
+    if not args.give_back:
+        keep_freed_memory()
     experiment = read(args.config)
     buckets = args.buckets or experiment.train.data.buckets.split(",")[0]
     experiment = replace(
