@@ -78,13 +78,13 @@ class Bench:
                 f"synthetic:{split}", views=views, size=SIZE, scenes=scenes
             )
             self.tasks[split] = protocol, Remembered(source)
-        self.said: dict[str, dict[int, Output]] = {}
+        self.said: dict[str, dict[int, Output | None]] = {}
 
     def __call__(self, row: Row, student: Path | None = None) -> Found:
         """Evaluate a row; that of the teacher has to be the first."""
         predictor = Predictor(build_row(row, self.weights, str(student or "")), batch=8)
         first, found = not self.said, {}
-        said: dict[str, dict[int, Output]] = {split: {} for split in self.tasks}
+        said: dict[str, dict[int, Output | None]] = {split: {} for split in self.tasks}
         for split, (protocol, source) in self.tasks.items():
             teacher = self.said.get(split, {})
             records = measure(
