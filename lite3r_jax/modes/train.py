@@ -39,7 +39,7 @@ from lite3r_jax.weights.save import save, to_host
 
 DONE, DIVERGED, TERMINATED = 0, 3, 75
 """Exit codes. 75 is EX_TEMPFAIL: run the same command again."""
-NEEDED = ("backbone", "weights", "train", "distill")
+NEEDED = ("backbone", "weights", "video", "train", "distill")
 """Groups of settings that a training depends on."""
 FREE = (
     *(field.name for field in fields(Experiment) if field.name not in NEEDED),
