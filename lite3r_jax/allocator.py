@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
 
     XLA on CPUs takes the memory of a step when it begins and frees it when it ends. glibc gives
     blocks of that size back to the system, which then has to clear every page of them again for the
-    next step: a quarter to a third of the time of a small model's (docs/benchmarks.md). The memory
-    that is held at most is the same; it is given back when the process ends.
+    next step: a quarter to a third of the processor time of a small model's gradient. What it is
+    worth in whole runs stands in docs/benchmarks.md. Memory is given back when the process ends.
 
     To be called before the first computation: threads that have a heap of their own by then go on
     with it.
