@@ -9,7 +9,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate.rows import Row, parse_rows
 
 BASELINES = (Row("dense", "float32"), Row("dense", "bfloat16"))
-"""Measured in every run, before all others."""
+"""Measured before all others, unless a run asks for one of them alone."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class BenchOptions:
 
     Attributes:
         rows: models with commas between, ATTENTION-PRECISION each, see `rows.parse_rows`;
-            dense-float32 and dense-bfloat16 are measured in any case. "" for these alone.
+            the baselines are measured in any case. "" for these alone.
+        baselines: which of dense-float32 and dense-bfloat16 others are compared with. One alone is
+            for machines where the other says nothing, as bfloat16 on a CPU that emulates it.
         student: folder of a distilled student, for rows such as student-bfloat16.
         views: numbers of views with commas between, ascending; what does not fit is left out.
         size: HEIGHTxWIDTH of the images.
@@ -29,11 +31,13 @@ class BenchOptions:
         matmul: products of float32: "default" is TF32 on a GPU, "highest" is float32 everywhere.
         isolate: whether each row runs in a process of its own, so that peaks of memory are its own,
             and a row that the system kills leaves the others.
-        quality: report.json of an evaluation of the same weights, for quality against speed.
+        quality: report.json of an evaluation of the same weights, for quality against speed; with
+            what lies beside it, for pictures of the scenes.
         seed: of the images.
     """
 
     rows: str = "sla_global-float32,sla_global-bfloat16,sla_global-fp8_weight_only"
+    baselines: str = ",".join(row.name for row in BASELINES)
     student: str = ""
     views: str = "2,4,8,16,32,64,100,200,500,1000"
     size: str = "518x518"
@@ -61,10 +65,17 @@ class BenchOptions:
         """The baselines, then the others.
 
         Raises:
-            InputError: see `parse_rows`.
+            InputError: see `parse_rows`; or a baseline that is none.
         """
+        baselines = parse_rows(self.baselines, where="bench.baselines")
+        for row in baselines:
+            if row not in BASELINES:
+                known = " and ".join(known.name for known in BASELINES)
+                raise InputError(
+                    f"bench.baselines: expected one or both of {known}, got {row.name!r}"
+                )
         asked = parse_rows(self.rows, self.student, "bench.rows") if self.rows.strip() else ()
-        return BASELINES + tuple(row for row in asked if row not in BASELINES)
+        return baselines + tuple(row for row in asked if row not in baselines)
 
     def pixels(self, patch: int) -> tuple[int, int]:
         """`size` as numbers.

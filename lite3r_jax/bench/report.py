@@ -62,7 +62,8 @@ def heading(body: Mapping[str, Any]) -> tuple[str, str]:
 
 def measured(body: Mapping[str, Any]) -> list[list[str]]:
     """The table of what was measured, by views, its head first."""
-    names = [row.name for row in BASELINES]
+    asked = body["settings"]["bench"]["baselines"].split(",")
+    names = [row.name for row in BASELINES if row.name in map(str.strip, asked)]
     head = ["views", "row", "median ms", "p95 ms", "compile s", "peak GiB", "planned GiB"]
     head += ["TFLOP", "TFLOP/s", *(f"speed / {name}" for name in names)]
     head += [f"memory / {name}" for name in names]

@@ -42,7 +42,7 @@ def page(body: Mapping[str, Any], scenes: Sequence[SceneFigures], *, limit: int 
     score = settings["evaluate"]["score"]
     parts = {"Quality": html.charts(charts(results)) + quality(body)}
     if scenes:
-        parts["Pictures"] = _pictures(scenes, ScoreOptions(**score), limit)
+        parts["Pictures"] = pictures(scenes, ScoreOptions(**score), limit)
     parts["Settings"] = html.details(
         "All settings, versions, device", html.without(body, "results")
     )
@@ -86,8 +86,17 @@ def charts(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return found
 
 
-def _pictures(scenes: Sequence[SceneFigures], options: ScoreOptions, limit: int) -> str:
-    """The first scene of every protocol, then the second ones, as far as the limit allows."""
+def pictures(scenes: Sequence[SceneFigures], options: ScoreOptions, limit: int = LIMIT) -> str:
+    """The first scene of every protocol, then the second ones, as far as the limit allows.
+
+    Args:
+        scenes: by protocol.
+        options: the alignment of the depth that is drawn.
+        limit: bytes of all pictures.
+
+    Raises:
+        InputError: a scene cannot be drawn, see `figures.figures`.
+    """
     kinds: dict[str, list[SceneFigures]] = {}
     for scene in scenes:
         kinds.setdefault(scene.protocol, []).append(scene)

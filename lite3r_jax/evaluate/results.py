@@ -11,7 +11,7 @@ report.json, report.md, report.html            when everything is done
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate.figures import SceneFigures
 from lite3r_jax.evaluate.predictor import Output
 from lite3r_jax.evaluate.protocols import Protocol
 from lite3r_jax.evaluate.record import Record
@@ -145,15 +146,6 @@ class Results:
         """Whether there are pictures of a sample, by this row."""
         return self._shown(row, protocol, n).exists()
 
-    def shown(self, row: str, protocol: Protocol, n: int) -> Shown | None:
-        """What `keep_shown` wrote; None if it wrote nothing.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        path = self._shown(row, protocol, n)
-        return unpack(path) if path.exists() else None
-
     def _scene(self, row: str, protocol: Protocol, n: int) -> Path:
         scene = re.sub(r"[^\w.-]", "_", protocol.items[n].scene)
         return self.root / SCENES / row / folder_name(protocol) / f"{n:05d}-{scene}.json"
@@ -167,7 +159,48 @@ class Results:
 
 def folder_name(protocol: Protocol) -> str:
     """Of one protocol with a number of views."""
-    return f"{protocol.name.replace(':', '-')}-{protocol.views}"
+    return _folder(protocol.name, protocol.views)
+
+
+def shown_scenes(
+    root: Path, results: Sequence[Mapping[str, Any]], count: int
+) -> list[SceneFigures]:
+    """What the page of an evaluation shows in pictures, by protocol.
+
+    Args:
+        root: the folder of the evaluation.
+        results: of its report.json.
+        count: so many samples of each list, the first ones.
+
+    Raises:
+        InputError: a file is damaged or missing.
+    """
+    found = []
+    for name, views in dict.fromkeys((e["protocol"], e["views"]) for e in results):
+        rows = [e["row"] for e in results if (e["protocol"], e["views"]) == (name, views)]
+        folder = _folder(name, views)
+        for first in sorted((root / SCENES / rows[0] / folder).glob("*.json"))[:count]:
+            pictures = root / PICTURES / folder / first.name[:5]
+            seen = {}
+            for row in rows:
+                path = root / SCENES / row / folder / first.name
+                record = Record.from_json(strict_json.read_object(path), str(path))
+                shown = None if record.failure else unpack(pictures / f"{row}.npz")
+                seen[row] = record, shown
+            truth = pictures / f"{TRUTH}.npz"
+            found.append(
+                SceneFigures(
+                    f"{name}, {views} views",
+                    seen[rows[0]][0],
+                    unpack(truth) if truth.exists() else None,
+                    seen,
+                )
+            )
+    return found
+
+
+def _folder(protocol: str, views: int) -> str:
+    return f"{protocol.replace(':', '-')}-{views}"
 
 
 def _difference(there: Any, now: Any, where: str = "") -> str:

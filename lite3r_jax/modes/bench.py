@@ -20,6 +20,8 @@ from lite3r_jax.bench.page import page
 from lite3r_jax.bench.published import published_for
 from lite3r_jax.distill.checkpoint import read_student
 from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate.figures import SceneFigures
+from lite3r_jax.evaluate.results import shown_scenes
 from lite3r_jax.evaluate.rows import HEADS, STUDENT, UNTRAINED, Row, build_row, held_dtype
 from lite3r_jax.experiment import Experiment, require
 from lite3r_jax.files import staged
@@ -58,7 +60,7 @@ def run(experiment: Experiment) -> int:
     height, width = options.pixels(config.patch_size)
     if any(row.attention in (STUDENT, UNTRAINED) for row in rows):
         read_student(Path(options.student))
-    evaluation = _evaluation(experiment, rows, views)
+    evaluation, scenes = _evaluation(experiment, rows, views)
     folder = Path(experiment.output)
     if (folder / JSON).exists() and not experiment.overwrite:
         raise InputError(
@@ -98,7 +100,7 @@ def run(experiment: Experiment) -> int:
     files = {JSON: strict_json.dump(body), "bench.md": text.encode()}
     charts = report.charts(body, published, evaluation)
     files |= {f"{name}.svg": svg(chart).encode() for name, chart in charts.items()}
-    files["report.html"] = page(body, charts, evaluation).encode()
+    files["report.html"] = page(body, charts, evaluation, scenes).encode()
     for name, data in files.items():
         with staged(folder / name, overwrite=True) as partial:
             partial.write_bytes(data)
@@ -178,19 +180,20 @@ def _weights(experiment: Experiment) -> tuple[Manifest, Any]:
 
 def _evaluation(
     experiment: Experiment, rows: Sequence[Row], views: Sequence[int]
-) -> dict[str, Any] | None:
-    """The report that `bench.quality` names, or None.
+) -> tuple[dict[str, Any] | None, list[SceneFigures]]:
+    """The report that `bench.quality` names, or None, and the scenes that it shows in pictures.
 
     Raises:
         InputError: it is no report of an evaluation, of another backbone, or has nothing in common
             with what is measured.
     """
     if not (name := experiment.bench.quality):
-        return None
+        return None, []
     found = strict_json.read_object(Path(name))
     try:
         backbone = found["settings"]["backbone"]
         common = report.in_common(found, [row.name for row in rows], views)
+        count = found["settings"]["evaluate"]["pictures"]
     except (KeyError, TypeError) as error:
         raise InputError(f"bench.quality: {name} is not the report.json of --mode=eval") from error
     if backbone != experiment.backbone:
@@ -200,4 +203,4 @@ def _evaluation(
             f"bench.quality: {name} has none of these rows at these numbers of views; correct"
             " bench.rows or bench.views"
         )
-    return found
+    return found, shown_scenes(Path(name).parent, found["results"], count)

@@ -1,6 +1,6 @@
 """`--mode=eval`: models and protocols to figures, in a folder that can be gone on with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from lite3r_jax.distill.checkpoint import MANIFEST, read_student
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate import table
 from lite3r_jax.evaluate.evaluator import Report, measure, report
-from lite3r_jax.evaluate.figures import SceneFigures
 from lite3r_jax.evaluate.page import page
 from lite3r_jax.evaluate.predictor import Output, Predictor
 from lite3r_jax.evaluate.protocols import Protocol, open_protocol
 from lite3r_jax.evaluate.record import Record
 from lite3r_jax.evaluate.remembered import Remembered
-from lite3r_jax.evaluate.results import TRUTH, Results, folder_name
+from lite3r_jax.evaluate.results import TRUTH, Results, folder_name, shown_scenes
 from lite3r_jax.evaluate.rows import (
     HEADS,
     STUDENT,
@@ -93,17 +92,17 @@ def run(experiment: Experiment) -> int:
             found[row, protocol] = _evaluate(
                 experiment, rows, row, model, protocol, source, results
             )
-    failed, scenes = 0, []
+    failed = 0
     text, entries = table.legend(asdict(options.score)), []
     for protocol, _ in tasks:
         reports = {row.name: found[row, protocol] for row in rows}
         text += "\n" + table.markdown(reports)
         entries += table.to_json(reports)
         failed += sum(len(each.failures) for each in reports.values())
-        scenes += _scenes(reports, protocol, results, options.pictures)
     body = {"settings": asdict(experiment), **environment(), "results": entries}
     path = results.write("report.json", strict_json.dump(body))
     results.write("report.md", text.encode())
+    scenes = shown_scenes(results.root, entries, options.pictures)
     results.write("report.html", page(body, scenes).encode())
     print(text)
     print(f"{path}: {len(entries)} results, {failed} samples failed")
@@ -193,25 +192,6 @@ def _evaluate(
             progress=tick,
         )
     return report(protocol, records, resamples=options.resamples, seed=options.seed)
-
-
-def _scenes(
-    reports: Mapping[str, Report], protocol: Protocol, results: Results, count: int
-) -> list[SceneFigures]:
-    """What the page shows of the first samples of a protocol."""
-    first = next(iter(reports.values()))
-    return [
-        SceneFigures(
-            f"{protocol.name}, {protocol.views} views",
-            first.records[n],
-            results.shown(TRUTH, protocol, n),
-            {
-                row: (found, None if found.failure else results.shown(row, protocol, n))
-                for row, found in ((row, each.records[n]) for row, each in reports.items())
-            },
-        )
-        for n in range(min(count, len(protocol.items)))
-    ]
 
 
 class _Lazy:

@@ -124,6 +124,8 @@ def test_settings_are_read_and_wrong_ones_named():
     rows = BenchOptions(rows="sla_global-float32, dense-bfloat16").all_rows()
     assert [row.name for row in rows] == ["dense-float32", "dense-bfloat16", "sla_global-float32"]
     assert len(BenchOptions(rows="").all_rows()) == 2
+    alone = BenchOptions(rows="sla_global-float32", baselines="dense-float32").all_rows()
+    assert [row.name for row in alone] == ["dense-float32", "sla_global-float32"]
     assert BenchOptions(size="28x42").pixels(14) == (28, 42)
     for changes, call, name in (
         ({"rows": "dense-int8"}, lambda o: o.all_rows(), "bench.rows"),

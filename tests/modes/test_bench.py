@@ -1,7 +1,7 @@
 """`--mode=bench`: settings to tables, charts and JSON."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import pytest
@@ -11,10 +11,16 @@ from lite3r_jax.bench.isolate import Died
 from lite3r_jax.bench.measure import Cell, Protocol
 from lite3r_jax.bench.options import BASELINES, BenchOptions
 from lite3r_jax.errors import InputError
+from lite3r_jax.evaluate.predictor import Output
+from lite3r_jax.evaluate.record import Record
+from lite3r_jax.evaluate.results import Results
+from lite3r_jax.evaluate.score import ScoreOptions, in_unit
+from lite3r_jax.evaluate.shown import predicted, truth
 from lite3r_jax.experiment import Experiment
 from lite3r_jax.main import main
 from lite3r_jax.modes import bench as mode
 from lite3r_jax.weights.manifest import read_manifest
+from tests.evaluate.scenes import SIZE, Scenes
 
 SMALL = BenchOptions(
     rows="sla_global-float32", views="1,2", size="28x42", warmup=0, runs=2, isolate=False
@@ -36,16 +42,30 @@ def built(monkeypatch, fake_model):
     return names
 
 
+def write_evaluation(folder):
+    """With one result, and one scene of two in pictures."""
+    source = Scenes(2, 2)
+    protocol, results = source.protocol(), Results(folder, {})
+    for n, item in enumerate(protocol.items):
+        results.keep("dense-float32", protocol, n, Record(item.scene, item.frames))
+    sample = in_unit(source.read("scene0", (0, 1), SIZE))
+    seen = Output(sample.depth, sample.extrinsics, sample.intrinsics)
+    results.keep_shown("truth", protocol, 0, truth(sample))
+    results.keep_shown("dense-float32", protocol, 0, predicted(seen, 2, SIZE))
+    metrics = {"auc_30": {"value": 0.5, "low": 0.4, "high": 0.6, "scenes": 3, "missing": {}}}
+    result = {
+        "row": "dense-float32", "protocol": protocol.name, "views": 2, "metrics": metrics,
+        "samples": 3, "failures": [], "size": {"height": 28, "width": 42},
+    }  # fmt: skip
+    shown = {"pictures": 1, "score": asdict(ScoreOptions())}
+    evaluation = {"settings": {"backbone": "vggt", "evaluate": shown}, "results": [result]}
+    results.write("report.json", json.dumps(evaluation).encode())
+
+
 def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
     built, tiny_dir, tmp_path, capsys
 ):
-    metrics = {"auc_30": {"value": 0.5, "low": 0.4, "high": 0.6, "scenes": 3, "missing": {}}}
-    result = {
-        "row": "dense-float32", "protocol": "p", "views": 2, "metrics": metrics, "samples": 3,
-        "failures": [], "size": {"height": 28, "width": 42},
-    }  # fmt: skip
-    evaluation = {"settings": {"backbone": "vggt"}, "results": [result]}
-    (tmp_path / "report.json").write_text(json.dumps(evaluation))
+    write_evaluation(tmp_path)
     options = replace(SMALL, quality=str(tmp_path / "report.json"))
     out = tmp_path / "out"
     experiment = Experiment(weights=str(tiny_dir), output=str(out), bench=options)
@@ -62,10 +82,13 @@ def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
     text = (out / "bench.md").read_text()
     assert text in capsys.readouterr().out and "sla_global-float32" in text
     assert sorted(path.name for path in out.iterdir()) == [
-        "bench.json", "bench.md", "latency.svg", "memory.svg", "quality-p-2-auc_30.svg",
+        "bench.json", "bench.md", "latency.svg", "memory.svg", "quality-planes-2-auc_30.svg",
         "report.html", "work.svg",
     ]  # fmt: skip
-    assert "0.500 <small>[0.400, 0.600]</small>" in (out / "report.html").read_text()
+    text = (out / "report.html").read_text()
+    assert "0.500 <small>[0.400, 0.600]</small>" in text
+    # points, photo and depth of the truth; points, depth and error of the row; of two views
+    assert text.count("data:image/jpeg") == 2 * (1 + 2 * 2) and "scene1" not in text
     with pytest.raises(InputError, match=r"bench.json: exists; choose"):
         mode.run(experiment)
 
@@ -112,13 +135,15 @@ def test_a_row_that_is_killed_keeps_what_it_had():
 
 def test_wrong_settings_stop_before_anything_is_written(tiny_dir, tmp_path):
     out, other = tmp_path / "out", tmp_path / "other.json"
-    other.write_text('{"settings": {"backbone": "vggt"}, "results": []}')
+    shown = {"backbone": "vggt", "evaluate": {"pictures": 1}}
+    other.write_text(json.dumps({"settings": shown, "results": []}))
     (tmp_path / "no.json").write_text("{}")
     for changes, message in (
         ({"backbone": "da3"}, "weights of vggt, but the config is for da3"),
         ({"weights": ""}, "config.weights: not set"),
         ({"weights": str(tmp_path / "none")}, "none"),
         ({"bench": replace(SMALL, rows="dense-int8")}, "bench.rows: expected"),
+        ({"bench": replace(SMALL, baselines="sla_global-float32")}, "one or both of dense-f"),
         ({"bench": replace(SMALL, size="30x42")}, "bench.size: expected"),
         ({"bench": replace(SMALL, views="8,4")}, "bench.views: expected"),
         ({"bench": replace(SMALL, runs=0)}, "bench.runs: expected"),
