@@ -27,6 +27,7 @@ from lite3r_jax.evaluate.evaluator import measure, report
 from lite3r_jax.evaluate.predictor import Output, Predictor
 from lite3r_jax.evaluate.protocols import SYNTHETIC_SPLITS
 from lite3r_jax.evaluate.rows import Row, build_row, parse_rows
+from lite3r_jax.evaluate.summary import paired_difference
 from lite3r_jax.experiment import from_config
 from lite3r_jax.files import staged
 from lite3r_jax.modes import train
@@ -34,12 +35,13 @@ from lite3r_jax.train.folder import EVENTS
 from lite3r_jax.weights import strict_json
 
 SIZE = (112, 112)
+WITHOUT = "without FP8"
 # row -> variant of the recipe
 ROWS: Mapping[str, str] = {
     "recipe": "tiny",
     "proj_lin only": "tiny,proj_lin",
     "attention weights": "tiny,attention",
-    "without FP8": "tiny,no_fp8",
+    WITHOUT: "tiny,no_fp8",
     "keep 0.1": "tiny,keep10",
     "token routing": "tiny,token",
     "block3 routing": "tiny,block3",
@@ -62,8 +64,11 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
     "AbsRel to teacher": ("teacher_abs_rel", 4),
     "AUC@30 to teacher": ("teacher_auc_30", 3),
 }
-Found = Mapping[str, Mapping[str, float]]
-"""Split -> metric -> value."""
+PAIRED: Mapping[str, tuple[str, int]] = {
+    name: COLUMNS[name] for name in ("AbsRel", "AUC@30", "AbsRel to teacher", "AUC@30 to teacher")
+}
+Found = Mapping[str, Mapping[str, Any]]
+"""Split -> metric -> value, and under "scenes" metric -> values of the scenes."""
 
 
 class Bench:
@@ -96,9 +101,14 @@ class Bench:
                 reference=None if first else teacher.get,
                 keep=lambda n, record, output, to=said[split]: to.__setitem__(n, output),
             )
-            summary = report(protocol, records).summary
+            summary = report(protocol, records, resamples=0).summary
             found[split] = {
                 name: summary[name].value for name, _ in COLUMNS.values() if name in summary
+            }
+            found[split]["scenes"] = {
+                name: [record.metrics[name] for record in records]
+                for name, _ in PAIRED.values()
+                if name in summary
             }
         if first:
             self.said = said
@@ -162,6 +172,43 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
+    """Markdown: students less what they were before the first step, on the same scenes.
+
+    Values of a scene are the means of all seeds. Brackets are 95 % intervals over scenes. Where
+    there is a student that was trained without float8, those that were are compared with it as it
+    is deployed in float8, too.
+
+    Args:
+        results: as for `table`.
+        split: of the generated world.
+    """
+    lines = [" | ".join(["row", "less", *PAIRED]), "|".join("---" for _ in range(2 + len(PAIRED)))]
+    for row in results:
+        name, _, model = row.partition(": ")
+        others = {"before": f"{name}: {MODELS[0]}"}
+        if model == MODELS[2] and name != WITHOUT:
+            others["float8 after training"] = f"{WITHOUT}: {MODELS[2]}"
+        for what, other in others.items():
+            if model in MODELS[1:] and other in results:
+                cells = [_paired(results[row], results[other], split, *c) for c in PAIRED.values()]
+                lines.append(" | ".join([row, what, *cells]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _paired(entries: Any, others: Any, split: str, metric: str, decimals: int) -> str:
+    values, before = (
+        [
+            mean(seeds)
+            for seeds in zip(*(e["found"][split]["scenes"][metric] for e in of), strict=True)
+        ]
+        for of in (entries, others)
+    )
+    found = paired_difference(values, before)
+    assert found.value is not None and found.low is not None and found.high is not None
+    return f"{found.value:+.{decimals}f} [{found.low:+.{decimals}f}, {found.high:+.{decimals}f}]"
+
+
 def run(args: argparse.Namespace) -> None:
     """Train and measure what is not there yet, and write the table.
 
@@ -195,12 +242,17 @@ def run(args: argparse.Namespace) -> None:
                 gc.collect()
             write(args.out, results, splits)
     for split in splits:
-        print(f"\n{split}, {args.views} views\n\n{table(results, split)}")
+        print(f"\n{split}, {args.views} views\n\n{text_of(results, split)}")
+
+
+def text_of(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
+    """Both tables of a split."""
+    return f"{table(results, split)}\n\n{gains(results, split)}"
 
 
 def write(out: Path, results: Mapping[str, Any], splits: Sequence[str]) -> None:
     """Tables and numbers of what is done so far."""
-    text = "\n\n".join(f"## {split}\n\n{table(results, split)}" for split in splits) + "\n"
+    text = "\n\n".join(f"## {split}\n\n{text_of(results, split)}" for split in splits) + "\n"
     for name, data in (
         ("students.md", text.encode()),
         ("students.json", strict_json.dump(results)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lite3r_jax.evaluate.record import Record
-from lite3r_jax.evaluate.summary import summarise
+from lite3r_jax.evaluate.summary import paired_difference, summarise
 from lite3r_jax.metrics import NotAvailable
 
 
@@ -62,3 +62,16 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
         found = summarise(records(rng.normal(5, 1, 40)), resamples=200)["error"]
         hits += found.low <= 5 <= found.high
     assert 175 <= hits <= 199  # 190 expected
+
+
+def test_a_paired_difference_does_not_care_how_hard_scenes_are():
+    rng = np.random.default_rng(0)
+    hard = rng.random(32) * 100
+    better = hard - 1 + 0.1 * rng.standard_normal(32)
+    found = paired_difference(better, hard)
+    assert found.value == pytest.approx((better - hard).mean())
+    assert -1.1 < found.low < found.value < found.high < -0.9
+    means = summarise(records(list(map(float, hard))))["error"]
+    assert means.high - means.low > 10  # apart, the two cannot be told from each other
+    with pytest.raises(ValueError, match="same scenes"):
+        paired_difference([1.0], [1.0, 2.0])

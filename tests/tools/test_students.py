@@ -30,6 +30,26 @@ def test_a_cell_has_the_mean_and_the_range_of_its_seeds():
     assert {len(row) for row in cells} == {len(heads)}
 
 
+def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
+    def entries(*seeds):
+        scenes = [{name: values for name, _ in students.PAIRED.values()} for values in seeds]
+        return [{"found": {"sky": {"scenes": values}}} for values in scenes]
+
+    results = {
+        "teacher": [{"found": {"sky": {}}}],
+        "a: untrained-float32": entries([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),
+        "a: student-fp8_dynamic": entries([0.5, 4.5, 8.5], [0.0, 4.0, 8.0]),
+        "without FP8: untrained-float32": entries([1.0, 5.0, 9.0]),
+        "without FP8: student-fp8_dynamic": entries([0.5, 4.5, 8.5]),
+    }
+    lines = [line.strip("| ").split(" | ") for line in students.gains(results, "sky").splitlines()]
+    assert [line[:3] for line in lines[2:]] == [
+        ["a: student-fp8_dynamic", "before", "-0.7500 [-0.7500, -0.7500]"],
+        ["a: student-fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
+        ["without FP8: student-fp8_dynamic", "before", "-0.5000 [-0.5000, -0.5000]"],
+    ]
+
+
 def test_an_unknown_row_is_named(tmp_path, capsys):
     assert students.main(["--out", str(tmp_path), "--rows", "best"]) == 2
     assert "--rows 'best': expected some of recipe" in capsys.readouterr().err
@@ -50,7 +70,7 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     assert "teacher_abs_rel" not in teacher["found"]["test"]
     assert 0 < student["found"]["test"]["teacher_abs_rel"] < teacher["found"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
-    assert students.table(found, "test") in said
+    assert students.table(found, "test") in said and students.gains(found, "test") in said
 
     folder = tmp_path / "recipe" / "0"
     before = {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
