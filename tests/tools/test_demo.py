@@ -11,12 +11,17 @@ from tools import demo
 
 
 @pytest.mark.slow
-def test_demo_reconstructs_and_measures(tmp_path, capsys):
+def test_demo_reconstructs_distils_and_measures(tmp_path, capsys, monkeypatch):
+    short = {"train.loop.steps": 2, "train.data.buckets": "1x2x112x112", "evaluate.scenes": 2}
+    flags = [f"--config.{name}={value}" for name, value in short.items()]
+    monkeypatch.setattr(demo, "DISTILLATION", flags)
     out = tmp_path / "out"
     for _ in range(2):  # it may be run again
         assert demo.main(["--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert demo.NOTICE in printed and "against the truth" in printed
+    assert "student-fp8_dynamic" in printed
+    assert (out / "student" / "evaluation" / "report.html").exists()
     for name, views in (("room", 4), ("photos", 2)):
         assert all(path.exists() for path in planned(out / name / "scene", demo.FORMATS.split(",")))
         scene = read_npz(out / name / "scene" / "predictions.npz")
