@@ -11,7 +11,7 @@ JOBS ?= 2
 .NOTPARALLEL:
 
 help:
-	@echo "make demo       photos through conversion, model and exports; results in demo_output/"
+	@echo "make demo       photos to cameras, depth and files, and a student distilled; in demo_output/"
 	@echo "make test       the default tests, in JOBS processes (2)"
 	@echo "make test-slow  the tests marked slow; needs Chromium"
 	@echo "make test-gpu-compile  compiles the kernels for an H200, without one, against budgets"

@@ -53,7 +53,9 @@ Further variants, several with commas between, the later ones change the earlier
     keep10, keep30              fraction of the key blocks that softmax sees
     token, block3               how keys are chosen
     every_site                  all 76 attention layers, not the 24 over views
+    block16                     key blocks of 16 tokens
     apart                       layers learn on the teacher's inputs, without a task loss
+    whole                       after tiny: the student learns as a whole, with a task loss
     unlabelled                  the teacher's predictions are the truth, frames near each other
     no_match                    task loss only
     no_fp8, paper_fp8           precision that is simulated
@@ -110,6 +112,7 @@ _PAPER = {
     "distill.attention.protect": False,
     "distill.trainable": "proj_lin",
 }
+_APART = {"distill.match.inputs": "teacher", "distill.targets": "none"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "paper_stage1": _PAPER
     | {"distill.precision": "paper_w4a16", "distill.match.weight": 0.0, "distill.match.end": 0.0},
@@ -123,12 +126,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         "train.data.workers": 0,
         "train.data.held_out": 4,
         "train.loss.kind": "scratch",
-        "train.loop.steps": 200,
-        "train.loop.evaluate_every": 100,
-        "train.checkpoint.every": 100,
-        "train.optimiser.rate": 1e-3,
+        "train.loop.steps": 400,
+        "train.loop.evaluate_every": 200,
+        "train.checkpoint.every": 200,
+        "train.optimiser.rate": 5e-3,
         "train.optimiser.warmup": 20,
-        "distill.attention.block": 16,
+        # 16 blocks a view at 112 x 112 pixels; blocks of 64 make 22 of them at 518 x 518
+        "distill.attention.block": 4,
+        **_APART,
+        "distill.match.weight": 1.0,
+        "distill.match.schedule": "constant",
         "distill.compare": "dense-float32,untrained-float32,student-float32,student-fp8_dynamic",
         "evaluate.protocols": "synthetic:new_textures",
         "evaluate.views": "4",
@@ -145,7 +152,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "token": {"distill.attention.routing": "token", "distill.attention.protect": False},
     "block3": {"distill.attention.routing": "block3", "distill.attention.low": 0.1},
     "every_site": {"distill.plan": "sla_paper"},
-    "apart": {"distill.match.inputs": "teacher", "distill.targets": "none"},
+    "block16": {"distill.attention.block": 16},
+    "apart": _APART,
+    "whole": {
+        "train.loop.steps": 200,
+        "train.optimiser.rate": 1e-3,
+        "distill.match.inputs": "own",
+        "distill.match.weight": 0.1,
+        "distill.match.schedule": "cosine",
+        "distill.targets": "truth",
+    },
     "unlabelled": {"distill.targets": "teacher", "train.data.strategy": "spaced"},
     "no_match": {"distill.match.weight": 0.0, "distill.match.end": 0.0},
     "no_fp8": {"distill.precision": "none"},

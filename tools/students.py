@@ -43,13 +43,15 @@ ROWS: Mapping[str, str] = {
     "attention weights": "tiny,attention",
     WITHOUT: "tiny,no_fp8",
     "keep 0.1": "tiny,keep10",
+    "keep 0.1, proj_lin only": "tiny,keep10,proj_lin",
+    "blocks of 16": "tiny,block16",
     "token routing": "tiny,token",
     "block3 routing": "tiny,block3",
     "every attention": "tiny,every_site",
-    "layers apart": "tiny,apart",
-    "teacher as truth": "tiny,unlabelled",
-    "task loss only": "tiny,no_match",
-    "as published": "tiny,every_site,token,proj_lin,paper_fp8",
+    "as a whole": "tiny,whole",
+    "teacher as truth": "tiny,whole,unlabelled",
+    "task loss only": "tiny,whole,no_match",
+    "as published": "tiny,whole,every_site,token,proj_lin,paper_fp8",
 }
 MODELS = ("untrained-float32", "student-float32", "student-fp8_dynamic")
 TEACHER = "dense-float32"
@@ -85,33 +87,42 @@ class Bench:
             self.tasks[split] = protocol, Remembered(source)
         self.said: dict[str, dict[int, Output | None]] = {}
 
-    def __call__(self, row: Row, student: Path | None = None) -> Found:
-        """Evaluate a row; that of the teacher has to be the first."""
+    def __call__(self, row: Row, split: str, student: Path | None = None) -> dict[str, Any]:
+        """Evaluate a row on a split; the teacher has to be the first."""
         predictor = Predictor(build_row(row, self.weights, str(student or "")), batch=8)
-        first, found = not self.said, {}
-        said: dict[str, dict[int, Output | None]] = {split: {} for split in self.tasks}
-        for split, (protocol, source) in self.tasks.items():
-            teacher = self.said.get(split, {})
-            records = measure(
-                predictor,
-                protocol,
-                source,
-                options=ScoreOptions("median", points=False, wrong_partner=False),
-                batch=predictor.batch,
-                reference=None if first else teacher.get,
-                keep=lambda n, record, output, to=said[split]: to.__setitem__(n, output),
-            )
-            summary = report(protocol, records, resamples=0).summary
-            found[split] = {
-                name: summary[name].value for name, _ in COLUMNS.values() if name in summary
-            }
-            found[split]["scenes"] = {
-                name: [record.metrics[name] for record in records]
-                for name, _ in PAIRED.values()
-                if name in summary
-            }
-        if first:
-            self.said = said
+        protocol, source = self.tasks[split]
+        said: dict[int, Output | None] = {}
+        records = measure(
+            predictor,
+            protocol,
+            source,
+            options=ScoreOptions("median", points=False, wrong_partner=False),
+            batch=predictor.batch,
+            reference=self.said[split].get if split in self.said else None,
+            keep=lambda n, record, output: said.__setitem__(n, output),
+        )
+        self.said.setdefault(split, said)
+        summary = report(protocol, records, resamples=0).summary
+        found: dict[str, Any] = {
+            name: summary[name].value for name, _ in COLUMNS.values() if name in summary
+        }
+        found["scenes"] = {
+            name: [record.metrics[name] for record in records]
+            for name, _ in PAIRED.values()
+            if name in summary
+        }
+        return found
+
+    def remembered(self, row: Row, folder: Path) -> Found:
+        """All splits, each measured once: from then on it is read from the folder of a student."""
+        found = {}
+        for split, (protocol, _) in self.tasks.items():
+            file = f"{row.name}-{split}-{protocol.views}x{len(protocol.items)}.json"
+            if not (folder / file).exists():
+                measured = self(row, split, folder / train.STUDENT)
+                with staged(folder / file) as partial:
+                    partial.write_bytes(strict_json.dump(measured))
+            found[split] = strict_json.read_object(folder / file)
         return found
 
 
@@ -221,22 +232,22 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: strict_json.parse(value.encode(), name) for name, value in args.set}
     splits = args.splits or list(SYNTHETIC_SPLITS)
     bench = Bench(args.weights, splits, args.views, args.scenes)
+    teacher = parse_rows(TEACHER)[0]
     results: dict[str, list[dict[str, Any]]] = {
-        "teacher": [{"found": bench(parse_rows(TEACHER)[0])}]
+        "teacher": [{"found": {split: bench(teacher, split) for split in splits}}]
     }
+    before: dict[Any, Path] = {}  # what is drawn for the first proj_lin makes no difference
     for name in args.rows:
         for seed in range(args.seeds):
             folder = args.out / name.replace(" ", "_") / str(seed)
             train_student(folder, args.weights, ROWS[name], seed, settings)
+            plan = read_student(folder / train.STUDENT)[0].plan
             for model in MODELS:
-                measured = folder / f"{model}.json"
                 row = parse_rows(model, str(folder))[0]
-                if not measured.exists():
-                    found = bench(row, folder / train.STUDENT)
-                    with staged(measured) as partial:
-                        partial.write_bytes(strict_json.dump(found))
-                entry: dict[str, Any] = {"found": strict_json.read_object(measured)}
-                if row.attention == "student":
+                untrained = row.attention == "untrained"
+                place = before.setdefault(plan, folder) if untrained else folder
+                entry: dict[str, Any] = {"found": bench.remembered(row, place)}
+                if not untrained:
                     entry |= facts(folder)
                 results.setdefault(f"{name}: {model}", []).append(entry)
                 gc.collect()
