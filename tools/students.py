@@ -186,19 +186,24 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
 def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
     """Markdown: students less what they were before the first step, on the same scenes.
 
-    Values of a scene are the means of all seeds. Brackets are 95 % intervals over scenes. Where
-    there is a student that was trained without float8, those that were are compared with it as it
-    is deployed in float8, too.
+    Values of a scene are the means of all seeds. Brackets are 95 % intervals over scenes. Students
+    that began as the one that is trained without float8 are compared with that one as it is
+    deployed in float8, too.
 
     Args:
         results: as for `table`.
         split: of the generated world.
     """
+
+    def same_start(name: str) -> bool:
+        mine, theirs = (results.get(f"{row}: {MODELS[0]}") for row in (name, WITHOUT))
+        return bool(mine and theirs and mine[0]["found"] == theirs[0]["found"])
+
     lines = [" | ".join(["row", "less", *PAIRED]), "|".join("---" for _ in range(2 + len(PAIRED)))]
     for row in results:
         name, _, model = row.partition(": ")
         others = {"before": f"{name}: {MODELS[0]}"}
-        if model == MODELS[2] and name != WITHOUT:
+        if model == MODELS[2] and name != WITHOUT and same_start(name):
             others["float8 after training"] = f"{WITHOUT}: {MODELS[2]}"
         for what, other in others.items():
             if model in MODELS[1:] and other in results:

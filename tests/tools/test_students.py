@@ -39,6 +39,8 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
         "teacher": [{"found": {"sky": {}}}],
         "a: untrained-float32": entries([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),
         "a: student-fp8_dynamic": entries([0.5, 4.5, 8.5], [0.0, 4.0, 8.0]),
+        "b: untrained-float32": entries([2.0, 5.0, 9.0]),  # has another plan
+        "b: student-fp8_dynamic": entries([1.5, 4.5, 8.5]),
         "without FP8: untrained-float32": entries([1.0, 5.0, 9.0]),
         "without FP8: student-fp8_dynamic": entries([0.5, 4.5, 8.5]),
     }
@@ -46,6 +48,7 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
     assert [line[:3] for line in lines[2:]] == [
         ["a: student-fp8_dynamic", "before", "-0.7500 [-0.7500, -0.7500]"],
         ["a: student-fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
+        ["b: student-fp8_dynamic", "before", "-0.5000 [-0.5000, -0.5000]"],
         ["without FP8: student-fp8_dynamic", "before", "-0.5000 [-0.5000, -0.5000]"],
     ]
 
