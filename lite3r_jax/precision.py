@@ -84,6 +84,11 @@ class Fp8Rule:
         """Whether the sites keep full precision."""
         return self.weights is None and self.activations is None
 
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether tokens share a scale, and so have to be quantised together."""
+        return self.scale == "tensor" and (self.activations or self.gradients) is not None
+
     def dot_general(self, x: Any, w: Any, dimensions: Any, **settings: Any) -> jax.Array:
         """In the place of `lax.dot_general`."""
         return fp8_dot_general(
