@@ -22,9 +22,17 @@ GRID, SPECIAL, C, HEADS = (2, 3), 1, 16, 2
 P = SPECIAL + GRID[0] * GRID[1]
 
 
-def make_block(seed=0):
-    config = BlockConfig(C, HEADS, qk_norm=True, layer_scale=0.5)
-    return Block(config, rngs=nnx.Rngs(seed))
+def make_block():
+    return Block(BlockConfig(C, HEADS, qk_norm=True), rngs=nnx.Rngs(0))
+
+
+def drawn(make):
+    """A module's graph and parameters, which take no compilations to draw."""
+    rng = np.random.default_rng(0)
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    return graph, jax.tree.map(
+        lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32), shapes
+    )
 
 
 def dense():
@@ -39,10 +47,10 @@ def table(views):
     return rope_table(view_positions(layout(views)), C // HEADS)
 
 
-@pytest.mark.parametrize("views", [1, 5])
+@pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_values_and_gradients_are_those_of_all_frames_together(views, monkeypatch):
     monkeypatch.setattr(chunks, "_TOKENS", 4 * P)  # of 10 frames: 4, 4 and 2
-    graph, params = nnx.split(make_block())
+    graph, params = drawn(make_block)
     rng = np.random.default_rng(0)
     x, up = (rng.standard_normal((10, P, C)).astype(np.float32) for _ in range(2))
     layouts = Layouts.both(layout(views))
@@ -75,21 +83,21 @@ def test_values_and_gradients_are_those_of_all_frames_together(views, monkeypatc
 def trunk(depth, specs, x):
     """`alternate` over `depth` pairs, of which two are read."""
     s, c = x.shape[1], x.shape[-1]
-    blocks = tuple(
-        stack(lambda r: Block(BlockConfig(c, HEADS, qk_norm=True), rngs=r), depth, nnx.Rngs(i))
-        for i in range(2)
-    )
     plan_runs = runs(specs.specs("frame", depth), specs.specs("global", depth))
-    cores = tuple(
-        build_cores(plan_runs, i, HEADS, c // HEADS, jnp.float32, nnx.Rngs(2 + i)) for i in range(2)
-    )
-    graph, params = nnx.split((blocks, cores))
+
+    def make():
+        block = BlockConfig(c, HEADS, qk_norm=True)
+        site = HEADS, c // HEADS, jnp.float32, nnx.Rngs(1)
+        blocks = [stack(lambda r: Block(block, rngs=r), depth, nnx.Rngs(i)) for i in range(2)]
+        return nnx.List([*blocks, *(build_cores(plan_runs, i, *site) for i in range(2))])
+
+    graph, params = drawn(make)
 
     @jax.jit
     def call(params, x):
-        blocks, cores = nnx.merge(graph, params)
+        made = nnx.merge(graph, params)
         kept, _ = alternate(
-            x, blocks, cores, plan_runs, (layout(1), TokenLayout(s, SPECIAL, GRID, "global")),
+            x, made[:2], made[2:], plan_runs, (layout(1), TokenLayout(s, SPECIAL, GRID, "global")),
             (table(1),) * 2, read=(0, depth - 1), dtype=jnp.float32,
         )  # fmt: skip
         return kept
@@ -97,6 +105,7 @@ def trunk(depth, specs, x):
     return functools.partial(call, params)
 
 
+@pytest.mark.slow
 def test_a_trunk_in_chunks_keeps_what_heads_read(monkeypatch):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, P, C)), jnp.float32)
     specs = plan("sla_global", block=4, keep=0.5, implementation="blocked")
