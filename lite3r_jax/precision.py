@@ -84,6 +84,11 @@ class Fp8Rule:
         """Whether the sites keep full precision."""
         return self.weights is None and self.activations is None
 
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether tokens share a scale, and so have to be quantised together."""
+        return self.scale == "tensor" and (self.activations or self.gradients) is not None
+
     def dot_general(self, x: Any, w: Any, dimensions: Any, **settings: Any) -> jax.Array:
         """In the place of `lax.dot_general`."""
         return fp8_dot_general(
@@ -127,6 +132,7 @@ class Int4Rule:
             )
 
     full = False
+    joins_tokens = False
 
     @property
     def activations(self) -> int | None:
@@ -393,6 +399,11 @@ class Fp8Linear(nnx.Module):
         self.precision = linear.precision
         self.rule = rule
 
+    @property
+    def joins_tokens(self) -> bool:
+        """See `Fp8Rule`."""
+        return self.rule.joins_tokens
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., K] -> [..., N] in the compute dtype."""
         x = x if self.dtype is None else x.astype(self.dtype)
@@ -413,6 +424,11 @@ class _Dot:
     """A rule as the `dot_general` of a Linear. Equal rules are equal, so nothing recompiles."""
 
     rule: Rule
+
+    @property
+    def joins_tokens(self) -> bool:
+        """See `Fp8Rule`."""
+        return self.rule.joins_tokens
 
     def __call__(self, x: Any, w: Any, dimensions: Any, **settings: Any) -> jax.Array:
         if settings.pop("out_sharding", None) is not None:

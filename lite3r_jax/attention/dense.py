@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts
+from lite3r_jax.attention.heads import heads_at_a_time, in_turns
 from lite3r_jax.attention.spread import by_device, by_view
 
 Implementation = Literal["auto", "cudnn", "blocked", "reference"]
@@ -103,7 +105,10 @@ def dense_attention(
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     if implementation == "blocked":
-        return _blocked(q, k, v, q_block, k_block)
+        attend = partial(_blocked, q_block=q_block, k_block=k_block)
+        # One by one in any case, so that nothing is lost where memory counts.
+        every = heads_at_a_time(q) == q.shape[2]
+        return in_turns(attend, q, k, v, size=q.shape[2] if every else 1)
     if implementation == "reference":
         return reference(q, k, v)
     raise ValueError(f"unknown implementation {implementation!r}")
@@ -143,7 +148,7 @@ def _blocks(x: jax.Array, block: int) -> jax.Array:
     return jnp.pad(x, ((0, count * size - x.shape[0]), (0, 0))).reshape(count, size, -1)
 
 
-def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, q_block: int, k_block: int) -> jax.Array:
+def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, *, q_block: int, k_block: int) -> jax.Array:
     """One head of one sequence at a time, one query block at a time.
 
     The live tile is [q_block, k_block] float32 whatever T is. Keys beyond one block are folded in

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from lite3r_jax.attention.core import AttentionCore, Layouts
-from lite3r_jax.attention.heads import one_at_a_time
+from lite3r_jax.attention.heads import heads_at_a_time, in_turns
+from lite3r_jax.attention.spread import SCENES, VIEWS, axes
 from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks, inverse
 from lite3r_jax.kernels.block_map.api import block_map, budgets
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
@@ -57,8 +58,10 @@ class SLA:
             Blocks are chosen by the selection that goes with it.
         batch_axis: axis of the mesh over which sequences are split, or None.
         heads_axis: axis of the mesh over which heads are split, or None. With one of the two named,
-            every device computes its own sequences and heads, and the call must be inside of
-            `jax.set_mesh(mesh)`. XLA by itself gathers q, k and v.
+            the call must be inside of `jax.set_mesh(mesh)`. With neither, sequences are split over
+            the axes of `attention.spread` that scenes are split over, and heads over those of
+            views, as far as the mesh in use has them and they divide. Every device computes its own
+            sequences and heads; XLA by itself would gather q, k and v.
     """
 
     routing: Routing = "block"
@@ -211,11 +214,15 @@ class SLACore(AttentionCore):
         _check(q, k, v, layouts)
         spec = self.spec
         attend = partial(_by_token if spec.routing == "token" else _by_block, spec, layouts)
-        if spec.choose(q) == "blocked":  # which goes through the heads in any case
-            attend = partial(one_at_a_time, attend)
-        if spec.batch_axis is not None or spec.heads_axis is not None:
-            attend = _split(spec, attend, q.shape)
-        return attend(q, k, v, self.proj_lin[...])
+        by_head = spec.choose(q) == "blocked"  # which goes through the heads in any case
+
+        def here(q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array) -> jax.Array:
+            size = 1 if by_head else heads_at_a_time(q)
+            return in_turns(attend, q, k, v, proj_lin, size=size)
+
+        over = _mesh_axes(spec, q.shape)
+        run = _split(here, *over) if any(over) else here
+        return run(q, k, v, self.proj_lin[...])
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, layouts: Layouts) -> None:
@@ -229,15 +236,16 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, layouts: Layouts) -> None:
             )
 
 
-def _split(
-    spec: SLA, attend: Callable[..., jax.Array], shape: tuple[int, ...]
-) -> Callable[..., jax.Array]:
-    """`attend` on every device for its own sequences and heads."""
+def _mesh_axes(spec: SLA, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Axes of the mesh in use over which sequences and heads are split."""
+    if spec.batch_axis is None and spec.heads_axis is None:
+        return axes(SCENES, shape[0])[0], axes(VIEWS, shape[2])[0]
     mesh = jax.sharding.get_abstract_mesh()
-    used = set()
+    over = []
     for name, size in (("batch_axis", shape[0]), ("heads_axis", shape[2])):
         axis = getattr(spec, name)
         if axis is None:
+            over.append(())
             continue
         if axis not in mesh.shape:
             have = ", ".join(f"{axis}: {count}" for axis, count in mesh.shape.items())
@@ -249,15 +257,22 @@ def _split(
             raise ValueError(
                 f"{name} {axis!r}: {size} do not split into {mesh.shape[axis]} equal parts"
             )
-        used.add(axis)
-    here = PartitionSpec(spec.batch_axis, None, spec.heads_axis, None)
+        over.append((axis,))
+    return over[0], over[1]
+
+
+def _split(
+    attend: Callable[..., jax.Array], sequences: tuple[str, ...], heads: tuple[str, ...]
+) -> Callable[..., jax.Array]:
+    """`attend` on every device for its own sequences and heads."""
+    here = PartitionSpec(sequences or None, None, heads or None, None)
     # Manual in the used axes only: over others the gradients of q, k and v would be summed, though
     # equal. Kernels do not say over which axes their outputs vary, hence no check_vma.
     return jax.shard_map(
         attend,
         in_specs=(here, here, here, PartitionSpec()),
         out_specs=here,
-        axis_names=used,
+        axis_names={*sequences, *heads},
         check_vma=False,
     )
 

@@ -16,17 +16,29 @@ VIEWS = ("view",)
 """Axes that the views of a scene are split over."""
 
 
-def _axes(names: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
-    """Those of the axes that the mesh in use has, and over how many devices they split.
+def split_ways() -> int:
+    """Over how many devices the mesh in use splits scenes and views; 1 without one."""
+    return math.prod(_sizes((*SCENES, *VIEWS)).values())
 
-    None, and 1, if these do not divide `count`.
-    """
+
+def _sizes(names: tuple[str, ...]) -> dict[str, int]:
+    """Those of the axes that the mesh in use has, with more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = {
+    return {
         name: size
         for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
         if name in names and size > 1 and kind == AxisType.Auto
     }
+
+
+def axes(names: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
+    """Those of the axes that the mesh in use has, and over how many devices they split.
+
+    Args:
+        names: of axes.
+        count: what they split; if they do not divide it, there are none.
+    """
+    sizes = _sizes(names)
     ways = math.prod(sizes.values())
     return (tuple(sizes), ways) if count % ways == 0 else ((), 1)
 
@@ -42,7 +54,7 @@ def by_device(x: jax.Array) -> jax.Array:
         a mesh that has the axes of this module.
     """
     b, s, *rest = x.shape
-    (over_scenes, scenes), (over_views, views) = _axes(SCENES, b), _axes(VIEWS, s)
+    (over_scenes, scenes), (over_views, views) = axes(SCENES, b), axes(VIEWS, s)
     x = x.reshape(scenes, b // scenes, views, s // views, *rest).swapaxes(1, 2)
     x = x.reshape(scenes * views, -1, *rest)
     if scenes * views == 1:
@@ -52,6 +64,6 @@ def by_device(x: jax.Array) -> jax.Array:
 
 def by_view(x: jax.Array, b: int, s: int) -> jax.Array:
     """The inverse of `by_device`: [D, B * S / D, ...] -> [B, S, ...]."""
-    (_, scenes), (_, views) = _axes(SCENES, b), _axes(VIEWS, s)
+    (_, scenes), (_, views) = axes(SCENES, b), axes(VIEWS, s)
     x = x.reshape(scenes, views, b // scenes, s // views, *x.shape[2:])
     return x.swapaxes(1, 2).reshape(b, s, *x.shape[4:])

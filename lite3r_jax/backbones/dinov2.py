@@ -13,6 +13,7 @@ from flax import nnx
 
 from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.chunks import chunked, in_chunks
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.patch_embed import PatchEmbed, Resampling, resize_pos_embed
 
@@ -140,10 +141,13 @@ class DinoEncoder(TokenEmbed):
 
         def body(x, index, modules, cores):
             del index
+            if not taken and chunked(modules[0], cores[0], x.shape[0] * x.shape[1]):
+                return in_chunks(modules[0], x, cores[0], layouts)[0], {}
             x, attended = modules[0](x, cores[0], layouts)
             every = {"patch/blocks": x, "patch/attn": attended}
-            return x, {name: y for name, y in every.items() if name in taps}
+            return x, {name: every[name] for name in taken}
 
+        taken = [name for name in ("patch/blocks", "patch/attn") if name in taps]
         x, ys = scan_stacks(body, x, [self.blocks], [self.cores], self.runs, remat)
         out = {name: y for name, y in (out | ys).items() if name in taps}
         return self.norm(x)[:, self.special :], out

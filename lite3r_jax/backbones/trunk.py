@@ -10,7 +10,10 @@ from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts, Run, TokenLayout
 from lite3r_jax.layers.block import scan_stacks
+from lite3r_jax.layers.chunks import chunked, in_chunks
 from lite3r_jax.layers.rope import RopeTable
+
+BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
 
 
 def alternate(
@@ -51,9 +54,29 @@ def alternate(
     b, s, p, c = x.shape
     frame, scene = (Layouts.both(layout) for layout in layouts)
     depth = plan_runs[-1].stop
+    taken = [name for name in BLOCK_TAPS if name in taps]
     slots = jnp.asarray([sum(layer < i for layer in read[:-1]) for i in range(depth)])
 
+    def in_place(carry, slot, modules, cores):
+        """A pair in chunks; its halves are kept as they come, after which nobody needs them."""
+
+        def keep(half):
+            def write(kept, frames, first):
+                part = frames.astype(dtype)[:, None]
+                return lax.dynamic_update_slice(kept, part, (first, slot, 0, half * c))
+
+            return write
+
+        x, kept = carry
+        x, kept = x.reshape(b * s, p, c), kept.reshape(b * s, len(read), p, 2 * c)
+        x, kept = in_chunks(modules[0], x, cores[0], frame, ropes[0], kept, keep(0))
+        x, kept = in_chunks(modules[1], x, cores[1], scene, ropes[1], kept, keep(1))
+        return x.reshape(b, s, p, c), kept.reshape(b, s, len(read), p, 2 * c)
+
     def body(carry, index, modules, cores):
+        sites = zip(modules, cores, strict=True)
+        if not taken and all(chunked(*site, b * s * p) for site in sites):
+            return in_place(carry, slots[index], modules, cores), {}
         x, kept = carry
         x, frame_attn = modules[0](x.reshape(b * s, p, c), cores[0], frame, ropes[0])
         y, global_attn = modules[1](x.reshape(b, s * p, c), cores[1], scene, ropes[1])
@@ -66,7 +89,7 @@ def alternate(
             "frame/attn": frame_attn.reshape(b, s, p, c),
             "global/attn": global_attn.reshape(b, s, p, c),
         }
-        return (y, kept), {name: t for name, t in every.items() if name in taps}
+        return (y, kept), {name: every[name] for name in taken}
 
     kept = jnp.zeros((b, s, len(read), p, 2 * c), dtype)
     (_, kept), ys = scan_stacks(body, (x, kept), blocks, cores, plan_runs, remat)

@@ -81,17 +81,19 @@ class Aggregator(nnx.Module):
         self,
         config: VGGTConfig,
         *,
+        read: Collection[int],
         plan: Plan,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args: config; read: trunk layers that heads read, besides the last; others as `VGGT`."""
         c, trunk = config.embed_dim, config.aggregator
         kinds = {"dtype": dtype, "param_dtype": param_dtype}
         self.dtype = dtype
         self.patch = config.patch_size
         self.special = 1 + config.num_register_tokens
-        self.read = tuple(sorted({*config.dpt.intermediate_layer_idx, trunk.depth - 1}))
+        self.read = tuple(sorted({*read, trunk.depth - 1}))
         self.patch_embed = DinoEncoder(
             config.vit,
             dim=c,
@@ -256,8 +258,14 @@ class VGGT(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self._sites = plan, tuple(sites.items())
+        dense_heads = {*self.heads} & {"depth", "point", "track"}
         self.aggregator = Aggregator(
-            config, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            config,
+            read=config.dpt.intermediate_layer_idx if dense_heads else (),
+            plan=plan,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
         dim = 2 * config.embed_dim
         kinds = {"param_dtype": param_dtype, "rngs": rngs}
@@ -372,11 +380,9 @@ class VGGT(nnx.Module):
                 pose_encs[-1], size
             )
 
-        read = self.aggregator.read
-        levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
-
         def dense(head: DPT) -> jax.Array:
-            special = self.aggregator.special
+            read, special = self.aggregator.read, self.aggregator.special
+            levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
             return run_frames(head, kept, levels, special, frame_chunk, grid, remat)
 
         if "depth" in self.heads:

@@ -119,7 +119,7 @@ def prepare(
         InputError: settings that do not fit together or the weights, weights of another backbone,
             or a student to go on from that is another.
     """
-    plan, rules = options.student_plan(), preset(options.precision)
+    plan, _ = options.student_plan(), preset(options.precision)
     directory, remedy = resolve(weights)
     found, _ = describe_teacher(directory, (), remedy)
     if found != backbone:
@@ -134,29 +134,68 @@ def prepare(
         if isinstance(error, InputError):
             raise
         raise InputError(f"distill.plan: {error}") from error
-    rank = options.rank if options.trainable == "lora" else 0
-    if rank:
-        add_low_rank(student, rank, seed)
-    student = apply_precision(student, rules)
+    student = as_student(student, options, seed)
     trained = trained_paths(student, options.trainable)
     parts = sorted({path.partition("/")[0] for path in variables(student)})
     _, teacher = describe_teacher(directory, parts, remedy)
     manifest = StudentManifest(
-        backbone, tuple(student.heads), plan, options.trainable, rank, options.precision, teacher
+        backbone,
+        tuple(student.heads),
+        plan,
+        options.trainable,
+        _rank(options),
+        options.precision,
+        teacher,
     )
     pair = make_pair(student, trained)
     if options.start:
         _go_on(student, Path(options.start), manifest, directory, remedy)
-    taps = get_backbone(backbone).taps
-    loss = DistillLoss(
+    loss = objective(student, options, backbone=backbone, steps=steps, task=task, forward=forward)
+    return Distillation(pair, manifest, trained, loss)
+
+
+def as_student(model: Any, options: DistillOptions, seed: int = 0) -> Any:
+    """A model of the student's plan, with what is added to its layers and its simulated precision.
+
+    Args:
+        model: with the teacher's weights; is changed.
+        options: which student.
+        seed: of the student's new parameters.
+
+    Raises:
+        InputError: settings that do not fit the model.
+    """
+    if rank := _rank(options):
+        add_low_rank(model, rank, seed)
+    return apply_precision(model, preset(options.precision))
+
+
+def objective(
+    student: Any,
+    options: DistillOptions,
+    *,
+    backbone: str,
+    steps: int,
+    task: Loss | None,
+    forward: tuple[tuple[str, Any], ...] = (),
+) -> DistillLoss:
+    """What a student is trained for; arguments as for `prepare`.
+
+    Raises:
+        InputError: settings that do not fit the student.
+    """
+    return DistillLoss(
         options.match,
-        select_sites(student, Plan(), options.match.sites, taps),
+        select_sites(student, Plan(), options.match.sites, get_backbone(backbone).taps),
         steps,
         task=None if options.targets == "none" else task,
         from_teacher=options.targets == "teacher",
         forward=forward,
     )
-    return Distillation(pair, manifest, trained, loss)
+
+
+def _rank(options: DistillOptions) -> int:
+    return options.rank if options.trainable == "lora" else 0
 
 
 def _go_on(

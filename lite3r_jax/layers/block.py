@@ -101,8 +101,18 @@ class Block(nnx.Module):
             (x [B, T, C] float32, output of the attention layer [B, T, C] in the compute dtype).
         """
         attended = self.attn(self.norm1(x), core, layouts, rope, shared)
+        return self.finish(x, attended), attended
+
+    def project(
+        self, x: jax.Array, rope: RopeTable | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What comes before attention: x [B, T, C] to q, k, v of `Attention.project`."""
+        return self.attn.project(self.norm1(x), rope)
+
+    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """What comes after it: x and the output of the attention layer, [B, T, C] both, to x."""
         x = x + self.ls1(attended)
-        return x + self.ls2(self.mlp(self.norm2(x))), attended
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:

@@ -1,17 +1,20 @@
-"""Heads one after the other are the heads side by side."""
+"""Heads one after the other, or some at a time, are the heads side by side."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from lite3r_jax.attention.dense import reference
-from lite3r_jax.attention.heads import one_at_a_time
+from lite3r_jax.attention.heads import heads_at_a_time, in_turns
 
 
-def test_value_and_gradients_are_those_of_all_heads_together():
+@pytest.mark.parametrize("size", [1, 2])
+def test_value_and_gradients_are_those_of_all_heads_together(size):
     rng = np.random.default_rng(0)
-    q, up = (rng.standard_normal((2, 7, 3, 4)).astype(np.float32) for _ in range(2))
-    k, v = (rng.standard_normal((2, 9, 3, 4)).astype(np.float32) for _ in range(2))
+    q, up = (rng.standard_normal((2, 7, 4, 4)).astype(np.float32) for _ in range(2))
+    k, v = (rng.standard_normal((2, 9, 4, 4)).astype(np.float32) for _ in range(2))
     weight = rng.standard_normal((4, 4)).astype(np.float32)
 
     def attend(q, k, v, weight):
@@ -20,7 +23,7 @@ def test_value_and_gradients_are_those_of_all_heads_together():
     @jax.jit
     def both(*args):
         results = []
-        for f in (attend, lambda *x: one_at_a_time(attend, *x)):
+        for f in (attend, lambda *x: in_turns(attend, *x, size=size)):
             o, pull = jax.vjp(f, *args)
             results.append((o, *pull(up)))
         return results
@@ -35,6 +38,21 @@ def test_only_one_head_is_held_at_a_time():
     held = []
     for x in shapes:
         weight = jax.ShapeDtypeStruct((16, 16), jnp.float32)
-        f = jax.jit(lambda *x: one_at_a_time(lambda q, k, v, _: reference(q, k, v), *x))
+        f = jax.jit(lambda *x: in_turns(lambda q, k, v, _: reference(q, k, v), *x))
         held.append(f.lower(x, x, x, weight).compile().memory_analysis().temp_size_in_bytes)
     assert held[1] < 1.5 * held[0]
+
+
+def test_outputs_have_the_dtype_of_values_where_queries_have_another():
+    q, k, v = (jnp.ones((1, 5, 2, 4), dtype) for dtype in ("float32", "float32", "bfloat16"))
+    o = in_turns(reference, q, k, v)
+    assert o.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(o, jnp.ones_like(o))
+
+
+@pytest.mark.parametrize("tokens,heads", [(2_748, 16), (65_536, 16), (137_400, 4), (2_748_000, 1)])
+def test_heads_are_fewer_at_a_time_where_queries_are_many(tokens, heads):
+    q = jax.ShapeDtypeStruct((1, tokens, 16, 64), jnp.bfloat16)
+    assert heads_at_a_time(q) == heads
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("data",), (AxisType.Auto,))):
+        assert heads_at_a_time(q) == 16, "devices have parts of them"

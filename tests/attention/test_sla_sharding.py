@@ -46,22 +46,25 @@ PROGRAM = textwrap.dedent("""
 
     plain = SLA(keep=0.3, block=8)
     wanted = both(plain)(*args, w)
-    mesh = jax.make_mesh((2, 2, 2), ("data", "rest", "model"), axis_types=(AxisType.Auto,) * 3)
-    here = NamedSharding(mesh, PartitionSpec("data", None, "model"))
-    placed = [jax.device_put(x, here) for x in args]
-    placed.append(jax.device_put(w, NamedSharding(mesh, PartitionSpec())))
-    split = dataclasses.replace(plain, batch_axis="data", heads_axis="model")
-    with jax.set_mesh(mesh):
-        compiled = both(split).lower(*placed).compile()
-    got = compiled(*placed)
     sends = r"= (.*) (all-[a-z]+|ragged-[a-z-]+|collective-[a-z]+|reduce-scatter)(?:-start)?\\("
-    found = re.findall(sends, compiled.as_text())
-    print(json.dumps({
-        "devices": len(jax.devices()),
-        "errors": [float(np.abs(a - b).max()) for a, b in zip(got, wanted)],
-        "split": [x.sharding.is_equivalent_to(here, 4) for x in got[:4]],
-        "collectives": found,
-    }))
+    by_name = dataclasses.replace(plain, batch_axis="data", heads_axis="model")
+    for split, axes, where in (
+        (by_name, ("data", "rest", "model"), ("data", None, "model")),
+        (plain, ("data", "fsdp", "view"), (("data", "fsdp"), None, "view")),
+    ):
+        mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(AxisType.Auto,) * 3)
+        here = NamedSharding(mesh, PartitionSpec(*where))
+        placed = [jax.device_put(x, here) for x in args]
+        placed.append(jax.device_put(w, NamedSharding(mesh, PartitionSpec())))
+        with jax.set_mesh(mesh):
+            compiled = both(split).lower(*placed).compile()
+        got = compiled(*placed)
+        print(json.dumps({
+            "devices": len(jax.devices()),
+            "errors": [float(np.abs(a - b).max()) for a, b in zip(got, wanted)],
+            "split": [x.sharding.is_equivalent_to(here, 4) for x in got[:4]],
+            "collectives": re.findall(sends, compiled.as_text()),
+        }))
 """)
 
 
@@ -76,13 +79,14 @@ def test_values_on_a_mesh_are_those_of_one_device_and_only_a_gradient_is_sent():
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
-    assert found["devices"] == 8
-    assert max(found["errors"]) < 1e-4
-    assert found["split"] == [True] * 4
-    # The gradient of proj_lin, to which every device contributes.
-    assert {kind for _, kind in found["collectives"]} == {"all-reduce"}
-    assert {shape.partition("{")[0] for shape, _ in found["collectives"]} == {"f32[8,8]"}
+    named, automatic = map(json.loads, run.stdout.splitlines())
+    for found in (named, automatic):
+        assert found["devices"] == 8
+        assert max(found["errors"]) < 1e-4
+        assert found["split"] == [True] * 4
+        # The gradient of proj_lin, to which every device contributes.
+        assert {kind for _, kind in found["collectives"]} == {"all-reduce"}
+        assert {shape.partition("{")[0] for shape, _ in found["collectives"]} == {"f32[8,8]"}
 
 
 @pytest.mark.parametrize(

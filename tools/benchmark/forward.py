@@ -156,34 +156,10 @@ def random_model(abstract: Any, dtype: Any) -> Any:
 
 def plan(args: argparse.Namespace, model: Any, what: str) -> None:
     """Compile an abstract model for the described device and print memory plans."""
-    from jax.experimental import topologies
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    config = (Path(__file__).parent / f"{args.plan}.txtpb").read_text()
-    topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
-    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
-    here = NamedSharding(mesh, PartitionSpec())
-
-    gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
-    on_gpu = jax.sharding.AbstractMesh((), (), abstract_device=gpu)  # what kernels are chosen for
-
-    def described(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-
-    graph, state = nnx.split(model)
-    state = jax.tree.map(described, state)
     print(f"jax {jax.__version__}, compiled for {args.plan}, {what}")
     for views in args.views:
-        images = jax.ShapeDtypeStruct(
-            (1, views, args.height, args.width, 3), jnp.float32, sharding=here
-        )
-
-        def forward(state: Any, images: jax.Array) -> Any:
-            return nnx.merge(graph, state)(images, frame_chunk=args.frame_chunk)[0]
-
         start = time.perf_counter()
-        with jax.sharding.use_abstract_mesh(on_gpu):
-            lowered = jax.jit(forward).trace(state, images).lower(lowering_platforms=("cuda",))
+        lowered = lower(model, (1, views, args.height, args.width, 3), args.frame_chunk, args.plan)
         traced = time.perf_counter() - start
         # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
         compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
@@ -203,6 +179,35 @@ def plan(args: argparse.Namespace, model: Any, what: str) -> None:
             + ", ".join(sizes),
             flush=True,
         )
+
+
+def lower(
+    model: Any, shape: tuple[int, ...], frame_chunk: int = 1, device: str = "h200"
+) -> jax.stages.Lowered:
+    """The forward pass of an abstract model over images of that shape, for a described device."""
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    config = (Path(__file__).parent / f"{device}.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
+    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
+    here = NamedSharding(mesh, PartitionSpec())
+
+    gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
+    on_gpu = jax.sharding.AbstractMesh((), (), abstract_device=gpu)  # what kernels are chosen for
+
+    def described(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+    graph, state = nnx.split(model)
+
+    def forward(state: Any, images: jax.Array) -> Any:
+        return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
+
+    images = described(jax.ShapeDtypeStruct(shape, jnp.float32))
+    with jax.sharding.use_abstract_mesh(on_gpu):
+        traced = jax.jit(forward).trace(jax.tree.map(described, state), images)
+        return traced.lower(lowering_platforms=("cuda",))
 
 
 if __name__ == "__main__":

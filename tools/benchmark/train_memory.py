@@ -2,9 +2,12 @@
 
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --views 2 8 24
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --data 1 --fsdp 4 --views 8
+    JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe --views 2 8 24
 
 The step is that of `--mode=train`: bfloat16 compute, float32 parameters, AdamW, the multitask loss.
-The model is VGGT-1B with camera and depth heads, or has the sizes in --config. Needs
+With --recipe it is that of `configs/vggt.py`: a student with simulated float8 beside its teacher,
+or what the variants make of it that are named. The model is VGGT-1B with camera and depth heads, or
+has the sizes in --config. Needs
 jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, no GPU and no driver. cuDNN cannot be
 compiled for that way, so attention has its blocked form, and Triton GEMMs are off because nothing
 can be tuned.
@@ -16,11 +19,12 @@ collectives are what one device gets from them in one step.
 """
 
 import argparse
-import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,10 @@ from lite3r_jax import InputError
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.distill.pair import make_pair, selectors
+from lite3r_jax.distill.recipe import as_student, objective
+from lite3r_jax.distill.trainable import trained_paths
+from lite3r_jax.experiment import from_config
 from lite3r_jax.train.optimiser import OptimiserOptions
 from lite3r_jax.train.sharding import MeshOptions, batch_shardings, check_batch, make_mesh
 from lite3r_jax.train.step import LossFn, StepOptions
@@ -60,6 +68,10 @@ def main() -> None:
     parser.add_argument("--frame-chunk", type=int, default=1)
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--trainable", default=".*", help="regular expression")
+    parser.add_argument(
+        "--recipe", nargs="?", const="", metavar="VARIANTS",
+        help="of configs/vggt.py, which says what the model, --dtype, --remat and --trainable are",
+    )  # fmt: skip
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--here", action="store_true", help="for the devices of this machine")
     args = parser.parse_args()
@@ -75,8 +87,12 @@ def run(args: argparse.Namespace) -> None:
         MeshOptions(args.data, args.fsdp, args.view),
         None if args.here else described(args.data * args.fsdp * args.view),
     )
-    trainer = make(args, mesh)
-    what = ["this machine" if args.here else "h200", args.dtype, f"remat {args.remat}"]
+    trainer = make(args, mesh) if args.recipe is None else make_distillation(args, mesh)
+    what = ["this machine" if args.here else "h200"]
+    if args.recipe is None:
+        what += [args.dtype, f"remat {args.remat}"]
+    else:
+        what += [f"configs/vggt.py:{args.recipe}"]
     print(f"jax {jax.__version__}, compiled for {', '.join(what)}; mesh {dict(mesh.shape)}")
     for views in args.views:
         scenes = args.scenes or args.data * args.fsdp
@@ -101,17 +117,7 @@ def run(args: argparse.Namespace) -> None:
 
 def make(args: argparse.Namespace, mesh: Mesh) -> Trainer:
     """The run, of a model without arrays."""
-    backbone = get_backbone("vggt")
-    config = backbone.default_config
-    if args.config is not None:
-        config = backbone.config_from_json(strict_json.read_object(args.config))
-    kinds = {
-        "heads": ("camera", "depth"),
-        "plan": Plan() if args.here else Plan(default=Dense("blocked")),
-        "dtype": jnp.dtype(args.dtype),
-        "param_dtype": jnp.float32,
-    }
-    model = nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=nnx.Rngs(0)))
+    model = abstract(args, Plan() if args.here else Plan(default=Dense("blocked")), args.dtype)
     return make_trainer(
         model,
         loss(args.frame_chunk, args.remat),
@@ -123,12 +129,57 @@ def make(args: argparse.Namespace, mesh: Mesh) -> Trainer:
     )
 
 
+def make_distillation(args: argparse.Namespace, mesh: Mesh) -> Trainer:
+    """The run of a student beside its teacher, without arrays."""
+    from configs.vggt import get_config
+
+    settings = from_config(get_config(args.recipe))
+    options, distill = settings.train, settings.distill
+    student = abstract(
+        args, distill.student_plan(), options.dtype, lambda m: as_student(m, distill)
+    )
+    trained = trained_paths(student, distill.trainable)
+    return make_trainer(
+        make_pair(student, trained),
+        objective(
+            student,
+            distill,
+            backbone="vggt",
+            steps=options.loop.steps,
+            task=task_loss(replace(options.loss, frame_chunk=args.frame_chunk)),
+            forward=(("remat", options.remat),),
+        ),
+        steps=options.loop.steps,
+        optimiser=options.optimiser,
+        options=replace(options.step, accumulate=args.accumulate),
+        mesh=mesh,
+        trainable=selectors(trained),
+    )
+
+
+def abstract(
+    args: argparse.Namespace, plan: Plan, dtype: str, change: Callable[[Any], Any] = lambda m: m
+) -> Any:
+    """A model without arrays, changed."""
+    backbone = get_backbone("vggt")
+    config = backbone.default_config
+    if args.config is not None:
+        config = backbone.config_from_json(strict_json.read_object(args.config))
+    kinds = {
+        "heads": ("camera", "depth"),
+        "plan": plan,
+        "dtype": jnp.dtype(dtype),
+        "param_dtype": jnp.float32,
+    }
+    return nnx.eval_shape(lambda: change(backbone.build(config, **kinds, rngs=nnx.Rngs(0))))
+
+
 def loss(frame_chunk: int, remat: bool) -> LossFn:
     """The multitask loss."""
     of_task = task_loss(LossOptions(kind="multitask", frame_chunk=frame_chunk))
 
     def of_model(model: Any, batch: Any, key: jax.Array) -> Any:
-        return of_task(functools.partial(model, remat=remat), batch, key)
+        return of_task(partial(model, remat=remat), batch, key)
 
     return of_model
 

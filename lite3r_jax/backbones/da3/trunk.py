@@ -20,12 +20,11 @@ from lite3r_jax.backbones.da3.reference_view import (
     take_views,
 )
 from lite3r_jax.backbones.dinov2 import TokenEmbed
-from lite3r_jax.backbones.trunk import alternate
+from lite3r_jax.backbones.trunk import BLOCK_TAPS, alternate
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.chunks import chunked, in_chunks
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import rope_table, view_positions
-
-BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
 
 
 @dataclass(frozen=True)
@@ -170,13 +169,18 @@ class Trunk(TokenEmbed):
         head_dim = c // self.config.num_heads
         frame_rope = rope_table(view_positions(frame), head_dim)
         scene_rope = rope_table(view_positions(scene, spatial=False), head_dim)
+        taken = [name for name in BLOCK_TAPS if name in taps]
         choose = camera_tokens is None and reference != "first" and s >= LEAST_VIEWS
 
         def early(x, index, modules, cores):
             del index
-            x, attended = modules[0](x, cores[0], Layouts.both(frame))
-            every = {"frame/blocks": x, "frame/attn": attended}
-            ys = {name: y.reshape(b, s, p, c) for name, y in every.items() if name in taps}
+            every = {}
+            if not taken and chunked(modules[0], cores[0], b * s * p):
+                x, _ = in_chunks(modules[0], x, cores[0], Layouts.both(frame))
+            else:
+                x, attended = modules[0](x, cores[0], Layouts.both(frame))
+                every = {"frame/blocks": x, "frame/attn": attended}
+            ys = {name: y.reshape(b, s, p, c) for name, y in every.items() if name in taken}
             return x, ys | ({"class": x[:, 0]} if choose else {})
 
         x, early_ys = scan_stacks(
@@ -200,9 +204,13 @@ class Trunk(TokenEmbed):
 
         def lead(x, index, modules, cores):
             del index
-            x, attended = modules[0](x, cores[0], Layouts.both(scene), scene_rope)
+            across = Layouts.both(scene)
+            if not taken and chunked(modules[0], cores[0], b * s * p):
+                x, _ = in_chunks(modules[0], x.reshape(b * s, p, c), cores[0], across, scene_rope)
+                return x.reshape(b, s * p, c), {}
+            x, attended = modules[0](x, cores[0], across, scene_rope)
             every = {"global/blocks": x, "global/attn": attended}
-            return x, {n: y.reshape(b, s, p, c) for n, y in every.items() if n in taps}
+            return x, {n: y.reshape(b, s, p, c) for n, y in every.items() if n in taken}
 
         ys = [early_ys]
         if self.lead_blocks is not None:
@@ -229,9 +237,8 @@ class Trunk(TokenEmbed):
             remat=remat,
         )
         ys.append(self._original_order(pair_ys, order))
-        for name in BLOCK_TAPS:
-            if name in taps:
-                out[name] = jnp.concatenate([y[name] for y in ys if name in y])
+        for name in taken:
+            out[name] = jnp.concatenate([y[name] for y in ys if name in y])
         return Encoded(kept, order, {name: y for name, y in out.items() if name in taps})
 
     @staticmethod

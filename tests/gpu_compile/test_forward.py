@@ -1,0 +1,54 @@
+"""A forward pass over many views on a described H200: what of it is in memory at once.
+
+docs/benchmarks.md has the figures of the full size.
+"""
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from lite3r_jax.backbones.dinov2 import EncoderConfig
+from lite3r_jax.backbones.heads import CameraConfig, DPTConfig
+from lite3r_jax.backbones.vggt import BACKBONE, TrunkConfig, VGGTConfig
+from lite3r_jax.evaluate.rows import held_dtype, parse_rows
+from tools.benchmark.forward import as_row, lower, planned
+
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.filterwarnings("ignore:.*Triton.*:DeprecationWarning"),
+]
+
+CONFIG = VGGTConfig(
+    vit=EncoderConfig(2),
+    aggregator=TrunkConfig(4),
+    camera_head=CameraConfig(trunk_depth=1, num_iterations=1),
+    dpt=DPTConfig(64, (64, 64, 64, 64), (0, 1, 2, 3)),
+)
+VIEWS = 400
+
+
+def temporary(name: str) -> float:
+    """Of a row, in bfloat16 arrays of all tokens."""
+    [row] = parse_rows(name, where="row")
+    model = nnx.eval_shape(
+        lambda: BACKBONE.build(
+            CONFIG,
+            heads=("camera", "depth"),
+            plan=planned(row),
+            dtype=jnp.bfloat16,
+            param_dtype=held_dtype(row),
+            rngs=nnx.Rngs(0),
+        )
+    )
+    lowered = lower(as_row(model, row), (1, VIEWS, 518, 518, 3))
+    memory = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()
+    found = memory.temp_size_in_bytes / (VIEWS * 1374 * 1024 * 2)
+    print(f"{name}: {found:.2f} arrays")
+    return found
+
+
+def test_many_views_take_little_more_than_what_is_kept_the_stream_and_q_k_v():
+    """Eight arrays are kept for heads, two are the stream in float32, three are q, k and v."""
+    dense, sparse = temporary("dense-bfloat16"), temporary("sla_global-fp8_dynamic")
+    assert dense < 15
+    assert sparse < 1.03 * dense, "sparse attention needs no more"

@@ -1,0 +1,151 @@
+"""Blocks in chunks of frames are the blocks of all frames together, in less memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+
+from lite3r_jax.attention.core import AttentionCore, Layouts, Plan, TokenLayout, build_cores, runs
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.presets import plan
+from lite3r_jax.backbones.trunk import alternate
+from lite3r_jax.layers import chunks
+from lite3r_jax.layers.block import Block, BlockConfig, stack
+from lite3r_jax.layers.rope import rope_table, view_positions
+from lite3r_jax.precision import Fp8Rule, apply_precision, deploy
+
+GRID, SPECIAL, C, HEADS = (2, 3), 1, 16, 2
+P = SPECIAL + GRID[0] * GRID[1]
+
+
+def make_block():
+    return Block(BlockConfig(C, HEADS, qk_norm=True), rngs=nnx.Rngs(0))
+
+
+def drawn(make):
+    """A module's graph and parameters, which take no compilations to draw."""
+    rng = np.random.default_rng(0)
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    return graph, jax.tree.map(
+        lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32), shapes
+    )
+
+
+def dense():
+    return Dense("reference").build(heads=HEADS, head_dim=8, param_dtype=jnp.float32, rngs=None)
+
+
+def layout(views):
+    return TokenLayout(views, SPECIAL, GRID, "frame" if views == 1 else "global")
+
+
+def table(views):
+    return rope_table(view_positions(layout(views)), C // HEADS)
+
+
+@pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_values_and_gradients_are_those_of_all_frames_together(views, monkeypatch):
+    monkeypatch.setattr(chunks, "_TOKENS", 4 * P)  # of 10 frames: 4, 4 and 2
+    graph, params = drawn(make_block)
+    rng = np.random.default_rng(0)
+    x, up = (rng.standard_normal((10, P, C)).astype(np.float32) for _ in range(2))
+    layouts = Layouts.both(layout(views))
+
+    def whole(params, x):
+        sequences = x.reshape(10 // views, views * P, C)
+        y, _ = nnx.merge(graph, params)(sequences, dense(), layouts, table(views))
+        return y.reshape(x.shape), y.reshape(x.shape)
+
+    def in_chunks(params, x):
+        def keep(kept, frames, first):
+            return jax.lax.dynamic_update_slice_in_dim(kept, frames, first, 0)
+
+        block = nnx.merge(graph, params)
+        return chunks.in_chunks(block, x, dense(), layouts, table(views), jnp.zeros(x.shape), keep)
+
+    @jax.jit
+    def both(params, x):
+        results = []
+        for f in (whole, in_chunks):
+            y, pull = jax.vjp(f, params, x)
+            results.append((y, pull((up, 0.5 * up))))
+        return results
+
+    together, apart = both(params, x)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-6 * max(1, np.abs(a).max()))
+
+
+def trunk(depth, specs, x):
+    """`alternate` over `depth` pairs, of which two are read."""
+    s, c = x.shape[1], x.shape[-1]
+    plan_runs = runs(specs.specs("frame", depth), specs.specs("global", depth))
+
+    def make():
+        block = BlockConfig(c, HEADS, qk_norm=True)
+        site = HEADS, c // HEADS, jnp.float32, nnx.Rngs(1)
+        blocks = [stack(lambda r: Block(block, rngs=r), depth, nnx.Rngs(i)) for i in range(2)]
+        return nnx.List([*blocks, *(build_cores(plan_runs, i, *site) for i in range(2))])
+
+    graph, params = drawn(make)
+
+    @jax.jit
+    def call(params, x):
+        made = nnx.merge(graph, params)
+        kept, _ = alternate(
+            x, made[:2], made[2:], plan_runs, (layout(1), TokenLayout(s, SPECIAL, GRID, "global")),
+            (table(1),) * 2, read=(0, depth - 1), dtype=jnp.float32,
+        )  # fmt: skip
+        return kept
+
+    return functools.partial(call, params)
+
+
+@pytest.mark.slow
+def test_a_trunk_in_chunks_keeps_what_heads_read(monkeypatch):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, P, C)), jnp.float32)
+    specs = plan("sla_global", block=4, keep=0.5, implementation="blocked")
+    whole = trunk(3, specs, x)(x)
+    assert np.abs(whole[:, :, 0] - whole[:, :, 1]).min() > 0, "the slots hold different pairs"
+    monkeypatch.setattr(chunks, "_TOKENS", 3 * P)
+    np.testing.assert_allclose(trunk(3, specs, x)(x), whole, rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_trunk_of_many_frames_takes_less_memory(monkeypatch):
+    x = jax.ShapeDtypeStruct((1, 400, P, C), jnp.float32)
+
+    def temporary():
+        call = trunk(2, Plan(default=Dense("blocked", q_block=64, k_block=64)), x)
+        return call.func.lower(*call.args, x).compile().memory_analysis().temp_size_in_bytes
+
+    whole = temporary()
+    monkeypatch.setattr(chunks, "_TOKENS", 2 * P)
+    assert temporary() < 0.7 * whole
+
+
+def test_frames_are_taken_in_chunks_only_where_tokens_are_many_and_apart():
+    block, core, many = nnx.eval_shape(make_block), dense(), 2**17
+    assert chunks.chunked(block, core, many)
+    assert not chunks.chunked(block, core, 2**16)
+    assert not chunks.chunked(nnx.Module(), core, many), "what stands in a block's place"
+
+    class Looks(AttentionCore):
+        def prepare(self, x, attn, layouts):
+            return x.mean()
+
+    assert not chunks.chunked(block, Looks(), many)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ("fsdp",), (AxisType.Auto,))):
+        assert not chunks.chunked(block, core, many)
+
+
+@pytest.mark.parametrize("scale,apart", [("row", True), ("tensor", False)])
+def test_tokens_that_share_a_scale_stay_together(scale, apart):
+    rules = (Fp8Rule("qkv", scale=scale),)
+    block = nnx.eval_shape(make_block)
+    for quantised in (apply_precision(block, rules), deploy(block, rules, "fp8_dynamic")):
+        assert chunks.chunked(quantised, dense(), 2**17) == apart
