@@ -20,9 +20,9 @@ from lite3r_jax.kernels.fp8.reference import (
     quantise_reference,
 )
 from lite3r_jax.layers.block import stack
+from lite3r_jax.layers.fp8 import Fp8Linear
 from lite3r_jax.precision import (
     PRESETS,
-    Fp8Linear,
     Fp8Rule,
     Int4Rule,
     QuantisedParam,

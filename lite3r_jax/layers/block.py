@@ -11,6 +11,7 @@ from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts, Run
 from lite3r_jax.layers.attention import Attention
+from lite3r_jax.layers.fp8 import quantised
 from lite3r_jax.layers.mlp import Mlp, SwiGlu
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import RopeTable
@@ -100,9 +101,11 @@ class Block(nnx.Module):
         Returns:
             (x [B, T, C] float32, output of the attention layer [B, T, C] in the compute dtype).
         """
-        attended = self.attn(self.norm1(x), core, layouts, rope, shared)
+        codes = quantised(self.attn.qkv, x, self.norm1)
+        attended = self.attn(self.norm1(x), core, layouts, rope, shared, codes)
         x = x + self.ls1(attended)
-        return x + self.ls2(self.mlp(self.norm2(x))), attended
+        codes = quantised(self.mlp.reads, x, self.norm2)
+        return x + self.ls2(self.mlp(self.norm2(x) if codes is None else codes)), attended
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:

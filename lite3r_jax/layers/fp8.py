@@ -1,0 +1,132 @@
+"""Linears whose weights are stored as float8, and what layers do before them."""
+
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+
+from lite3r_jax.kernels.fp8.api import fp8_linear
+from lite3r_jax.kernels.fp8.fused import Product, check_name, choose, linear, quantise_before
+from lite3r_jax.kernels.fp8.quantised import Before, Gelu, Norm, Quantised
+from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
+
+
+class StoredWeight(nnx.Variable):
+    """Codes or scales: state that is never trained."""
+
+
+class Fp8Linear(nnx.Module):
+    """A Linear with weights as float8 codes [..., N, K] and float32 scales [..., N] or [..., 1].
+
+    Leading axes are those of stacked layers. `kernels.fp8.api.fp8_linear` is what it computes;
+    `kernels.fp8.fused` computes it in other ways.
+    """
+
+    def __init__(
+        self,
+        codes: Any,
+        scale: Any,
+        like: nnx.Linear,
+        *,
+        weights: FormatName,
+        activations: FormatName | None,
+        gradients: FormatName | None,
+        granularity: ScaleName,
+        implementation: str,
+    ):
+        """Build it in the place of a Linear.
+
+        Args:
+            codes: float8 [..., N, K], or their description.
+            scale: float32 [..., N] or [..., 1], likewise.
+            like: whose bias and dtypes it takes over.
+            weights: format of the codes.
+            activations: format of what comes in, or None.
+            gradients: format of what comes back, or None.
+            granularity: "row" or "tensor", of all scales.
+            implementation: a name for `kernels.fp8.fused.choose`.
+        """
+        check_name(implementation)
+        self.weight = StoredWeight(codes)
+        self.weight_scale = StoredWeight(scale)
+        self.bias = like.bias
+        self.dtype = like.dtype
+        self.precision = like.precision
+        self.weights: FormatName = weights
+        self.activations: FormatName | None = activations
+        self.gradients: FormatName | None = gradients
+        self.granularity: ScaleName = granularity
+        self.implementation = implementation
+        # Kernels as plain JAX on any device, for tests.
+        self.interpret = False
+
+    def choose(self, rows: int, dtype: Any) -> str:
+        """The implementation for that many tokens, on the device that is computed on.
+
+        Raises:
+            ValueError: the one that was asked for by name cannot run it.
+        """
+        outputs, inputs = self.weight.shape[-2:]
+        if self.interpret:
+            return self.implementation
+        formats: Any = (self.weights, self.activations, self.granularity)
+        return choose(self.implementation, Product(rows, inputs, outputs, dtype, *formats))
+
+    def quantised(self, x: jax.Array, before: Before = None) -> Quantised | None:
+        """before(x) as what `__call__` takes as well, or None where it is left to XLA.
+
+        Args:
+            x: [..., K] float32 or bfloat16.
+            before: what is done to x first; the result of it has the compute dtype.
+        """
+        dtype = x.dtype if before is None else before.dtype
+        if self.dtype not in (None, dtype):
+            return None
+        if self.choose(math.prod(x.shape[:-1]), dtype) == "xla":
+            return None
+        return quantise_before(x, before, interpret=self.interpret)
+
+    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
+        """[..., K] -> [..., N] in the compute dtype."""
+        if not isinstance(x, Quantised):
+            x = x if self.dtype is None else x.astype(self.dtype)
+            codes = self.quantised(x)
+            x = x if codes is None else codes
+        bias = None if self.bias is None else self.bias[...]
+        if isinstance(x, Quantised):
+            chosen = self.choose(x.rows, x.dtype)
+            return linear(
+                x,
+                self.weight[...],
+                self.weight_scale[...],
+                bias,
+                implementation=chosen,
+                interpret=self.interpret,
+            )
+        y = fp8_linear(
+            x,
+            self.weight[...],
+            self.weight_scale[...],
+            activations=self.activations,
+            gradients=self.gradients,
+            scale=self.granularity,
+            precision=self.precision,
+        )
+        return y if bias is None else y + bias.astype(y.dtype)
+
+
+def quantised(to: Any, x: jax.Array, before: nnx.LayerNorm | Gelu) -> Quantised | None:
+    """What is done to x before a Linear, as that Linear takes it; None where it takes an array.
+
+    Args:
+        to: the Linear, of any kind.
+        x: [..., K].
+        before: LayerNorm as of `layers.norm.layer_norm`, or GELU.
+    """
+    if not isinstance(to, Fp8Linear):
+        return None
+    if isinstance(before, Gelu):
+        return to.quantised(x, before)
+    scale, bias = (None if p is None else p[...] for p in (before.scale, before.bias))
+    return to.quantised(x, Norm(scale, bias, before.epsilon, before.dtype))
