@@ -11,7 +11,7 @@ from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts, Run
 from lite3r_jax.layers.attention import Attention
-from lite3r_jax.layers.fp8 import quantised
+from lite3r_jax.layers.fp8 import normed
 from lite3r_jax.layers.mlp import Mlp, SwiGlu
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import RopeTable
@@ -101,10 +101,10 @@ class Block(nnx.Module):
         Returns:
             (x [B, T, C] float32, output of the attention layer [B, T, C] in the compute dtype).
         """
-        codes = quantised(self.attn.qkv, x, self.norm1)
+        codes = normed(self.norm1, x, self.attn.qkv)
         attended = self.attn(self.norm1(x), core, layouts, rope, shared, codes)
         x = x + self.ls1(attended)
-        codes = quantised(self.mlp.reads, x, self.norm2)
+        codes = normed(self.norm2, x, self.mlp.reads)
         return x + self.ls2(self.mlp(self.norm2(x) if codes is None else codes)), attended
 
 

@@ -1,6 +1,7 @@
 """Linears whose weights are stored as float8, and what layers do before them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -74,11 +75,11 @@ class Fp8Linear(nnx.Module):
         return choose(self.implementation, Product(rows, inputs, outputs, dtype, *formats))
 
     def quantised(self, x: jax.Array, before: Before = None) -> Quantised | None:
-        """before(x) as what `__call__` takes as well, or None where it is left to XLA.
+        """before(x) as what `__call__` takes as well, or None where that is left to XLA.
 
         Args:
             x: [..., K] float32 or bfloat16.
-            before: what is done to x first; the result of it has the compute dtype.
+            before: what is done to x first.
         """
         dtype = x.dtype if before is None else before.dtype
         if self.dtype not in (None, dtype):
@@ -87,23 +88,29 @@ class Fp8Linear(nnx.Module):
             return None
         return quantise_before(x, before, interpret=self.interpret)
 
+    def product(self, x: Quantised) -> jax.Array:
+        """[P, N], see `kernels.fp8.fused.linear`."""
+        return linear(
+            x,
+            self.weight[...],
+            self.weight_scale[...],
+            None if self.bias is None else self.bias[...],
+            implementation=self.choose(x.rows, x.dtype),
+            interpret=self.interpret,
+        )
+
     def __call__(self, x: jax.Array | Quantised) -> jax.Array:
         """[..., K] -> [..., N] in the compute dtype."""
         if not isinstance(x, Quantised):
             x = x if self.dtype is None else x.astype(self.dtype)
             codes = self.quantised(x)
-            x = x if codes is None else codes
-        bias = None if self.bias is None else self.bias[...]
-        if isinstance(x, Quantised):
-            chosen = self.choose(x.rows, x.dtype)
-            return linear(
-                x,
-                self.weight[...],
-                self.weight_scale[...],
-                bias,
-                implementation=chosen,
-                interpret=self.interpret,
-            )
+            if codes is None:
+                return self._by_xla(x)
+            x = codes
+        # What comes next reads the tokens alone without a copy, unless it is a kernel.
+        return self.product(x)[: x.rows].reshape(*x.shape[:-1], -1)
+
+    def _by_xla(self, x: jax.Array) -> jax.Array:
         y = fp8_linear(
             x,
             self.weight[...],
@@ -113,20 +120,25 @@ class Fp8Linear(nnx.Module):
             scale=self.granularity,
             precision=self.precision,
         )
-        return y if bias is None else y + bias.astype(y.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-def quantised(to: Any, x: jax.Array, before: nnx.LayerNorm | Gelu) -> Quantised | None:
-    """What is done to x before a Linear, as that Linear takes it; None where it takes an array.
-
-    Args:
-        to: the Linear, of any kind.
-        x: [..., K].
-        before: LayerNorm as of `layers.norm.layer_norm`, or GELU.
-    """
+def normed(norm: nnx.LayerNorm, x: jax.Array, to: Any) -> Quantised | None:
+    """norm(x) as the Linear `to` takes it, where it takes no array; otherwise None."""
     if not isinstance(to, Fp8Linear):
         return None
-    if isinstance(before, Gelu):
-        return to.quantised(x, before)
-    scale, bias = (None if p is None else p[...] for p in (before.scale, before.bias))
-    return to.quantised(x, Norm(scale, bias, before.epsilon, before.dtype))
+    scale, bias = (None if p is None else p[...] for p in (norm.scale, norm.bias))
+    return to.quantised(x, Norm(scale, bias, norm.epsilon, norm.dtype))
+
+
+def gelu_between(first: Any, x: jax.Array | Quantised, second: Any) -> jax.Array | Quantised:
+    """The exact GELU of first(x), as the Linear `second` takes it."""
+    shape = x.shape[:-1]
+    # With the rows behind the tokens: a kernel could not read a part without a copy.
+    h = first.product(x) if isinstance(x, Quantised) else first(x)
+    if isinstance(second, Fp8Linear):
+        codes = second.quantised(h, Gelu(h.dtype))
+        if codes is not None:
+            return replace(codes, shape=(*shape, h.shape[-1]))
+    h = h[: math.prod(shape)].reshape(*shape, -1) if isinstance(x, Quantised) else h
+    return jax.nn.gelu(h, approximate=False)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lite3r_jax.kernels.fp8.quantised import Gelu, Quantised
-from lite3r_jax.layers.fp8 import quantised
+from lite3r_jax.kernels.fp8.quantised import Quantised
+from lite3r_jax.layers.fp8 import gelu_between
 
 
 class Mlp(nnx.Module):
@@ -40,9 +40,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array | Quantised) -> jax.Array:
         """x [..., dim] -> [..., out] in the compute dtype; quantised where `reads` takes that."""
-        h = self.fc1(x)
-        codes = quantised(self.fc2, h, Gelu(h.dtype))
-        return self.fc2(jax.nn.gelu(h, approximate=False) if codes is None else codes)
+        return self.fc2(gelu_between(self.fc1, x, self.fc2))
 
 
 class SwiGlu(nnx.Module):

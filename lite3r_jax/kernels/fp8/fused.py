@@ -146,13 +146,13 @@ def linear(
         interpret: run the code of the kernel on any device, slowly.
 
     Returns:
-        [..., N] in `x.dtype`.
+        [P, N] in `x.dtype`, P being at least the number of tokens, which come one after the other;
+        what is in the rows behind them does not matter.
     """
     if implementation == "mosaic":
         return scaled_product(x, codes, weight_scale, bias, x.dtype, interpret=interpret)
-    y = multiply(x.codes, codes, (-1, 1), x.dtype, None)[: x.rows]
-    y = (y * x.scale[: x.rows, None] * weight_scale).astype(x.dtype)
-    y = y.reshape(*x.shape[:-1], codes.shape[0])
+    y = multiply(x.codes, codes, (-1, 1), x.dtype, None)[: x.scale.shape[0]]
+    y = (y * x.scale[:, None] * weight_scale).astype(x.dtype)
     return y if bias is None else y + bias.astype(y.dtype)
 
 

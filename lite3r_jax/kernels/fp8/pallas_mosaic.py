@@ -11,7 +11,7 @@ from lite3r_jax.kernels.fp8.tiles import COLUMNS, INPUTS, ROWS, tiles
 
 def unsupported(rows: int, inputs: int, outputs: int, dtype: Any) -> str | None:
     """Why the kernel is not made for a product of this kind, or None; whatever the device."""
-    if dtype not in (jnp.float32, jnp.bfloat16):
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return f"{jnp.dtype(dtype)} is neither float32 nor bfloat16"
     if inputs % INPUTS or outputs % COLUMNS:
         return f"{inputs} inputs and {outputs} outputs are no multiples of {INPUTS} and {COLUMNS}"
@@ -45,7 +45,7 @@ def scaled_product(
         interpret: run the kernel's code on any device, slowly.
 
     Returns:
-        [..., N].
+        [P, N], the tokens one after the other; what is in the rows behind them does not matter.
 
     Raises:
         ValueError: sizes that the kernel is not made for, or `interpret` with a jax before 0.11,
@@ -60,7 +60,7 @@ def scaled_product(
 
     rows = padded_rows(x.rows)
     bias = jnp.zeros((outputs,), jnp.float32) if bias is None else bias
-    y = mosaic_kernels.product(
+    return mosaic_kernels.product(
         x.codes,
         x.scale,
         codes,
@@ -71,6 +71,3 @@ def scaled_product(
         tiles=tiles(rows, outputs, dtype),
         interpret=interpret,
     )
-    # Rows are written eight at a time. What comes next reads this without a copy, unless it is a
-    # kernel.
-    return y[: x.rows].reshape(*x.shape[:-1], outputs)

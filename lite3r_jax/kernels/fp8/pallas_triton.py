@@ -35,7 +35,7 @@ _ERFC = (
 
 def unsupported(inputs: int, dtype: Any) -> str | None:
     """Why the kernel is not made for tokens of this kind, or None; whatever the device."""
-    if dtype not in (jnp.float32, jnp.bfloat16):
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return f"{jnp.dtype(dtype)} is neither float32 nor bfloat16"
     if inputs % 16 or inputs > _MOST_INPUTS:
         return f"{inputs} inputs are no multiple of 16 up to {_MOST_INPUTS}"
@@ -45,10 +45,11 @@ def unsupported(inputs: int, dtype: Any) -> str | None:
 def quantise_rows(x: jax.Array, before: Before = None, *, interpret: bool = False) -> Quantised:
     """Codes (e4m3) and a scale for every token of before(x), which itself is never in memory.
 
-    They are those of `quantise.quantise` for what the layer itself gives: before(x) is computed in
-    float32, rounded to its dtype, and quantised in float32. Sums over a token are added up in
-    another order and quotients may be rounded otherwise, so that now and then a code is the one
-    next to it. A token that has a NaN or an infinity gets the scale NaN; its codes do not matter.
+    They are those of `quantise.quantise` for what the layer itself gives in float32. In between
+    nothing is rounded to the compute dtype, as XLA does not either where it compiles LayerNorm or
+    GELU and quantisation together. Sums over a token are added up in another order and quotients
+    may be rounded otherwise, so that now and then a code is the one next to it. A token that has a
+    NaN or an infinity gets the scale NaN; its codes do not matter.
 
     Args:
         x: [..., K], float32 or bfloat16.
@@ -64,10 +65,10 @@ def quantise_rows(x: jax.Array, before: Before = None, *, interpret: bool = Fals
     tokens = x.reshape(-1, inputs)
     step, parameters, dtype = _as_it_is, [], x.dtype
     if isinstance(before, Gelu):
-        step, dtype = functools.partial(_gelu, dtype=before.dtype), before.dtype
+        step, dtype = _gelu, before.dtype
     elif isinstance(before, Norm):
         dtype = before.dtype
-        step = functools.partial(_norm, inputs=inputs, eps=before.eps, dtype=dtype)
+        step = functools.partial(_norm, inputs=inputs, eps=before.eps)
         parameters = [
             jnp.full((inputs,), default, jnp.float32) if p is None else p
             for p, default in ((before.scale, 1.0), (before.bias, 0.0))
@@ -132,7 +133,7 @@ def _as_it_is(x, column):
     return x
 
 
-def _norm(x, column, scale_ref, bias_ref, *, inputs, eps, dtype):
+def _norm(x, column, scale_ref, bias_ref, *, inputs, eps):
     there = column < inputs
     mean = jnp.sum(x, axis=1) / inputs
     x = jnp.where(there, x - mean[:, None], 0)
@@ -141,15 +142,20 @@ def _norm(x, column, scale_ref, bias_ref, *, inputs, eps, dtype):
         plt.load(ref.at[column], mask=there, other=0).astype(jnp.float32)
         for ref in (scale_ref, bias_ref)
     )
-    return (x * (deviation[:, None] * scale) + bias).astype(dtype).astype(jnp.float32)
+    return x * (deviation[:, None] * scale) + bias
 
 
-def _gelu(x, column, *, dtype):
+def _gelu(x, column):
     del column
+    return gelu(x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU of float32, from what Pallas' Triton lowering has, which is no erf."""
     z = jnp.abs(x) * 0.5**0.5
     t = 2.5 / (2.5 + z)
     p = jnp.full_like(t, _ERFC[-1])
     for factor in _ERFC[-2::-1]:
         p = p * t + factor
     upper = 0.5 * t * jnp.exp(p - z * z)
-    return (x * jnp.where(x < 0, upper, 1 - upper)).astype(dtype).astype(jnp.float32)
+    return x * jnp.where(x < 0, upper, 1 - upper)

@@ -19,7 +19,7 @@ class Norm:
         scale: [K], or None.
         bias: [K], or None.
         eps: added to the variance.
-        dtype: of the result, float32 or bfloat16.
+        dtype: compute dtype of the layer, float32 or bfloat16.
     """
 
     scale: jax.Array | None
@@ -33,7 +33,7 @@ class Gelu:
     """x Phi(x), Phi being the normal distribution: the exact GELU (arXiv 1606.08415, eq. 1).
 
     Attributes:
-        dtype: of the result, float32 or bfloat16.
+        dtype: compute dtype, float32 or bfloat16.
     """
 
     dtype: Any
@@ -56,7 +56,7 @@ class Quantised:
             what is in the rows behind them does not matter.
         scale: [P] float32.
         shape: of the tokens.
-        dtype: in which they were before they were quantised.
+        dtype: compute dtype, that of the product.
     """
 
     codes: jax.Array
