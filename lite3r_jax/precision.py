@@ -377,8 +377,21 @@ def products(model: nnx.Module, tokens: int) -> dict[str, str]:
     Returns:
         Path -> name in `kernels.fp8.fused.IMPLEMENTATIONS`.
     """
+    return {path: m.choose(tokens, m.dtype) for path, m in _deployed(model).items()}
+
+
+def describe_products(model: nnx.Module, tokens: int = 1024) -> str:
+    """`products` in a few words, stacked layers counted one by one; "" where there are none."""
+    found, chosen = _deployed(model), products(model, tokens)
+    counts = dict.fromkeys(sorted(set(chosen.values())), 0)
+    for path, name in chosen.items():
+        counts[name] += _layers(found[path].weight)
+    return ", ".join(f"{name} x {count}" for name, count in counts.items())
+
+
+def _deployed(model: nnx.Module) -> dict[str, Fp8Linear]:
     found = {
-        "/".join(map(str, path)): module.choose(tokens, module.dtype)
+        "/".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
         if isinstance(module, Fp8Linear)
     }

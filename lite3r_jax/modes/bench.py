@@ -27,6 +27,7 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
 from lite3r_jax.infer.report import environment
 from lite3r_jax.pages.chart import svg
+from lite3r_jax.precision import describe_products
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import resolve
 from lite3r_jax.weights.manifest import CONFIG_FILE, Manifest, read_manifest
@@ -141,6 +142,7 @@ def row_of(
             "compute": str(np.dtype(model.dtype)),
             "weights": ", ".join(held),
             "attention": model.attention(),
+            "float8_products": describe_products(model),
         },
     }
     with precision:

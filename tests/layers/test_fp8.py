@@ -9,7 +9,7 @@ from flax import nnx
 from lite3r_jax.attention.core import AttentionCore, Layouts, TokenLayout
 from lite3r_jax.layers.block import Block, BlockConfig
 from lite3r_jax.layers.fp8 import Fp8Linear
-from lite3r_jax.precision import Fp8Rule, deploy, products
+from lite3r_jax.precision import Fp8Rule, deploy, describe_products, products
 from tests.kernels.sla.test_triton import described_gpu
 
 LAYOUTS = Layouts.both(TokenLayout(1, 1, (2, 6), "frame"))
@@ -86,6 +86,7 @@ def test_on_a_cpu_nothing_is_fused_and_on_a_hopper_gpu_what_fits():
     model = nnx.eval_shape(lambda: deploy(Net(dim=256), RULES, "fp8_dynamic"))
     paths = ["block/attn/proj", "block/attn/qkv", "block/mlp/fc1", "block/mlp/fc2"]
     assert products(model, 2748) == dict.fromkeys(paths, "xla")
+    assert describe_products(model) == "xla x 4" and describe_products(build()) == ""
     x = jax.ShapeDtypeStruct((2, 13, 256), jnp.float32)
     assert kernel_calls(model, x) == 0
     with described_gpu():
