@@ -425,11 +425,10 @@ def test_the_whole_deployed_model_with_fused_kernels(tiny_vggt, tiny_images):
             module.implementation, module.interpret = "triton", True
             fused += 1
     assert fused >= 4 * 4  # Linears of the encoder, of two stacks of the trunk, of the camera head
-    for a, b, c in zip(plain, deployed, forward(model), strict=True):
+    for a, b, c, part in zip(plain, deployed, forward(model), (0.5, 1.5), strict=True):
         # Sums in another order move values over the edge between two codes, at every layer again,
-        # so that the two end up beside each other: both as near to full precision.
-        unfused, kernels, between = (
-            np.sqrt(np.mean((x - y) ** 2)) for x, y in ((a, b), (a, c), (b, c))
-        )
-        print(f"of {np.abs(a).max():.3g}: {unfused:.2g}, {kernels:.2g}; between {between:.2g}")
-        assert 0 < between < 1.5 * unfused and kernels < 1.5 * unfused
+        # and poses are refined four times: beside quantisation itself it counts for depth half at
+        # most, and for poses as much as another quantisation.
+        quantisation, kernels = (np.sqrt(np.mean((x - y) ** 2)) for x, y in ((a, b), (b, c)))
+        print(f"of {np.abs(a).max():.3g}: quantisation {quantisation:.2g}, kernels {kernels:.2g}")
+        assert 0 < kernels < part * quantisation
