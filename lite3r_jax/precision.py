@@ -335,8 +335,9 @@ def deploy(
         count: as for `apply_precision`.
         rest: dtype in which parameters are held that no rule is for; None: as they are.
         implementation: of products with quantised activations, see `kernels.fp8.fused.choose`.
-            "auto" is chosen for every call when it is traced, by device and sizes (see `products`);
-            another name holds everywhere, and a call that it cannot run is a ValueError.
+            "auto" is chosen for every call when it is traced, by device and sizes, and
+            `layers.fp8.products` says what it is; another name holds everywhere, and a call that
+            it cannot run is a ValueError.
 
     Raises:
         InputError: see `apply_precision`; an unknown kind; a rule that cannot be deployed.
@@ -365,37 +366,6 @@ def deploy(
         cast = partial(_compute, lambda x: x.astype(rest))
         model = nnx.merge(graph, jax.tree.map(cast, held), others)
     return model
-
-
-def products(model: nnx.Module, tokens: int) -> dict[str, str]:
-    """How every Linear with float8 weights runs here for that many tokens, for reports.
-
-    Args:
-        model: of `deploy`, which may be abstract.
-        tokens: that a Linear gets in one call.
-
-    Returns:
-        Path -> name in `kernels.fp8.fused.IMPLEMENTATIONS`.
-    """
-    return {path: m.choose(tokens, m.dtype) for path, m in _deployed(model).items()}
-
-
-def describe_products(model: nnx.Module, tokens: int = 1024) -> str:
-    """`products` in a few words, stacked layers counted one by one; "" where there are none."""
-    found, chosen = _deployed(model), products(model, tokens)
-    counts = dict.fromkeys(sorted(set(chosen.values())), 0)
-    for path, name in chosen.items():
-        counts[name] += _layers(found[path].weight)
-    return ", ".join(f"{name} x {count}" for name, count in counts.items())
-
-
-def _deployed(model: nnx.Module) -> dict[str, Fp8Linear]:
-    found = {
-        "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, Fp8Linear)
-    }
-    return dict(sorted(found.items()))
 
 
 class QuantisedParam(nnx.Param):

@@ -16,7 +16,7 @@ from lite3r_jax.backbones.base import count_parameters
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
-from lite3r_jax.precision import describe_products
+from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.scene import Scene
 from lite3r_jax.weights.manifest import Manifest
 

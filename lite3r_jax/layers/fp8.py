@@ -142,3 +142,34 @@ def gelu_between(first: Any, x: jax.Array | Quantised, second: Any) -> jax.Array
             return replace(codes, shape=(*shape, h.shape[-1]))
     h = h[: math.prod(shape)].reshape(*shape, -1) if isinstance(x, Quantised) else h
     return jax.nn.gelu(h, approximate=False)
+
+
+def products(model: nnx.Module, tokens: int) -> dict[str, str]:
+    """How every Linear with float8 weights runs here for that many tokens, for reports.
+
+    Args:
+        model: of `precision.deploy`, which may be abstract.
+        tokens: that a Linear gets in one call.
+
+    Returns:
+        Path -> name in `kernels.fp8.fused.IMPLEMENTATIONS`.
+    """
+    return {path: m.choose(tokens, m.dtype) for path, m in _deployed(model).items()}
+
+
+def describe_products(model: nnx.Module, tokens: int = 1024) -> str:
+    """`products` in a few words, stacked layers counted one by one; "" where there are none."""
+    found, chosen = _deployed(model), products(model, tokens)
+    counts = dict.fromkeys(sorted(set(chosen.values())), 0)
+    for path, name in chosen.items():
+        counts[name] += math.prod(found[path].weight.shape[:-2])
+    return ", ".join(f"{name} x {count}" for name, count in counts.items())
+
+
+def _deployed(model: nnx.Module) -> dict[str, Fp8Linear]:
+    found = {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Fp8Linear)
+    }
+    return dict(sorted(found.items()))

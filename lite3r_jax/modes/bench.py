@@ -26,8 +26,8 @@ from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
 from lite3r_jax.infer.report import environment
+from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.pages.chart import svg
-from lite3r_jax.precision import describe_products
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import resolve
 from lite3r_jax.weights.manifest import CONFIG_FILE, Manifest, read_manifest

@@ -8,8 +8,8 @@ from flax import nnx
 
 from lite3r_jax.attention.core import AttentionCore, Layouts, TokenLayout
 from lite3r_jax.layers.block import Block, BlockConfig
-from lite3r_jax.layers.fp8 import Fp8Linear
-from lite3r_jax.precision import Fp8Rule, deploy, describe_products, products
+from lite3r_jax.layers.fp8 import Fp8Linear, describe_products, products
+from lite3r_jax.precision import Fp8Rule, deploy
 from tests.kernels.sla.test_triton import described_gpu
 
 LAYOUTS = Layouts.both(TokenLayout(1, 1, (2, 6), "frame"))
@@ -48,7 +48,7 @@ def fused(model, name="triton"):
     """The deployed model with the code of its kernels as plain JAX."""
     model = nnx.merge(*nnx.split(model))
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Fp8Linear):
+        if isinstance(module, Fp8Linear) and module.weight.shape[-1] % 16 == 0:
             module.implementation, module.interpret = name, True
     return model
 
@@ -71,8 +71,10 @@ def test_a_block_computes_the_same_with_a_kernel_for_each_quantisation(ffn, dtyp
     model = deploy(build(ffn=ffn, dtype=jnp.dtype(dtype)), RULES, "fp8_dynamic")
     x = jnp.asarray(np.random.default_rng(1).normal(1, 3, (2, 13, WIDTH)), jnp.float32)
     kernels = fused(model)
-    # One for each Linear: with norm1, alone, with norm2, with what is inside of the MLP.
-    assert (kernel_calls(model, x), kernel_calls(kernels, x)) == (0, 4)
+    # One for each Linear: with norm1, alone, with norm2, and with GELU. The last Linear of this
+    # SwiGLU has 88 inputs, which the kernel is not made for.
+    count = {"mlp": 4, "swiglu": 3}[ffn]
+    assert (kernel_calls(model, x), kernel_calls(kernels, x)) == (0, count)
     plain, got = (np.asarray(jax.jit(m)(x), np.float64) for m in (model, kernels))
     size = np.abs(plain).max()
     assert np.abs(plain - np.asarray(x)).max() > 0.1 * size
