@@ -15,7 +15,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,9 +27,11 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.kernels.fp8.api import fp8_dot_general, fp8_linear
+from lite3r_jax.kernels.fp8.api import fp8_dot_general
+from lite3r_jax.kernels.fp8.fused import check_name
 from lite3r_jax.kernels.fp8.quantise import fake_quantise, fake_quantise_int, quantise
 from lite3r_jax.kernels.fp8.reference import FORMATS, FormatName, ScaleName
+from lite3r_jax.layers.fp8 import Fp8Linear
 
 # Matrices of attention strategies that upstream has as Linears.
 _MATRICES = ("proj_lin",)
@@ -311,7 +313,7 @@ def freeze_quantised(model: Any, trainable: Sequence[str] = ()) -> Any:
         rule, trained = place.rule, any(_found(p, f"{path}/kernel") for p in trainable)
         linear = isinstance(place.held, nnx.Linear)
         if linear and not trained and isinstance(rule, Fp8Rule) and rule.weights is not None:
-            place.put(Fp8Linear(place.held, rule))
+            place.put(_stored(place.held, rule, rule.activations, "xla"))
     return model
 
 
@@ -322,6 +324,7 @@ def deploy(
     *,
     count: int | None = None,
     rest: Any = None,
+    implementation: str = "auto",
 ) -> Any:
     """The model with its weights stored as float8, to run and not to train.
 
@@ -337,10 +340,16 @@ def deploy(
             float8; on devices without such a product XLA converts, which is right but slow.
         count: as for `apply_precision`.
         rest: dtype in which parameters are held that no rule is for; None: as they are.
+        implementation: of products with quantised activations, see `kernels.fp8.fused.choose`.
+            "auto" is chosen for every call when it is traced, by device and sizes, and
+            `layers.fp8.products` says what it is; another name holds everywhere, and a call that
+            it cannot run is a ValueError.
 
     Raises:
         InputError: see `apply_precision`; an unknown kind; a rule that cannot be deployed.
+        ValueError: an unknown implementation.
     """
+    check_name(implementation)
     if kind not in ("fp8_weight_only", "fp8_dynamic"):
         raise InputError(f"deploy: kind {kind!r} is not known; choose fp8_weight_only, fp8_dynamic")
     for rule in rules:
@@ -353,7 +362,7 @@ def deploy(
             continue
         if isinstance(place.held, nnx.Linear):
             activations = None if kind == "fp8_weight_only" else rule.activations
-            place.put(Fp8Linear(place.held, replace(rule, activations=activations)))
+            place.put(_stored(place.held, rule, activations, implementation))
         else:
             metadata = {k: v for k, v in place.held.get_metadata().items() if k != "rule"}
             matrix = _compute(jax.jit(rule.matrix), place.held.get_value())
@@ -375,48 +384,6 @@ class QuantisedParam(nnx.Param):
         """The quantised value."""
         value = self.get_metadata("rule").matrix(self.get_value())
         return value if key is Ellipsis else value[key]
-
-
-class StoredWeight(nnx.Variable):
-    """Codes or scales: state that is never trained."""
-
-
-class Fp8Linear(nnx.Module):
-    """A Linear with weights as float8 codes [..., N, K] and float32 scales [..., N] or [..., 1].
-
-    Leading axes are those of stacked layers. `kernels.fp8.api.fp8_linear` is what it computes.
-    """
-
-    def __init__(self, linear: nnx.Linear, rule: Fp8Rule):
-        """Args: the Linear; its rule, which has weights."""
-        assert rule.weights is not None
-        form, axis = rule.weights, -1 if rule.scale == "row" else (-2, -1)
-        codes, scale = _compute(partial(_codes, form=form, axis=axis), linear.kernel.get_value())
-        self.weight = StoredWeight(codes)
-        self.weight_scale = StoredWeight(scale)
-        self.bias = linear.bias
-        self.dtype = linear.dtype
-        self.precision = linear.precision
-        self.rule = rule
-
-    @property
-    def joins_tokens(self) -> bool:
-        """See `Fp8Rule`."""
-        return self.rule.joins_tokens
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., K] -> [..., N] in the compute dtype."""
-        x = x if self.dtype is None else x.astype(self.dtype)
-        y = fp8_linear(
-            x,
-            self.weight[...],
-            self.weight_scale[...],
-            activations=self.rule.activations,
-            gradients=self.rule.gradients,
-            scale=self.rule.scale,
-            precision=self.precision,
-        )
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 @dataclass(frozen=True)
@@ -497,6 +464,26 @@ def _nowhere(value: Any) -> None:
 
 def _layers(matrix: nnx.Variable) -> int:
     return math.prod(np.shape(matrix.get_value())[:-2])
+
+
+def _stored(
+    linear: nnx.Linear, rule: Fp8Rule, activations: FormatName | None, implementation: str
+) -> Fp8Linear:
+    """In the place of a Linear."""
+    assert rule.weights is not None
+    axis = -1 if rule.scale == "row" else (-2, -1)
+    kernel = linear.kernel.get_value()
+    codes, scale = _compute(partial(_codes, form=rule.weights, axis=axis), kernel)
+    return Fp8Linear(
+        codes,
+        scale,
+        linear,
+        weights=rule.weights,
+        activations=activations,
+        gradients=rule.gradients,
+        granularity=rule.scale,
+        implementation=implementation,
+    )
 
 
 @partial(jax.jit, static_argnames=("form", "axis"))  # compiled for a shape, not for a layer

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "attention": KERNELS,
     "layers": ATTENTION,
     "backbones": LAYERS,
-    "precision": {"kernels.fp8"},
+    "precision": {"kernels.fp8", "layers.fp8"},
     "losses": {"backbones.base"},
     "metrics": {"backbones.base"},
     "weights": BACKBONES | {"precision"},

@@ -20,9 +20,9 @@ from lite3r_jax.kernels.fp8.reference import (
     quantise_reference,
 )
 from lite3r_jax.layers.block import stack
+from lite3r_jax.layers.fp8 import Fp8Linear
 from lite3r_jax.precision import (
     PRESETS,
-    Fp8Linear,
     Fp8Rule,
     Int4Rule,
     QuantisedParam,
@@ -408,3 +408,27 @@ def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
         assert 1e-4 * size < np.abs(b - a).max() < 0.3 * size
         # An order of summation may move a value over the edge between two codes.
         assert np.abs(c - b).max() < 0.02 * size and np.abs(d - c).max() < 0.02 * size
+
+
+@pytest.mark.slow
+def test_the_whole_deployed_model_with_fused_kernels(tiny_vggt, tiny_images):
+    def forward(model):
+        prediction, _ = model(tiny_images[:1, :2])
+        return [np.asarray(a, np.float64) for a in (prediction.depth, prediction.pose_enc)]
+
+    model = deploy(tiny_vggt, preset("default"), "fp8_dynamic")
+    plain, deployed = forward(tiny_vggt), forward(model)
+    fused = 0
+    for _, module in nnx.iter_modules(model):
+        # What the kernels are made for, with their code as plain JAX.
+        if isinstance(module, Fp8Linear) and module.weight.shape[-1] % 16 == 0:
+            module.implementation, module.interpret = "triton", True
+            fused += 1
+    assert fused >= 4 * 4  # Linears of the encoder, of two stacks of the trunk, of the camera head
+    for a, b, c, part in zip(plain, deployed, forward(model), (0.5, 1.5), strict=True):
+        # Sums in another order move values over the edge between two codes, at every layer again,
+        # and poses are refined four times: beside quantisation itself it counts for depth half at
+        # most, and for poses as much as another quantisation.
+        quantisation, kernels = (np.sqrt(np.mean((x - y) ** 2)) for x, y in ((a, b), (b, c)))
+        print(f"of {np.abs(a).max():.3g}: quantisation {quantisation:.2g}, kernels {kernels:.2g}")
+        assert 0 < kernels < part * quantisation

@@ -89,6 +89,7 @@ def notes(body: Mapping[str, Any]) -> list[str]:
     kernels = [
         f"{name}: {row['compute']} compute, weights {row['weights']}; "
         + "; ".join(f"{role}: {text}" for role, text in row["attention"].items())
+        + (f"; float8 products: {row['float8_products']}" if row.get("float8_products") else "")
         for name, row in body["rows"].items()
     ]
     return [*_missing(body["cells"]), *_unknown(body["cells"]), *kernels]

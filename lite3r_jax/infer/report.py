@@ -16,6 +16,7 @@ from lite3r_jax.backbones.base import count_parameters
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
+from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.scene import Scene
 from lite3r_jax.weights.manifest import Manifest
 
@@ -55,6 +56,7 @@ def describe_model(model: Any, manifest: Manifest | Deployment) -> dict[str, Any
         "precision": precision,
         "dtype": {"compute": str(np.dtype(model.dtype)), "weights": ", ".join(held)},
         "attention": model.attention(),
+        "float8_products": describe_products(model),
         "weights": {
             "source": source,
             "repository": manifest.origin.repo,
@@ -148,6 +150,7 @@ def summary(report: Mapping[str, Any]) -> str:
             f" {model['precision']}, computed in {model['dtype']['compute']}",
         ),
         ("attention", ", ".join(f"{role} {text}" for role, text in model["attention"].items())),
+        *[("float8 products", text) for text in [model.get("float8_products")] if text],
         ("device", f"{report['device']['kind']}; {report['device']['machine']}"),
         (
             "memory",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lite3r_jax.attention.core import AttentionCore, Layouts
+from lite3r_jax.kernels.fp8.quantised import Quantised
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import RopeTable, rotate
 
@@ -40,14 +41,14 @@ class Attention(nnx.Module):
             "kernel_init": kernel_init,
             "rngs": rngs,
         }
-        self.qkv = nnx.Linear(dim, 3 * dim, **linear)
+        self.qkv: Any = nnx.Linear(dim, 3 * dim, **linear)
         self.proj = nnx.Linear(dim, dim, **linear)
         # In float32 so that RoPE sees unrounded queries and keys (upstream under autocast).
         norm = {"eps": eps, "dtype": jnp.float32, "param_dtype": param_dtype, "rngs": rngs}
         self.q_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
         self.k_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
 
-    def pack(self, x: jax.Array) -> jax.Array:
+    def pack(self, x: jax.Array | Quantised) -> jax.Array:
         """Queries, keys and values side by side: [B, T, C] -> [B, T, 3C]."""
         return self.qkv(x)
 
@@ -56,12 +57,12 @@ class Attention(nnx.Module):
         return self.proj(o.reshape(*o.shape[:2], -1))
 
     def project(
-        self, x: jax.Array, rope: RopeTable | None
+        self, x: jax.Array | Quantised, rope: RopeTable | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys, values, normed and rotated. Pure.
 
         Args:
-            x: [B, T, C].
+            x: [B, T, C], quantised only where `qkv` takes that.
             rope: table of `rope_table` or None.
 
         Returns:
@@ -83,6 +84,7 @@ class Attention(nnx.Module):
         layouts: Layouts,
         rope: RopeTable | None = None,
         shared: Any = None,
+        codes: Quantised | None = None,
     ) -> jax.Array:
         """Attend.
 
@@ -92,10 +94,12 @@ class Attention(nnx.Module):
             layouts: token layouts of queries and keys.
             rope: table of `rope_table` or None.
             shared: per-forward context of the backbone, handed to the core.
+            codes: x as `qkv` takes it, where it takes no array. x is then for the strategy alone,
+                and is not computed where that does not look at it.
 
         Returns:
             [B, T, C] in the compute dtype.
         """
         aux = core.prepare(x, self, layouts)
-        q, k, v = self.project(x, rope)
+        q, k, v = self.project(x if codes is None else codes, rope)
         return self.unpack(core(q, k, v, layouts, aux=aux, shared=shared))

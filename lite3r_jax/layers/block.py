@@ -11,6 +11,7 @@ from jax import lax
 
 from lite3r_jax.attention.core import AttentionCore, Layouts, Run
 from lite3r_jax.layers.attention import Attention
+from lite3r_jax.layers.fp8 import normed
 from lite3r_jax.layers.mlp import Mlp, SwiGlu
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import RopeTable
@@ -100,19 +101,22 @@ class Block(nnx.Module):
         Returns:
             (x [B, T, C] float32, output of the attention layer [B, T, C] in the compute dtype).
         """
-        attended = self.attn(self.norm1(x), core, layouts, rope, shared)
+        codes = normed(self.norm1, x, self.attn.qkv)
+        attended = self.attn(self.norm1(x), core, layouts, rope, shared, codes)
         return self.finish(x, attended), attended
 
     def project(
         self, x: jax.Array, rope: RopeTable | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What comes before attention: x [B, T, C] to q, k, v of `Attention.project`."""
-        return self.attn.project(self.norm1(x), rope)
+        codes = normed(self.norm1, x, self.attn.qkv)
+        return self.attn.project(self.norm1(x) if codes is None else codes, rope)
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """What comes after it: x and the output of the attention layer, [B, T, C] both, to x."""
         x = x + self.ls1(attended)
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        codes = normed(self.norm2, x, self.mlp.reads)
+        return x + self.ls2(self.mlp(self.norm2(x) if codes is None else codes))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:

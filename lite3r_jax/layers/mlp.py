@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lite3r_jax.kernels.fp8.quantised import Quantised
+from lite3r_jax.layers.fp8 import gelu_between
+
 
 class Mlp(nnx.Module):
     """Linear, exact (erf) GELU, Linear (vggt/layers/mlp.py)."""
@@ -27,12 +30,17 @@ class Mlp(nnx.Module):
             "kernel_init": kernel_init,
             "rngs": rngs,
         }
-        self.fc1 = nnx.Linear(dim, hidden, **linear)
-        self.fc2 = nnx.Linear(hidden, dim if out is None else out, **linear)
+        self.fc1: Any = nnx.Linear(dim, hidden, **linear)
+        self.fc2: Any = nnx.Linear(hidden, dim if out is None else out, **linear)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., dim] -> [..., out] in the compute dtype."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    @property
+    def reads(self) -> Any:
+        """The Linear that gets the input."""
+        return self.fc1
+
+    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
+        """x [..., dim] -> [..., out] in the compute dtype; quantised where `reads` takes that."""
+        return self.fc2(gelu_between(self.fc1, x, self.fc2))
 
 
 class SwiGlu(nnx.Module):
@@ -59,10 +67,15 @@ class SwiGlu(nnx.Module):
             "rngs": rngs,
         }
         gated = -(-int(hidden * 2 / 3) // 8) * 8
-        self.w12 = nnx.Linear(dim, 2 * gated, **linear)
-        self.w3 = nnx.Linear(gated, dim, **linear)
+        self.w12: Any = nnx.Linear(dim, 2 * gated, **linear)
+        self.w3: Any = nnx.Linear(gated, dim, **linear)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., dim] -> [..., dim] in the compute dtype."""
+    @property
+    def reads(self) -> Any:
+        """The Linear that gets the input."""
+        return self.w12
+
+    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
+        """x [..., dim] -> [..., dim] in the compute dtype; quantised as for `Mlp`."""
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
         return self.w3(nnx.silu(gate) * value)

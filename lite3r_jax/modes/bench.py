@@ -28,6 +28,7 @@ from lite3r_jax.files import staged
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.progress import Progress
 from lite3r_jax.infer.report import environment
+from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.pages.chart import svg
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import resolve
@@ -143,6 +144,7 @@ def row_of(
             "compute": str(np.dtype(model.dtype)),
             "weights": ", ".join(held),
             "attention": model.attention(),
+            "float8_products": describe_products(model),
         },
     }
     with precision:

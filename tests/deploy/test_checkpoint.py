@@ -20,7 +20,8 @@ from lite3r_jax.distill.checkpoint import (
 )
 from lite3r_jax.errors import InputError
 from lite3r_jax.kernels.fp8.reference import quantise_reference
-from lite3r_jax.precision import StoredWeight, deploy, preset
+from lite3r_jax.layers.fp8 import StoredWeight
+from lite3r_jax.precision import deploy, preset
 from lite3r_jax.weights.load import load
 from lite3r_jax.weights.safetensors_file import SafetensorsFile
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lite3r_jax.kernels.fp8.api import fp8_dot_general, fp8_linear
 from lite3r_jax.kernels.fp8.cases import vggt_linears
+from lite3r_jax.kernels.fp8.pallas_mosaic import scaled_product
+from lite3r_jax.kernels.fp8.pallas_triton import quantise_rows
+from lite3r_jax.kernels.fp8.quantised import Gelu, Norm, Quantised, padded_rows
+from lite3r_jax.kernels.fp8.tiles import COLUMNS, tiles
 from tests.gpu_compile import h200
 from tests.kernels.sla.test_triton import described_gpu
+from tools.benchmark import fp8_block
 
-pytestmark = pytest.mark.gpu_compile
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.filterwarnings("ignore:.*Triton.*:DeprecationWarning"),
+]
+BUDGETS = json.loads(Path(__file__).with_name("budgets.json").read_text())["fp8"]
 
 FLOAT8 = "__cublas$lt$matmul$f8"
 OTHER = "__cublas$lt$matmul"
@@ -23,9 +33,13 @@ def simulated(x, w):
     return fp8_dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def compiled(call, *shapes):
+def described(*shapes):
     where = NamedSharding(h200.mesh(), PartitionSpec())
-    args = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
+    return [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
+
+
+def compiled(call, *shapes):
+    args = described(*shapes)
     with described_gpu():
         lowered = jax.jit(call).trace(*args).lower(lowering_platforms=("cuda",))
     return lowered.compile({"xla_gpu_enable_triton_gemm": False})
@@ -112,3 +126,88 @@ def test_weights_alone_are_converted_before_a_bfloat16_product():
         ((case.outputs,), jnp.float32),
     )
     assert products(found.as_text()) == [OTHER]
+
+
+@pytest.mark.parametrize("case", (*vggt_linears(1), *vggt_linears(8)), ids=lambda c: c.name)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_hopper_product_is_one_kernel_within_its_budget(case, dtype, tmp_path):
+    tokens, kind = case.batch[1], jnp.dtype(dtype)
+    rows = padded_rows(tokens)
+
+    def call(codes, scale, w, w_scale, bias):
+        x = Quantised(codes, scale, (1, tokens, case.inputs), kind)
+        return scaled_product(x, w, w_scale, bias, kind)
+
+    args = described(
+        ((rows, case.inputs), jnp.float8_e4m3fn),
+        ((rows,), jnp.float32),
+        ((case.outputs, case.inputs), jnp.float8_e4m3fn),
+        ((case.outputs,), jnp.float32),
+        ((case.outputs,), kind),
+    )
+    program, kernels = h200.compile_kernels(call, args, tmp_path)
+    assert kernels.keys() == {"mosaic"}
+    h200.check_budget("mosaic", kernels["mosaic"], BUDGETS["mosaic"])
+    # 128 inputs are four instructions of 32; the sums of a tile's parts go one after the other.
+    parts = tiles(rows, case.outputs, kind).columns // COLUMNS
+    assert kernels["mosaic"].wgmma == 4 * parts
+    [path] = (tmp_path / "mosaic").glob("*.ptx")
+    found = set(re.findall(r"wgmma\.mma_async\.(\S+)", path.read_text()))
+    assert found == {f"sync.aligned.m64n{COLUMNS}k32.f32.e4m3.e4m3"}
+    assert [k.name for k in fp8_block.kernels(program.as_text())] == ["mosaic_gpu_v2"]
+    assert program.memory_analysis().temp_size_in_bytes < 2**16
+
+
+NORM = Norm(None, None, 1e-5, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "before,width,dtype",
+    [
+        (NORM, 1024, "float32"),
+        (Gelu(jnp.bfloat16), 4096, "bfloat16"),
+        (None, 1024, "bfloat16"),
+        (None, 768, "bfloat16"),
+        (Gelu(jnp.bfloat16), 8192, "bfloat16"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, Norm | Gelu | None) else str(x),
+)
+def test_quantisation_reads_and_writes_once_within_its_budget(before, width, dtype, tmp_path):
+    def call(x, scale, bias):
+        full = Norm(scale, bias, before.eps, before.dtype) if isinstance(before, Norm) else before
+        return quantise_rows(x, full)
+
+    args = described(((1, 1374, width), dtype), *[((width,), jnp.bfloat16)] * 2)
+    program, kernels = h200.compile_kernels(call, args, tmp_path)
+    assert kernels.keys() == {"fp8_rows"}
+    h200.check_budget("fp8_rows", kernels["fp8_rows"], BUDGETS["fp8_rows"])
+    found = fp8_block.kernels(program.as_text())
+    assert [k.name for k in found] == ["__gpu$xla.gpu.triton"]
+    text = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
+    code = text.split(".entry fp8_rows", 1)[1]
+    assert "cvt.rn.satfinite.e4m3x2.f32" in code
+    # 16 bytes of codes and of tokens at a time.
+    assert "st.global.v4.b32" in code and "ld.global.v4.b32" in code
+    assert "st.global.b8" not in code
+
+
+@pytest.mark.parametrize("views", [2, 8])
+def test_a_block_holds_no_float32_results_and_no_kernels_between(views):
+    mesh, found = h200.mesh(), {}
+    for form in fp8_block.FORMS:
+        program = fp8_block.lower(form, views, mesh).compile({"xla_gpu_enable_triton_gemm": False})
+        found[form] = fp8_block.kernels(program.as_text())
+        print(form, len(found[form]), sum(k.read + k.written for k in found[form]) / 2**20)
+    rows = padded_rows(views * 1374)
+    wide = re.compile(rf"f32\[(1,)?({rows}|{views * 1374}),(3072|4096)\]")
+    assert any(wide.search(k.results) for k in found["xla"])
+    own = found["mosaic"]
+    names = [k.name for k in own if k.name.startswith(("mosaic", "__gpu$xla"))]
+    assert names == ["__gpu$xla.gpu.triton", "mosaic_gpu_v2"] * 4
+    # What XLA still does: qk-norm, RoPE and the stand-in of attention; two residual sums.
+    assert len(own) <= 8 + 5 < len(found["xla"]) - 4
+    for kernel in own:
+        assert not wide.search(kernel.results)
+        assert "f8e4m3" not in kernel.results or kernel.name == "__gpu$xla.gpu.triton"
+    total = {form: sum(k.read + k.written for k in ks) for form, ks in found.items()}
+    assert total["mosaic"] < min(total["bfloat16"], 0.7 * total["xla"])

@@ -181,13 +181,15 @@ def _canonical(precision: Any) -> Any:
     return lax.Precision(precision) if isinstance(precision, str) else precision
 
 
-def _product(how: _How, x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Contract an axis of each, summed in float32."""
-    precision = how.precision
+def multiply(x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype: Any, precision: Any) -> Any:
+    """Contract an axis of each, summed in float32.
+
+    Two float8 operands are multiplied as such on a GPU, and everything else in `dtype`.
+    """
     if x.dtype.itemsize == y.dtype.itemsize == 1 and platform() == "gpu":
         precision = lax.Precision.HIGHEST
     else:
-        x, y = x.astype(how.x_dtype), y.astype(how.x_dtype)
+        x, y = x.astype(dtype), y.astype(dtype)
     return lax.dot_general(
         x,
         y,
@@ -195,6 +197,10 @@ def _product(how: _How, x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> ja
         precision=precision,
         preferred_element_type=jnp.float32,
     )
+
+
+def _product(how: _How, x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    return multiply(x, y, axes, how.x_dtype, how.precision)
 
 
 def _tokens(how: _How, x: jax.Array) -> tuple[jax.Array, Any]:

@@ -20,6 +20,7 @@ of neighbouring inputs of one output, likewise with round(x / s) as code and q f
     x' = round(x / s) * s,     q = 2^(b-1) - 1
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -103,6 +104,22 @@ def int_reference(x: np.ndarray, bits: int, group: int) -> np.ndarray:
     amax = np.abs(parts).max(axis=1, keepdims=True)
     scale = np.maximum(amax * np.float32(1 / top), LEAST_SCALE)
     return (np.clip(np.round(parts / scale), -top, top) * scale).reshape(k, n)
+
+
+def norm_reference(x: np.ndarray, scale: Any, bias: Any, eps: float) -> np.ndarray:
+    """LayerNorm over the last axis, in float64; None for scale 1 or bias 0."""
+    x = np.asarray(x, np.float64)
+    x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+    y = y if scale is None else y * np.asarray(scale, np.float64)
+    return y if bias is None else y + np.asarray(bias, np.float64)
+
+
+def gelu_reference(x: np.ndarray) -> np.ndarray:
+    """x Phi(x) in float64, Phi being the normal distribution."""
+    x = np.asarray(x, np.float64)
+    upper = [math.erfc(-z) for z in (x * math.sqrt(0.5)).ravel()]
+    return 0.5 * x * np.reshape(upper, x.shape)
 
 
 def linear_reference(

@@ -1,0 +1,180 @@
+"""Linears whose weights are stored as float8, and what layers do before them."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+from flax import nnx
+
+from lite3r_jax.kernels.fp8.api import fp8_linear
+from lite3r_jax.kernels.fp8.fused import Product, check_name, choose, linear, quantise_before
+from lite3r_jax.kernels.fp8.quantised import Before, Gelu, Norm, Quantised
+from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
+
+
+class StoredWeight(nnx.Variable):
+    """Codes or scales: state that is never trained."""
+
+
+class Fp8Linear(nnx.Module):
+    """A Linear with weights as float8 codes [..., N, K] and float32 scales [..., N] or [..., 1].
+
+    Leading axes are those of stacked layers. `kernels.fp8.api.fp8_linear` is what it computes;
+    `kernels.fp8.fused` computes it in other ways.
+    """
+
+    def __init__(
+        self,
+        codes: Any,
+        scale: Any,
+        like: nnx.Linear,
+        *,
+        weights: FormatName,
+        activations: FormatName | None,
+        gradients: FormatName | None,
+        granularity: ScaleName,
+        implementation: str,
+    ):
+        """Build it in the place of a Linear.
+
+        Args:
+            codes: float8 [..., N, K], or their description.
+            scale: float32 [..., N] or [..., 1], likewise.
+            like: whose bias and dtypes it takes over.
+            weights: format of the codes.
+            activations: format of what comes in, or None.
+            gradients: format of what comes back, or None.
+            granularity: "row" or "tensor", of all scales.
+            implementation: a name for `kernels.fp8.fused.choose`.
+        """
+        check_name(implementation)
+        self.weight = StoredWeight(codes)
+        self.weight_scale = StoredWeight(scale)
+        self.bias = like.bias
+        self.dtype = like.dtype
+        self.precision = like.precision
+        self.weights: FormatName = weights
+        self.activations: FormatName | None = activations
+        self.gradients: FormatName | None = gradients
+        self.granularity: ScaleName = granularity
+        self.implementation = implementation
+        # Kernels as plain JAX on any device, for tests.
+        self.interpret = False
+
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether tokens share a scale, and so have to be quantised together."""
+        return self.granularity == "tensor" and (self.activations or self.gradients) is not None
+
+    def choose(self, rows: int, dtype: Any) -> str:
+        """The implementation for that many tokens, on the device that is computed on.
+
+        Raises:
+            ValueError: the one that was asked for by name cannot run it.
+        """
+        outputs, inputs = self.weight.shape[-2:]
+        if self.interpret:
+            return self.implementation
+        formats: Any = (self.weights, self.activations, self.granularity)
+        return choose(self.implementation, Product(rows, inputs, outputs, dtype, *formats))
+
+    def quantised(self, x: jax.Array, before: Before = None) -> Quantised | None:
+        """before(x) as what `__call__` takes as well, or None where that is left to XLA.
+
+        Args:
+            x: [..., K] float32 or bfloat16.
+            before: what is done to x first.
+        """
+        dtype = x.dtype if before is None else before.dtype
+        if self.dtype not in (None, dtype):
+            return None
+        if self.choose(math.prod(x.shape[:-1]), dtype) == "xla":
+            return None
+        return quantise_before(x, before, interpret=self.interpret)
+
+    def product(self, x: Quantised) -> jax.Array:
+        """[P, N], see `kernels.fp8.fused.linear`."""
+        return linear(
+            x,
+            self.weight[...],
+            self.weight_scale[...],
+            None if self.bias is None else self.bias[...],
+            implementation=self.choose(x.rows, x.dtype),
+            interpret=self.interpret,
+        )
+
+    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
+        """[..., K] -> [..., N] in the compute dtype."""
+        if not isinstance(x, Quantised):
+            x = x if self.dtype is None else x.astype(self.dtype)
+            codes = self.quantised(x)
+            if codes is None:
+                return self._by_xla(x)
+            x = codes
+        # What comes next reads the tokens alone without a copy, unless it is a kernel.
+        return self.product(x)[: x.rows].reshape(*x.shape[:-1], -1)
+
+    def _by_xla(self, x: jax.Array) -> jax.Array:
+        y = fp8_linear(
+            x,
+            self.weight[...],
+            self.weight_scale[...],
+            activations=self.activations,
+            gradients=self.gradients,
+            scale=self.granularity,
+            precision=self.precision,
+        )
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def normed(norm: nnx.LayerNorm, x: jax.Array, to: Any) -> Quantised | None:
+    """norm(x) as the Linear `to` takes it, where it takes no array; otherwise None."""
+    if not isinstance(to, Fp8Linear):
+        return None
+    scale, bias = (None if p is None else p[...] for p in (norm.scale, norm.bias))
+    return to.quantised(x, Norm(scale, bias, norm.epsilon, norm.dtype))
+
+
+def gelu_between(first: Any, x: jax.Array | Quantised, second: Any) -> jax.Array | Quantised:
+    """The exact GELU of first(x), as the Linear `second` takes it."""
+    shape = x.shape[:-1]
+    # With the rows behind the tokens: a kernel could not read a part without a copy.
+    h = first.product(x) if isinstance(x, Quantised) else first(x)
+    if isinstance(second, Fp8Linear):
+        codes = second.quantised(h, Gelu(h.dtype))
+        if codes is not None:
+            return replace(codes, shape=(*shape, h.shape[-1]))
+    h = h[: math.prod(shape)].reshape(*shape, -1) if isinstance(x, Quantised) else h
+    return jax.nn.gelu(h, approximate=False)
+
+
+def products(model: nnx.Module, tokens: int) -> dict[str, str]:
+    """How every Linear with float8 weights runs here for that many tokens, for reports.
+
+    Args:
+        model: of `precision.deploy`, which may be abstract.
+        tokens: that a Linear gets in one call.
+
+    Returns:
+        Path -> name in `kernels.fp8.fused.IMPLEMENTATIONS`.
+    """
+    return {path: m.choose(tokens, m.dtype) for path, m in _deployed(model).items()}
+
+
+def describe_products(model: nnx.Module, tokens: int = 1024) -> str:
+    """`products` in a few words, stacked layers counted one by one; "" where there are none."""
+    found, chosen = _deployed(model), products(model, tokens)
+    counts = dict.fromkeys(sorted(set(chosen.values())), 0)
+    for path, name in chosen.items():
+        counts[name] += math.prod(found[path].weight.shape[:-2])
+    return ", ".join(f"{name} x {count}" for name, count in counts.items())
+
+
+def _deployed(model: nnx.Module) -> dict[str, Fp8Linear]:
+    found = {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Fp8Linear)
+    }
+    return dict(sorted(found.items()))
