@@ -159,7 +159,7 @@ def problem(rows, inputs, outputs, dtype, seed=0):
     return Quantised(x, scales[0], (rows, inputs), jnp.dtype(dtype)), w, scales[1], bias, exact
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=slow)])
 def test_the_product_by_xla_is_that_of_stored_weights(dtype):
     x, w, scale, bias, exact = problem(14, 32, 24, dtype)
     got = jax.jit(lambda *args: linear(*args, implementation="triton"))(x, w, scale, bias)[: x.rows]
