@@ -53,7 +53,9 @@ ROWS: Mapping[str, str] = {
     "task loss only": "tiny,whole,no_match",
     "as published": "tiny,whole,every_site,token,proj_lin,paper_fp8",
 }
-MODELS = ("untrained-float32", "student-float32", "student-fp8_dynamic")
+BEFORE = {f"student-{how}": f"untrained-{how}" for how in ("float32", "fp8_dynamic")}
+"""Student -> what it was before its first step."""
+MODELS = (*BEFORE.values(), *BEFORE)
 TEACHER = "dense-float32"
 # heading -> (metric, decimals)
 COLUMNS: Mapping[str, tuple[str, int]] = {
@@ -202,11 +204,13 @@ def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     lines = [" | ".join(["row", "less", *PAIRED]), "|".join("---" for _ in range(2 + len(PAIRED)))]
     for row in results:
         name, _, model = row.partition(": ")
-        others = {"before": f"{name}: {MODELS[0]}"}
-        if model == MODELS[2] and name != WITHOUT and same_start(name):
-            others["float8 after training"] = f"{WITHOUT}: {MODELS[2]}"
+        if model not in BEFORE:
+            continue
+        others = {"before": f"{name}: {BEFORE[model]}"}
+        if model == MODELS[-1] and name != WITHOUT and same_start(name):
+            others["float8 after training"] = f"{WITHOUT}: {model}"
         for what, other in others.items():
-            if model in MODELS[1:] and other in results:
+            if other in results:
                 cells = [_paired(results[row], results[other], split, *c) for c in PAIRED.values()]
                 lines.append(" | ".join([row, what, *cells]))
     return "\n".join(f"| {line} |" for line in lines)

@@ -37,6 +37,9 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
 
     results = {
         "teacher": [{"found": {"sky": {}}}],
+        "a: untrained-fp8_dynamic": entries([2.0, 6.0, 10.0]),
+        "b: untrained-fp8_dynamic": entries([2.5, 5.5, 9.5]),
+        "without FP8: untrained-fp8_dynamic": entries([2.0, 6.0, 10.0]),
         "a: untrained-float32": entries([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),
         "a: student-fp8_dynamic": entries([0.5, 4.5, 8.5], [0.0, 4.0, 8.0]),
         "b: untrained-float32": entries([2.0, 5.0, 9.0]),  # has another plan
@@ -46,10 +49,10 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
     }
     lines = [line.strip("| ").split(" | ") for line in students.gains(results, "sky").splitlines()]
     assert [line[:3] for line in lines[2:]] == [
-        ["a: student-fp8_dynamic", "before", "-0.7500 [-0.7500, -0.7500]"],
+        ["a: student-fp8_dynamic", "before", "-1.7500 [-1.7500, -1.7500]"],
         ["a: student-fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
-        ["b: student-fp8_dynamic", "before", "-0.5000 [-0.5000, -0.5000]"],
-        ["without FP8: student-fp8_dynamic", "before", "-0.5000 [-0.5000, -0.5000]"],
+        ["b: student-fp8_dynamic", "before", "-1.0000 [-1.0000, -1.0000]"],
+        ["without FP8: student-fp8_dynamic", "before", "-1.5000 [-1.5000, -1.5000]"],
     ]
 
 
@@ -69,7 +72,7 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "students.json").read_text())
     assert list(found) == ["teacher", *(f"recipe: {model}" for model in students.MODELS)]
-    teacher, _, student, _ = (entries[0] for entries in found.values())
+    teacher, _, _, student, _ = (entries[0] for entries in found.values())
     assert "teacher_abs_rel" not in teacher["found"]["test"]
     assert 0 < student["found"]["test"]["teacher_abs_rel"] < teacher["found"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
