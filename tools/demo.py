@@ -108,7 +108,8 @@ def distil(folder: Path) -> None:
         InputError: the command failed, or the folder has the run of other settings.
     """
     flags = [f"--config.output={folder}", *DISTILLATION]
-    print("\npython -m lite3r_jax.main --config=configs/vggt.py:tiny --mode=train \\")
+    print("\nA student of the small model, which takes a few minutes:\n")
+    print("python -m lite3r_jax.main --config=configs/vggt.py:tiny --mode=train \\")
     print("   ", shlex.join(flags), "\n")
     config = f"--config={ROOT / 'configs' / 'vggt.py'}:tiny"
     if program.main([config, "--mode=train", *flags]):
