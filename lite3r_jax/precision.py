@@ -15,7 +15,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -49,10 +49,12 @@ class Fp8Rule:
     Attributes:
         path: regular expression.
         weights: "e4m3", "e5m2", or None to leave them.
-        activations: likewise, for what comes in. The input of `proj_lin` never exists in memory
-            (the operator folds the matrix into its state), so there it has to be None.
+        activations: likewise, for what comes in. With None at `proj_lin` the operator folds the
+            matrix into its state; otherwise it computes its linear part apart, one scale for every
+            token of a head.
         gradients: likewise, for what comes back; None is straight-through in full precision.
-        scale: "row" (float32, one per output of a weight and one per token) or "tensor" (one each).
+        scale: "row" (float32, one per output of a weight and one per token) or "tensor" (one each;
+            not for the input of `proj_lin`, whose heads are computed in turns).
         optional: whether the rule may find nothing: for lists that serve several models.
     """
 
@@ -166,7 +168,7 @@ PRESETS: Mapping[str, tuple[Rule, ...]] = MappingProxyType(
         "default": (
             Fp8Rule(_LAST, weights=None, activations=None, optional=True), _TRUNK, _HEADS,
         ),
-        "paper": (Fp8Rule(r"/proj_lin$", activations=None, optional=True), _TRUNK, _HEADS),
+        "paper": (_TRUNK, _HEADS),
         "paper_w4a16": (Int4Rule(_PARTS + r"(?!(.*/)?attn/)(?!.*/proj_lin$)"),),
         "paper_w4a8": (Int4Rule(_PARTS + r"(?!.*/proj_lin$)", activation_bits=8),),
     }
@@ -182,8 +184,7 @@ def preset(name: str) -> tuple[Rule, ...]:
     not `proj_lin` and the layers whose outputs are cameras.
 
     `paper`: those as well, which are all that Lite3R wraps (lite3r_kit/fp8_fake_quant.py): 384 of
-    VGGT-1B with camera and depth heads and the plan "sla_paper", 147 of DA3-Large. `proj_lin` has
-    its weights quantised and not its input, see `Fp8Rule`.
+    VGGT-1B with camera and depth heads and the plan "sla_paper", 147 of DA3-Large.
 
     `paper_w4a16` and `paper_w4a8`: the first stage of Lite3R's recipe for VGGT (four-bit weights
     outside of attention, 156 Linears; its 16-bit activations are finer than bfloat16 and are left)
@@ -254,8 +255,8 @@ def apply_precision(model: Any, rules: Sequence[Rule], *, count: int | None = No
             does not matter.
 
     Raises:
-        InputError: see `match`; activations of `proj_lin`; another count; a model that is quantised
-            already.
+        InputError: see `match`; one scale for all of the input of `proj_lin`; another count; a
+            model that is quantised already.
     """
     sites = match(model, rules)
     total = sum(site.layers for site in sites if site.wrapped)
@@ -278,13 +279,16 @@ def apply_precision(model: Any, rules: Sequence[Rule], *, count: int | None = No
             place.held.promote_dtype = _promote
             place.held.dot_general = _Dot(rule)
             continue
-        if rule.activations is not None:
+        if rule.activations is None:
+            old = place.held
+            place.put(QuantisedParam(old.get_value(), **old.get_metadata(), rule=rule))
+            continue
+        if rule.joins_tokens:
             raise InputError(
-                f"precision rule {rule.path!r}: the input of {site.path} is never in memory; give"
-                " that site a rule with activations=None"
+                f"precision rule {rule.path!r}: the heads of {site.path} are computed in turns and"
+                " cannot share a scale; use scale='row' or activations=None there"
             )
-        old = place.held
-        place.put(QuantisedParam(old.get_value(), **old.get_metadata(), rule=rule))
+        place.owner.dot_general = _Dot(rule)
     return model
 
 
@@ -360,13 +364,15 @@ def deploy(
         rule = place.rule
         if not isinstance(rule, Fp8Rule):
             continue
+        activations = None if kind == "fp8_weight_only" else rule.activations
         if isinstance(place.held, nnx.Linear):
-            activations = None if kind == "fp8_weight_only" else rule.activations
             place.put(_stored(place.held, rule, activations, implementation))
         else:
             metadata = {k: v for k, v in place.held.get_metadata().items() if k != "rule"}
             matrix = _compute(jax.jit(rule.matrix), place.held.get_value())
             place.put(nnx.Param(matrix, **metadata))
+            inputs = replace(rule, weights=None) if activations else None
+            place.owner.dot_general = inputs and _Dot(inputs)
     if rest is not None:
         graph, held, others = nnx.split(model, nnx.Param, ...)
         cast = partial(_compute, lambda x: x.astype(rest))
@@ -413,19 +419,19 @@ def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
 
 @dataclass(frozen=True)
 class _Place:
-    """A Linear or a matrix, and how to put something else there."""
+    """A Linear or a matrix, who has the `dot_general` of its product, how to replace it."""
 
     held: Any
     layers: int
+    owner: Any
     put: Callable[[Any], None]
 
     @property
     def rule(self) -> Rule | None:
         """What it is quantised by now."""
-        if isinstance(self.held, nnx.Linear):
-            dot = self.held.dot_general
-            return dot.rule if isinstance(dot, _Dot) else None
-        return self.held.get_metadata("rule", None)
+        if isinstance(dot := self.owner.dot_general, _Dot):
+            return dot.rule
+        return None if isinstance(self.held, nnx.Linear) else self.held.get_metadata("rule", None)
 
     @property
     def quantised(self) -> bool:
@@ -440,10 +446,10 @@ def _places(model: nnx.Module) -> dict[str, _Place]:
     for path, module in modules.items():
         if isinstance(module, nnx.Linear):
             put = _putter(modules[path[:-1]], path[-1]) if path else _nowhere
-            found["/".join(map(str, path))] = _Place(module, _layers(module.kernel), put)
+            found["/".join(map(str, path))] = _Place(module, _layers(module.kernel), module, put)
         for name in _MATRICES:
             if isinstance(matrix := getattr(module, name, None), nnx.Param):
-                place = _Place(matrix, _layers(matrix), _putter(module, name))
+                place = _Place(matrix, _layers(matrix), module, _putter(module, name))
                 found["/".join(map(str, (*path, name)))] = place
     return dict(sorted(found.items()))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lite3r_jax.attention.core import Layouts, TokenLayout
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.backbones.base import get_backbone
@@ -208,12 +209,13 @@ def test_rules_that_find_nothing_name_what_is_near(net):
 
 
 def test_refuses_what_cannot_be_quantised(net):
-    with pytest.raises(InputError, match=r"the input of cores/0/proj_lin is never in memory"):
-        apply_precision(net, (Fp8Rule("proj_lin"),))
-    once = apply_precision(net, ALL)
-    for again in ((Fp8Rule("layers"),), (Fp8Rule("proj_lin", activations=None),)):
-        with pytest.raises(InputError, match="is quantised already"):
-            apply_precision(once, again)
+    with pytest.raises(InputError, match=r"heads of cores/0/proj_lin are computed in turns"):
+        apply_precision(net, (Fp8Rule("proj_lin", scale="tensor"),))
+    for once in (ALL, (Fp8Rule("."),)):
+        once = apply_precision(net, once)
+        for again in ((Fp8Rule("layers"),), (Fp8Rule("proj_lin", activations=None),)):
+            with pytest.raises(InputError, match="is quantised already"):
+                apply_precision(once, again)
     for settings in ({"weights": "int4"}, {"activations": "fp8"}, {"gradients": 8}, {"scale": "k"}):
         with pytest.raises(InputError, match="precision rule 'layers'"):
             Fp8Rule("layers", **settings)
@@ -273,6 +275,65 @@ def test_simulated_frozen_and_deployed_compute_the_definition(net, x, scale):
         near(proj_lin, matrix)
     near(weights_only[0], by_hand(net, x, activations=None, **options))
     near(weights_only[2], matrix)
+
+
+LAYOUTS = Layouts.both(TokenLayout(2, 1, (4, 5), "global"))
+
+
+class Attention(nnx.Module):
+    """A core by itself."""
+
+    def __init__(self, spec):
+        self.core = spec.build(heads=2, head_dim=8, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+    def __call__(self, qkv):
+        """[3, B, T, N, D] -> [B, T, N, D]."""
+        return self.core(*qkv, LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SLA("token", 0.3, protect=False),
+        SLA(keep=0.3, block=4),
+        pytest.param(SLA("block3", 0.3, 0.2, block=4), marks=pytest.mark.slow),
+    ],
+    ids=lambda spec: spec.routing,
+)
+def test_the_input_of_proj_lin_is_quantised_for_every_token_of_a_head(spec):
+    rng = np.random.default_rng(2)
+    qkv = rng.standard_normal((3, 2, LAYOUTS.query.tokens, 2, 8)).astype("f4")
+    model = Attention(spec)
+    w = rng.standard_normal((8, 8)).astype("f4")
+
+    def holding(value):
+        other = nnx.merge(*nnx.split(model))
+        other.core.proj_lin = nnx.Param(jnp.asarray(value))
+        return other
+
+    rules = (Fp8Rule("proj_lin"),)
+    full = holding(w)
+    off, unit, simulated, frozen, deployed, weights_only, folded = map(
+        np.asarray,
+        run(
+            qkv,
+            holding(np.zeros_like(w)),
+            holding(np.eye(8, dtype="f4")),
+            apply_precision(full, rules, count=1),
+            freeze_quantised(apply_precision(full, rules)),
+            deploy(full, rules, "fp8_dynamic"),
+            deploy(full, rules, "fp8_weight_only"),
+            apply_precision(full, (Fp8Rule("proj_lin", activations=None),)),
+        ),
+    )
+    wanted = off + linear_reference(unit - off, w, weights="e4m3", activations="e4m3", scale="row")
+    # A value between two codes can fall on either side.
+    close = np.isclose(simulated, wanted, rtol=0, atol=1e-5).all(-1)
+    assert close.mean() > 0.97
+    assert np.abs(simulated - folded).max() > 20 * np.abs(simulated - wanted)[close].max()
+    for same in (frozen, deployed):
+        near(same, simulated, 1e-5)
+    near(weights_only, folded, 1e-5)
 
 
 def test_weights_are_quantised_as_they_are_held_and_not_as_they_are_computed_with(x):

@@ -185,7 +185,16 @@ class SLA:
 
 
 class SLACore(AttentionCore):
-    """See `SLA`."""
+    """See `SLA`.
+
+    Attributes:
+        proj_lin: [D, D].
+        dot_general: in the place of `lax.dot_general` for the product of the linear part
+            [B, T, N, D], float32, with `proj_lin`, like that of an `nnx.Linear`; None: the plain
+            product, with the matrix in the state and no such input in memory.
+    """
+
+    dot_general: Callable[..., jax.Array] | None = None
 
     def __init__(self, spec: SLA, head_dim: int, param_dtype: Any, rngs: nnx.Rngs):
         if head_dim < 1:
@@ -213,7 +222,9 @@ class SLACore(AttentionCore):
         del aux, shared
         _check(q, k, v, layouts)
         spec = self.spec
-        attend = partial(_by_token if spec.routing == "token" else _by_block, spec, layouts)
+        by = _by_token if spec.routing == "token" else _by_block
+        project = self.dot_general and partial(_project, self.dot_general)
+        attend = partial(by, spec, layouts, project)
         by_head = spec.choose(q) == "blocked"  # which goes through the heads in any case
 
         def here(q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array) -> jax.Array:
@@ -277,16 +288,36 @@ def _split(
     )
 
 
+def _project(dot_general: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
+    """[..., D] [D, D] in full float32."""
+    return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision="highest")
+
+
+_Project = Callable[[jax.Array, jax.Array], jax.Array] | None
+
+
 def _by_token(
-    spec: SLA, layouts: Layouts, q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array
+    spec: SLA,
+    layouts: Layouts,
+    project: _Project,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    proj_lin: jax.Array,
 ) -> jax.Array:
     """Routing "token", to which all tokens are alike."""
     del layouts
-    return spec.run(q, k, v, proj_lin, None, keep=spec.keep)
+    return spec.run(q, k, v, proj_lin, None, keep=spec.keep, project=project)
 
 
 def _by_block(
-    spec: SLA, layouts: Layouts, q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array
+    spec: SLA,
+    layouts: Layouts,
+    project: _Project,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    proj_lin: jax.Array,
 ) -> jax.Array:
     """Routings "block" and "block3": tokens are put into blocks, and the output taken out."""
     keys = blocks(layouts.key, spec.block)
@@ -318,7 +349,8 @@ def _by_block(
                 k_valid=k_valid,
                 implementation=selection,
             )
-        found.append(spec.run(some, k, v, proj_lin, maps, q_valid=q_valid, k_valid=k_valid))
+        validity = {"q_valid": q_valid, "k_valid": k_valid}
+        found.append(spec.run(some, k, v, proj_lin, maps, project=project, **validity))
         order.append(rows)
     return take(jnp.concatenate(found, axis=1), inverse(np.concatenate(order), q.shape[1]))
 

@@ -118,6 +118,42 @@ def test_equals_float64_in_value_and_gradient(case):
         np.testing.assert_allclose(got, want, atol=4e-6 * max(np.abs(want).max(), 1), err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SLA("token", protect=False),
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in (SLA(keep=0.3, block=8), SLA("block3", 0.3, 0.4, block=8))
+        ),
+    ],
+    ids=lambda spec: spec.routing,
+)
+def test_a_product_with_proj_lin_of_its_own_changes_nothing_in_value_and_gradient(spec):
+    """Such products are there to be quantised; a plain one must be what it stands for."""
+    case = Case(spec, SCENE.layout)
+    *args, up = problem(case)
+    core = spec.build(heads=N, head_dim=D, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, _ = nnx.split(core)
+    core.dot_general = jax.lax.dot_general
+    apart, _ = nnx.split(core)
+    assert apart != graph
+
+    def with_gradients(graph, *args):
+        def f(q, k, v, w):
+            core = nnx.merge(graph, nnx.State({"proj_lin": nnx.Param(w)}))
+            return core(q, k, v, case.layouts)
+
+        o, pull = jax.vjp(f, *args)
+        return o, *pull(up)
+
+    both = jax.jit(lambda *args: [with_gradients(g, *args) for g in (graph, apart)])
+    folded, by_itself = both(*args)
+    for name, got, want in zip(("o", "dq", "dk", "dv", "dw"), by_itself, folded, strict=True):
+        want = np.asarray(want)
+        np.testing.assert_allclose(got, want, atol=4e-6 * max(np.abs(want).max(), 1), err_msg=name)
+
+
 def change(case, w_scale, token):
     """How much each output [B, T, N] changes when one value does."""
     q, k, v, w, _ = problem(case)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
 from lite3r_jax.kernels.sla.blocked import sla_blocked
+from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.pallas_mosaic import refuses as refuses_mosaic
 from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
 from lite3r_jax.kernels.sla.pallas_triton import refuses as refuses_triton
@@ -102,6 +103,7 @@ def sla(
     q_valid: jax.Array | None = None,
     k_valid: jax.Array | None = None,
     implementation: str = "blocked",
+    project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Sparse Linear Attention: softmax over few keys, plus projected linear attention.
 
@@ -125,6 +127,9 @@ def sla(
         q_valid: [B, Tq] bool, False for padding, whose output is 0; None if there is none.
         k_valid: [B, Tk] bool, False for padding, which no query sees.
         implementation: see `choose`.
+        project: product of the linear part [B, Tq, N, D], float32 or float64, with proj_lin, for
+            products that are quantised. With it the linear part is computed by itself and in
+            memory. None: a plain product, which the implementations fold into the state.
 
     Returns:
         [B, Tq, N, D] in the dtype of v.
@@ -134,20 +139,18 @@ def sla(
             cannot run this here.
     """
     _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps)
-    implementation = choose(implementation, routing, q, block_map)
-    return IMPLEMENTATIONS[implementation].run(
-        q,
-        k,
-        v,
-        proj_lin,
-        block_map,
-        routing=routing,
-        phi=phi,
-        keep=keep,
-        eps=eps,
-        q_valid=valid_mask(q_valid, q, "q_valid"),
-        k_valid=valid_mask(k_valid, k, "k_valid"),
-    )
+    run = IMPLEMENTATIONS[choose(implementation, routing, q, block_map)].run
+    settings: dict[str, Any] = {
+        "routing": routing,
+        "phi": phi,
+        "eps": eps,
+        "q_valid": valid_mask(q_valid, q, "q_valid"),
+        "k_valid": valid_mask(k_valid, k, "k_valid"),
+    }
+    if project is None:
+        return run(q, k, v, proj_lin, block_map, keep=keep, **settings)
+    sparse = run(q, k, v, jnp.zeros_like(proj_lin), block_map, keep=keep, **settings)
+    return sparse + project(linear(q, k, v, block_map, **settings), proj_lin).astype(v.dtype)
 
 
 def _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps) -> None:

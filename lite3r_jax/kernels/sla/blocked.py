@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
-from lite3r_jax.kernels.sla.blocks import in_parts, to_blocks, whole
+from lite3r_jax.kernels.sla.blocks import all_to_blocks, from_blocks, in_parts, whole
 from lite3r_jax.kernels.sla.linear import linear_all, linear_marginal
 from lite3r_jax.kernels.sla.reference import Phi, Routing
 
@@ -54,24 +54,16 @@ def sla_blocked(
     The softmax part has its own backward pass; the linear part is differentiated by JAX.
     """
     del keep  # which is in the map
-    b, tokens, n, d = q.shape
-    heads = b * n
-    qb = to_blocks(q, q_valid, block_map.q_block)
-    kb = to_blocks(k, k_valid, block_map.k_block)
-    vb = to_blocks(v, k_valid, block_map.k_block)
-    pad = kb.shape[1] * block_map.k_block - k.shape[1]
-    ok = jnp.pad(k_valid, ((0, 0), (0, pad))).reshape(b, *kb.shape[1:3])
-    ok = jnp.repeat(ok, n, axis=0)
-
-    critical = block_map.critical.ids.reshape(heads, qb.shape[1], -1)
+    sizes = block_map.q_block, block_map.k_block
+    qb, kb, vb, ok = all_to_blocks(q, k, v, q_valid, k_valid, *sizes)
+    critical = block_map.critical.ids.reshape(*qb.shape[:2], -1)
     o = sparse(qb, kb, vb, ok, critical, tiles)
     if routing == "block":
         o += linear_all(qb, kb, vb, ok, proj_lin, phi, eps)
     else:
-        negligible = block_map.negligible.ids.reshape(heads, qb.shape[1], -1)
+        negligible = block_map.negligible.ids.reshape(*qb.shape[:2], -1)
         o += linear_marginal(qb, kb, vb, ok, critical, negligible, proj_lin, phi, eps)
-    o = o.reshape(b, n, -1, d)[:, :, :tokens].transpose(0, 2, 1, 3)
-    return jnp.where(q_valid[..., None, None], o, 0).astype(v.dtype)
+    return from_blocks(o, q_valid).astype(v.dtype)
 
 
 def sparse(

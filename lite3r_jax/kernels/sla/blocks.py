@@ -15,6 +15,30 @@ def to_blocks(x: jax.Array, valid: jax.Array, block: int) -> jax.Array:
     return x.reshape(b * n, blocks, block, d)
 
 
+def all_to_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_valid: jax.Array,
+    k_valid: jax.Array,
+    q_block: int,
+    k_block: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """q, k, v of `api.sla` by `to_blocks`, and which keys are valid, [B * N, Mk, k_block]."""
+    qb = to_blocks(q, q_valid, q_block)
+    kb, vb = (to_blocks(x, k_valid, k_block) for x in (k, v))
+    pad = kb.shape[1] * k_block - k.shape[1]
+    ok = jnp.pad(k_valid, ((0, 0), (0, pad))).reshape(k.shape[0], *kb.shape[1:3])
+    return qb, kb, vb, jnp.repeat(ok, k.shape[2], axis=0)
+
+
+def from_blocks(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """The inverse of `to_blocks`: [B * N, M, block, D] -> [B, T, N, D], for valid [B, T]."""
+    b, tokens = valid.shape
+    x = x.reshape(b, x.shape[0] // b, -1, x.shape[-1])[:, :, :tokens].transpose(0, 2, 1, 3)
+    return jnp.where(valid[..., None, None], x, 0)
+
+
 def in_parts(x: jax.Array, rows: int, fill: int = 0) -> jax.Array:
     """[M, ...] -> [parts, rows, ...]; the last part is filled up with `fill`."""
     parts = block_count(x.shape[0], rows)

@@ -1,8 +1,8 @@
 """The linear part of Sparse Linear Attention, from states that are computed once per head.
 
 States and sums are float32 (float64 for float64), also for half precision inputs; products of
-float32 inputs are in full, not in TF32. Both functions keep no more than their inputs for the
-backward pass. Shapes are those of `blocked.sparse`.
+float32 inputs are in full, not in TF32. No function keeps more than its inputs for the backward
+pass. Shapes are those of `blocked.sparse` but for `linear`.
 """
 
 import functools
@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite3r_jax.kernels.sla.blocks import in_parts, whole
-from lite3r_jax.kernels.sla.reference import PHI, Phi
+from lite3r_jax.kernels.block_map.table import BlockMap
+from lite3r_jax.kernels.sla.blocks import all_to_blocks, from_blocks, in_parts, whole
+from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
 
 # Numbers in the states [D, D] of key blocks, and in those of query blocks, that `linear_marginal`
 # holds at a time: 64 MiB of float32 each. A GPU wants large products more than many; a CPU does not
@@ -21,12 +22,45 @@ from lite3r_jax.kernels.sla.reference import PHI, Phi
 _STATES = 2**24
 
 
+def linear(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    block_map: BlockMap | None,
+    *,
+    routing: Routing,
+    phi: Phi,
+    eps: float,
+    q_valid: jax.Array,
+    k_valid: jax.Array,
+) -> jax.Array:
+    """The linear part of `api.sla`, whose arguments these are, before its projection.
+
+    Returns:
+        [B, Tq, N, D] float32 (float64 for float64).
+    """
+    sizes = q.shape[1], k.shape[1]
+    if block_map is not None:
+        sizes = block_map.q_block, block_map.k_block
+    blocks = all_to_blocks(q, k, v, q_valid, k_valid, *sizes)
+    if routing == "block3":
+        assert block_map is not None
+        critical, negligible = (
+            table.ids.reshape(*blocks[0].shape[:2], -1)
+            for table in (block_map.critical, block_map.negligible)
+        )
+        o = linear_marginal(*blocks, critical, negligible, None, phi, eps)
+    else:
+        o = linear_all(*blocks, None, phi, eps)
+    return from_blocks(o, q_valid)
+
+
 def linear_all(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     ok: jax.Array,
-    proj_lin: jax.Array,
+    proj_lin: jax.Array | None,
     phi: Phi,
     eps: float,
 ) -> jax.Array:
@@ -40,20 +74,22 @@ def linear_all(
         k: [H, Mk, k_block, D].
         v: [H, Mk, k_block, D].
         ok: [H, Mk, k_block] bool, which keys are valid.
-        proj_lin: [D, D], W.
+        proj_lin: [D, D], W; None for the output without it.
         phi: name of the feature map.
         eps: added to the denominator.
 
     Returns:
         [H, Mq, q_block, D] float32 (float64 for float64).
     """
-    weight = proj_lin.astype(jnp.promote_types(v.dtype, jnp.float32))
+    weight = None if proj_lin is None else proj_lin.astype(_state_dtype(v.dtype))
     dot = _dot(v.dtype)
 
     @jax.checkpoint
     def head(args):
         features, fk, vh = _features(args, phi)
-        state = dot("cd,de->ce", dot("mkc,mkd->cd", fk, vh), weight)
+        state = dot("mkc,mkd->cd", fk, vh)
+        if weight is not None:
+            state = dot("cd,de->ce", state, weight)
         total = dot("mqd,d->mq", features, fk.sum(axis=(0, 1)))
         return _divide(dot("mqd,de->mqe", features, state), total, eps)
 
@@ -67,7 +103,7 @@ def linear_marginal(
     ok: jax.Array,
     critical: jax.Array,
     negligible: jax.Array,
-    proj_lin: jax.Array,
+    proj_lin: jax.Array | None,
     phi: Phi,
     eps: float,
 ) -> jax.Array:
@@ -86,14 +122,14 @@ def linear_marginal(
         ok: [H, Mk, k_block] bool, which keys are valid.
         critical: [H, Mq, K] int32, as in `BlockTable`.
         negligible: [H, Mq, L] int32.
-        proj_lin: [D, D].
+        proj_lin: [D, D]; None for the output without it.
         phi: name of the feature map.
         eps: added to the denominator.
 
     Returns:
         [H, Mq, q_block, D] float32 (float64 for float64); 0 where no block is marginal.
     """
-    weight = proj_lin.astype(jnp.promote_types(v.dtype, jnp.float32))
+    weight = None if proj_lin is None else proj_lin.astype(_state_dtype(v.dtype))
     dot = _dot(v.dtype)
     heads, count, columns, d = *q.shape[:2], k.shape[1], q.shape[-1]
     fit = max(1, _STATES // (columns * d * d))
@@ -116,7 +152,7 @@ def linear_marginal(
             state = dot("rhm,hmx->rhx", marginal, states).reshape(rows, group, d, d)
             total = dot("rhqd,rhd->rhq", fq, dot("rhm,hmd->rhd", marginal, sums))
             o = _divide(dot("rhqd,rhde->rhqe", fq, state), total, eps)
-            return dot("rhqd,de->rhqe", o, weight)
+            return o if weight is None else dot("rhqd,de->rhqe", o, weight)
 
         parts = (in_parts(x.swapaxes(0, 1), rows) for x in (features, table))
         return whole(lax.map(some_rows, tuple(parts)), count).swapaxes(0, 1)
@@ -128,9 +164,13 @@ def linear_marginal(
 def _features(args, phi: Phi) -> tuple[jax.Array, jax.Array, jax.Array]:
     """phi(q), phi(k) with 0 for what is not valid, v; in the dtype of the states."""
     q, k, v, ok = args
-    dtype = jnp.promote_types(v.dtype, jnp.float32)
+    dtype = _state_dtype(v.dtype)
     fk = jnp.where(ok[..., None], PHI[phi](k.astype(dtype)), 0)
     return PHI[phi](q.astype(dtype)), fk, v.astype(dtype)
+
+
+def _state_dtype(dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _divide(weighted: jax.Array, total: jax.Array, eps: float) -> jax.Array:
