@@ -6,6 +6,7 @@ device instead, with the devices side by side in every turn.
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -41,6 +42,17 @@ def axes(names: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
     sizes = _sizes(names)
     ways = math.prod(sizes.values())
     return (tuple(sizes), ways) if count % ways == 0 else ((), 1)
+
+
+def everywhere(tree: Any) -> Any:
+    """All of the arrays on every device, from here on: sent once, and not in every turn of a loop.
+
+    Args:
+        tree: of arrays; without a mesh that has the axes of this module it is returned as it is.
+    """
+    if split_ways() == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def by_device(x: jax.Array) -> jax.Array:

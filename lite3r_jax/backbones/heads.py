@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
-from lite3r_jax.attention.spread import by_device, by_view
+from lite3r_jax.attention.spread import by_device, by_view, everywhere
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.mlp import Mlp
@@ -213,20 +213,25 @@ def run_frames(
     """
     graph, state = nnx.split(head)
 
-    def one(frame: jax.Array) -> jax.Array:
+    def one(state: Any, frame: jax.Array) -> jax.Array:
         return nnx.merge(graph, state)([frame[:, i, special:] for i in levels], grid)[0]
 
-    return map_frames(one, tokens, frame_chunk, remat)
+    return map_frames(one, state, tokens, frame_chunk, remat)
 
 
 def map_frames(
-    one: Callable[[jax.Array], Any], tokens: jax.Array, frame_chunk: int, remat: bool = False
+    one: Callable[[Any, jax.Array], Any],
+    state: Any,
+    tokens: jax.Array,
+    frame_chunk: int,
+    remat: bool = False,
 ) -> Any:
     """A function of one frame over all frames, a chunk at a time.
 
     Args:
-        one: [n, K, P, C] -> arrays [n, ...]; n is `frame_chunk` times the devices that the frames
-            are spread over, and once what is left over.
+        one: (state, [n, K, P, C]) -> arrays [n, ...]; n is `frame_chunk` times the devices that the
+            frames are spread over, and once what is left over.
+        state: its arrays; every device gets them whole, once.
         tokens: [B, S, K, P, C].
         frame_chunk: frames whose results a device computes together.
         remat: whether a gradient keeps only the tokens and computes the chunks again, instead of
@@ -237,14 +242,14 @@ def map_frames(
     """
     if remat:
         one = jax.checkpoint(one)
-    frames = by_device(tokens)
+    state, frames = everywhere(state), by_device(tokens)
     devices, count, *rest = frames.shape
     chunk = min(frame_chunk, count)
     turns = count // chunk
 
     def together(part: jax.Array) -> Any:
         """[devices, n, ...] -> results [devices, n, ...]."""
-        maps = one(part.reshape(-1, *rest))
+        maps = one(state, part.reshape(-1, *rest))
         return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), maps)
 
     if turns == 1:

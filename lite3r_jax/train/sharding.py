@@ -89,8 +89,10 @@ def parameter_shardings(
 ) -> dict[str, NamedSharding]:
     """A sharding for every parameter.
 
-    A parameter without a rule is split over fsdp along its largest dimension that divides, the last
-    of equals; if none does, every device has a copy.
+    A parameter without a rule is split over fsdp: a kernel [..., in, out] along its inputs, with
+    which XLA sends weights, where one that is split along its outputs can make it send tokens and
+    bring back features; others, and kernels whose inputs do not divide, along the largest dimension
+    that does, the last of equals. If none does, every device has a copy.
 
     Args:
         arrays: path -> anything with a shape.
@@ -112,7 +114,7 @@ def parameter_shardings(
     for path, x in arrays.items():
         shape = np.shape(x)
         rule = next((rule for rule in rules if re.search(rule.path, path)), None)
-        axes = _split_largest(shape, mesh.shape["fsdp"]) if rule is None else rule.axes
+        axes = _split(path, shape, mesh.shape["fsdp"]) if rule is None else rule.axes
         parts = [1 if axis is None else mesh.shape[axis] for axis in axes]
         if len(axes) > len(shape) or any(n % p for n, p in zip(shape, parts, strict=False)):
             raise InputError(
@@ -123,11 +125,14 @@ def parameter_shardings(
     return found
 
 
-def _split_largest(shape: tuple[int, ...], parts: int) -> tuple[str | None, ...]:
+def _split(path: str, shape: tuple[int, ...], parts: int) -> tuple[str | None, ...]:
     fitting = [(n, i) for i, n in enumerate(shape) if parts > 1 and n % parts == 0 and n > 0]
     if not fitting:
         return ()
     _, where = max(fitting)
+    inputs = len(shape) - 2
+    if path.endswith("kernel") and inputs in (i for _, i in fitting):
+        where = inputs
     return (None,) * where + ("fsdp",)
 
 

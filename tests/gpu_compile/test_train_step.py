@@ -8,7 +8,7 @@ import pytest
 
 from lite3r_jax.train.parameters import size
 from lite3r_jax.train.sharding import MeshOptions, make_mesh
-from tools.benchmark.collectives import collectives
+from tools.benchmark.collectives import KINDS, collectives
 from tools.benchmark.train_memory import described, make, shapes
 
 pytestmark = [
@@ -33,16 +33,23 @@ def test_parameters_and_optimiser_are_split_over_fsdp_and_gradients_are_summed(t
     )  # fmt: skip
     mesh = make_mesh(MeshOptions(data=2, fsdp=2), described(4))
     trainer = make(args, mesh)
-    batch = shapes(4, 2, (28, 42), mesh, 1)
-    lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
-    compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
-    memory = compiled.memory_analysis()
+
+    def step(views):
+        batch = shapes(4, views, (28, 42), mesh, 1)
+        lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
+        compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
+        sent = {kind: 0 for kind in KINDS}
+        for c in collectives(compiled.as_text()):
+            sent[c.kind] += c.times * c.size
+        return batch, compiled.memory_analysis(), sent
+
+    batch, memory, sent = step(2)
     weights = 4 * size(trainer.params)
     images = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(batch))
     # Weights and two moments, a half of each but for what two does not divide.
     assert 1.5 * weights < memory.argument_size_in_bytes - images / 4 < 1.6 * weights
     assert memory.alias_size_in_bytes > 0.95 * 1.5 * weights, "the state is overwritten in place"
-    found = collectives(compiled.as_text())
-    sums = sum(c.times * c.size for c in found if c.kind in ("all-reduce", "reduce-scatter"))
-    gathers = sum(c.times * c.size for c in found if c.kind == "all-gather")
-    assert sums > 0.5 * weights / 2 and gathers > 0.4 * weights
+    assert sent["all-reduce"] + sent["reduce-scatter"] > 0.5 * weights / 2
+    assert sent["all-gather"] > 0.4 * weights
+    more = step(8)[2]
+    assert sum(more.values()) < 1.1 * sum(sent.values()), "weights are sent, and no tokens"

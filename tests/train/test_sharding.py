@@ -24,25 +24,31 @@ from lite3r_jax.train.sharding import (
 
 ROOT = Path(__file__).parents[2]
 MESH = AbstractMesh((2, 4, 1), ("data", "fsdp", "view"))
-SHAPES = {"a/kernel": np.zeros((4, 8, 12)), "a/bias": np.zeros((4, 6)), "odd": np.zeros((3, 5))}
+SHAPES = {
+    "a/kernel": np.zeros((4, 8, 12)),
+    "b/kernel": np.zeros((8, 6, 12)),
+    "a/bias": np.zeros((8, 12)),
+    "odd": np.zeros((3, 5)),
+}
 
 
 def specs(rules=()):
     return {k: v.spec for k, v in parameter_shardings(SHAPES, MESH, rules).items()}
 
 
-def test_the_largest_dimension_that_divides_is_split():
+def test_kernels_are_split_along_their_inputs_and_others_along_the_largest_that_divides():
     assert specs() == {
-        "a/kernel": PartitionSpec(None, None, "fsdp"),
-        "a/bias": PartitionSpec("fsdp"),
+        "a/kernel": PartitionSpec(None, "fsdp"),
+        "b/kernel": PartitionSpec(None, None, "fsdp"),
+        "a/bias": PartitionSpec(None, "fsdp"),
         "odd": PartitionSpec(),
     }
 
 
 def test_the_first_rule_that_fits_counts():
-    rules = (ShardingRule("kernel$", (None, "fsdp")), ShardingRule("^a/", ()))
+    rules = (ShardingRule("kernel$", (None, None, "fsdp")), ShardingRule("^a/", ()))
     found = specs(rules)
-    assert found["a/kernel"] == PartitionSpec(None, "fsdp")
+    assert found["a/kernel"] == PartitionSpec(None, None, "fsdp")
     assert found["a/bias"] == PartitionSpec()
 
 
@@ -97,6 +103,7 @@ def test_batches_that_the_mesh_does_not_divide_are_refused():
 PROGRAM = textwrap.dedent("""
     import json, sys
     import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
     from lite3r_jax.backbones.heads import map_frames
     from lite3r_jax.errors import InputError
     from lite3r_jax.train.sharding import MeshOptions, check_batch, make_mesh, place_batch
@@ -119,19 +126,26 @@ PROGRAM = textwrap.dedent("""
         return metrics, {k: np.asarray(x).tolist() for k, x in state.params.items()}, share
 
     def frames():
-        # Frames of a loop, on the devices where they are: what comes back, and what is sent.
+        # Frames of a loop, on the devices where they are, and the weights that it reads: what
+        # comes back, and what is sent.
         mesh = make_mesh(MeshOptions(2, 2, 2))
-        x = np.random.default_rng(0).standard_normal((8, 6, 2, 3, 5)).astype(np.float32)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((8, 6, 2, 3, 4)).astype(np.float32)
+        w = rng.standard_normal((4, 5)).astype(np.float32)
 
-        def one(frame):
-            return jnp.tanh(frame).sum((1, 3))
+        def one(w, frame):
+            return jnp.tanh(frame @ w).sum((1, 3))
 
         with jax.set_mesh(mesh):
             here = place_batch({"x": x}, mesh)["x"]
-            call = jax.jit(jax.grad(lambda t: (map_frames(one, t, 2, remat=True) ** 2).sum()))
-            compiled = call.lower(here).compile()
-            got = map_frames(one, here, 2)
-        error = np.abs(got - one(x.reshape(48, 2, 3, 5)).reshape(8, 6, 3)).max()
+            split = jax.device_put(w, NamedSharding(mesh, PartitionSpec("fsdp")))
+
+            def loss(t, w):
+                return (map_frames(one, w, t, 2, remat=True) ** 2).sum()
+
+            compiled = jax.jit(jax.grad(loss)).lower(here, split).compile()
+            got = map_frames(one, split, here, 2)
+        error = np.abs(got - one(w, x.reshape(48, 2, 3, 4)).reshape(8, 6, 3)).max()
         return float(error), [vars(c) for c in collectives(compiled.as_text())]
 
     meshes = json.loads(sys.argv[1])
@@ -163,7 +177,8 @@ def test_values_on_every_mesh_are_those_of_one_device():
     assert run.returncode == 0, run.stderr
     found, refused, (frames_error, sent) = json.loads(run.stdout)
     assert frames_error < 1e-5
-    assert sent == [], "frames stay on their devices"
+    once = {"kind": "all-gather", "size": 4 * 5 * 4, "times": 1}
+    assert sent == [once], "frames stay on their devices, and get the weights before the loop"
     assert "scenes of 3 views: do not divide by 2 devices of the mesh axis view" in refused
     metrics, params, _ = found[0]
     first = {path: np.array(x) for path, x in params.items()}

@@ -243,14 +243,16 @@ class DA3(nnx.Module):
 
         with_rays = rays or poses == "ray"
         if "depth" in self.heads:
+            graph, state = nnx.split((self.depth_head, self.ray_head if with_rays else None))
 
-            def dense(frame: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            def dense(state: Any, frame: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+                depth_head, ray_head = nnx.merge(graph, state)
                 tokens = [self.trunk.features(frame, i) for i in layers]
-                maps, _ = self.depth_head.levels(tokens, grid)
-                depth, _ = self.depth_head.decode(maps, grid)
-                return depth, self.ray_head(maps, grid)[0] if with_rays else None
+                maps, _ = depth_head.levels(tokens, grid)
+                depth, _ = depth_head.decode(maps, grid)
+                return depth, None if ray_head is None else ray_head(maps, grid)[0]
 
-            depth, ray = map_frames(dense, encoded.kept, frame_chunk, remat)
+            depth, ray = map_frames(dense, state, encoded.kept, frame_chunk, remat)
             found["depth"], found["depth_conf"] = activate(encoded.restore(depth), "exp", "expp1")
             if ray is not None:
                 ray = activate(encoded.restore(ray), "linear", "expp1")
