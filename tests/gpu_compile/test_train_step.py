@@ -38,7 +38,7 @@ def test_parameters_and_optimiser_are_split_over_fsdp_and_gradients_are_summed(t
         batch = shapes(4, views, (28, 42), mesh, 1)
         lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
         compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
-        sent = {kind: 0 for kind in KINDS}
+        sent = dict.fromkeys(KINDS, 0)
         for c in collectives(compiled.as_text()):
             sent[c.kind] += c.times * c.size
         return batch, compiled.memory_analysis(), sent
