@@ -4,7 +4,7 @@
 
 Every row is a variant of `configs/vggt.py:tiny`, trained with every seed by `--mode=train` into
 OUT/ROW/SEED and evaluated on the held-out splits of the generated world. What is there already is
-not done again, so that a run that was stopped goes on and rows can be added. The table is written
+not done again, so that a run that was stopped goes on and rows can be added. The tables are written
 to OUT/students.md and OUT/students.json and printed.
 """
 
@@ -20,13 +20,15 @@ from typing import Any
 import jax
 
 from configs.vggt import get_config
+from lite3r_jax.deploy.checkpoint import deployed_rules
 from lite3r_jax.distill.checkpoint import read_student
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluate import Remembered, ScoreOptions, open_protocol
 from lite3r_jax.evaluate.evaluator import measure, report
 from lite3r_jax.evaluate.predictor import Output, Predictor
 from lite3r_jax.evaluate.protocols import SYNTHETIC_SPLITS
-from lite3r_jax.evaluate.rows import Row, build_row, parse_rows
+from lite3r_jax.evaluate.record import Record
+from lite3r_jax.evaluate.rows import STUDENT, UNTRAINED, Row, build_row
 from lite3r_jax.evaluate.summary import paired_difference
 from lite3r_jax.experiment import from_config
 from lite3r_jax.files import staged
@@ -53,10 +55,9 @@ ROWS: Mapping[str, str] = {
     "task loss only": "tiny,whole,no_match",
     "as published": "tiny,whole,every_site,token,proj_lin,paper_fp8",
 }
-BEFORE = {f"student-{how}": f"untrained-{how}" for how in ("float32", "fp8_dynamic")}
-"""Student -> what it was before its first step."""
-MODELS = (*BEFORE.values(), *BEFORE)
-TEACHER = "dense-float32"
+PRECISIONS = ("float32", "fp8_dynamic")
+TEACHER = "teacher"
+DENSE = Row("dense", PRECISIONS[0])
 # heading -> (metric, decimals)
 COLUMNS: Mapping[str, tuple[str, int]] = {
     "AbsRel": ("abs_rel", 4),
@@ -90,21 +91,11 @@ class Bench:
         self.said: dict[str, dict[int, Output | None]] = {}
 
     def __call__(self, row: Row, split: str, student: Path | None = None) -> dict[str, Any]:
-        """Evaluate a row on a split; the teacher has to be the first."""
+        """Evaluate a row on a split, beside the teacher."""
         predictor = Predictor(build_row(row, self.weights, str(student or "")), batch=8)
-        protocol, source = self.tasks[split]
-        said: dict[int, Output | None] = {}
-        records = measure(
-            predictor,
-            protocol,
-            source,
-            options=ScoreOptions("median", points=False, wrong_partner=False),
-            batch=predictor.batch,
-            reference=self.said[split].get if split in self.said else None,
-            keep=lambda n, record, output: said.__setitem__(n, output),
-        )
-        self.said.setdefault(split, said)
-        summary = report(protocol, records, resamples=0).summary
+        reference = None if row == DENSE else self.teacher(split).get
+        records = self._measure(predictor, split, reference=reference)
+        summary = report(self.tasks[split][0], records, resamples=0).summary
         found: dict[str, Any] = {
             name: summary[name].value for name, _ in COLUMNS.values() if name in summary
         }
@@ -115,8 +106,25 @@ class Bench:
         }
         return found
 
+    def teacher(self, split: str) -> dict[int, Output | None]:
+        """What the teacher says, run once."""
+        if split not in self.said:
+            said: dict[int, Output | None] = {}
+            predictor = Predictor(build_row(DENSE, self.weights), batch=8)
+            keep = lambda n, record, output: said.__setitem__(n, output)  # noqa: E731
+            self._measure(predictor, split, keep=keep)
+            self.said[split] = said
+        return self.said[split]
+
+    def _measure(self, predictor: Predictor, split: str, **settings: Any) -> list[Record]:
+        protocol, source = self.tasks[split]
+        options = ScoreOptions("median", points=False, wrong_partner=False)
+        return measure(
+            predictor, protocol, source, options=options, batch=predictor.batch, **settings
+        )
+
     def remembered(self, row: Row, folder: Path) -> Found:
-        """All splits, each measured once: from then on it is read from the folder of a student."""
+        """All splits, each measured once: from then on it is read from the folder."""
         found = {}
         for split, (protocol, _) in self.tasks.items():
             file = f"{row.name}-{split}-{protocol.views}x{len(protocol.items)}.json"
@@ -158,17 +166,16 @@ def facts(folder: Path) -> dict[str, float]:
 
 def spread(values: Sequence[float], decimals: int) -> str:
     """The mean, and the smallest and the largest where there are several."""
-    text = f"{mean(values):.{decimals}f}"
-    if len(values) == 1:
-        return text
-    return f"{text} [{min(values):.{decimals}f}, {max(values):.{decimals}f}]"
+    text, *ends = (f"{x:.{decimals}f}" for x in (mean(values), min(values), max(values)))
+    return text if ends == [text, text] else f"{text} [{', '.join(ends)}]"
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
     """Markdown.
 
     Args:
-        results: row -> one entry for each seed: found (`Found`), parameters, minutes.
+        results: row -> one entry for each seed: found (`Found`); of students also parameters,
+            minutes and before, the row that they were before their first step.
         split: of the generated world.
     """
     head = ["row", "seeds", *COLUMNS, "trained parameters", "minutes"]
@@ -189,30 +196,25 @@ def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     """Markdown: students less what they were before the first step, on the same scenes.
 
     Values of a scene are the means of all seeds. Brackets are 95 % intervals over scenes. Students
-    that began as the one that is trained without float8 are compared with that one as it is
-    deployed in float8, too.
+    in float8 that began as the one that is trained without it are compared with that one in float8,
+    too.
 
     Args:
         results: as for `table`.
         split: of the generated world.
     """
-
-    def same_start(name: str) -> bool:
-        mine, theirs = (results.get(f"{row}: {MODELS[0]}") for row in (name, WITHOUT))
-        return bool(mine and theirs and mine[0]["found"] == theirs[0]["found"])
-
+    after = f"{WITHOUT}: {PRECISIONS[-1]}"
     lines = [" | ".join(["row", "less", *PAIRED]), "|".join("---" for _ in range(2 + len(PAIRED)))]
-    for row in results:
-        name, _, model = row.partition(": ")
-        if model not in BEFORE:
+    for row, entries in results.items():
+        before = entries[0].get("before")
+        if before is None:
             continue
-        others = {"before": f"{name}: {BEFORE[model]}"}
-        if model == MODELS[-1] and name != WITHOUT and same_start(name):
-            others["float8 after training"] = f"{WITHOUT}: {model}"
+        others = {"before": before}
+        if after in results and row != after and results[after][0]["before"] == before:
+            others["float8 after training"] = after
         for what, other in others.items():
-            if other in results:
-                cells = [_paired(results[row], results[other], split, *c) for c in PAIRED.values()]
-                lines.append(" | ".join([row, what, *cells]))
+            cells = [_paired(entries, results[other], split, *c) for c in PAIRED.values()]
+            lines.append(" | ".join([row, what, *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -241,24 +243,27 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: strict_json.parse(value.encode(), name) for name, value in args.set}
     splits = args.splits or list(SYNTHETIC_SPLITS)
     bench = Bench(args.weights, splits, args.views, args.scenes)
-    teacher = parse_rows(TEACHER)[0]
+    teacher = args.out / TEACHER
+    teacher.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {
-        "teacher": [{"found": {split: bench(teacher, split) for split in splits}}]
+        f"{TEACHER}: {how}": [{"found": bench.remembered(Row("dense", how), teacher)}]
+        for how in PRECISIONS
     }
-    before: dict[Any, Path] = {}  # what is drawn for the first proj_lin makes no difference
+    begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
     for name in args.rows:
         for seed in range(args.seeds):
             folder = args.out / name.replace(" ", "_") / str(seed)
             train_student(folder, args.weights, ROWS[name], seed, settings)
-            plan = read_student(folder / train.STUDENT)[0].plan
-            for model in MODELS:
-                row = parse_rows(model, str(folder))[0]
-                untrained = row.attention == "untrained"
-                place = before.setdefault(plan, folder) if untrained else folder
-                entry: dict[str, Any] = {"found": bench.remembered(row, place)}
-                if not untrained:
-                    entry |= facts(folder)
-                results.setdefault(f"{name}: {model}", []).append(entry)
+            made = read_student(folder / train.STUDENT)[0]
+            first = begun.setdefault((made.plan, deployed_rules(made)), name)
+            for how in PRECISIONS:
+                before = f"{first}, before: {how}"
+                if before not in results:
+                    results[before] = [{"found": bench.remembered(Row(UNTRAINED, how), folder)}]
+            for how in PRECISIONS:
+                found = bench.remembered(Row(STUDENT, how), folder)
+                entry = {"found": found, "before": f"{first}, before: {how}", **facts(folder)}
+                results.setdefault(f"{name}: {how}", []).append(entry)
                 gc.collect()
             write(args.out, results, splits)
     for split in splits:

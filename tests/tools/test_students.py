@@ -27,32 +27,31 @@ def test_a_cell_has_the_mean_and_the_range_of_its_seeds():
     assert [row[column] for row in cells[2:]] == ["0.2500", "0.3000 [0.1000, 0.6000]"]
     assert [row[heads.index("AUC@30")] for row in cells[2:]] == ["0.500", ""]
     assert [row[heads.index("minutes")] for row in cells[2:]] == ["", "3.0"]
+    assert students.spread([0.25, 0.25004, 0.25], 4) == "0.2500"
     assert {len(row) for row in cells} == {len(heads)}
 
 
 def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
-    def entries(*seeds):
+    def entries(*seeds, **more):
         scenes = [{name: values for name, _ in students.PAIRED.values()} for values in seeds]
-        return [{"found": {"sky": {"scenes": values}}} for values in scenes]
+        return [{"found": {"sky": {"scenes": values}}} | more for values in scenes]
 
     results = {
-        "teacher": [{"found": {"sky": {}}}],
-        "a: untrained-fp8_dynamic": entries([2.0, 6.0, 10.0]),
-        "b: untrained-fp8_dynamic": entries([2.5, 5.5, 9.5]),
-        "without FP8: untrained-fp8_dynamic": entries([2.0, 6.0, 10.0]),
-        "a: untrained-float32": entries([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),
-        "a: student-fp8_dynamic": entries([0.5, 4.5, 8.5], [0.0, 4.0, 8.0]),
-        "b: untrained-float32": entries([2.0, 5.0, 9.0]),  # has another plan
-        "b: student-fp8_dynamic": entries([1.5, 4.5, 8.5]),
-        "without FP8: untrained-float32": entries([1.0, 5.0, 9.0]),
-        "without FP8: student-fp8_dynamic": entries([0.5, 4.5, 8.5]),
+        "teacher: float32": entries([0.0, 0.0, 0.0]),
+        "a, before: fp8_dynamic": entries([2.0, 6.0, 10.0]),
+        "a: fp8_dynamic": entries(
+            [0.5, 4.5, 8.5], [0.0, 4.0, 8.0], before="a, before: fp8_dynamic"
+        ),
+        "b, before: fp8_dynamic": entries([2.5, 5.5, 9.5]),  # has another plan
+        "b: fp8_dynamic": entries([1.5, 4.5, 8.5], before="b, before: fp8_dynamic"),
+        "without FP8: fp8_dynamic": entries([0.5, 4.5, 8.5], before="a, before: fp8_dynamic"),
     }
     lines = [line.strip("| ").split(" | ") for line in students.gains(results, "sky").splitlines()]
     assert [line[:3] for line in lines[2:]] == [
-        ["a: student-fp8_dynamic", "before", "-1.7500 [-1.7500, -1.7500]"],
-        ["a: student-fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
-        ["b: student-fp8_dynamic", "before", "-1.0000 [-1.0000, -1.0000]"],
-        ["without FP8: student-fp8_dynamic", "before", "-1.5000 [-1.5000, -1.5000]"],
+        ["a: fp8_dynamic", "before", "-1.7500 [-1.7500, -1.7500]"],
+        ["a: fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
+        ["b: fp8_dynamic", "before", "-1.0000 [-1.0000, -1.0000]"],
+        ["without FP8: fp8_dynamic", "before", "-1.5000 [-1.5000, -1.5000]"],
     ]
 
 
@@ -71,8 +70,9 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     assert students.main(command) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "students.json").read_text())
-    assert list(found) == ["teacher", *(f"recipe: {model}" for model in students.MODELS)]
-    teacher, _, _, student, _ = (entries[0] for entries in found.values())
+    whose = "teacher: {}", "recipe, before: {}", "recipe: {}"
+    assert list(found) == [name.format(how) for name in whose for how in students.PRECISIONS]
+    teacher, _, _, _, student, _ = (entries[0] for entries in found.values())
     assert "teacher_abs_rel" not in teacher["found"]["test"]
     assert 0 < student["found"]["test"]["teacher_abs_rel"] < teacher["found"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
