@@ -62,6 +62,7 @@ def write_evaluation(folder):
     results.write("report.json", json.dumps(evaluation).encode())
 
 
+@pytest.mark.slow
 def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
     built, tiny_dir, tmp_path, capsys
 ):
