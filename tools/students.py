@@ -1,6 +1,6 @@
 """Students of the small teacher, trained and measured one after the other: the table of results.
 
-    python -m tools.students --out OUT [--rows NAME ...] [--seeds 3] [--weights vggt-tiny]
+    python -m tools.students --out OUT [--rows NAME[=SEEDS] ...] [--seeds 3] [--weights vggt-tiny]
 
 Every row is a variant of `configs/vggt.py:tiny`, trained with every seed by `--mode=train` into
 OUT/ROW/SEED and evaluated on the held-out splits of the generated world. What is there already is
@@ -237,8 +237,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: a row that is none, or what training and evaluation raise.
     """
-    if unknown := [row for row in args.rows if row not in ROWS]:
-        raise InputError(f"--rows {unknown[0]!r}: expected some of {', '.join(ROWS)}")
+    rows = dict(_row(text, args.seeds) for text in args.rows)
     jax.config.update("jax_compilation_cache_dir", str(args.out.resolve() / "compiled"))
     settings = {name: strict_json.parse(value.encode(), name) for name, value in args.set}
     splits = args.splits or list(SYNTHETIC_SPLITS)
@@ -250,8 +249,8 @@ def run(args: argparse.Namespace) -> None:
         for how in PRECISIONS
     }
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
-    for name in args.rows:
-        for seed in range(args.seeds):
+    for name, seeds in rows.items():
+        for seed in range(seeds):
             folder = args.out / name.replace(" ", "_") / str(seed)
             train_student(folder, args.weights, ROWS[name], seed, settings)
             made = read_student(folder / train.STUDENT)[0]
@@ -268,6 +267,16 @@ def run(args: argparse.Namespace) -> None:
             write(args.out, results, splits)
     for split in splits:
         print(f"\n{split}, {args.views} views\n\n{text_of(results, split)}")
+
+
+def _row(text: str, seeds: int) -> tuple[str, int]:
+    """NAME[=SEEDS]."""
+    name, _, count = text.partition("=")
+    if name not in ROWS or (count and not (count.isdecimal() and int(count))):
+        raise InputError(
+            f"--rows {text!r}: expected NAME or NAME=SEEDS, the name one of {', '.join(ROWS)}"
+        )
+    return name, int(count or seeds)
 
 
 def text_of(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
@@ -294,8 +303,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for all of it")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--seeds", type=int, default=3, help="how many of each row")
+    parser.add_argument(
+        "--rows", nargs="+", default=list(ROWS), metavar="NAME[=SEEDS]",
+        help=f"of {', '.join(ROWS)}",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="how many of rows that do not say it")
     parser.add_argument("--weights", default="vggt-tiny", help="of the teacher")
     parser.add_argument("--splits", nargs="+", help="of the generated world; default: all held out")
     parser.add_argument("--views", type=int, default=4, help="of each sample")

@@ -55,15 +55,17 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
     ]
 
 
-def test_an_unknown_row_is_named(tmp_path, capsys):
-    assert students.main(["--out", str(tmp_path), "--rows", "best"]) == 2
-    assert "--rows 'best': expected some of recipe" in capsys.readouterr().err
+@pytest.mark.parametrize("row", ["best", "=2", "recipe=0", "recipe=x"])
+def test_a_row_that_is_none_is_named(row, tmp_path, capsys):
+    assert students.main(["--out", str(tmp_path), "--rows", row]) == 2
+    said = capsys.readouterr().err
+    assert f"--rows {row!r}: expected NAME or NAME=SEEDS, the name one of recipe," in said
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
-    command = ["--out", str(tmp_path), "--rows", "recipe", "--seeds", "1", "--splits", "test"]
+    command = ["--out", str(tmp_path), "--rows", "recipe=1", "--splits", "test"]
     command += ["--views", "2", "--scenes", "2", "--set", "train.loop.steps", "2"]
     command += ["--set", "train.data.buckets", '"1x2x112x112"']
     command += ["--set", "train.loop.evaluate_every", "0"]
