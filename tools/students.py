@@ -12,7 +12,8 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -88,13 +89,44 @@ class Bench:
                 f"synthetic:{split}", views=views, size=SIZE, scenes=scenes
             )
             self.tasks[split] = protocol, Remembered(source)
+        self._dense = self._predictor(DENSE)
         self.said: dict[str, dict[int, Output | None]] = {}
 
-    def __call__(self, row: Row, split: str, student: Path | None = None) -> dict[str, Any]:
-        """Evaluate a row on a split, beside the teacher."""
-        predictor = Predictor(build_row(row, self.weights, str(student or "")), batch=8)
-        reference = None if row == DENSE else self.teacher(split).get
-        records = self._measure(predictor, split, reference=reference)
+    def measured(self, row: Row, folder: Path) -> Found:
+        """All splits, each measured once: from then on it is read from the folder."""
+        predictor = self._predictor(row, folder / train.STUDENT)
+        found = {}
+        for split, (protocol, _) in self.tasks.items():
+            file = folder / f"{row.name}-{split}-{protocol.views}x{len(protocol.items)}.json"
+            if not file.exists():
+                reference = None if row == DENSE else self.teacher(split).get
+                scores = self._scores(split, self._measure(predictor(), split, reference=reference))
+                with staged(file) as partial:
+                    partial.write_bytes(strict_json.dump(scores))
+            found[split] = strict_json.read_object(file)
+        return found
+
+    def teacher(self, split: str) -> dict[int, Output | None]:
+        """What the teacher says, run once."""
+        if split not in self.said:
+            said: dict[int, Output | None] = {}
+            keep = lambda n, record, output: said.__setitem__(n, output)  # noqa: E731
+            self._measure(self._dense(), split, keep=keep)
+            self.said[split] = said
+        return self.said[split]
+
+    def _predictor(self, row: Row, student: Path | None = None) -> Callable[[], Predictor]:
+        """It is built and compiled when it is called for, and once."""
+        return cache(lambda: Predictor(build_row(row, self.weights, str(student or "")), batch=8))
+
+    def _measure(self, predictor: Predictor, split: str, **settings: Any) -> list[Record]:
+        protocol, source = self.tasks[split]
+        options = ScoreOptions("median", points=False, wrong_partner=False)
+        return measure(
+            predictor, protocol, source, options=options, batch=predictor.batch, **settings
+        )
+
+    def _scores(self, split: str, records: Sequence[Record]) -> dict[str, Any]:
         summary = report(self.tasks[split][0], records, resamples=0).summary
         found: dict[str, Any] = {
             name: summary[name].value for name, _ in COLUMNS.values() if name in summary
@@ -104,35 +136,6 @@ class Bench:
             for name, _ in PAIRED.values()
             if name in summary
         }
-        return found
-
-    def teacher(self, split: str) -> dict[int, Output | None]:
-        """What the teacher says, run once."""
-        if split not in self.said:
-            said: dict[int, Output | None] = {}
-            predictor = Predictor(build_row(DENSE, self.weights), batch=8)
-            keep = lambda n, record, output: said.__setitem__(n, output)  # noqa: E731
-            self._measure(predictor, split, keep=keep)
-            self.said[split] = said
-        return self.said[split]
-
-    def _measure(self, predictor: Predictor, split: str, **settings: Any) -> list[Record]:
-        protocol, source = self.tasks[split]
-        options = ScoreOptions("median", points=False, wrong_partner=False)
-        return measure(
-            predictor, protocol, source, options=options, batch=predictor.batch, **settings
-        )
-
-    def remembered(self, row: Row, folder: Path) -> Found:
-        """All splits, each measured once: from then on it is read from the folder."""
-        found = {}
-        for split, (protocol, _) in self.tasks.items():
-            file = f"{row.name}-{split}-{protocol.views}x{len(protocol.items)}.json"
-            if not (folder / file).exists():
-                measured = self(row, split, folder / train.STUDENT)
-                with staged(folder / file) as partial:
-                    partial.write_bytes(strict_json.dump(measured))
-            found[split] = strict_json.read_object(folder / file)
         return found
 
 
@@ -245,7 +248,7 @@ def run(args: argparse.Namespace) -> None:
     teacher = args.out / TEACHER
     teacher.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {
-        f"{TEACHER}: {how}": [{"found": bench.remembered(Row("dense", how), teacher)}]
+        f"{TEACHER}: {how}": [{"found": bench.measured(Row("dense", how), teacher)}]
         for how in PRECISIONS
     }
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
@@ -258,9 +261,9 @@ def run(args: argparse.Namespace) -> None:
             for how in PRECISIONS:
                 before = f"{first}, before: {how}"
                 if before not in results:
-                    results[before] = [{"found": bench.remembered(Row(UNTRAINED, how), folder)}]
+                    results[before] = [{"found": bench.measured(Row(UNTRAINED, how), folder)}]
             for how in PRECISIONS:
-                found = bench.remembered(Row(STUDENT, how), folder)
+                found = bench.measured(Row(STUDENT, how), folder)
                 entry = {"found": found, "before": f"{first}, before: {how}", **facts(folder)}
                 results.setdefault(f"{name}: {how}", []).append(entry)
                 gc.collect()
