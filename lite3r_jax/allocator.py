@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc; mallopt(3)
 
@@ -20,11 +21,26 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it had an effect: False without glibc, which is to say anywhere but on Linux.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl
-        return False
+    mallopt = _glibc("mallopt")
     # Heaps of threads are of limited size, and what is larger is mapped: so one heap, no mapping.
     options = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
-    return all(mallopt(option, value) for option, value in options)
+    return mallopt is not None and all(mallopt(option, value) for option, value in options)
+
+
+def give_back_freed_memory() -> bool:
+    """Return what was freed so far to the system, so that what is resident is in use.
+
+    Compiling a large model leaves many blocks behind that glibc keeps for later.
+
+    Returns:
+        Whether something was returned; False without glibc.
+    """
+    trim = _glibc("malloc_trim")
+    return trim is not None and bool(trim(0))
+
+
+def _glibc(name: str) -> Any:
+    """One of its functions; None without it, which is to say anywhere but on most of Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)  # musl has neither of the two

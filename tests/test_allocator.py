@@ -32,3 +32,22 @@ def test_steps_after_the_first_ones_need_no_new_pages():
         return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
     assert pages("keep") < pages("as it is") / 2
+
+
+BLOCKS = """
+import psutil
+from lite3r_jax.allocator import give_back_freed_memory
+blocks = [b"x" * 60_000 for _ in range(2000)]
+last = blocks[-1]  # at the end of the heap, where glibc by itself gives back what is freed
+del blocks
+before = psutil.Process().memory_info().rss
+assert give_back_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_what_was_freed_is_given_back():
+    run = [sys.executable, "-c", BLOCKS]
+    given = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert given > 0.9 * 2000 * 60_000
