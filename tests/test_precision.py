@@ -295,8 +295,10 @@ class Attention(nnx.Module):
     "spec",
     [
         SLA("token", 0.3, protect=False),
-        SLA(keep=0.3, block=4),
-        pytest.param(SLA("block3", 0.3, 0.2, block=4), marks=pytest.mark.slow),
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in (SLA(keep=0.3, block=4), SLA("block3", 0.3, 0.2, block=4))
+        ),
     ],
     ids=lambda spec: spec.routing,
 )

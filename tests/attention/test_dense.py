@@ -36,7 +36,7 @@ def exact(q, k, v):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.slow] if i in (0, 3) else [])
+        pytest.param(case, marks=[pytest.mark.slow] if i in (0, 2, 3, 5) else [])
         for i, case in enumerate(CASES)
     ],
 )

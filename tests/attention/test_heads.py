@@ -10,7 +10,7 @@ from lite3r_jax.attention.dense import reference
 from lite3r_jax.attention.heads import heads_at_a_time, in_turns
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_value_and_gradients_are_those_of_all_heads_together(size):
     rng = np.random.default_rng(0)
     q, up = (rng.standard_normal((2, 7, 4, 4)).astype(np.float32) for _ in range(2))

@@ -16,6 +16,7 @@ from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,heads,places",
     [

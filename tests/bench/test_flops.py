@@ -35,7 +35,7 @@ def traced(model, views, size):
     return products(lambda s, x: nnx.merge(graph, s)(x, frame_chunk=views)[0], state, images)[0]
 
 
-@pytest.mark.parametrize("name", ["vggt", "da3"])
+@pytest.mark.parametrize("name", ["vggt", pytest.param("da3", marks=pytest.mark.slow)])
 def test_dense_models_have_the_products_of_their_trace(name, golden_dir, tiny_da3_json):
     backbone = get_backbone(name)
     if name == "vggt":

@@ -137,6 +137,7 @@ def test_layer_norm_keeps_its_digits_far_from_zero(mean):
     np.testing.assert_allclose(got, want, atol=1e-6 + mean * 2e-7)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_value_and_keeps_less():
     graph, state = nnx.split(stack(lambda r: nnx.Linear(8, 8, rngs=r), 12, nnx.Rngs(0)))
     plan_runs = runs(Plan().specs("frame", 12))

@@ -47,7 +47,8 @@ def table(views):
     return rope_table(view_positions(layout(views)), C // HEADS)
 
 
-@pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("views", [1, 5])
 def test_values_and_gradients_are_those_of_all_frames_together(views, monkeypatch):
     monkeypatch.setattr(chunks, "_TOKENS", 4 * P)  # of 10 frames: 4, 4 and 2
     graph, params = drawn(make_block)

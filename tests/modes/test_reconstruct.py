@@ -94,6 +94,7 @@ def test_photos_become_files_and_a_report(fake, tmp_path, capsys):
     assert "scene.glb" in screen and "notes.txt" in screen
 
 
+@pytest.mark.slow
 def test_the_same_photos_give_the_same_bytes(fake, tmp_path):
     photos = photo_folder(tmp_path / "garden", 3)
     formats = f"--config.formats={','.join(export.FORMATS)}"

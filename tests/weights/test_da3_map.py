@@ -59,9 +59,9 @@ def test_golden_names_and_shapes_come_back_exactly(config_of_golden):
 @pytest.mark.parametrize(
     ("name", "backbone", "head", "prior", "camera", "total"),
     [
-        _slow("da3-small", 22_059_008, 3_873_854, 7_178_496, 1_188_105, 34_299_463),
+        ("da3-small", 22_059_008, 3_873_854, 7_178_496, 1_188_105, 34_299_463),
         _slow("da3-base", 86_583_296, 15_387_582, 28_660_224, 4_735_497, 135_366_599),
-        ("da3-large", 304_373_760, 47_229_246, 50_927_616, 8_411_145, 410_941_767),
+        _slow("da3-large", 304_373_760, 47_229_246, 50_927_616, 8_411_145, 410_941_767),
         _slow(
             "da3-giant",
             1_136_489_216,

@@ -36,6 +36,7 @@ def test_a_saved_model_loads_bit_for_bit(model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_saved_as_bfloat16_it_is_the_rounded_model(model, tmp_path):
     save(model, tmp_path / "out", backbone="vggt", dtype=jnp.bfloat16)
     found = parameters(load(tmp_path / "out"))
