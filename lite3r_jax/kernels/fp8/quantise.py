@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lite3r_jax.kernels.fp8.reference import FORMATS, LEAST_SCALE, Axis, FormatName
 
@@ -27,8 +28,7 @@ def quantise(x: jax.Array, form: FormatName = "e4m3", axis: Axis = -1) -> tuple[
     check_format(form)
     check_dtype(x, "quantise")
     f = FORMATS[form]
-    amax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True)
-    scale = _scale(amax, f.inverse_top)
+    scale = _scale(_largest_magnitude(x.astype(jnp.float32), axis), f.inverse_top)
     return encode(x, scale, form), scale
 
 
@@ -78,7 +78,7 @@ def fake_quantise_int(x: jax.Array, bits: int, group: int | None) -> jax.Array:
     if group is not None:
         k, n = x.shape
         parts, axis = parts.reshape(-1, group if k % group == 0 else k, n), 1
-    scale = _scale(jnp.max(jnp.abs(parts), axis=axis, keepdims=True), np.float32(1 / top))
+    scale = _scale(_largest_magnitude(parts, axis), np.float32(1 / top))
     whole = jnp.clip(jnp.round(parts / scale), -top, top)
     return (whole * scale).reshape(x.shape).astype(x.dtype)
 
@@ -98,6 +98,13 @@ def check_dtype(x: Any, where: str) -> None:
     """Refuse what is neither float32 nor bfloat16."""
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"{where}: expected float32 or bfloat16, got {x.dtype}")
+
+
+def _largest_magnitude(x: jax.Array, axis: Axis) -> jax.Array:
+    # As integers magnitudes have the same order, and NaN is the largest: a maximum of floats loses NaN
+    # on a CPU, which compiles it for speed.
+    bits = jnp.max(lax.bitcast_convert_type(jnp.abs(x), jnp.int32), axis=axis, keepdims=True)
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _scale(amax: jax.Array, inverse_top: np.float32) -> jax.Array:

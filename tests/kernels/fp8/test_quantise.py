@@ -106,6 +106,17 @@ def test_zeros_stay_zero_and_what_is_not_finite_spoils_its_own_row_only():
     np.testing.assert_allclose(huge, [largest, -largest / 2, 0, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (5, 1024), (64, 200), (3, 16, 256)])
+def test_one_nan_spoils_its_row_at_sizes_that_a_cpu_vectorises(shape):
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    x[..., 1, 7] = np.nan
+    wanted = np.zeros(shape[:-1], bool)
+    wanted[..., 1] = True
+    for got in (fake(x), jax.jit(fake_quantise_int, static_argnums=(1, 2))(x, 8, None)):
+        np.testing.assert_array_equal(np.isnan(got).all(-1), wanted)
+        np.testing.assert_array_equal(np.isnan(got).any(-1), wanted)
+
+
 rows = hnp.arrays(np.float32, (16,), elements=st.floats(-(2.0**40), 2.0**40, width=32)).filter(
     lambda x: np.abs(x).max() > 2.0**-60
 )
