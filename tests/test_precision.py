@@ -22,6 +22,7 @@ from lite3r_jax.kernels.fp8.reference import (
 )
 from lite3r_jax.layers.block import stack
 from lite3r_jax.layers.fp8 import Fp8Linear
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import (
     PRESETS,
     Fp8Rule,
@@ -132,7 +133,7 @@ def published():
         return nnx.eval_shape(
             lambda: backbone.build(
                 backbone.default_config, heads=heads[name], plan=plan(attention),
-                dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0),
+                dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=traced_rngs(0),
             )
         )  # fmt: skip
 

@@ -41,6 +41,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.patch_embed import normalise
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.layers.rope import rope_table, view_positions
 
 HEADS = ("camera", "depth", "point", "track")
@@ -434,7 +435,7 @@ def config_from_json(data: dict[str, Any]) -> VGGTConfig:
     config = from_json(VGGTConfig, data, "config")
     _check_config(config)
     if expected is not None:
-        model = nnx.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: VGGT(config, rngs=traced_rngs(0)))
         # DINOv2's mask token is in every checkpoint and in no forward pass.
         count = count_parameters(model) + config.embed_dim
         if count != expected:

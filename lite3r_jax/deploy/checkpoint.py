@@ -39,6 +39,7 @@ from lite3r_jax.distill.checkpoint import (
 from lite3r_jax.distill.trainable import add_low_rank
 from lite3r_jax.errors import InputError
 from lite3r_jax.files import staged
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Fp8Rule, Kind, Rule, deploy, preset
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import AbstractModel, abstract_of
@@ -232,7 +233,7 @@ def _abstract(
             plan=deployment.plan,
             dtype=dtype,
             param_dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=traced_rngs(0),
         )
         if deployment.rank:
             add_low_rank(model, deployment.rank)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.distill.stacks import put, variables
+from lite3r_jax.layers.rngs import traced_rngs
 
 STUDENT = "student"
 
@@ -35,7 +36,7 @@ def make_pair(student: Any, trained: Collection[str], plan: Plan | None = None) 
     """
     teacher = nnx.eval_shape(
         lambda: type(student)(
-            student.config, heads=student.heads, plan=plan, dtype=student.dtype, rngs=nnx.Rngs(0)
+            student.config, heads=student.heads, plan=plan, dtype=student.dtype, rngs=traced_rngs(0)
         )
     )
     own = variables(student)

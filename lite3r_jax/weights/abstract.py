@@ -11,6 +11,7 @@ from flax import nnx
 
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.backbones.base import Backbone
+from lite3r_jax.layers.rngs import traced_rngs
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ def abstract_model(
     """
     model = nnx.eval_shape(
         lambda: backbone.build(
-            config, heads=heads, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)
+            config,
+            heads=heads,
+            plan=plan,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=traced_rngs(0),
         )
     )
     found = abstract_of(model)

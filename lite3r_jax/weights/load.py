@@ -16,6 +16,7 @@ from flax import nnx
 from lite3r_jax.attention.core import AttentionCore, Plan
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.weights import hub, strict_json
 from lite3r_jax.weights.abstract import AbstractModel, abstract_model
 from lite3r_jax.weights.converted import ConvertedWeights, VerifiedFiles
@@ -122,7 +123,7 @@ def _initial(
 
     @jax.jit
     def some() -> dict[str, jax.Array]:
-        flat = nnx.to_flat_state(nnx.state(build(rngs=nnx.Rngs(seed)), nnx.Param))
+        flat = nnx.to_flat_state(nnx.state(build(rngs=traced_rngs(seed)), nnx.Param))
         every = {"/".join(map(str, key)): variable[...] for key, variable in flat}
         return {path: every[path] for path in paths}
 

@@ -28,6 +28,7 @@ from lite3r_jax.backbones.da3.reference_view import (
     take_views,
 )
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.layers.rope import rope_table, view_positions
 from lite3r_jax.weights.da3_map import name_map
 from lite3r_jax.weights.load import load
@@ -120,7 +121,7 @@ def test_two_runs_are_bit_equal(predict, before, images):
 
 
 def flops(config, heads, **choices):
-    model = nnx.eval_shape(lambda: DA3(config, heads=heads, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: DA3(config, heads=heads, rngs=traced_rngs(0)))
     graph, state = nnx.split(model)
 
     def run(state, images):
@@ -150,7 +151,7 @@ def test_sites_have_the_published_numbers(name, frame, scene):
     config = PRESETS[name]
 
     def build(*rules):
-        return nnx.eval_shape(lambda: DA3(config, plan=Plan(rules), rngs=nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: DA3(config, plan=Plan(rules), rngs=traced_rngs(0)))
 
     sites = {"frame": frame, "global": scene, "camera": 4}
     for role, count in sites.items():
@@ -255,7 +256,7 @@ def test_the_paper_plan_has_28_sites_in_da3_large():
     """Lite3R converts the camera encoder as well: 28 * 64 * 64 parameters."""
 
     def count(plan):
-        model = nnx.eval_shape(lambda: DA3(DA3Config(), plan=plan, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: DA3(DA3Config(), plan=plan, rngs=traced_rngs(0)))
         return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
     assert count(preset("sla_paper")) - count(preset("dense")) == 28 * 64 * 64

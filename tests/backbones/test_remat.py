@@ -11,6 +11,7 @@ from flax import nnx
 from lite3r_jax.attention.core import Plan
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.train.parameters import split
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import load
@@ -34,7 +35,9 @@ def test_every_deep_stack_and_dense_head_can_be_computed_again(
         del sizes["param_count"]
     config = backbone.config_from_json(sizes)
     plan = Plan(default=Dense("reference"))  # the blocked form is computed again in any case
-    model = nnx.eval_shape(lambda: backbone.build(config, heads=heads, plan=plan, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: backbone.build(config, heads=heads, plan=plan, rngs=traced_rngs(0))
+    )
     graph, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((1, 2, 56, 84, 3), jnp.float32)
 

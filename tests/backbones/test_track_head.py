@@ -20,6 +20,7 @@ from lite3r_jax.backbones.track_head import (
     position_embedding,
 )
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.rngs import traced_rngs
 
 pytestmark = pytest.mark.slow  # compiling the tracker takes most of a minute
 
@@ -332,7 +333,7 @@ def test_bfloat16_products_leave_float32_positions(module_case, result):
 def test_defaults_are_the_published_model():
     config = TrackConfig()
     assert (config.token_size, config.corr_size) == (388, 567)
-    state = nnx.state(nnx.eval_shape(lambda: Tracker(config, rngs=nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: Tracker(config, rngs=traced_rngs(0))))
     assert sum(v.size for v in jax.tree.leaves(state)) == 43_107_348
 
 

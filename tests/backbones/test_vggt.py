@@ -15,6 +15,7 @@ from lite3r_jax.attention.dense import Dense
 from lite3r_jax.backbones.base import count_parameters, get_backbone
 from lite3r_jax.backbones.vggt import VGGT, VGGTConfig, config_from_json, config_to_json
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.weights.load import load
 
 MAPS = ("depth", "depth_conf", "world_points", "world_points_conf")
@@ -123,7 +124,7 @@ def test_no_layer_is_kept_but_those_that_heads_read():
             config.dpt, out_channels=(8,) * 4, features=8, intermediate_layer_idx=(0, 1, 2, 3)
         )
         sized = dataclasses.replace(config, aggregator=trunk, dpt=dpt)
-        model = nnx.eval_shape(lambda: VGGT(sized, heads=("depth",), rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: VGGT(sized, heads=("depth",), rngs=traced_rngs(0)))
         graph, state = nnx.split(model.aggregator)
         images = jax.ShapeDtypeStruct((1, 8, 56, 56, 3), jnp.float32)
         lowered = jax.jit(lambda s, x: nnx.merge(graph, s)(x)[0]).lower(state, images)
@@ -136,7 +137,7 @@ def test_no_layer_is_kept_but_those_that_heads_read():
 def test_without_a_dense_head_only_the_last_layer_is_kept(heads, layers):
     small = dataclasses.replace(VGGTConfig().vit, depth=1, num_heads=2)
     config = VGGTConfig(img_size=28, embed_dim=64, vit=small)
-    model = nnx.eval_shape(lambda: VGGT(config, heads=heads, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VGGT(config, heads=heads, rngs=traced_rngs(0)))
     graph, state = nnx.split(model.aggregator)
     images = jax.ShapeDtypeStruct((1, 2, 28, 28, 3), jnp.float32)
     kept = jax.eval_shape(lambda s, x: nnx.merge(graph, s)(x)[0], state, images)
@@ -176,7 +177,7 @@ def test_plan_reaches_every_role(tiny_dir, before, tiny_images):
 def test_full_size_has_the_published_number_of_parameters():
     def count(heads):
         return count_parameters(
-            nnx.eval_shape(lambda: VGGT(VGGTConfig(), heads=heads, rngs=nnx.Rngs(0)))
+            nnx.eval_shape(lambda: VGGT(VGGTConfig(), heads=heads, rngs=traced_rngs(0)))
         )
 
     mask_token = 1024

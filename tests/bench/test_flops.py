@@ -18,6 +18,7 @@ from lite3r_jax.backbones.dinov2 import EncoderConfig
 from lite3r_jax.backbones.heads import CameraConfig, DPTConfig
 from lite3r_jax.backbones.vggt import TrunkConfig, VGGTConfig
 from lite3r_jax.bench.flops import count
+from lite3r_jax.layers.rngs import traced_rngs
 from tests.bench.jaxpr_products import products
 
 WHOLE = Plan(default=Dense("reference"))
@@ -26,7 +27,7 @@ WHOLE = Plan(default=Dense("reference"))
 @functools.cache
 def abstract(name, config, attention=WHOLE, heads=("camera", "depth")):
     build = get_backbone(name).build
-    return nnx.eval_shape(lambda: build(config, heads=heads, plan=attention, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build(config, heads=heads, plan=attention, rngs=traced_rngs(0)))
 
 
 def traced(model, views, size):

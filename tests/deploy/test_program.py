@@ -18,6 +18,7 @@ from lite3r_jax.deploy.checkpoint import export_deployment, load_deployed
 from lite3r_jax.deploy.manifest import Program, read_deployment
 from lite3r_jax.deploy.program import check_program, export_program
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import deploy, preset
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import abstract_of
@@ -74,7 +75,11 @@ def test_a_program_for_a_gpu_has_the_kernels_and_no_paths(tiny_dir):
     config = replace(config, embed_dim=256)  # heads of 64, which the kernels take
     model = nnx.eval_shape(
         lambda: VGGT(
-            config, heads=("camera",), plan=plan("sla_global"), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+            config,
+            heads=("camera",),
+            plan=plan("sla_global"),
+            dtype=jnp.bfloat16,
+            rngs=traced_rngs(0),
         )
     )
     deployed = abstract_of(deploy(model, preset("default"), "fp8_dynamic"))

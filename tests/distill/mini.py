@@ -9,6 +9,7 @@ from flax import nnx
 from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
 from lite3r_jax.backbones.base import Prediction
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.rngs import traced_rngs
 
 TAPS = {f"{role}/{what}": "" for role in ("frame", "global") for what in ("blocks", "attn")}
 
@@ -72,7 +73,7 @@ class Mini(nnx.Module):
 def build(plan=None, seed=0):
     """A mini model with ordinary numbers, by NumPy: thirty little compilations less."""
     graph, state = nnx.split(
-        nnx.eval_shape(lambda: Mini(MiniConfig(), plan=plan, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: Mini(MiniConfig(), plan=plan, rngs=traced_rngs(0)))
     )
     rng = np.random.default_rng(seed)
 

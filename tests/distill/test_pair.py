@@ -18,6 +18,7 @@ from lite3r_jax.distill.stacks import stacks
 from lite3r_jax.distill.trainable import LowRankAttention, add_low_rank, sizes, trained_paths
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.attention import Attention
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Fp8Rule, apply_precision, deploy
 from lite3r_jax.train.parameters import size, split
 from tests.distill.mini import build, images
@@ -78,7 +79,7 @@ def test_the_published_set_has_as_many_parameters_as_the_published_code(
     entry = get_backbone(backbone)
     student = nnx.eval_shape(
         lambda: entry.build(
-            entry.default_config, heads=heads, plan=plan("sla_paper"), rngs=nnx.Rngs(0)
+            entry.default_config, heads=heads, plan=plan("sla_paper"), rngs=traced_rngs(0)
         )
     )
     trained = trained_paths(student, "proj_lin")

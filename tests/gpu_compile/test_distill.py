@@ -16,6 +16,7 @@ from lite3r_jax.distill.loss import DistillLoss, select_sites
 from lite3r_jax.distill.options import MatchOptions
 from lite3r_jax.distill.pair import make_pair, selectors
 from lite3r_jax.distill.trainable import trained_paths
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.train.optimiser import OptimiserOptions
 from lite3r_jax.train.sharding import MeshOptions, make_mesh
 from lite3r_jax.train.step import StepOptions
@@ -47,7 +48,7 @@ def test_the_teacher_adds_little_to_the_memory_of_a_step():
             heads=("camera", "depth"),
             plan=plan("sla_global", keep=0.3),
             dtype=jnp.bfloat16,
-            rngs=nnx.Rngs(0),
+            rngs=traced_rngs(0),
         )
     )
     trained = trained_paths(student, "proj_lin")

@@ -11,6 +11,7 @@ from lite3r_jax.backbones.dinov2 import EncoderConfig
 from lite3r_jax.backbones.heads import CameraConfig, DPTConfig
 from lite3r_jax.backbones.vggt import BACKBONE, TrunkConfig, VGGTConfig
 from lite3r_jax.evaluate.rows import held_dtype, parse_rows
+from lite3r_jax.layers.rngs import traced_rngs
 from tools.benchmark.forward import as_row, lower, planned
 
 pytestmark = [
@@ -37,7 +38,7 @@ def temporary(name: str) -> float:
             plan=planned(row),
             dtype=jnp.bfloat16,
             param_dtype=held_dtype(row),
-            rngs=nnx.Rngs(0),
+            rngs=traced_rngs(0),
         )
     )
     lowered = lower(as_row(model, row), (1, VIEWS, 518, 518, 3))

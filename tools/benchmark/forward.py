@@ -34,6 +34,7 @@ from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.presets import plan as named
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.evaluate.rows import Row, held_dtype, parse_rows
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         if args.config is not None:
             config = backbone.config_from_json(strict_json.read_object(args.config))
         kinds = {"heads": heads, "plan": plan, "dtype": dtype, "param_dtype": held}
-        return nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=traced_rngs(0)))
 
     if args.plan and args.row:
         row = parse_rows(args.row, where="--row")[0]

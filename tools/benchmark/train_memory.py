@@ -41,6 +41,7 @@ from lite3r_jax.distill.pair import make_pair, selectors
 from lite3r_jax.distill.recipe import as_student, objective
 from lite3r_jax.distill.trainable import trained_paths
 from lite3r_jax.experiment import from_config
+from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.train.optimiser import OptimiserOptions
 from lite3r_jax.train.sharding import MeshOptions, batch_shardings, check_batch, make_mesh
 from lite3r_jax.train.step import LossFn, StepOptions
@@ -171,7 +172,7 @@ def abstract(
         "dtype": jnp.dtype(dtype),
         "param_dtype": jnp.float32,
     }
-    return nnx.eval_shape(lambda: change(backbone.build(config, **kinds, rngs=nnx.Rngs(0))))
+    return nnx.eval_shape(lambda: change(backbone.build(config, **kinds, rngs=traced_rngs(0))))
 
 
 def loss(frame_chunk: int, remat: bool) -> LossFn:

@@ -101,8 +101,8 @@ def check_dtype(x: Any, where: str) -> None:
 
 
 def _largest_magnitude(x: jax.Array, axis: Axis) -> jax.Array:
-    # As integers magnitudes have the same order, and NaN is the largest: a maximum of floats loses NaN
-    # on a CPU, which compiles it for speed.
+    # As integers magnitudes have the same order, and NaN is the largest. A maximum of floats loses
+    # NaN on a CPU, which compiles it for speed.
     bits = jnp.max(lax.bitcast_convert_type(jnp.abs(x), jnp.int32), axis=axis, keepdims=True)
     return lax.bitcast_convert_type(bits, jnp.float32)
 
