@@ -14,6 +14,19 @@ from lite3r_jax.errors import InputError
 GATE = 1e-5
 SIZE = (56, 84)
 
+# Compiled whole: operation by operation they would take most of the time of these tests.
+mat_to_quat = jax.jit(geometry.mat_to_quat)
+quat_to_mat = jax.jit(geometry.quat_to_mat)
+unproject_to_world = jax.jit(geometry.unproject_to_world)
+invert_se3 = jax.jit(geometry.invert_se3)
+project = jax.jit(geometry.project)
+transform_points = jax.jit(geometry.transform_points)
+pixels_to_rays = jax.jit(geometry.pixels_to_rays)
+unproject = jax.jit(geometry.unproject)
+normalize_scene = jax.jit(geometry.normalize_scene)
+cameras_to_pose_encoding = jax.jit(geometry.cameras_to_pose_encoding, static_argnums=2)
+pose_encoding_to_cameras = jax.jit(geometry.pose_encoding_to_cameras, static_argnums=1)
+
 
 @pytest.fixture
 def compare(parity, golden):
@@ -36,24 +49,22 @@ def pose_data(golden):
 
 def test_pose_encoding_agrees_with_the_original_both_ways(pose_data, compare):
     assert tuple(pose_data["image_size_hw"]) == SIZE
-    encode = jax.jit(geometry.cameras_to_pose_encoding, static_argnums=2)
-    decode = jax.jit(geometry.pose_encoding_to_cameras, static_argnums=1)
-    found = encode(pose_data["extrinsics"], pose_data["intrinsics"], SIZE)
+    found = cameras_to_pose_encoding(pose_data["extrinsics"], pose_data["intrinsics"], SIZE)
     compare("pose_enc", found, pose_data["pose_enc"])
     for source, result in (("pose_enc", "roundtrip"), ("raw_pose_enc", "raw")):
-        extrinsics, intrinsics = decode(pose_data[source], SIZE)
+        extrinsics, intrinsics = pose_encoding_to_cameras(pose_data[source], SIZE)
         compare(f"{result}_extrinsics", extrinsics, pose_data[f"{result}_extrinsics"])
         compare(f"{result}_intrinsics", intrinsics, pose_data[f"{result}_intrinsics"])
 
 
 def test_quaternions_agree_with_the_original_in_sign_too(pose_data, compare):
-    compare("rot_quat_xyzw", geometry.mat_to_quat(pose_data["rot"]), pose_data["rot_quat_xyzw"])
-    found = geometry.quat_to_mat(pose_data["quat_xyzw_unnormalised"])
+    compare("rot_quat_xyzw", mat_to_quat(pose_data["rot"]), pose_data["rot_quat_xyzw"])
+    found = quat_to_mat(pose_data["quat_xyzw_unnormalised"])
     compare("quat_mat", found, pose_data["quat_mat"])
 
 
 def test_unprojection_agrees_with_the_original(pose_data, compare, parity):
-    world, cam, mask = geometry.unproject_to_world(
+    world, cam, mask = unproject_to_world(
         pose_data["unproj_depth"][..., 0],
         pose_data["unproj_extrinsics"],
         pose_data["unproj_intrinsics"],
@@ -68,23 +79,23 @@ def test_unprojection_agrees_with_the_original(pose_data, compare, parity):
 def test_inverse_agrees_with_the_original(pose_data, compare):
     poses = pose_data["unproj_extrinsics"]
     square = np.concatenate([poses, np.broadcast_to(np.float32([0, 0, 0, 1]), (8, 1, 4))], 1)
-    compare("se3_inverse_np", geometry.invert_se3(square), pose_data["se3_inverse_np"])
-    compare("se3_inverse_torch", geometry.invert_se3(square), pose_data["se3_inverse_torch"])
-    narrow = geometry.invert_se3(poses)
+    compare("se3_inverse_np", invert_se3(square), pose_data["se3_inverse_np"])
+    compare("se3_inverse_torch", invert_se3(square), pose_data["se3_inverse_torch"])
+    narrow = invert_se3(poses)
     compare("se3_inverse_np, 3 x 4", narrow, pose_data["se3_inverse_np"][:, :3])
 
 
 def test_projection_agrees_with_the_original(pose_data, compare):
     cameras = pose_data["unproj_extrinsics"], pose_data["unproj_intrinsics"]
-    pixels, cam = geometry.project(pose_data["proj_points"][None], *cameras)
+    pixels, cam = project(pose_data["proj_points"][None], *cameras)
     compare("proj_image_points", pixels, pose_data["proj_image_points"])
     compare("proj_cam_points", jnp.swapaxes(cam, 1, 2), pose_data["proj_cam_points"])
-    maps = geometry.transform_points(cameras[0][None], pose_data["world_points_batch"])
+    maps = transform_points(cameras[0][None], pose_data["world_points_batch"])
     compare("camera_points_batch", maps, pose_data["camera_points_batch"])
 
 
 def test_rays_agree_with_the_original(pose_data, compare):
-    rays = geometry.pixels_to_rays(pose_data["tracks"], pose_data["unproj_intrinsics"])
+    rays = pixels_to_rays(pose_data["tracks"], pose_data["unproj_intrinsics"])
     compare("tracks_normalised", rays, pose_data["tracks_normalised"])
 
 
@@ -92,7 +103,7 @@ def test_scene_normalisation_agrees_with_the_original(golden, compare):
     data = golden("modules/loss")
     names = ("extrinsics", "world_points", "depths", "point_masks")
     batch = [data[f"batch_{name}"] for name in names]
-    extrinsics, points, depth, scale = jax.jit(geometry.normalize_scene)(*batch)
+    extrinsics, points, depth, scale = normalize_scene(*batch)
     compare("norm_extrinsics", extrinsics, data["norm_extrinsics"], "modules/loss")
     compare("norm_world_points", points, data["norm_world_points"], "modules/loss")
     compare("norm_depths", depth, data["norm_depths"], "modules/loss")
@@ -105,9 +116,9 @@ def test_scene_normalisation_agrees_with_the_original(golden, compare):
 
 def test_a_quarter_turn_about_z_takes_x_to_y():
     half = np.sqrt(0.5)
-    rotation = geometry.quat_to_mat([0, 0, half, half])
+    rotation = quat_to_mat([0, 0, half, half])
     np.testing.assert_allclose(rotation @ np.float32([1, 0, 0]), [0, 1, 0], atol=1e-6)
-    np.testing.assert_allclose(geometry.mat_to_quat(rotation), [0, 0, half, half], atol=1e-6)
+    np.testing.assert_allclose(mat_to_quat(rotation), [0, 0, half, half], atol=1e-6)
 
 
 @pytest.mark.slow
@@ -128,7 +139,7 @@ def test_a_quarter_turn_about_z_takes_x_to_y():
 )
 def test_quaternions_of_ties_and_their_gradients(mat, quat):
     mat = np.float32(mat)
-    np.testing.assert_allclose(geometry.mat_to_quat(mat), quat, atol=1e-6)
+    np.testing.assert_allclose(mat_to_quat(mat), quat, atol=1e-6)
     jacobian = jax.jacobian(geometry.mat_to_quat)(mat)
     assert np.isfinite(jacobian).all()
     # Along a true rotation about axis a by t, dq/dt at q is (a, 0) q / 2.
@@ -142,7 +153,7 @@ def test_quaternions_of_ties_and_their_gradients(mat, quat):
 
 def test_the_pixel_centre_lies_at_integers():
     intrinsics = np.float32([[10, 0, 2], [0, 20, 1], [0, 0, 1]])
-    points, _ = geometry.unproject(np.full((3, 5), 4.0, np.float32), intrinsics)
+    points, _ = unproject(np.full((3, 5), 4.0, np.float32), intrinsics)
     np.testing.assert_allclose(points[1, 2], [0, 0, 4], atol=1e-6)  # row 1, column 2
     np.testing.assert_allclose(points[1, 3], [0.4, 0, 4], atol=1e-6)  # one to the right
     np.testing.assert_allclose(points[2, 2], [0, 0.2, 4], atol=1e-6)  # one down
@@ -151,14 +162,14 @@ def test_the_pixel_centre_lies_at_integers():
 def test_a_camera_that_moves_right_sees_points_to_the_left():
     extrinsics = np.float32([[1, 0, 0, -1], [0, 1, 0, 0], [0, 0, 1, 0]])  # centre at x = 1
     intrinsics = np.float32([[10, 0, 5], [0, 10, 5], [0, 0, 1]])
-    pixels, cam = geometry.project(np.float32([[0, 0, 2]]), extrinsics, intrinsics)
+    pixels, cam = project(np.float32([[0, 0, 2]]), extrinsics, intrinsics)
     np.testing.assert_allclose(pixels, [[0, 5]], atol=1e-6)
     np.testing.assert_allclose(cam, [[-1, 0, 2]], atol=1e-6)
 
 
 def test_a_wider_view_has_a_shorter_focal_length():
     enc = np.float32([[0, 0, 0, 0, 0, 0, 1, np.pi / 2, 1], [0, 0, 0, 0, 0, 0, 1, np.pi / 3, 1]])
-    _, intrinsics = geometry.pose_encoding_to_cameras(enc, (100, 200))
+    _, intrinsics = pose_encoding_to_cameras(enc, (100, 200))
     np.testing.assert_allclose(intrinsics[:, 1, 1], [50, 50 * 3**0.5], rtol=1e-6)
     np.testing.assert_array_equal(intrinsics[:, :2, 2], [[100, 50], [100, 50]])
 
@@ -195,12 +206,12 @@ def random_cameras(seed, lead=()):
 def test_matrix_and_quaternion_are_inverse(seed):
     rng = np.random.default_rng(seed)
     rotation = random_rotations(rng, (5,)).astype(np.float32)
-    quat = jax.jit(geometry.mat_to_quat)(rotation)
+    quat = mat_to_quat(rotation)
     assert (np.asarray(quat[..., 3]) >= 0).all()
     np.testing.assert_allclose(np.linalg.norm(quat, axis=-1), 1, atol=2e-6)
     # Neither length nor sign of a quaternion matters.
     for factor in (1, -1, *rng.uniform(0.1, 9, 2)):
-        back = jax.jit(geometry.quat_to_mat)(np.float32(factor) * np.asarray(quat))
+        back = quat_to_mat(np.float32(factor) * np.asarray(quat))
         np.testing.assert_allclose(back, rotation, atol=5e-6)
 
 
@@ -209,13 +220,11 @@ def test_matrix_and_quaternion_are_inverse(seed):
 def test_cameras_and_encodings_are_inverse(seed, size):
     extrinsics, intrinsics = random_cameras(seed, (2, 3))
     intrinsics[..., :2, 2] = size[1] / 2, size[0] / 2
-    encode = jax.jit(geometry.cameras_to_pose_encoding, static_argnums=2)
-    decode = jax.jit(geometry.pose_encoding_to_cameras, static_argnums=1)
-    enc = np.asarray(encode(extrinsics, intrinsics, size))
-    back = decode(enc, size)
+    enc = np.asarray(cameras_to_pose_encoding(extrinsics, intrinsics, size))
+    back = pose_encoding_to_cameras(enc, size)
     np.testing.assert_allclose(back[0], extrinsics, atol=1e-5)
     np.testing.assert_allclose(back[1], intrinsics, rtol=2e-5)
-    np.testing.assert_allclose(encode(*back, size), enc, atol=1e-5)
+    np.testing.assert_allclose(cameras_to_pose_encoding(*back, size), enc, atol=1e-5)
 
 
 @jax.jit
@@ -249,9 +258,9 @@ def test_projection_undoes_unprojection(seed, size, skew):
     extrinsics, intrinsics = random_cameras(seed, (2, 3))
     intrinsics[..., 0, 1] = skew
     depth = np.random.default_rng(seed).uniform(1, 5, (2, 3, *size)).astype(np.float32)
-    world, cam, mask = jax.jit(geometry.unproject_to_world)(depth, extrinsics, intrinsics)
+    world, cam, mask = unproject_to_world(depth, extrinsics, intrinsics)
     assert mask.all()
-    pixels, seen = jax.jit(geometry.project)(world, extrinsics, intrinsics)
+    pixels, seen = project(world, extrinsics, intrinsics)
     grid = np.stack(np.meshgrid(np.arange(size[1]), np.arange(size[0])), -1)
     # Pixels: focal length 200 times float32 noise of coordinates up to 10.
     np.testing.assert_allclose(pixels, np.broadcast_to(grid, pixels.shape), atol=2e-3)
@@ -261,13 +270,13 @@ def test_projection_undoes_unprojection(seed, size, skew):
 
 @jax.jit
 def in_two_frames(extrinsics, intrinsics, move, depth, mask, unit):
-    world, cam, _ = geometry.unproject_to_world(depth, extrinsics, intrinsics)
-    first = geometry.normalize_scene(extrinsics, world, depth, mask)
-    other = geometry.compose_se3(extrinsics, geometry.invert_se3(move))
+    world, cam, _ = unproject_to_world(depth, extrinsics, intrinsics)
+    first = normalize_scene(extrinsics, world, depth, mask)
+    other = geometry.compose_se3(extrinsics, invert_se3(move))
     other = other.at[..., 3].multiply(unit)
-    moved = geometry.transform_points(move, world) * unit
-    second = geometry.normalize_scene(other, moved, depth * unit, mask)
-    return first, second, cam, geometry.transform_points(first[0], first[1])
+    moved = transform_points(move, world) * unit
+    second = normalize_scene(other, moved, depth * unit, mask)
+    return first, second, cam, transform_points(first[0], first[1])
 
 
 @settings(max_examples=20, deadline=None)
@@ -302,7 +311,7 @@ def test_points_without_a_pixel_get_the_default():
     extrinsics = np.eye(3, 4, dtype=np.float32)
     bad = [[0, 0, 0], [1, 2, 0], [np.nan, 0, 1], [np.inf, 0, 1], [1, 1, -np.inf]]
     points = np.float32([*bad, [1, 1, 2], [1, 1, -2]])
-    pixels, cam = geometry.project(points, extrinsics, intrinsics, default=-7.0)
+    pixels, cam = project(points, extrinsics, intrinsics, default=-7.0)
     np.testing.assert_array_equal(pixels[:5], -7)
     focal, centre = intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
     np.testing.assert_allclose(pixels[5:], [focal / 2 + centre, -focal / 2 + centre], rtol=1e-5)
@@ -317,7 +326,7 @@ def test_bad_depths_are_masked_and_leave_finite_gradients(bad):
     depth[:, 1, 2] = bad
 
     def total(depth, extrinsics, intrinsics):
-        world, cam, mask = geometry.unproject_to_world(depth, extrinsics, intrinsics)
+        world, cam, mask = unproject_to_world(depth, extrinsics, intrinsics)
         return jnp.where(mask[..., None], world + cam, 0).sum(), (world, mask)
 
     wanted = np.ones((2, 3, 4), bool)
@@ -332,12 +341,12 @@ def test_bad_depths_are_masked_and_leave_finite_gradients(bad):
 
 def test_bad_points_leave_finite_gradients_of_projection():
     extrinsics, intrinsics = random_cameras(4)
-    good = np.asarray(geometry.transform_points(geometry.invert_se3(extrinsics), [0.3, 0.2, 2.0]))
+    good = np.asarray(transform_points(invert_se3(extrinsics), [0.3, 0.2, 2.0]))
     centre = -extrinsics[:, :3].T @ extrinsics[:, 3]
     points = np.stack([good, centre, np.full(3, np.nan), np.full(3, np.inf)]).astype(np.float32)
 
     def total(points, extrinsics, intrinsics):
-        pixels, cam = geometry.project(points, extrinsics, intrinsics)
+        pixels, cam = project(points, extrinsics, intrinsics)
         return pixels.sum() + jnp.where(jnp.isfinite(cam), cam, 0).sum()
 
     # Exactly in the centre, so that z is 0 and not only small.
@@ -359,7 +368,7 @@ def test_points_outside_of_the_mask_do_not_change_the_scene_scale(bad):
     depth = rng.uniform(1, 2, (2, 3, 4, 5)).astype(np.float32)
     mask = rng.random((2, 3, 4, 5)) < 0.5
     broken = np.where(mask[..., None], points, np.float32(bad))
-    normalize = jax.jit(geometry.normalize_scene)
+    normalize = normalize_scene
     clean = normalize(extrinsics, points, depth, mask)
     found = normalize(extrinsics, broken, depth, mask)
     np.testing.assert_array_equal(found[3], clean[3])
@@ -374,7 +383,7 @@ def test_a_scene_without_points_stays_finite():
     extrinsics, _ = random_cameras(6, (1, 2))
     shape = (1, 2, 3, 4)
     data = np.ones((*shape, 3), np.float32), np.ones(shape, np.float32), np.zeros(shape, bool)
-    found = jax.jit(geometry.normalize_scene)(extrinsics, *data)
+    found = normalize_scene(extrinsics, *data)
     assert found[3] == np.float32(1e-6)
     assert all(np.isfinite(x).all() for x in found)
 
@@ -385,14 +394,14 @@ def test_a_scene_without_points_stays_finite():
 @pytest.mark.slow
 def test_gradients_agree_with_differences():
     extrinsics, intrinsics = random_cameras(7, (2,))
-    world = geometry.transform_points(
-        geometry.invert_se3(extrinsics), np.float32([[[0.3, 0.2, 2]], [[-0.5, 0.1, 3]]])
+    world = transform_points(
+        invert_se3(extrinsics), np.float32([[[0.3, 0.2, 2]], [[-0.5, 0.1, 3]]])
     )
 
     def through(extrinsics, scale, world):
-        enc = geometry.cameras_to_pose_encoding(extrinsics, intrinsics * scale, SIZE)
-        extrinsics, k = geometry.pose_encoding_to_cameras(enc, SIZE)
-        return geometry.project(world, extrinsics, k)[0] / 100
+        enc = cameras_to_pose_encoding(extrinsics, intrinsics * scale, SIZE)
+        extrinsics, k = pose_encoding_to_cameras(enc, SIZE)
+        return project(world, extrinsics, k)[0] / 100
 
     point = (extrinsics, np.float32(1.1), np.asarray(world))
     check_grads(jax.jit(through), point, order=1, atol=1e-2, rtol=1e-2)
@@ -401,41 +410,41 @@ def test_gradients_agree_with_differences():
 def test_vmap_is_the_leading_axis():
     extrinsics, intrinsics = random_cameras(8, (4,))
     depth = np.random.default_rng(8).uniform(1, 2, (4, 5, 6)).astype(np.float32)
-    whole = geometry.unproject_to_world(depth, extrinsics, intrinsics)
+    whole = unproject_to_world(depth, extrinsics, intrinsics)
     parts = jax.jit(jax.vmap(geometry.unproject_to_world))(depth, extrinsics, intrinsics)
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_float16_is_raised_and_float64_is_kept():
-    half = geometry.mat_to_quat(jnp.eye(3, dtype=jnp.bfloat16))
+    half = mat_to_quat(jnp.eye(3, dtype=jnp.bfloat16))
     assert half.dtype == jnp.float32
     with jax.enable_x64(True):
         extrinsics, _ = random_cameras(9)
         rotation = np.linalg.qr(extrinsics[:, :3].astype(np.float64))[0]
         rotation *= np.linalg.det(rotation)
-        quat = geometry.mat_to_quat(rotation)
+        quat = mat_to_quat(rotation)
         assert quat.dtype == jnp.float64
-        np.testing.assert_allclose(geometry.quat_to_mat(quat), rotation, atol=1e-14)
+        np.testing.assert_allclose(quat_to_mat(quat), rotation, atol=1e-14)
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: geometry.quat_to_mat(np.zeros((2, 3))), r"quat: expected shape \[\.\.\., 4\]"),
-        (lambda: geometry.mat_to_quat(np.zeros((3, 4))), "mat: expected shape"),
-        (lambda: geometry.invert_se3(np.zeros((4, 3))), "se3: expected shape"),
-        (lambda: geometry.pose_encoding_to_cameras(np.zeros(8), SIZE), "pose_enc: expected"),
+        (lambda: quat_to_mat(np.zeros((2, 3))), r"quat: expected shape \[\.\.\., 4\]"),
+        (lambda: mat_to_quat(np.zeros((3, 4))), "mat: expected shape"),
+        (lambda: invert_se3(np.zeros((4, 3))), "se3: expected shape"),
+        (lambda: pose_encoding_to_cameras(np.zeros(8), SIZE), "pose_enc: expected"),
         (
-            lambda: geometry.unproject(np.zeros((2, 5, 6, 1)), np.zeros((2, 3, 3))),
+            lambda: unproject(np.zeros((2, 5, 6, 1)), np.zeros((2, 3, 3))),
             r"drop a channel axis with depth\[\.\.\., 0\]",
         ),
         (
-            lambda: geometry.transform_points(np.zeros((2, 3, 4)), np.zeros((3, 7, 3))),
+            lambda: transform_points(np.zeros((2, 3, 4)), np.zeros((3, 7, 3))),
             "points: expected the leading axes",
         ),
         (
-            lambda: geometry.normalize_scene(
+            lambda: normalize_scene(
                 np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 5, 3)), np.zeros((1, 2, 5)), True
             ),
             "world_points, depth, mask: expected",

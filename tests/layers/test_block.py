@@ -1,5 +1,6 @@
 """Blocks and scanned stacks of blocks."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -19,6 +20,7 @@ from lite3r_jax.attention.core import (
 )
 from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
 from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.rngs import traced_rngs
 
 LAYOUTS = Layouts.both(TokenLayout(1, 0, (1, 6), "frame"))
 
@@ -111,20 +113,25 @@ def test_strategies_only_add_parameters():
     assert [jnp.shape(x) for x in jax.tree.leaves(nnx.state(cores, nnx.Param))] == [(2,)]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def new_block(x, config, dtype=jnp.float32):
+    """What a block of random weights with dense attention makes of x."""
+    rngs = traced_rngs(0)
+    block = Block(config, dtype=dtype, rngs=rngs)
+    core = Plan().default.build(heads=2, head_dim=4, param_dtype=jnp.float32, rngs=rngs)
+    return block(x, core, LAYOUTS)
+
+
 def test_block_by_hand():
     """LayerScale 0 leaves the residual stream alone; the attention tap is still computed."""
-    block = Block(BlockConfig(8, 2, layer_scale=0.0), rngs=nnx.Rngs(0))
-    core = Plan().default.build(heads=2, head_dim=4, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((1, 6, 8), dtype=np.float32)
-    y, attended = block(x, core, LAYOUTS)
+    y, attended = new_block(x, BlockConfig(8, 2, layer_scale=0.0))
     np.testing.assert_array_equal(y, x)
     assert np.abs(attended).max() > 0
 
 
 def test_residual_stream_is_float32_under_bfloat16():
-    block = Block(BlockConfig(8, 2), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    core = Plan().default.build(heads=2, head_dim=4, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    y, attended = block(jnp.ones((1, 6, 8)), core, LAYOUTS)
+    y, attended = new_block(np.ones((1, 6, 8), np.float32), BlockConfig(8, 2), jnp.bfloat16)
     assert (y.dtype, attended.dtype) == (jnp.float32, jnp.bfloat16)
 
 

@@ -9,6 +9,8 @@ from flax import nnx
 from lite3r_jax.backbones.heads import activate, run_frames
 from lite3r_jax.layers.dpt import DPT, ResidualUnit, Upsample, add_uv_embedding, uv_axes
 
+activated = jax.jit(activate, static_argnums=(1, 2))
+
 GRID = (4, 6)
 # Gate of the final maps in the golden README; earlier stages have magnitudes of the same order.
 GATE = 2e-5
@@ -54,7 +56,7 @@ def test_depth_agrees_with_upstream(golden, parity, depth_head, levels, prefix):
     g = golden("modules/dpt")
     scale = 3e-3 if prefix else 1.0  # small tokens show a wrong epsilon
     logits = depth_head([np.float32(scale) * x for x in levels])[1]["logits"]
-    depth, conf = activate(logits, "exp", "expp1")
+    depth, conf = activated(logits, "exp", "expp1")
     parity("modules/dpt", f"{prefix}depth", depth[None], g[f"{prefix}depth"], GATE)
     parity("modules/dpt", f"{prefix}depth_conf", conf[None], g[f"{prefix}depth_conf"], GATE)
 
@@ -62,7 +64,7 @@ def test_depth_agrees_with_upstream(golden, parity, depth_head, levels, prefix):
 @pytest.mark.slow
 def test_points_agree_with_upstream(golden, parity, tiny_vggt, levels):
     g = golden("modules/dpt")
-    points, conf = activate(tiny_vggt.point_head(levels, GRID)[0], "inv_log", "expp1")
+    points, conf = activated(tiny_vggt.point_head(levels, GRID)[0], "inv_log", "expp1")
     parity("modules/dpt", "world_points", points[None], g["world_points"], 2e-4)
     parity("modules/dpt", "world_points_conf", conf[None], g["world_points_conf"], 2e-4)
 
@@ -95,20 +97,22 @@ def test_activations_agree_with_upstream(golden, parity, name):
     g = golden("modules/dpt")
     x = channels_last(g["act_in"])
     x = x[..., :4] if name == "xy_inv_log" else x
-    got, _ = activate(x, name, "expp1")
+    got, _ = activated(x, name, "expp1")
     parity("modules/dpt", f"act_{name}", got, g[f"act_{name}"], 1e-5)
 
 
 @pytest.mark.parametrize("name", ["expp1", "expp0", "sigmoid"])
 def test_confidence_activations_agree_with_upstream(golden, parity, name):
     g = golden("modules/dpt")
-    _, got = activate(channels_last(g["act_in"]), "linear", name)
+    _, got = activated(channels_last(g["act_in"]), "linear", name)
     parity("modules/dpt", f"confact_{name}", got, g[f"confact_{name}"], 1e-5)
 
 
 @pytest.mark.parametrize("name", ["norm", "norm_exp", "inv_log", "xy_inv_log"])
 def test_activations_have_finite_gradients_at_zero(name):
-    gradient = jax.grad(lambda x: activate(x, name, "expp1")[0].sum())(np.zeros((2, 4), np.float32))
+    gradient = jax.grad(lambda x: activated(x, name, "expp1")[0].sum())(
+        np.zeros((2, 4), np.float32)
+    )
     assert np.isfinite(gradient).all()
 
 

@@ -7,6 +7,7 @@ import pytest
 from lite3r_jax.losses import MapLoss, difference_term, map_terms, normal_term
 
 maps = jax.jit(map_terms, static_argnums=0)
+difference, normal = jax.jit(difference_term), jax.jit(normal_term)
 
 
 def test_map_loss_by_hand():
@@ -61,19 +62,19 @@ def test_difference_term_by_hand():
     pred = truth.copy()
     pred[0, 1, 1] = 5  # four neighbours, each pair differs by 5
     mask = np.ones((1, 3, 4), bool)
-    found = difference_term(pred, truth, mask, None)
+    found = difference(pred, truth, mask, None)
     assert (found.sum, found.count) == (20, 12)
     mask[0, 1, 2] = False
-    found = difference_term(pred, truth, mask, None)
+    found = difference(pred, truth, mask, None)
     assert (found.sum, found.count) == (15, 11)
     pred[0, 1, 1] = 500  # held at 100
-    assert difference_term(pred, truth, mask, None).sum == 300
+    assert difference(pred, truth, mask, None).sum == 300
     # The confidence is that of the right or lower pixel; 17 pairs have a logarithm each.
     pred[0, 1, 1], conf = 5, np.full((1, 3, 4), 2, np.float32)
     conf[0, 1, 1] = 3
     pairs = 3 * 3 + 2 * 4
     want = 5 * (3 + 3 + 2) - 0.2 * ((pairs - 2) * np.log(2) + 2 * np.log(3))
-    found = difference_term(pred, truth, mask, conf)
+    found = difference(pred, truth, mask, conf)
     np.testing.assert_allclose(found.sum, want, rtol=1e-6)
 
 
@@ -84,21 +85,21 @@ def test_normal_term_is_one_minus_the_cosine(angle, want):
     c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     tilted = (plane @ np.float32([[1, 0, 0], [0, c, s], [0, -s, c]])).astype(np.float32)
     mask = np.ones((1, 6, 7), bool)
-    found = normal_term(tilted, plane, mask, None)
+    found = normal(tilted, plane, mask, None)
     # Of the four normals at a pixel, one is left in a corner and two along an edge.
     assert found.count == 4 * 4 * 5 + 2 * (2 * 4 + 2 * 5) + 4
     np.testing.assert_allclose(found.mean, want, atol=1e-6)
-    shifted = normal_term(3 * tilted + 5, plane, mask, None)  # direction only
+    shifted = normal(3 * tilted + 5, plane, mask, None)  # direction only
     np.testing.assert_allclose(shifted.mean, want, atol=1e-6)
     conf = np.full((1, 6, 7), 4, np.float32)
-    found = normal_term(tilted, plane, mask, conf)
+    found = normal(tilted, plane, mask, conf)
     np.testing.assert_allclose(found.mean, 4 * want - 0.2 * np.log(4), atol=1e-5)
 
 
 def test_ties_have_gradient_zero():
     truth = np.zeros((1, 4, 5, 1), np.float32)
     mask = np.ones((1, 4, 5), bool)
-    grad = jax.grad(lambda x: difference_term(x, truth, mask, None).sum)(truth)
+    grad = jax.grad(lambda x: difference(x, truth, mask, None).sum)(truth)
     np.testing.assert_array_equal(grad, 0)
 
 
