@@ -5,6 +5,7 @@ docs/parity.md, and fails if one was not compared.
 """
 
 import functools
+import gc
 import json
 import re
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from lite3r_jax.weights.safetensors_file import open_safetensors
 
 # Parity gates are set for full float32 products; GPUs would take TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Traces leave many objects that stay; going through them often is a tenth of the time of the tests.
+gc.set_threshold(200_000, 50, 50)
 
 GOLDEN = Path(__file__).parent / "golden" / "vggt"
 GOLDEN_DA3 = GOLDEN.parent / "da3"

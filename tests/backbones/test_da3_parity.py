@@ -26,6 +26,12 @@ from lite3r_jax.layers.patch_embed import resize_pos_embed
 from lite3r_jax.layers.resize import resize_aligned
 from lite3r_jax.layers.rope import rope_table, rotate, view_positions
 
+# Compiled whole: operation by operation they would take most of the time of these tests.
+scores_of, range_of = jax.jit(balance_scores), jax.jit(similarity_range)
+take, restore = jax.jit(take_views), jax.jit(restore_views)
+turn = jax.jit(rotate)
+resized = jax.jit(resize_pos_embed, static_argnums=(1, 2), static_argnames="resampling")
+
 GATE = 2e-5
 
 
@@ -90,7 +96,7 @@ def test_model_agrees_with_upstream(golden_da3, parity, run, tiny_da3, name):
         parity(group, key, got, g[key], GATE, relative=True)
 
     def reordered(x):
-        return take_views(x, reference_first(taps["trunk/reference"], x.shape[1]))
+        return take(x, reference_first(taps["trunk/reference"], x.shape[1]))
 
     if "ref_b_idx" in g:
         parity(group, "ref_b_idx", taps["trunk/reference"], g["ref_b_idx"], 0)
@@ -134,7 +140,7 @@ SCORE_GATES = {"var_norm": 5e-4, "balance_score": 5e-4}
 @pytest.mark.parametrize("name", ["nopose_b2s4_56x84", _slow("nopose_b1s3_42x70")])
 def test_scores_in_the_model_agree_with_upstream(golden_da3, parity, run, name):
     g = golden_da3(f"model_{name}")
-    scores = balance_scores(run(name)[1]["frame/blocks"][2][:, :, 0])
+    scores = scores_of(run(name)[1]["frame/blocks"][2][:, :, 0])
     for key, ours in SCORES.items():
         gate = SCORE_GATES.get(key, GATE)
         parity(f"da3/model_{name}", f"ref_{key}", scores[ours], g[f"ref_{key}"], gate)
@@ -170,7 +176,7 @@ def test_reference_selection_agrees_with_upstream(golden_da3, parity, views):
             chosen = jax.jit(select_reference, static_argnums=1)(classes, strategy)
             parity("da3/mod_refview", key, chosen, g[key], 0)
     if f"{here}_saddle_balanced_sim_score" in g:
-        scores = jax.jit(balance_scores)(classes)
+        scores = scores_of(classes)
         for key, ours in SCORES.items():
             gate = SCORE_GATES.get(key, GATE)
             key = f"{here}_saddle_balanced_{key}"
@@ -178,7 +184,7 @@ def test_reference_selection_agrees_with_upstream(golden_da3, parity, views):
         unit = x[:, :, 0] / np.linalg.norm(x[:, :, 0], axis=-1, keepdims=True)
         cosine = unit @ unit.swapaxes(1, 2) - np.eye(views)
         found = {
-            "range": similarity_range(classes),
+            "range": range_of(classes),
             "min": cosine.min(-1),
             "max": cosine.max(-1),
         }
@@ -187,9 +193,9 @@ def test_reference_selection_agrees_with_upstream(golden_da3, parity, views):
             parity("da3/mod_refview", key, got, g[key], 2e-6)
     order = reference_first(jnp.asarray(g[f"{here}_order_b_idx"]), views)
     parity("da3/mod_refview", f"{here}_order_b_idx", order[:, 0], g[f"{here}_order_b_idx"], 0)
-    moved = take_views(jnp.asarray(x), order)
+    moved = take(jnp.asarray(x), order)
     parity("da3/mod_refview", f"{here}_reordered", moved, g[f"{here}_reordered"], 0)
-    back = restore_views(moved, order)
+    back = restore(moved, order)
     parity("da3/mod_refview", f"{here}_restored", back, g[f"{here}_restored"], 0)
 
 
@@ -205,9 +211,7 @@ def test_reference_selection_agrees_with_upstream(golden_da3, parity, views):
 def test_position_embedding_agrees_with_upstream(golden_da3, parity, size):
     g = golden_da3("mod_posembed")
     h, w = size
-    got = resize_pos_embed(
-        jnp.asarray(g["in_pos_embed"]), (h // 14, w // 14), h == w, resampling="offset"
-    )
+    got = resized(jnp.asarray(g["in_pos_embed"]), (h // 14, w // 14), h == w, resampling="offset")
     parity("da3/mod_posembed", f"out_{h}x{w}", got, g[f"out_{h}x{w}"], 1e-5, relative=True)
 
 
@@ -218,7 +222,7 @@ def test_rope_agrees_with_upstream(golden_da3, parity, scope, head_dim):
     positions = view_positions(TokenLayout(1, 1, (3, 5), "frame"), spatial=scope == "local")
     np.testing.assert_array_equal(positions, g[f"pos_{scope}"])
     q = jnp.asarray(g[f"in_q{head_dim}"]).swapaxes(1, 2)
-    got = rotate(q, rope_table(positions, head_dim)).swapaxes(1, 2)
+    got = turn(q, rope_table(positions, head_dim)).swapaxes(1, 2)
     key = f"{scope}{head_dim}"
     parity("da3/mod_rope", key, got, g[key], 2e-6, relative=True)
 
@@ -230,7 +234,7 @@ def test_gated_layer_agrees_with_upstream(golden_da3, parity):
         assert linear.kernel.shape == g[f"in_{name}_weight"].T.shape
         linear.kernel[...] = jnp.asarray(g[f"in_{name}_weight"].T)
         linear.bias[...] = jnp.asarray(g[f"in_{name}_bias"])
-    parity("da3/mod_swiglu", "out", layer(jnp.asarray(g["in_x"])), g["out"], 2e-6, relative=True)
+    parity("da3/mod_swiglu", "out", jax.jit(layer)(g["in_x"]), g["out"], 2e-6, relative=True)
 
 
 @pytest.mark.slow
