@@ -23,7 +23,7 @@ class _Stream(nnx.RngStream):
 
 
 def traced_rngs(seed: int) -> nnx.Rngs:
-    """The keys of `nnx.Rngs(seed)`, four times as quick under `jax.jit` and `nnx.eval_shape`."""
+    """The keys of `nnx.Rngs(seed)`; models are traced with them in a quarter of the time."""
     rngs = nnx.Rngs(seed)
     rngs.default = _Stream(seed, tag="default")  # pyright: ignore[reportAttributeAccessIssue]
     return rngs
