@@ -5,17 +5,33 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 JOBS ?= 2
+# A test that hangs ends its process (`timeout` in pyproject.toml) and with it the run, by name.
+PARALLEL := -n $(JOBS) --dist loadfile --max-worker-restart=0
+CASES ?= 3000
+# Exact versions, which are for one Python; others and the newest jax take what pyproject.toml allows.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))')
+# For the newest jax, which Python 3.11 has not: the newest Python here that is tested.
+NEWEST_PYTHON ?= $(firstword $(shell for v in 13 12; do for p in python3.$$v \
+	$(HOME)/.pyenv/versions/3.$$v.*/bin/python; do $$p -c "import ensurepip, venv" 2>/dev/null \
+	&& echo $$p; done; done))
+# These compare with PyTorch, whose newest wheels bring CUDA: they run with the pinned one only.
+WITH_TORCH = $(shell grep -rl '^import torch' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu-compile parity lint format clean
+.PHONY: help demo test test-slow test-newest test-without-torch newest-python test-gpu-compile parity docs lint format fuzz licenses audit clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       photos to cameras, depth and files, and a student distilled; in demo_output/"
 	@echo "make test       the default tests, in JOBS processes (2)"
 	@echo "make test-slow  the tests marked slow; needs Chromium"
+	@echo "make test-newest  the default tests with the newest Python (3.12, 3.13) and the newest jax"
 	@echo "make test-gpu-compile  compiles the kernels for an H200, without one, against budgets"
+	@echo "make fuzz       CASES (3000) damaged files for every reader; rewrites the figures of docs/reliability.md"
+	@echo "make licenses   the licenses of everything that the package needs when it runs"
+	@echo "make audit      known vulnerabilities of the versions in constraints.txt; needs the network"
 	@echo "make parity     all tests; rewrites docs/parity.md from what they measured"
+	@echo "make docs       these pages and the Python API as a site that opens offline, in site/"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
 	@echo "make clean      remove the environment and what the tools cached"
@@ -24,16 +40,44 @@ demo: $(VENV)/.demo
 	$(RUN) -m tools.demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m slow -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -m slow $(PARALLEL)
+
+test-newest:
+	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 here: make test-newest NEWEST_PYTHON=..."; exit 1; }
+	$(MAKE) test-without-torch PYTHON=$(NEWEST_PYTHON) VENV=$(VENV)-newest CONSTRAINTS=
+
+newest-python:
+	@echo $(NEWEST_PYTHON)
+
+test-without-torch: $(VENV)/.test
+	@$(RUN) -c 'import jax, platform; print("Python", platform.python_version(), "jax", jax.__version__)'
+	@echo "left out, they need torch: $(WITH_TORCH)"
+	$(RUN) -m pytest $(PARALLEL) $(WITH_TORCH:%=--ignore=%)
 
 test-gpu-compile: $(VENV)/.gpu
 	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile
 
 parity: $(VENV)/.dev
 	$(RUN) -m pytest -m "slow or not slow" --parity-table=docs/parity.md
+
+fuzz: $(VENV)/.dev
+	$(RUN) -m tests.fuzz.run --cases $(CASES) --table docs/reliability.md
+
+licenses: $(VENV)/.dev
+	$(RUN) -m tools.dependencies licenses
+
+# In a folder of its own, so that it changes nothing of what is tested.
+audit: $(VENV)/.created
+	$(RUN) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --disable-pip --no-deps
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	@echo "site/index.html"
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
@@ -45,7 +89,7 @@ format: $(VENV)/.dev
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) demo_output .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VENV)-newest demo_output .pytest_cache .ruff_cache .hypothesis site *.egg-info
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "$(PYTHON) is Python %d.%d, 3.11 or newer is needed: make PYTHON=python3.11" % v[:2])'
@@ -59,6 +103,6 @@ $(VENV)/.gpu: $(VENV)/.dev
 		jax-cuda13-pjrt==$$version 'nvidia-cuda-nvcc>=13,<13.1'
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.created pyproject.toml
-	$(RUN) -m pip install --quiet --editable '.[$(@:$(VENV)/.%=%)]'
+$(VENV)/.demo $(VENV)/.docs $(VENV)/.test $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(RUN) -m pip install --quiet $(CONSTRAINTS) --editable '.[$(@:$(VENV)/.%=%)]'
 	@touch $@

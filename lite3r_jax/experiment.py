@@ -1,24 +1,33 @@
-"""The settings of a run: frozen dataclasses here, an ml_collections ConfigDict on the command line.
+"""The settings of a run: frozen dataclasses here, an ml_collections ConfigDict in a recipe.
 
-`configs/*.py` return `to_config(Experiment(...))`; flags such as `--config.images.size=392` change
-it; `from_config` turns it back and refuses what is unknown or of the wrong type.
+`recipes/*.py` return `to_config(Experiment(...))`; `from_config` turns that back, and `changed`
+takes values by dotted name, as `--images.size=392` gives them. What is unknown or of the wrong type
+is refused with its dotted name.
 """
 
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from lite3r_jax.bench.options import BenchOptions
+import jax.numpy as jnp
+
+from lite3r_jax.benchmarking.options import BenchOptions
 from lite3r_jax.data.video import VideoOptions
-from lite3r_jax.distill.options import DistillOptions
-from lite3r_jax.errors import InputError
-from lite3r_jax.evaluate.options import EvaluateOptions
-from lite3r_jax.export import ExportOptions
+from lite3r_jax.deploy.manifest import find_deployment
+from lite3r_jax.distillation.options import DistillOptions
+from lite3r_jax.errors import InputError, did_you_mean
+from lite3r_jax.evaluation.options import EvaluateOptions, ProbeOptions
+from lite3r_jax.exports import ExportOptions
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
-from lite3r_jax.train.options import TrainOptions
+from lite3r_jax.models import AttentionChoice, ModelSpec, Precision
+from lite3r_jax.setting_bounds import check_number
+from lite3r_jax.small_teacher.options import SmallTeacherOptions
+from lite3r_jax.training.options import TrainOptions
 from lite3r_jax.viewer import ViewerOptions
 
 if TYPE_CHECKING:
@@ -35,10 +44,19 @@ class Experiment:
         backbone: registry name; the weights must be of it.
         input: photos: a folder, a folder of folders (a scene each), a glob pattern, a video, or
             several of these with commas between them.
-        weights: directory of converted weights, or a hub repository such as facebook/VGGT-1B.
-        output: folder for the results; of several scenes each gets a folder in it.
+        weights: directory of converted weights or of a deployed model, or a hub repository such as
+            facebook/VGGT-1B.
+        student: folder of a distilled student of these weights, for reconstructions; evaluations
+            and benchmarks have one of their own.
+        attention: the attention of the model, for reconstructions; see `models.ModelSpec`.
+        precision: likewise, "" for that of `compute.dtype`.
+        output: folder for the results; of several scenes each gets a folder in it. "" in a
+            reconstruction: `lite3r_output`, where every scene gets a folder.
         overwrite: whether results that exist may be replaced.
-        formats: what to write, with commas between; see `lite3r_jax.export.FORMATS`.
+        quiet: whether neither progress nor tables are shown, only errors and the last lines.
+        open: whether the page of a reconstruction is opened in the browser, of several scenes the
+            first one's.
+        formats: what to write, with commas between; see `lite3r_jax.exports.FORMATS`.
         images: photos to network images.
         video: which frames of a video.
         cameras: known cameras, and how others are found.
@@ -48,17 +66,24 @@ class Experiment:
         host: address that the viewer listens on; the default can be reached from this machine only.
         port: of the viewer; 0 takes a free one.
         train: `--mode=train`, whose `weights` are those to go on from.
+        small_teacher: of `train.task=small_teacher`.
         distill: a `plan` in it makes `--mode=train` a distillation, whose `weights` are the
             teacher's.
         evaluate: `--mode=eval`, whose `weights` are those of the teacher, or of the model.
+        probe: `--mode=probe`, on the data of `evaluate`.
         bench: `--mode=bench`, whose `weights` are likewise.
     """
 
     backbone: str = "vggt"
     input: str = ""
     weights: str = ""
+    student: str = ""
+    attention: AttentionChoice = field(default_factory=AttentionChoice)
+    precision: Precision = ""
     output: str = ""
     overwrite: bool = False
+    quiet: bool = False
+    open: bool = False
     formats: str = "npz,ply,glb,colmap,html"
     images: ImageOptions = field(default_factory=ImageOptions)
     video: VideoOptions = field(default_factory=VideoOptions)
@@ -69,9 +94,25 @@ class Experiment:
     host: str = "127.0.0.1"
     port: int = 8080
     train: TrainOptions = field(default_factory=TrainOptions)
+    small_teacher: SmallTeacherOptions = field(default_factory=SmallTeacherOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
     bench: BenchOptions = field(default_factory=BenchOptions)
+
+    def model_spec(self) -> ModelSpec:
+        """The model that reconstructs: weights, student, attention, precision, dtype."""
+        dtype, precision = self.compute.jax_dtype, self.precision
+        if not precision and find_deployment(Path(self.weights)) is None:
+            precision = cast(Precision, str(jnp.dtype(dtype)))
+        named = precision in ("float32", "bfloat16") and self.compute.dtype == "auto"
+        return ModelSpec(
+            self.weights,
+            self.student,
+            self.attention.plan,
+            precision,
+            dtype=None if named else dtype,
+        )
 
 
 def to_config(settings: Any) -> "ConfigDict":
@@ -104,21 +145,98 @@ def from_config(config: Any, cls: type[T] = Experiment, where: str = "config") -
     if unknown:
         raise InputError(
             f"{where}: unknown settings {', '.join(unknown)}; expected some of"
-            f" {', '.join(sorted(known))}"
+            f" {', '.join(sorted(known))}{did_you_mean(unknown[0], known)}"
         )
-    values = {name: _value(value, hints[name], f"{where}.{name}") for name, value in config.items()}
+    dot = "" if not where or where.endswith("-") else "."
+    values = {
+        name: _value(value, hints[name], f"{where}{dot}{name}") for name, value in config.items()
+    }
     return cls(**values)
 
 
+def setting_types(cls: Any = Experiment) -> dict[str, Any]:
+    """Dotted name -> type of every setting that is a value and not a group."""
+    types: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            types |= {f"{name}.{inner}": kind for inner, kind in setting_types(hint).items()}
+        else:
+            types[name] = hint
+    return types
+
+
+def changed(settings: T, values: Mapping[str, Any], prefix: str = "config.") -> T:
+    """Settings with some of them changed, all at once.
+
+    Args:
+        settings: a frozen dataclass, see `from_config`.
+        values: dotted name -> value, or the text of one, as "true" for bool or "1e-3" for float.
+        prefix: what names begin with in messages.
+
+    Raises:
+        InputError: no such setting, with the nearest one, or a value of the wrong type.
+    """
+    kinds = setting_types(type(settings))
+    body = dataclasses.asdict(typing.cast(Any, settings))
+    for name, value in values.items():
+        if name not in kinds:
+            raise InputError(f"{prefix}{name}: there is no such setting{did_you_mean(name, kinds)}")
+        *groups, last = name.split(".")
+        group = body
+        for each in groups:
+            group = group[each]
+        text = isinstance(value, str)
+        group[last] = _from_text(value, kinds[name], f"{prefix}{name}") if text else value
+    return from_config(body, type(settings), prefix.rstrip("."))
+
+
+def _from_text(text: str, hint: Any, where: str) -> Any:
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{where}: expected true or false, got {text!r}")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise InputError(f"{where}: expected {hint.__name__}, got {text!r}") from None
+    return text
+
+
 def require(experiment: Experiment, *names: str) -> None:
-    """Refuse an experiment in which one of these settings is empty.
+    """Refuse an experiment in which one of these settings is empty, or one of all is impossible.
+
+    A command line was checked as it was read; what was put together in Python is checked here.
 
     Raises:
         InputError: naming the first.
     """
+    from_config(dataclasses.asdict(experiment), type(experiment))
     for name in names:
         if not getattr(experiment, name):
             raise InputError(f"config.{name}: not set; add --config.{name}=...")
+
+
+def refuse_model_settings(experiment: Experiment, instead: Mapping[str, str] | None = None) -> None:
+    """Refuse the settings of a model that reconstructs, where they would have no effect.
+
+    Args:
+        experiment: the settings.
+        instead: student, attention.plan and precision -> the setting to use in its place; None
+            where a scene that exists already is read, and no model at all.
+
+    Raises:
+        InputError: one is set.
+    """
+    settings = (experiment.student, experiment.attention.plan, experiment.precision)
+    for name, value in zip(("student", "attention.plan", "precision"), settings, strict=True):
+        if value:
+            remedy = (
+                f"set --config.{instead[name]} here"
+                if instead
+                else f"leave it out, as {experiment.input} is a scene already"
+            )
+            raise InputError(f"config.{name}: is for reconstructions; {remedy}")
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
@@ -127,14 +245,20 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
+            names = [str(choice) for choice in choices if choice != ""]
             raise InputError(
-                f"{where}: expected one of {', '.join(map(str, choices))}, got {value!r}"
+                f"{where}: expected one of {', '.join(names)}, got {value!r}"
+                f"{did_you_mean(str(value), names)}"
             )
         return value
-    if hint is float and type(value) is int:
-        return float(value)
+    if hint is float and type(value) is int and abs(value) < 1e300:
+        value = float(value)
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{where}: settings have one type, not {hint}")
     if type(value) is not hint:
         raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
+    if hint in (int, float):
+        check_number(where.removeprefix("config.").lstrip("-"), value, where)
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where}: expected a text without zero bytes, got {value!r}")
     return value

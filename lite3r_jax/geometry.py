@@ -1,8 +1,8 @@
-"""Cameras and points: pose encodings, quaternions, SE(3), Sim(3), project, unproject, normalise.
+"""Cameras and points: pose encodings, quaternions, SE(3), Sim(3), project, unproject, normalize.
 
 Conventions. Cameras follow OpenCV: x right, y down, z forward. Extrinsics are [R | t], 3 x 4, and
 take world to camera: p_cam = R p_world + t. Intrinsics are in pixels, [[fx, skew, cx], [0, fy, cy],
-[0, 0, 1]]. Pixel (u, v) has its centre at integers, u to the right, v down.
+[0, 0, 1]]. Pixel (u, v) has its center at integers, u to the right, v down.
 
 Cameras carry leading axes L, for example [B, S]. Points start with the same axes and may have more
 of their own, so that cameras [B, S, 3, 4] serve points [B, S, H, W, 3]; an axis of L may be 1 on
@@ -166,7 +166,7 @@ def pose_encoding_to_cameras(
     """Cameras of pose encodings (vggt/utils/pose_enc.py).
 
     Args:
-        pose_enc: [..., 9], see `cameras_to_pose_encoding`; the quaternion need not be normalised.
+        pose_enc: [..., 9], see `cameras_to_pose_encoding`; the quaternion need not be normalized.
         image_size: (H, W).
 
     Returns:
@@ -258,7 +258,7 @@ def project(
 ) -> tuple[jax.Array, jax.Array]:
     """World points to pixels of each camera (vggt/utils/geometry.py: project_world_points_to_cam).
 
-    Points behind the camera are projected through its centre as in the original: look at the z of
+    Points behind the camera are projected through its center as in the original: look at the z of
     the camera points. Points at z = 0 and points that are not finite have no pixel.
 
     Args:
@@ -289,7 +289,7 @@ def normalize_scene(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Put the world into view 0 and the mean distance of the valid points to 1.
 
-    This is the training normalisation (training/train_utils/normalization.py): E_i <- E_i E_0^-1,
+    This is the training normalization (training/train_utils/normalization.py): E_i <- E_i E_0^-1,
     points into the camera of view 0, then points, translations and depths divided by
     scale = clip(sum |p| / (count + 1e-3), 1e-6, 1e6) of the scene.
 

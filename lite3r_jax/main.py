@@ -1,24 +1,27 @@
 """The command line: python -m lite3r_jax.main --config=configs/vggt.py --mode=reconstruct ...
 
-Settings are written --config.NAME=VALUE; the config file and `lite3r_jax/experiment.py` have them
-all, with what they mean.
+Settings are written --config.NAME=VALUE; the recipe and `lite3r_jax/experiment.py` have them all,
+with what they mean. `lite3r COMMAND` is the same with shorter names.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from lite3r_jax.errors import InputError
-from lite3r_jax.experiment import Experiment, from_config
-from lite3r_jax.modes import bench, reconstruct, train, view
-from lite3r_jax.modes import eval as evaluation
+from lite3r_jax import __version__
+from lite3r_jax.cli.arguments import parse
+from lite3r_jax.cli.modes import MODES
+from lite3r_jax.cli.programs import exit_code
+from lite3r_jax.cli.setting_help import describe
+from lite3r_jax.errors import InputError, unknown_name
+from lite3r_jax.experiment import Experiment, changed
+from lite3r_jax.interrupts import run_as_process
+from lite3r_jax.runs.recipes import load_recipe
 
-MODES: dict[str, Callable[[Experiment], int]] = {
-    "bench": bench.run,
-    "eval": evaluation.run,
-    "reconstruct": reconstruct.run,
-    "train": train.run,
-    "view": view.run,
-}
+_USAGE = """
+  --config=RECIPE[:VARIANT]  a file, such as configs/vggt.py:tiny, or the name of a recipe
+  --mode=MODE                {modes}; default: reconstruct
+  --config.NAME=VALUE        any setting
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,46 +32,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0; 1 if some scenes failed; 2 for bad input; 3 if training diverged; 75 if it was
-        terminated with everything saved; 130 when interrupted.
+        terminated in its steps with everything saved; 130 when interrupted, of a training with
+        everything saved; 143 when terminated otherwise.
     """
-    from absl import flags
-    from ml_collections import config_flags
+    return exit_code(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
-    argv = ["main", *(sys.argv[1:] if arguments is None else arguments)]
-    known = flags.FlagValues()
-    flags.DEFINE_enum("mode", "reconstruct", list(MODES), "what to do", flag_values=known)
-    config = config_flags.DEFINE_config_file(
-        "config", None, "configs/NAME.py", flag_values=known, sys_argv=argv
+
+def _run(arguments: Sequence[str]) -> int:
+    parsed = parse(
+        arguments, ("config", "mode"), command="python -m lite3r_jax.main", prefix="config."
     )
-    flags.DEFINE_bool("help", False, "show this and exit", short_name="h", flag_values=known)
-    try:
-        try:
-            rest = known(argv)
-        except AttributeError as error:  # what ml_collections raises for --config.UNKNOWN=...
-            key = str(error).strip("\"'")
-            raise InputError(f"--config.{key}: there is no such setting") from error
-        if known["help"].value:
-            print(__doc__, known.get_help(), sep="\n")
-            return 0
-        if len(rest) > 1:
-            raise InputError(f"{rest[1]}: unexpected; settings are written --config.NAME=VALUE")
-        if config.value is None:
-            raise InputError("--config: missing; for example --config=configs/vggt.py")
-        try:
-            settings = config.value.to_dict()
-        except OSError as error:
-            path = config_flags.get_config_filename(known["config"])  # pyright: ignore[reportArgumentType]
-            raise InputError(
-                f"{path}: the config file cannot be read; see configs/ for those there are"
-            ) from error
-        return MODES[str(known["mode"].value)](from_config(settings))
-    except (InputError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; no file is half-written", file=sys.stderr)
-        return 130
+    if "version" in parsed.options:
+        print(f"lite3r_jax {__version__}")
+        return 0
+    if "help" in parsed.options:
+        recipe = parsed.options.get("config")
+        settings = changed(load_recipe(recipe) if recipe else Experiment(), parsed.settings)
+        usage = _USAGE.format(modes=", ".join(MODES))
+        print(__doc__, usage, describe(settings, prefix="--config."), sep="\n")
+        return 0
+    if parsed.words:
+        raise InputError(f"{parsed.words[0]}: unexpected; settings are written --config.NAME=VALUE")
+    if "config" not in parsed.options:
+        raise InputError("--config: missing; for example --config=configs/vggt.py")
+    mode = parsed.options.get("mode", "reconstruct")
+    if mode not in MODES:
+        raise unknown_name("--mode", mode, MODES)
+    return MODES[mode](changed(load_recipe(parsed.options["config"]), parsed.settings))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process(main)

@@ -29,20 +29,21 @@ class Photo(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scene:
     """Cameras, depth and points of S views as NumPy arrays.
 
     The world frame is the camera frame of the first view, as far as the model learned it; the unit
-    of length is the model's own, not metres. With known cameras both are theirs. Cameras follow
-    OpenCV: x right, y down, z forward. A pixel (u, v) has its centre at integers: (0, 0) is the
-    centre of the first pixel, so an image reaches from -0.5 to W - 0.5.
+    of length is the model's own, not meters. With known cameras both are theirs. Cameras follow
+    OpenCV: x right, y down, z forward. A pixel (u, v) has its center at integers: (0, 0) is the
+    center of the first pixel, so an image reaches from -0.5 to W - 0.5.
 
     Attributes:
         names: of the views: relative file names with "/" between folders, each different.
         images: uint8 [S, H, W, 3] RGB, at the size that the network saw.
         depth: float32 [S, H, W], z in the camera frame.
-        depth_conf: float32 [S, H, W], larger is surer; VGGT's is 1 and more.
+        depth_conf: float32 [S, H, W], larger is surer; VGGT's is 1 and more,
+            that of pi^3 from 0 to 1.
         extrinsics: float32 [S, 3, 4] world-to-camera [R | t].
         intrinsics: float32 [S, 3, 3] in pixels of `images`.
         boxes: float32 [S, 4], edges (x1, y1, x2, y2) of the whole upright photo in `images`,
@@ -97,6 +98,25 @@ class Scene:
         if self.photos and len(self.photos) != s:
             raise InputError(f"scene: {len(self.photos)} photos for {s} views")
 
+    def __repr__(self) -> str:
+        """Five lines for people: views, depth, confidence, cameras, points."""
+        (h, w), inside = self.size, self.inside()
+        names = ", ".join(self.names[:3]) + (", ..." if self.views > 3 else "")
+        focal = self.intrinsics[:, 0, 0].astype(np.float64)
+        with np.errstate(all="ignore"):
+            fields = np.degrees(2 * np.arctan(w / 2 / focal))
+            steps = np.linalg.norm(np.diff(self.camera_to_world[..., 3], axis=0), axis=-1)
+        of_head = "" if self.world_points is None else ", and of the point head"
+        return "\n".join(
+            [
+                f"Scene of {self.views} views, {w} x {h} pixels: {names}",
+                f"  depth       {_spread(self.depth[inside])}",
+                f"  confidence  {_spread(self.depth_conf[inside])}",
+                f"  cameras     {_spread(fields)} degrees wide; {steps.sum():.4g} end to end",
+                f"  points      {int(inside.sum()):,} of the depth maps{of_head}",
+            ]
+        )
+
     @property
     def views(self) -> int:
         """Number of views."""
@@ -109,7 +129,7 @@ class Scene:
 
     @cached_property
     def source_intrinsics(self) -> np.ndarray:
-        """float64 [S, 3, 3]: intrinsics in pixels of the upright photos, centres at integers."""
+        """float64 [S, 3, 3]: intrinsics in pixels of the upright photos, centers at integers."""
         x1, y1, x2, y2 = np.moveaxis(self.boxes.astype(np.float64), -1, 0)
         scale = self.source_sizes / np.stack([x2 - x1, y2 - y1], -1)
         origin = np.stack([x1, y1], -1)
@@ -120,13 +140,13 @@ class Scene:
 
     @cached_property
     def camera_to_world(self) -> np.ndarray:
-        """float64 [S, 3, 4]: camera-to-world [R | c]; c is the centre of the camera."""
+        """float64 [S, 3, 4]: camera-to-world [R | c]; c is the center of the camera."""
         rotation = self.extrinsics[..., :3].astype(np.float64).swapaxes(-1, -2)
-        centre = -rotation @ self.extrinsics[..., 3:].astype(np.float64)
-        return np.concatenate([rotation, centre], -1)
+        center = -rotation @ self.extrinsics[..., 3:].astype(np.float64)
+        return np.concatenate([rotation, center], -1)
 
     def inside(self) -> np.ndarray:
-        """bool [S, H, W]: pixels whose centre lies on the photo and not on added borders."""
+        """bool [S, H, W]: pixels whose center lies on the photo and not on added borders."""
         h, w = self.size
         x, y = np.arange(w) + 0.5, np.arange(h) + 0.5
         x1, y1, x2, y2 = (edge[:, None] for edge in np.moveaxis(self.boxes, -1, 0))
@@ -167,6 +187,14 @@ class Scene:
         else:
             raise InputError(f"points.source: expected depth or head, got {source!r}")
         return points, conf, valid & np.isfinite(points).all(-1) & np.isfinite(conf)
+
+
+def _spread(values: np.ndarray) -> str:
+    """Least, median and largest of the finite values."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "nothing finite"
+    return f"{finite.min():.4g} to {finite.max():.4g}, median {np.median(finite):.4g}"
 
 
 # What file systems reserve, and halves of characters, which no file format can hold.

@@ -8,19 +8,38 @@ import functools
 import gc
 import json
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
-from lite3r_jax.backbones.base import Prediction
+from lite3r_jax.attention.presets import parse_plan
+from lite3r_jax.backbones.base import BackboneEntry, Prediction, register, unregister
+from lite3r_jax.backbones.config_json import to_json
+from lite3r_jax.backbones.model import BackboneModel, RoleSize
+from lite3r_jax.cli.convert import main as convert_command
+from lite3r_jax.distillation.checkpoint import StudentManifest, describe_teacher, write_student
+from lite3r_jax.distillation.surgery import variables
+from lite3r_jax.distillation.trainable import trained_paths
+from lite3r_jax.name_map import Checkpoint, NameMap
+from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.convert import convert
-from lite3r_jax.weights.load import load
+from lite3r_jax.weights.load import load, resolve
 from lite3r_jax.weights.safetensors_file import open_safetensors
+from lite3r_jax.weights.save import save
+from tests.contracts.pocket import ENTRY, NAMES
+
+# A job in the background may be born with interrupts ignored or blocked, which its tests and their
+# children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 # Parity gates are set for full float32 products; GPUs would take TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -30,6 +49,14 @@ gc.set_threshold(200_000, 50, 50)
 
 GOLDEN = Path(__file__).parent / "golden" / "vggt"
 GOLDEN_DA3 = GOLDEN.parent / "da3"
+GOLDEN_PI3 = GOLDEN.parent / "pi3"
+
+POCKET_CONFIG = """
+from lite3r_jax.experiment import Experiment, to_config
+
+def get_config():
+    return to_config(Experiment(backbone="pocket"))
+"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +85,9 @@ def parity(request):
     """Check `got` against golden `want` by the maximum absolute error, and record it.
 
     Called as parity(group, name, got, want, gate): group is the golden file without its suffix
-    (for Depth Anything 3 with da3/ before it) and name the array, perhaps with more behind it in
-    brackets or after a comma. With `relative=True` the error is divided by the largest magnitude of
-    `want`.
+    (of Depth Anything 3 and pi^3 with da3/ or pi3/ before it) and name the array, perhaps with more
+    behind it in brackets or after a comma. With `relative=True` the error is divided by the largest
+    magnitude of `want`.
     """
 
     def check(group, name, got, want, gate, *, relative=False):
@@ -78,8 +105,15 @@ def parity(request):
     return check
 
 
-# Arrays that go into the computations that the others came out of.
+# Arrays that go into the computations that the others came out of; those of every file of a folder
+# under its name.
 _INPUTS = {
+    "da3": r"in_.*|pos_(local|global)|eps",
+    "fastvggt": r"\w+/([xqkv]|[ab]_idx|src_idx|protected_idx|argmax_margin)",
+    "pi3/inputs": r".*",
+    "pi3/geometry": r"orth_(in|grad_weight|unique)|shuffle_(tokens|weight|bias)"
+    r"|rope_(tokens|pos)|edge_(points|mask)|normals_mask|se3",
+    "pi3/preprocess/preprocess": r"pixel_limit",
     "inputs": r".*",
     "modules/camera": r"camera_tokens",
     "modules/dpt": r"tokens_\d|act_in",
@@ -91,8 +125,6 @@ _INPUTS = {
     "modules/rope": r"(tokens|positions)_\d",
     "modules/track": r"fmaps|query_points|emb2d_xy|sampler_in|sampler_coords",
 }
-# The same in every file of Depth Anything 3.
-_INPUTS_DA3 = r"in_.*|pos_(local|global)|eps"
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -108,13 +140,9 @@ def pytest_sessionfinish(session, exitstatus):
 def _not_compared(rows: list[ParityRow]) -> list[str]:
     done = {(row.group, re.split(r"[\[,]", row.name)[0]) for row in rows}
     missing = []
-    for path in sorted(GOLDEN.rglob("*.npz")) + sorted(GOLDEN_DA3.rglob("*.npz")):
-        if path.is_relative_to(GOLDEN):
-            group = path.relative_to(GOLDEN).with_suffix("").as_posix()
-            inputs = _INPUTS.get(group, "")
-        else:
-            group = path.relative_to(GOLDEN_DA3.parent).with_suffix("").as_posix()
-            inputs = _INPUTS_DA3
+    for path in sorted(GOLDEN.parent.rglob("*.npz")):
+        group = path.relative_to(GOLDEN.parent).with_suffix("").as_posix().removeprefix("vggt/")
+        inputs = _INPUTS.get(group, _INPUTS.get(group.partition("/")[0], ""))
         with np.load(path) as arrays:
             results = {n for n in arrays.files if not re.fullmatch(inputs, n)}
         missing += [f"{group}/{name}" for name in sorted(results) if (group, name) not in done]
@@ -125,12 +153,13 @@ def _table(rows: list[ParityRow]) -> str:
     head = f"""\
 # Parity with the original
 
-Golden arrays were made by running the original PyTorch code on CPU in float32 (see
-`tests/golden/vggt/README.md` and `tests/golden/da3/README.md`: tiny configurations of the full
-architectures, random weights). Groups that begin with da3/ are of Depth Anything 3, all others of
-VGGT. Every comparison below is a test; gates are at or under those recommended there from measured
-float noise. Error is the largest absolute difference, or, where marked "rel.", that difference over
-the largest magnitude of the golden array.
+Golden arrays were made by running the original PyTorch code on CPU in float32 (see the README.md of
+`tests/golden/vggt`, `tests/golden/da3` and `tests/golden/pi3`: tiny configurations of the full
+architectures, random weights). Groups that begin with da3/ are of Depth Anything 3, pi3/ of pi^3,
+fastvggt/ of the token merging of FastVGGT, all others of VGGT. Every comparison below is a test;
+gates are at or under those recommended there from measured float noise. Error is the largest
+absolute difference, or, where marked "rel.", that difference over the largest magnitude of the
+golden array.
 
 {len(rows)} comparisons, made by `make parity` (which fails if a golden array is compared nowhere)
 with jax {jax.__version__} on {jax.default_backend()}.
@@ -172,6 +201,25 @@ def tiny_dir(tmp_path_factory) -> Path:
     with open_safetensors(GOLDEN / "model.safetensors") as source:
         convert(source, out, backbone="vggt", config=config)
     return out
+
+
+@pytest.fixture(scope="session")
+def bundled_student(tmp_path_factory) -> Path:
+    """A student of the model of the package, with random numbers in place of training."""
+    model = load("vggt-tiny", heads=("camera", "depth"), plan=parse_plan("sla_global(block=4)"))
+    known, rng = variables(model), np.random.default_rng(0)
+    arrays = {
+        path: 1e-2 * rng.standard_normal(known[path][1].shape, np.float32)
+        for path in trained_paths(model, "strategy")
+    }
+    directory, remedy = resolve("vggt-tiny")
+    parts = sorted({path.partition("/")[0] for path in known})
+    teacher = describe_teacher(directory, parts, remedy)[1]
+    plan = parse_plan("sla_global(block=4)")
+    manifest = StudentManifest("vggt", ("camera", "depth"), plan, "strategy", 0, "default", teacher)
+    folder = tmp_path_factory.mktemp("distilled") / "student"
+    write_student(folder, manifest, arrays)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -217,19 +265,84 @@ def tiny_da3(tiny_da3_dir):
     return load(tiny_da3_dir)
 
 
-class FakeModel(nnx.Module):
+@pytest.fixture(scope="session")
+def golden_pi3():
+    """Get the arrays of tests/golden/pi3/NAME.npz by that name."""
+
+    @functools.cache
+    def get(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN_PI3 / f"{name}.npz") as file:
+            return dict(file)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_pi3_json() -> dict:
+    """Sizes of the golden pi^3."""
+    data = json.loads((GOLDEN_PI3 / "config.json").read_text())
+    del data["parameters"]  # which would build the model once more, to count
+    return data
+
+
+@pytest.fixture(scope="session")
+def tiny_pi3_dir(tmp_path_factory, tiny_pi3_json) -> Path:
+    """The golden checkpoint of pi^3, converted."""
+    out = tmp_path_factory.mktemp("weights") / "tiny_pi3"
+    with open_safetensors(GOLDEN_PI3 / "model.safetensors") as source:
+        convert(source, out, backbone="pi3", config=tiny_pi3_json)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pinhole_pi3_dir(tmp_path_factory, tiny_pi3_json) -> Path:
+    """The golden pi^3 with rays that spread within every patch, so that cameras fit to them.
+
+    Those of the golden weights are random, and their focal lengths not positive.
+    """
+    folder = tmp_path_factory.mktemp("weights")
+    tensors = load_file(GOLDEN_PI3 / "model.safetensors")
+    row, column = np.mgrid[:14, :14] - 6.5
+    rays = np.stack([column, row, np.zeros((14, 14))]).reshape(-1)
+    tensors["point_head.proj.weight"] *= 1e-3
+    tensors["point_head.proj.bias"] = (0.05 * rays).astype(np.float32)
+    save_file(tensors, folder / "published.safetensors")
+    with open_safetensors(folder / "published.safetensors") as source:
+        convert(source, folder / "converted", backbone="pi3", config=tiny_pi3_json)
+    return folder / "converted"
+
+
+@pytest.fixture(scope="session")
+def tiny_pi3(tiny_pi3_dir):
+    """The golden pi^3 in float32, all heads."""
+    return load(tiny_pi3_dir)
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    patch_size: int = 14
+
+
+class FakeModel(BackboneModel):
     """A model that compiles in no time.
 
     Depth is 1 + brightness, cameras step to the right, confidence falls from left to right.
     """
 
-    def __init__(self, heads=("camera", "depth")):
-        self.heads = heads
-        self.dtype = jnp.dtype("float32")
-        self.one = nnx.Param(jnp.ones(()))
+    parts: ClassVar = {head: f"{head}_head" for head in ("camera", "depth", "point")}
 
-    def attention(self):
-        return {"global": "none"}
+    def __init__(
+        self, config=FakeConfig(), *, heads=("camera", "depth"), plan=None, dtype=jnp.float32,
+        param_dtype=jnp.float32, rngs=None,
+    ):  # fmt: skip
+        super().__init__(config, heads=heads, plan=plan, dtype=dtype)
+        self.one = nnx.Param(jnp.ones((), param_dtype))
+
+    def roles(self):
+        return {"global": RoleSize(1, 8)}
+
+    def operations(self, views, grid):
+        return {"global": {"layers": 10**9}}
 
     def __call__(self, images: jax.Array, *, frame_chunk: int = 1):
         del frame_chunk
@@ -248,10 +361,69 @@ class FakeModel(nnx.Module):
         return prediction, {}
 
 
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """Less time in the compiler, for programs that run a few times on little."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def fake_model():
     """FakeModel, a model that compiles in no time, for tests of what is around models."""
     return FakeModel
+
+
+@pytest.fixture(scope="session")
+def fake_dir(tmp_path_factory):
+    """Weights of a FakeModel, which is registered as the backbone "fake"."""
+    register(
+        BackboneEntry(
+            "fake", FakeModel, FakeConfig(), lambda data: FakeConfig(**data), to_json,
+            Checkpoint("fake", lambda config: NameMap({}, ()), "fake", {}),
+        )
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("weights") / "fake"
+    save(FakeModel(heads=tuple(FakeModel.parts)), folder, backbone="fake")
+    yield folder
+    unregister("fake")
+
+
+@pytest.fixture(scope="module")
+def pocket(quick_compiler):
+    """The backbone of contracts/pocket.py, registered as long as a module of tests runs."""
+    register(ENTRY)
+    yield ENTRY
+    unregister("pocket")
+
+
+@pytest.fixture(scope="module")
+def upstream_pocket(pocket):
+    """What its authors would have published: names and layouts of PyTorch."""
+    shapes = NAMES.upstream_shapes(
+        abstract_model(pocket, pocket.default_config, heads=pocket.heads).shapes
+    )
+    rng = np.random.default_rng(0)
+    return {name: 0.2 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def pocket_weights(upstream_pocket, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pocket")
+    save_file(upstream_pocket, folder / "published.safetensors")
+    source, out = str(folder / "published.safetensors"), str(folder / "converted")
+    assert convert_command(["pocket", source, out]) == 0
+    return Path(out)
+
+
+@pytest.fixture(scope="module")
+def pocket_recipe(tmp_path_factory):
+    """A config file that names the backbone and nothing else."""
+    path = tmp_path_factory.mktemp("recipe") / "pocket.py"
+    path.write_text(POCKET_CONFIG)
+    return path
 
 
 @pytest.fixture(scope="session")

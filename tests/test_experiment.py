@@ -1,12 +1,21 @@
 """Settings to ConfigDict and back, strictly."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.experiment import Experiment, from_config, require, to_config
+from lite3r_jax.experiment import (
+    Experiment,
+    changed,
+    from_config,
+    require,
+    setting_types,
+    to_config,
+)
+from lite3r_jax.setting_bounds import BOUNDS, bounds_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Outer:
 
 def test_a_config_has_the_keys_of_the_experiment_and_comes_back():
     config = to_config(Experiment(input="photos"))
-    assert config.images.size == 518
+    assert (config.images.mode, config.images.size) == ("auto", 0)
     assert from_config(config) == Experiment(input="photos")
 
 
@@ -59,6 +68,34 @@ def test_absent_settings_keep_their_defaults_and_integers_serve_as_floats():
 def test_wrong_settings_are_named(config, message):
     with pytest.raises(InputError, match=message):
         from_config(config, Outer)
+
+
+NUMBERS = {name: kind for name, kind in setting_types().items() if kind in (int, float)}
+
+
+def test_every_number_has_bounds_and_every_bound_a_number():
+    assert [name for name in NUMBERS if bounds_of(name) is None] == []
+    patterns = [pattern for pattern, *_ in BOUNDS]
+    used = {next(p for p in patterns if re.fullmatch(p, name)) for name in NUMBERS}
+    assert [pattern for pattern in patterns if pattern not in used] == []
+    changed(Experiment(), {})  # the defaults are within them
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_out_of_bounds_are_refused_by_name(name):
+    least = bounds_of(name)[0]
+    texts = [str(least - 1), "1" + "0" * 400, "-1" + "0" * 400]
+    if NUMBERS[name] is float:
+        texts += ["nan", "inf", "-inf", "1e400"]
+    for text in texts:
+        with pytest.raises(InputError, match=rf"^config\.{name}: expected ") as caught:
+            changed(Experiment(), {name: text})
+        assert len(str(caught.value)) < 150
+
+
+def test_zero_bytes_are_refused():
+    with pytest.raises(InputError, match=r"config\.output: expected a text without zero bytes"):
+        changed(Experiment(), {"output": "a\0b"})
 
 
 def test_settings_that_are_needed_are_named():

@@ -99,7 +99,7 @@ def test_rays_agree_with_the_original(pose_data, compare):
     compare("tracks_normalised", rays, pose_data["tracks_normalised"])
 
 
-def test_scene_normalisation_agrees_with_the_original(golden, compare):
+def test_scene_normalization_agrees_with_the_original(golden, compare):
     data = golden("modules/loss")
     names = ("extrinsics", "world_points", "depths", "point_masks")
     batch = [data[f"batch_{name}"] for name in names]
@@ -151,7 +151,7 @@ def test_quaternions_of_ties_and_their_gradients(mat, quat):
         np.testing.assert_allclose(got, moved, atol=1e-5)
 
 
-def test_the_pixel_centre_lies_at_integers():
+def test_the_pixel_center_lies_at_integers():
     intrinsics = np.float32([[10, 0, 2], [0, 20, 1], [0, 0, 1]])
     points, _ = unproject(np.full((3, 5), 4.0, np.float32), intrinsics)
     np.testing.assert_allclose(points[1, 2], [0, 0, 4], atol=1e-6)  # row 1, column 2
@@ -160,7 +160,7 @@ def test_the_pixel_centre_lies_at_integers():
 
 
 def test_a_camera_that_moves_right_sees_points_to_the_left():
-    extrinsics = np.float32([[1, 0, 0, -1], [0, 1, 0, 0], [0, 0, 1, 0]])  # centre at x = 1
+    extrinsics = np.float32([[1, 0, 0, -1], [0, 1, 0, 0], [0, 0, 1, 0]])  # center at x = 1
     intrinsics = np.float32([[10, 0, 5], [0, 10, 5], [0, 0, 1]])
     pixels, cam = project(np.float32([[0, 0, 2]]), extrinsics, intrinsics)
     np.testing.assert_allclose(pixels, [[0, 5]], atol=1e-6)
@@ -281,7 +281,7 @@ def in_two_frames(extrinsics, intrinsics, move, depth, mask, unit):
 
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.floats(0.125, 8, width=32))
-def test_normalised_scenes_do_not_depend_on_world_frame_and_unit(seed, unit):
+def test_normalized_scenes_do_not_depend_on_world_frame_and_unit(seed, unit):
     rng = np.random.default_rng(seed)
     extrinsics, intrinsics = random_cameras(seed, (2, 3))
     move, _ = random_cameras((seed, 1), (2, 1))
@@ -313,8 +313,8 @@ def test_points_without_a_pixel_get_the_default():
     points = np.float32([*bad, [1, 1, 2], [1, 1, -2]])
     pixels, cam = project(points, extrinsics, intrinsics, default=-7.0)
     np.testing.assert_array_equal(pixels[:5], -7)
-    focal, centre = intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
-    np.testing.assert_allclose(pixels[5:], [focal / 2 + centre, -focal / 2 + centre], rtol=1e-5)
+    focal, center = intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
+    np.testing.assert_allclose(pixels[5:], [focal / 2 + center, -focal / 2 + center], rtol=1e-5)
     assert np.isnan(cam[2:5]).all()
     assert np.isfinite(cam[5:]).all()
 
@@ -342,14 +342,14 @@ def test_bad_depths_are_masked_and_leave_finite_gradients(bad):
 def test_bad_points_leave_finite_gradients_of_projection():
     extrinsics, intrinsics = random_cameras(4)
     good = np.asarray(transform_points(invert_se3(extrinsics), [0.3, 0.2, 2.0]))
-    centre = -extrinsics[:, :3].T @ extrinsics[:, 3]
-    points = np.stack([good, centre, np.full(3, np.nan), np.full(3, np.inf)]).astype(np.float32)
+    center = -extrinsics[:, :3].T @ extrinsics[:, 3]
+    points = np.stack([good, center, np.full(3, np.nan), np.full(3, np.inf)]).astype(np.float32)
 
     def total(points, extrinsics, intrinsics):
         pixels, cam = project(points, extrinsics, intrinsics)
         return pixels.sum() + jnp.where(jnp.isfinite(cam), cam, 0).sum()
 
-    # Exactly in the centre, so that z is 0 and not only small.
+    # Exactly in the center, so that z is 0 and not only small.
     extrinsics[:, 3] = 0
     points[1] = 0
     slope = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))

@@ -46,6 +46,22 @@ def test_points_of_the_depth_lie_where_the_camera_sees_them(scene):
         np.testing.assert_allclose(v, np.broadcast_to(np.arange(H)[:, None], (H, W)), atol=1e-4)
 
 
+def test_it_is_shown_in_five_lines(scene):
+    scene.depth[:] = 2
+    scene.depth[0, :2, 0] = 1.5, np.nan
+    lines = repr(scene).splitlines()
+    assert len(lines) == 5 and max(map(len, lines)) <= 100
+    assert lines[0] == "Scene of 2 views, 42 x 28 pixels: a.jpg, b/c.png"
+    assert lines[1] == "  depth       1.5 to 2, median 2"
+    width = np.degrees(2 * np.arctan(21 / 40))
+    assert f"{width:.4g} to {width:.4g}" in lines[3]
+    center = -np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]]).T @ [0.5, 0, 2]
+    assert lines[3].endswith(f"; {np.linalg.norm(center):.4g} end to end")
+    assert lines[4] == f"  points      {28 * 42 + 14 * 42:,} of the depth maps"
+    scene.depth[:] = np.nan
+    assert "depth       nothing finite" in repr(scene)
+
+
 def test_borders_and_broken_depths_are_not_valid(scene):
     scene.depth[0, 3, 4] = np.nan
     scene.depth[0, 3, 5] = 0
@@ -93,7 +109,7 @@ def test_a_ray_meets_the_same_spot_in_network_image_and_photo(width, height, mod
         boxes=np.array([fitted.box], np.float32),
         source_sizes=np.array([fitted.source_size]),
     )
-    # corners and centres of the photo are where they are whatever the size: edges, not centres
+    # corners and centers of the photo are where they are whatever the size: edges, not centers
     x1, y1, x2, y2 = fitted.box
     edge = np.array([x1 + point[0] * (x2 - x1), y1 + point[1] * (y2 - y1)])
     ray = np.linalg.solve(k[0].astype(float), [*(edge - 0.5), 1])

@@ -19,11 +19,11 @@ import numpy as np
 from lite3r_jax import main as program
 from lite3r_jax.data.views import Sample
 from lite3r_jax.errors import InputError
-from lite3r_jax.evaluate import ScoreOptions, open_protocol
-from lite3r_jax.evaluate.predictor import Output
-from lite3r_jax.evaluate.score import in_unit, score
-from lite3r_jax.export.npz import read_npz
-from lite3r_jax.modes.train import EVALUATION
+from lite3r_jax.evaluation import ScoreOptions, open_protocol
+from lite3r_jax.evaluation.predictor import Output
+from lite3r_jax.evaluation.score import in_unit, score
+from lite3r_jax.exports.npz import read_npz
+from lite3r_jax.runs.train import EVALUATION
 
 ROOT = Path(__file__).parents[1]
 FORMATS = "npz,ply,glb,colmap,nerfstudio,depth_png,tum,html"

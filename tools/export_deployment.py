@@ -1,134 +1,14 @@
-"""Write a model that runs with float8 weights, and programs that run without this package.
+"""Write a model that runs with float8 weights, and programs of it: `lite3r deploy`.
 
-python -m tools.export_deployment WEIGHTS OUT [--student STUDENT] [--kind KIND] [--rules PRESET]
-    [--heads camera,depth] [--rest bfloat16] [--license TEXT] [--overwrite]
-    [--artifact VIEWSxHEIGHTxWIDTH ...] [--platform cpu|cuda ...] [--dtype bfloat16]
-
-`lite3r_jax.load_deployed(OUT)` gives the model; `--mode=eval` and `--mode=reconstruct` take OUT as
-their weights. docs/deployment.md has the few lines that run a program.
+python -m tools.export_deployment WEIGHTS OUT [--student STUDENT] [--artifact 8x294x518] ...
 """
 
-import argparse
-import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn, cast, get_args
+from functools import partial
 
-import jax
+from lite3r_jax.cli import deploy
 
-from lite3r_jax.deploy.checkpoint import export_deployment
-from lite3r_jax.deploy.manifest import Platform, Program, Rest
-from lite3r_jax.errors import InputError
-from lite3r_jax.precision import PRESETS, Kind
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m tools.export_deployment --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = _Parser(prog="python -m tools.export_deployment", description="Deploy a model.")
-    add = top.add_argument
-    add("weights", help="converted weights, a hub repository or vggt-tiny; a student's teacher")
-    add("out", help="directory to make")
-    add("--student", help="folder of a distilled student; default: the weights as they are")
-    add("--kind", choices=get_args(Kind), default="fp8_dynamic", help="default: fp8_dynamic")
-    add(
-        "--rules",
-        choices=[name for name in PRESETS if not name.startswith("paper_w4")],
-        help="what becomes float8; default: what the student was trained under, or `default`",
-    )
-    add("--heads", help="heads to keep, with commas between; default: all")
-    add(
-        "--rest",
-        choices=get_args(Rest),
-        default="bfloat16",
-        help="dtype of what does not become float8; default: bfloat16",
-    )
-    add("--license", help="licence of the result; default: what the weights say")
-    add(
-        "--artifact",
-        action="append",
-        default=[],
-        metavar="VIEWSxHEIGHTxWIDTH",
-        help="put a serialized forward pass for that shape beside the weights; can be given"
-        " several times; needs pip install 'lite3r_jax[deploy]'",
-    )
-    add(
-        "--platform",
-        action="append",
-        choices=get_args(Platform),
-        help="that the programs run on, can be given several times; default: this machine's",
-    )
-    add(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="that the programs compute in; default: bfloat16",
-    )
-    add("--overwrite", action="store_true", help="replace a deployed model")
-    return top
-
-
-def programs(arguments: argparse.Namespace) -> list[Program]:
-    """The serialized forward passes that the command line asks for.
-
-    Raises:
-        InputError: a shape that is none, or one twice.
-    """
-    here: Platform = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    platforms = cast(list[Platform], arguments.platform or [here])
-    found: list[Program] = []
-    for text in arguments.artifact:
-        if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}x[1-9]\d{0,4}", text):
-            raise InputError(f"--artifact: expected VIEWSxHEIGHTxWIDTH as 8x294x518, got {text!r}")
-        views, height, width = map(int, text.split("x"))
-        found += [
-            Program(platform, views, height, width, arguments.dtype) for platform in platforms
-        ]
-    if len({program.file_name for program in found}) < len(found):
-        raise InputError("--artifact, --platform: each once")
-    if arguments.platform and not found:
-        raise InputError("--platform: is for --artifact, which is not there")
-    return found
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line says and print the report.
-
-    Raises:
-        InputError: see `export_deployment`.
-    """
-    heads = arguments.heads
-    deployment = export_deployment(
-        arguments.weights,
-        arguments.out,
-        student=arguments.student,
-        kind=arguments.kind,
-        rules=arguments.rules,
-        heads=None if heads is None else [head for head in heads.split(",") if head],
-        rest=arguments.rest,
-        license=arguments.license,
-        programs=programs(arguments),
-        overwrite=arguments.overwrite,
-    )
-    print(deployment.report())
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for bad input (one line on stderr), 130 when interrupted."""
-    try:
-        run(parser().parse_args(arguments))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
-
+main = partial(deploy.main, program="python -m tools.export_deployment")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,13 +25,13 @@ from lite3r_jax.data.pfm import write_pfm
 from lite3r_jax.data.splits import DTU64_EVALUATION, DTU64_VIEWS
 from lite3r_jax.data.synthetic.cameras import table_cameras
 from lite3r_jax.data.synthetic.drawing import Renderer, cut, draw
-from lite3r_jax.data.synthetic.draws import Draws
+from lite3r_jax.data.synthetic.rng import Rng
 from lite3r_jax.data.synthetic.scene import TABLE_SCALE, make_table
 from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.data.synthetic.splits import SEEDS, Split, seeds_of
 from lite3r_jax.errors import InputError
-from lite3r_jax.files import staged
-from lite3r_jax.infer.progress import Progress
+from lite3r_jax.files import atomic_write
+from lite3r_jax.progress import Progress
 
 _PLANES = 128  # of the depth range in camera files
 _JPEG = {"quality": 92, "subsampling": 0}
@@ -45,7 +45,7 @@ class Preset:
         scenes: number of scenes or scans.
         frames: of each scene.
         size: (height, width).
-        samples: colour is the mean of samples x samples rays a pixel.
+        samples: color is the mean of samples x samples rays a pixel.
     """
 
     scenes: int
@@ -87,7 +87,8 @@ def write(
         layout: one of `PRESETS`.
         preset: how much.
         out: folder to be written.
-        split: which scenes; for dtu64 only its textures count, cameras are the layout's own.
+        split: which scenes; for dtu64 only its textures count, cameras are the layout's own. Scans
+            of a split to train on have numbers that are not evaluated on.
         seed: number of the first scene in its split.
         renderer: see `data.synthetic.drawing.draw`.
         overwrite: whether a folder that exists may be replaced.
@@ -102,19 +103,26 @@ def write(
         )
     if not 0 <= seed <= SEEDS - preset.scenes:
         raise InputError(f"seed: expected 0 to {SEEDS - preset.scenes}, got {seed}")
-    with staged(out, overwrite=overwrite) as partial:
+    with atomic_write(out, overwrite=overwrite) as partial:
         partial.mkdir()
         total = preset.scenes * preset.frames
         with Progress().stage("writing", total, "view") as tick, ThreadPoolExecutor() as pool:
             if layout == "dtu64":
                 first = seeds_of(split).start + seed
-                _write_dtu64(partial, preset, first, renderer, pool, tick)
+                _write_dtu64(partial, preset, first, scan_names(split), renderer, pool, tick)
             else:
                 source = SyntheticScenes(
                     split, preset.scenes, preset.frames,
                     first=seed, samples=preset.samples, renderer=renderer,
                 )  # fmt: skip
                 _write_blendedmvs(partial, source, preset.size, pool, tick)
+
+
+def scan_names(split: Split) -> tuple[str, ...]:
+    """Names of the scans that a split is written to, which are evaluated on or are not."""
+    if not split.startswith("train"):
+        return DTU64_EVALUATION
+    return tuple(name for n in range(1, 129) if (name := f"scan{n}") not in DTU64_EVALUATION)
 
 
 def _write_blendedmvs(
@@ -167,18 +175,19 @@ def _write_dtu64(
     root: Path,
     preset: Preset,
     first: int,
+    names: Sequence[str],
     renderer: Renderer,
     pool: ThreadPoolExecutor,
     tick: Tick,
 ) -> None:
-    planned = table_cameras(Draws(first), preset.frames)
+    planned = table_cameras(Rng(first), preset.frames)
     (root / "Cameras").mkdir()
     cameras = cut(planned, range(preset.frames), preset.size)
     poses = cameras.extrinsics(TABLE_SCALE)
     for view in range(preset.frames):  # the depth range of the dataset's own files
         cam = CamFile(poses[view], cameras.intrinsics[view], 425.0, 2.5, None, None)
         write_cam(root / "Cameras" / f"{view:08d}_cam.txt", cam)
-    for index, scan in enumerate(DTU64_EVALUATION[: preset.scenes]):
+    for index, scan in enumerate(names[: preset.scenes]):
         folder = root / scan / "image"
         folder.mkdir(parents=True)
         world, jobs = make_table(first + index, planned).world, []

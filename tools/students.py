@@ -20,21 +20,21 @@ from typing import Any
 
 import jax
 
-from configs.vggt import get_config
+from lite3r_jax.data.sources import frozen_lists
 from lite3r_jax.deploy.checkpoint import deployed_rules
-from lite3r_jax.distill.checkpoint import read_student
+from lite3r_jax.distillation.checkpoint import read_student
 from lite3r_jax.errors import InputError
-from lite3r_jax.evaluate import Remembered, ScoreOptions, open_protocol
-from lite3r_jax.evaluate.evaluator import measure, report
-from lite3r_jax.evaluate.predictor import Output, Predictor
-from lite3r_jax.evaluate.protocols import SYNTHETIC_SPLITS
-from lite3r_jax.evaluate.record import Record
-from lite3r_jax.evaluate.rows import STUDENT, UNTRAINED, Row, build_row
-from lite3r_jax.evaluate.summary import paired_difference
+from lite3r_jax.evaluation import CachedScenes, ScoreOptions, open_protocol
+from lite3r_jax.evaluation.evaluator import measure, report
+from lite3r_jax.evaluation.predictor import Output, Predictor
+from lite3r_jax.evaluation.record import Record
+from lite3r_jax.evaluation.summary import paired_difference
+from lite3r_jax.evaluation.variants import STUDENT, UNTRAINED, Variant, build_variant
 from lite3r_jax.experiment import from_config
-from lite3r_jax.files import staged
-from lite3r_jax.modes import train
-from lite3r_jax.train.folder import EVENTS
+from lite3r_jax.files import atomic_write
+from lite3r_jax.recipes.vggt import get_config
+from lite3r_jax.runs import train
+from lite3r_jax.training.run_dir import EVENTS
 from lite3r_jax.weights import strict_json
 
 SIZE = (112, 112)
@@ -42,23 +42,23 @@ WITHOUT = "without FP8"
 # row -> variant of the recipe
 ROWS: Mapping[str, str] = {
     "recipe": "tiny",
-    "proj_lin only": "tiny,proj_lin",
+    "proj_lin only": "tiny,strategy",
     "attention weights": "tiny,attention",
     WITHOUT: "tiny,no_fp8",
     "keep 0.1": "tiny,keep10",
-    "keep 0.1, proj_lin only": "tiny,keep10,proj_lin",
+    "keep 0.1, proj_lin only": "tiny,keep10,strategy",
     "blocks of 16": "tiny,block16",
     "token routing": "tiny,token",
     "block3 routing": "tiny,block3",
     "every attention": "tiny,every_site",
     "as a whole": "tiny,whole",
-    "teacher as truth": "tiny,whole,unlabelled",
+    "teacher as truth": "tiny,whole,unlabeled",
     "task loss only": "tiny,whole,no_match",
-    "as published": "tiny,whole,every_site,token,proj_lin,paper_fp8",
+    "as published": "tiny,whole,every_site,token,strategy,paper_fp8",
 }
 PRECISIONS = ("float32", "fp8_dynamic")
 TEACHER = "teacher"
-DENSE = Row("dense", PRECISIONS[0])
+DENSE = Variant("dense", PRECISIONS[0])
 # heading -> (metric, decimals)
 COLUMNS: Mapping[str, tuple[str, int]] = {
     "AbsRel": ("abs_rel", 4),
@@ -88,11 +88,11 @@ class Bench:
             protocol, source = open_protocol(
                 f"synthetic:{split}", views=views, size=SIZE, scenes=scenes
             )
-            self.tasks[split] = protocol, Remembered(source)
+            self.tasks[split] = protocol, CachedScenes(source)
         self._dense = self._predictor(DENSE)
         self.said: dict[str, dict[int, Output | None]] = {}
 
-    def measured(self, row: Row, folder: Path) -> Found:
+    def measured(self, row: Variant, folder: Path) -> Found:
         """All splits, each measured once: from then on it is read from the folder."""
         predictor = self._predictor(row, folder / train.STUDENT)
         found = {}
@@ -101,7 +101,7 @@ class Bench:
             if not file.exists():
                 reference = None if row == DENSE else self.teacher(split).get
                 scores = self._scores(split, self._measure(predictor(), split, reference=reference))
-                with staged(file) as partial:
+                with atomic_write(file) as partial:
                     partial.write_bytes(strict_json.dump(scores))
             found[split] = strict_json.read_object(file)
         return found
@@ -115,9 +115,11 @@ class Bench:
             self.said[split] = said
         return self.said[split]
 
-    def _predictor(self, row: Row, student: Path | None = None) -> Callable[[], Predictor]:
+    def _predictor(self, row: Variant, student: Path | None = None) -> Callable[[], Predictor]:
         """It is built and compiled when it is called for, and once."""
-        return cache(lambda: Predictor(build_row(row, self.weights, str(student or "")), batch=8))
+        return cache(
+            lambda: Predictor(build_variant(row, self.weights, str(student or "")), batch=8)
+        )
 
     def _measure(self, predictor: Predictor, split: str, **settings: Any) -> list[Record]:
         protocol, source = self.tasks[split]
@@ -150,7 +152,12 @@ def train_student(
     if (folder / train.STUDENT).exists():
         return
     config = get_config(variant)
-    values = {"output": str(folder), "weights": weights, "train.seed": seed, "distill.compare": ""}
+    values = {
+        "output": str(folder),
+        "weights": weights,
+        "train.seed": seed,
+        "distill.final_variants": "",
+    }
     config.update_from_flattened_dict(values | dict(settings))
     if train.run(from_config(config.to_dict())) != train.DONE:
         raise InputError(f"{folder}: the training did not come to its end")
@@ -243,12 +250,12 @@ def run(args: argparse.Namespace) -> None:
     rows = dict(_row(text, args.seeds) for text in args.rows)
     jax.config.update("jax_compilation_cache_dir", str(args.out.resolve() / "compiled"))
     settings = {name: strict_json.parse(value.encode(), name) for name, value in args.set}
-    splits = args.splits or list(SYNTHETIC_SPLITS)
+    splits = args.splits or list(frozen_lists())
     bench = Bench(args.weights, splits, args.views, args.scenes)
     teacher = args.out / TEACHER
     teacher.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {
-        f"{TEACHER}: {how}": [{"found": bench.measured(Row("dense", how), teacher)}]
+        f"{TEACHER}: {how}": [{"found": bench.measured(Variant("dense", how), teacher)}]
         for how in PRECISIONS
     }
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
@@ -261,9 +268,9 @@ def run(args: argparse.Namespace) -> None:
             for how in PRECISIONS:
                 before = f"{first}, before: {how}"
                 if before not in results:
-                    results[before] = [{"found": bench.measured(Row(UNTRAINED, how), folder)}]
+                    results[before] = [{"found": bench.measured(Variant(UNTRAINED, how), folder)}]
             for how in PRECISIONS:
-                found = bench.measured(Row(STUDENT, how), folder)
+                found = bench.measured(Variant(STUDENT, how), folder)
                 entry = {"found": found, "before": f"{first}, before: {how}", **facts(folder)}
                 results.setdefault(f"{name}: {how}", []).append(entry)
                 gc.collect()
@@ -294,7 +301,7 @@ def write(out: Path, results: Mapping[str, Any], splits: Sequence[str]) -> None:
         ("students.md", text.encode()),
         ("students.json", strict_json.dump(results)),
     ):
-        with staged(out / name, overwrite=True) as partial:
+        with atomic_write(out / name, overwrite=True) as partial:
             partial.write_bytes(data)
 
 

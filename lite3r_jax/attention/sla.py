@@ -1,9 +1,9 @@
 """Sparse Linear Attention as a strategy: tiles, protected tokens, routing, sharding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,28 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from lite3r_jax.attention.core import AttentionCore, Layouts
-from lite3r_jax.attention.heads import heads_at_a_time, in_turns
-from lite3r_jax.attention.spread import SCENES, VIEWS, axes
+from lite3r_jax.attention.head_groups import heads_at_a_time, map_head_groups
+from lite3r_jax.attention.strategy import (
+    AttentionCore,
+    AttentionInputs,
+    AttentionStrategy,
+    Layouts,
+    Preset,
+    TokenLayout,
+)
 from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks, inverse
 from lite3r_jax.kernels.block_map.api import block_map, budgets
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
-from lite3r_jax.kernels.sla.api import IMPLEMENTATIONS, choose, sla
+from lite3r_jax.kernels.sla.api import OPERATOR, SELECTION, sla
+from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
+from lite3r_jax.mesh import SCENES, VIEWS, axes
 
 _ROUTINGS = ("token", "block", "block3")
 
 
 @dataclass(frozen=True)
-class SLA:
+class SLA(AttentionStrategy):
     """Softmax over the keys that matter most, plus projected linear attention.
 
     `kernels.sla.reference` has the formulas (Lite3R, arXiv 2605.11354; SLA, arXiv 2509.24006).
@@ -41,35 +49,43 @@ class SLA:
             the best keys of every single query; time and memory grow with T^2, for parity).
         keep: fraction that is critical, in (0, 1], rounded down but at least one: of the key
             blocks that are not protected, or of the keys for "token".
-        low: fraction of those blocks that is negligible, in [0, 1), for "block3"; the SLA paper
-            has 0.1.
+        negligible_fraction: fraction of those blocks that nothing is computed of, in [0, 1), for
+            "block3"; the SLA paper has 0.1.
         block: keys per block; "token" has none.
         q_block: queries per block; None for twice as many as keys, for which every device loads
             half as many keys as for equal blocks. thu-ml/SLA has 64 or 128, for 64 keys.
-        protect: for "block" and "block3", keys of special tokens (camera, registers) and, where
-            views attend to each other, all keys of the reference view are critical in every row,
-            and queries of special tokens attend to all keys by softmax. Methods without this lose
-            accuracy (FastVGGT arXiv 2509.02560; Block-Sparse VGGT arXiv 2509.07120).
+        keep_special: for "block" and "block3", keys of special tokens (camera, registers) and,
+            where views attend to each other, all keys of the reference view are critical in every
+            row, and queries of special tokens attend to all keys by softmax. Methods without this
+            lose accuracy (FastVGGT arXiv 2509.02560; Block-Sparse VGGT arXiv 2509.07120).
         phi: feature map of the linear part: "elu1", "softmax" or "relu".
         eps: added to its denominator.
         init: standard deviation of the initial proj_lin; 0 for zeros.
-        implementation: name in `kernels.sla.api.IMPLEMENTATIONS`, or "auto": the last one of them
-            that this device, dtype and head dimension allow. A name that cannot be honoured raises.
-            Blocks are chosen by the selection that goes with it.
+        implementation: name in `kernels.sla.api.OPERATOR`, or "auto": the best that this device,
+            dtype and head dimension allow and that is proven on this kind of device
+            (`kernels.registry`), for the choice of blocks as well. A name that cannot be honoured
+            raises, and blocks are chosen by the selection that goes with it.
         batch_axis: axis of the mesh over which sequences are split, or None.
         heads_axis: axis of the mesh over which heads are split, or None. With one of the two named,
             the call must be inside of `jax.set_mesh(mesh)`. With neither, sequences are split over
-            the axes of `attention.spread` that scenes are split over, and heads over those of
+            the axes of `mesh` that scenes are split over, and heads over those of
             views, as far as the mesh in use has them and they divide. Every device computes its own
             sequences and heads; XLA by itself would gather q, k and v.
     """
 
+    name: ClassVar[str] = "sla"
+    runtime: ClassVar[frozenset[str]] = frozenset({"implementation", "batch_axis", "heads_axis"})
+    headline: ClassVar[frozenset[str]] = frozenset({"keep"})
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "sla_paper": Preset(settings={"routing": "token", "keep_special": False})
+    }
+
     routing: Routing = "block"
-    keep: float = 0.1
-    low: float = 0.0
+    keep: float = 0.3
+    negligible_fraction: float = 0.0
     block: int = 64
     q_block: int | None = None
-    protect: bool = True
+    keep_special: bool = True
     phi: Phi = "elu1"
     eps: float = 1e-6
     init: float = 1e-3
@@ -81,7 +97,7 @@ class SLA:
         for name, known in (
             ("routing", _ROUTINGS),
             ("phi", tuple(PHI)),
-            ("implementation", ("auto", *IMPLEMENTATIONS)),
+            ("implementation", ("auto", *OPERATOR.names)),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -89,7 +105,7 @@ class SLA:
                 )
         for name, ok, wanted in (
             ("keep", 0 < self.keep <= 1, "in (0, 1]"),
-            ("low", 0 <= self.low < 1, "in [0, 1)"),
+            ("negligible_fraction", 0 <= self.negligible_fraction < 1, "in [0, 1)"),
             ("block", self.block >= 1, "at least 1"),
             ("q_block", self.q_block is None or self.q_block >= 1, "at least 1, or None"),
             ("eps", self.eps >= 0, "at least 0"),
@@ -97,13 +113,16 @@ class SLA:
         ):
             if not ok:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
-        if self.low and self.routing != "block3":
-            raise ValueError(f"low is for routing 'block3', got {self.low} for {self.routing!r}")
-        if self.protect and self.routing == "token":
-            raise ValueError("routing 'token' protects no tokens: set protect=False")
+        if self.negligible_fraction and self.routing != "block3":
+            raise ValueError(
+                f"negligible_fraction is for routing 'block3', got {self.negligible_fraction} for"
+                f" {self.routing!r}"
+            )
+        if self.keep_special and self.routing == "token":
+            raise ValueError("routing 'token' protects no tokens: set keep_special=False")
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "SLACore":
-        """See `AttentionSpec.build`."""
+        """See `AttentionStrategy.build`."""
         del heads
         return SLACore(self, head_dim, param_dtype, rngs)
 
@@ -113,12 +132,12 @@ class SLA:
         return self.q_block or 2 * self.block
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionSpec.describe`."""
+        """See `AttentionStrategy.describe`."""
         name = self.choose(jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype))
         return f"sla {self.routing}, keep {self.keep:g} ({name})"
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
-        """See `AttentionSpec.flops`.
+        """See `AttentionStrategy.flops`.
 
         Blocks count with all their places, those without a token too: kernels compute them, and
         which blocks are chosen depends on the data. Routing "token" counts as it is computed, by
@@ -131,23 +150,24 @@ class SLA:
                 "softmax": 4 * pairs * d,
                 "linear": 4 * pairs * d + 2 * layouts.query.tokens * d**2,
             }
-        keys, queries = blocks(layouts.key, self.block), blocks(layouts.query, self.rows)
-        always, dense = _protected(self, layouts, keys, queries)
-        top, _ = budgets(int((~always).sum()), self.keep, self.low)
+        of_queries, of_keys = layouts.regular(self.name)
+        keys, queries = blocks(of_keys, self.block), blocks(of_queries, self.rows)
+        always, dense = _protected(self, of_keys, keys, queries)
+        top, _ = budgets(int((~always).sum()), self.keep, self.negligible_fraction)
         columns, places = len(always), len(always) * self.block
-        found = {"softmax": 0, "selection": 0, "linear": 0}
+        operations = {"softmax": 0, "selection": 0, "linear": 0}
         for rows, kept in ((dense.sum(), columns), ((~dense).sum(), always.sum() + top)):
             if not rows:
                 continue
             count = int(rows) * self.rows
-            found["softmax"] += 4 * count * int(kept) * self.block * d
+            operations["softmax"] += 4 * count * int(kept) * self.block * d
             if self.routing == "block":  # one state of all keys, the projection in it
-                found["linear"] += 2 * places * d**2 + 2 * d**3 + 2 * count * (d**2 + d)
+                operations["linear"] += 2 * places * d**2 + 2 * d**3 + 2 * count * (d**2 + d)
             else:  # a state per block of keys, summed up for every block of queries
-                found["linear"] += 2 * places * d**2 + 2 * int(rows) * columns * (d**2 + d)
-                found["linear"] += 2 * count * (2 * d**2 + d)
-        found["selection"] = 2 * int((~dense).sum()) * columns * d
-        return found
+                operations["linear"] += 2 * places * d**2 + 2 * int(rows) * columns * (d**2 + d)
+                operations["linear"] += 2 * count * (2 * d**2 + d)
+        operations["selection"] = 2 * int((~dense).sum()) * columns * d
+        return operations
 
     def choose(self, q: jax.Array | jax.ShapeDtypeStruct) -> str:
         """The implementation that runs for queries [B, T, N, D] of this head dimension and dtype.
@@ -155,10 +175,9 @@ class SLA:
         Raises:
             ValueError: the one that was asked for by name cannot.
         """
-        maps = None
-        if self.routing != "token":
-            maps = jax.eval_shape(lambda: _all_blocks(q.shape, 1, 1, self))
-        return choose(self.implementation, self.routing, q, maps)
+        sizes = (None, None) if self.routing == "token" else (self.rows, self.block)
+        call = SlaCall(self.routing, q.shape[-1], q.dtype, *sizes)
+        return OPERATOR.choose(self.implementation, call)
 
     def run(
         self,
@@ -189,11 +208,14 @@ class SLACore(AttentionCore):
 
     Attributes:
         proj_lin: [D, D].
+        matrices: parameters that are the matrix of a product, for precision rules.
         dot_general: in the place of `lax.dot_general` for the product of the linear part
             [B, T, N, D], float32, with `proj_lin`, like that of an `nnx.Linear`; None: the plain
             product, with the matrix in the state and no such input in memory.
     """
 
+    spec: SLA
+    matrices: ClassVar[tuple[str, ...]] = ("proj_lin",)
     dot_general: Callable[..., jax.Array] | None = None
 
     def __init__(self, spec: SLA, head_dim: int, param_dtype: Any, rngs: nnx.Rngs):
@@ -203,25 +225,15 @@ class SLACore(AttentionCore):
         draw = nnx.initializers.normal(spec.init)
         self.proj_lin = nnx.Param(draw(rngs.params(), (head_dim, head_dim), param_dtype))
 
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        layouts: Layouts,
-        *,
-        aux: Any = None,
-        shared: Any = None,
-    ) -> jax.Array:
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
         """See `AttentionCore.__call__`.
 
         Raises:
             ValueError: shapes that do not fit the layouts, no tokens, an implementation that
                 cannot run here, or mesh axes that do not exist or do not divide.
         """
-        del aux, shared
+        q, k, v, layouts, spec = inputs.q, inputs.k, inputs.v, inputs.layouts, self.spec
         _check(q, k, v, layouts)
-        spec = self.spec
         by = _by_token if spec.routing == "token" else _by_block
         project = self.dot_general and partial(_project, self.dot_general)
         attend = partial(by, spec, layouts, project)
@@ -229,7 +241,7 @@ class SLACore(AttentionCore):
 
         def here(q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array) -> jax.Array:
             size = 1 if by_head else heads_at_a_time(q)
-            return in_turns(attend, q, k, v, proj_lin, size=size)
+            return map_head_groups(attend, q, k, v, proj_lin, size=size)
 
         over = _mesh_axes(spec, q.shape)
         run = _split(here, *over) if any(over) else here
@@ -320,15 +332,15 @@ def _by_block(
     proj_lin: jax.Array,
 ) -> jax.Array:
     """Routings "block" and "block3": tokens are put into blocks, and the output taken out."""
-    keys = blocks(layouts.key, spec.block)
-    queries = blocks(layouts.query, spec.rows)
-    always, dense = _protected(spec, layouts, keys, queries)
+    of_queries, of_keys = layouts.regular(spec.name)
+    keys = blocks(of_keys, spec.block)
+    queries = blocks(of_queries, spec.rows)
+    always, dense = _protected(spec, of_keys, keys, queries)
     k, v = take(k, keys.tokens), take(v, keys.tokens)
     k_valid = _valid(keys.tokens, layouts.key.tokens, k)
-    top, bottom = budgets(int((~always).sum()), spec.keep, spec.low)
-    selection = IMPLEMENTATIONS[spec.choose(q)].selection
+    top, bottom = budgets(int((~always).sum()), spec.keep, spec.negligible_fraction)
 
-    found, order = [], []
+    outputs, order = [], []
     for rows, all_blocks in ((queries.tokens[dense], True), (queries.tokens[~dense], False)):
         if not len(rows):
             continue
@@ -347,23 +359,24 @@ def _by_block(
                 always=np.flatnonzero(always).tolist(),
                 q_valid=q_valid,
                 k_valid=k_valid,
-                implementation=selection,
+                implementation=SELECTION[spec.implementation],
             )
         validity = {"q_valid": q_valid, "k_valid": k_valid}
-        found.append(spec.run(some, k, v, proj_lin, maps, project=project, **validity))
+        outputs.append(spec.run(some, k, v, proj_lin, maps, project=project, **validity))
         order.append(rows)
-    return take(jnp.concatenate(found, axis=1), inverse(np.concatenate(order), q.shape[1]))
+    return take(jnp.concatenate(outputs, axis=1), inverse(np.concatenate(order), q.shape[1]))
 
 
 def _protected(
-    spec: SLA, layouts: Layouts, keys: Blocks, queries: Blocks
+    spec: SLA, layout: TokenLayout, keys: Blocks, queries: Blocks
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which blocks of keys are critical in every row, and which rows see all blocks."""
     always = np.zeros(len(keys.views), bool)
     dense = np.zeros(len(queries.views), bool)
-    if spec.protect:
+    if spec.keep_special:
         always |= keys.views == SPECIAL
-        always |= (keys.views == 0) & (layouts.key.scope == "global")
+        if layout.reference is not None:
+            always |= keys.views == layout.reference
         dense |= queries.views == SPECIAL
     return always, dense
 

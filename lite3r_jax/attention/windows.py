@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lite3r_jax.attention.core import TokenLayout
+from lite3r_jax.attention.strategy import TokenLayout
 
 SPECIAL = -1
 
@@ -90,9 +90,9 @@ def inverse(tokens: np.ndarray, count: int) -> np.ndarray:
     """
     flat = tokens.reshape(-1)
     places = np.flatnonzero(flat < count)
-    found = np.full(count, len(flat), np.int32)
-    found[flat[places]] = places
-    return found
+    lookup = np.full(count, len(flat), np.int32)
+    lookup[flat[places]] = places
+    return lookup
 
 
 def _padded(rows: np.ndarray, block: int, fill: int) -> np.ndarray:

@@ -1,19 +1,39 @@
-"""What every backbone gives back, and the registry of backbones."""
+"""What a backbone is: what it gives back, what it promises, and the registry of backbones.
 
-import dataclasses
+A backbone is a folder here (model, config, weight map) and a row of `BUILT_IN`; one from outside
+calls `register`. `backbones.model.BackboneModel` keeps most of the promises for a new one. Nothing
+outside of its folder knows a backbone by its class: what differs is asked of the model (`Backbone`)
+or of its entry (`BackboneEntry`).
+"""
+
 import importlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jax.core import Tracer
 
-from lite3r_jax.errors import InputError
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.strategy import Role
+from lite3r_jax.errors import InputError, unknown_name
+from lite3r_jax.name_map import Checkpoint
+
+Unit = Literal["model", "metre", "known cameras"]
+"""Of lengths, see `Prediction`."""
+POSE_STAGES = "camera/pose_enc"
+"""The tap of a camera head's stages: [K, B, S, 9] pose encodings, world-to-camera."""
+KNOWN_CAMERAS = "known cameras"
+"""The input (`Backbone.inputs`) of a model that can be told cameras: extrinsics and intrinsics."""
+
+CAMERA_POINTS = "depth/points"
+"""The tap of points in the camera frame, [B, S, H, W, 3], of a model that predicts these and whose
+intrinsics are fitted to them."""
+POINTS = "points"
+"""The choice (`Backbone.choices`) of a model whose `world_points` need no head of their own."""
+AREA = "pixel_limit"
+"""The mode of photos (`data.images.fit_image`) whose size is the number of pixels of an image."""
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +42,7 @@ class Tracks:
     """Points followed through the views.
 
     Attributes:
-        coords: [B, S, N, 2] (x, y) in pixels of the input images; pixel centres are integers.
+        coords: [B, S, N, 2] (x, y) in pixels of the input images; pixel centers are integers.
         visibility: [B, S, N] in [0, 1].
         confidence: [B, S, N] in [0, 1].
     """
@@ -37,26 +57,29 @@ class Tracks:
 class Prediction:
     """Cameras, depth and points of S views of B scenes, float32; None where a head is off.
 
-    World coordinates are those of the first view's camera (VGGT) or near those of the reference
-    view's (Depth Anything 3), up to the model's own unit of length.
-    Cameras follow OpenCV: x right, y down, z forward; pixel (u, v) has its centre at integers, u
+    World coordinates are those of the first view's camera (VGGT, pi^3) or near those of the
+    reference view's (Depth Anything 3), in the unit of length that `unit` says.
+    Cameras follow OpenCV: x right, y down, z forward; pixel (u, v) has its center at integers, u
     to the right, v down. Everything refers to the images as given to the model (H, W).
 
     Attributes:
         pose_enc: [B, S, 9] = translation of the world-to-camera extrinsics (3), quaternion
-            x, y, z, w of their rotation, not normalised (4), vertical and horizontal field of view
+            x, y, z, w of their rotation, not normalized (4), vertical and horizontal field of view
             in radians (2).
         extrinsics: [B, S, 3, 4] world-to-camera [R | t].
         intrinsics: [B, S, 3, 3] in pixels, principal point at (W / 2, H / 2) unless they come from
             rays.
         depth: [B, S, H, W, 1] z in the camera frame, positive.
-        depth_conf: [B, S, H, W] confidence of the depth, 1 and more.
+        depth_conf: [B, S, H, W] confidence of the depth, larger is surer: 1 and more, or from 0 to
+            1 (pi^3).
         world_points: [B, S, H, W, 3].
-        world_points_conf: [B, S, H, W], 1 and more.
+        world_points_conf: [B, S, H, W], likewise.
         tracks: `Tracks` of the query points.
         rays: [B, S, h, w, 6] rays of a coarser grid that covers the image: direction in the world,
-            not normalised, and origin.
+            not normalized, and origin.
         rays_conf: [B, S, h, w], 1 and more.
+        unit: of all lengths: "model" is the model's own, which differs from scene to scene;
+            "metre"; or "known cameras", that of the cameras that were given.
     """
 
     pose_enc: jax.Array | None = None
@@ -69,147 +92,321 @@ class Prediction:
     tracks: Tracks | None = None
     rays: jax.Array | None = None
     rays_conf: jax.Array | None = None
+    unit: Unit = field(default="model", metadata={"static": True})
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A family of models that can be built from a config and filled with converted weights.
+class Tap:
+    """An intermediate that a model can be asked for.
 
     Attributes:
-        name: registry name.
-        default_config: the published model.
-        heads: names of all heads.
+        shape: names of its axes with spaces between; L counts the layers of a role.
+        text: what it is.
+        head: the head that computes it; None for none.
+        given: the input that it needs; None for none.
+    """
+
+    shape: str
+    text: str
+    head: str | None = None
+    given: str | None = None
+
+    @property
+    def layer_axis(self) -> int:
+        """Which axis counts layers."""
+        return self.shape.split().index("L")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way in which a forward pass can be asked to go.
+
+    Attributes:
+        values: allowed value -> the head that it needs, or None. The first is the default.
+        text: what is chosen.
+        without: an input beside which the choice has no effect; None for none.
+    """
+
+    values: Mapping[str | bool, str | None]
+    text: str
+    without: str | None = None
+
+    @property
+    def default(self) -> str | bool:
+        """The value where nothing is asked for."""
+        return next(iter(self.values))
+
+
+@dataclass(frozen=True)
+class Input:
+    """Arrays that may go in beside the images, all of them or none.
+
+    Attributes:
+        arrays: their names as arguments of the call.
+        head: the head that reads them.
+        text: shapes and units.
+    """
+
+    arrays: tuple[str, ...]
+    head: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """How photos become network images.
+
+    Attributes:
+        mode: see `data.images.fit_image`.
+        size: in pixels: of the side that the mode sets, or in mode pixel_limit of a whole image.
+    """
+
+    mode: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.size} pixels ({self.mode})"
+
+    def size_in(self, mode: str, patch: int) -> int:
+        """The size in another mode of images that are about as large.
+
+        Args:
+            mode: the other one.
+            patch: the patch size; sides are multiples of it.
+        """
+        if (mode == AREA) == (self.mode == AREA):
+            return self.size
+        return self.size**2 if mode == AREA else math.isqrt(self.size) // patch * patch
+
+
+class Backbone(Protocol):
+    """A model: views of scenes to cameras, depth and points.
+
+    What every backbone promises, and everything around models relies on:
+
+    - `prediction, taps = model(images, taps=..., frame_chunk=..., remat=..., **more)`, compiled
+      once per shape and choice. Images are [B, S, H, W, 3] float32 RGB in [0, 1], H and W multiples
+      of `patch_size`; scenes of a batch do not see each other. `more` are arrays of `inputs` and
+      values of `choices`; whatever the model does not have is an `InputError`. `frame_chunk` frames
+      at a time go through the dense heads, `remat` is for gradients: both are memory against speed
+      and change no value.
+    - `Prediction` is in the conventions of its docstring and says its unit of length. There may be
+      no reference view: then permuting views permutes all of it but the world frame.
+    - The tap `camera/pose_enc` (`POSE_STAGES`), where there is a camera head, is [K, B, S, 9]: the
+      encoding after each of its K stages, world-to-camera, the last one that of the prediction.
+    - The taps `ROLE/attn`, for roles that run in every pass, are the outputs of a role's attention
+      layers after the output projection, with an axis L of `sites[ROLE]` layers. They are what a
+      distillation compares.
+    - Blocks are `layers.block.Block`, stacked by `layers.block.stack` under the name `blocks` or
+      `NAME_blocks`; beside them stand the strategies of their layers, `cores` or `NAME_cores` from
+      `build_cores`, and the runs of these, `runs` or `NAME_runs`.
+    - All parameters are `nnx.Param`; the class can be built under `nnx.eval_shape` and takes
+      `(config, *, heads, plan, dtype, param_dtype, rngs)`. Other plans change parameters of
+      strategies only. Compute dtypes are float32 and bfloat16, with float32 residual streams,
+      norms, softmax, position tables and heads.
+    - `images_for(config)` says for which images weights of a config were made: what photos become
+      unless the user says otherwise.
+    - Parts (the first names in the paths of parameters) are files of converted weights; `parts`
+      says which of them exist only with a head.
+
+    Attributes:
+        config: sizes; a frozen dataclass.
+        heads: which heads this model has, in the order of `parts`.
+        dtype: compute dtype of encoder and trunk.
+        parts: every head there can be -> the part that is there only with it.
+        taps: intermediates by name.
+        choices: see `Choice`; argument of the call -> what it may be.
+        inputs: see `Input`; by what they are called in messages.
+    """
+
+    parts: ClassVar[Mapping[str, str]]
+    taps: ClassVar[Mapping[str, Tap]]
+    choices: ClassVar[Mapping[str, Choice]]
+    inputs: ClassVar[Mapping[str, Input]]
+    config: Any
+    heads: tuple[str, ...]
+    dtype: Any
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        taps: Collection[str] = (),
+        frame_chunk: int = 1,
+        remat: bool = False,
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        """Reconstruct scenes, see the class."""
+        ...
+
+    @classmethod
+    def images_for(cls, config: Any) -> ImageInput:
+        """The network images that models of this config were made for."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """Attention strategy of every site."""
+        ...
+
+    @property
+    def sites(self) -> dict[Role, int]:
+        """Number of attention layers of every role."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """What height and width of images have to be multiples of, in pixels."""
+        ...
+
+    def attention(self) -> dict[str, str]:
+        """Strategy and kernel of every role on this machine, for reports."""
+        ...
+
+    def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
+        """Operations of a pass over one scene without further inputs and with default choices.
+
+        Args:
+            views: S.
+            grid: patches (h, w).
+
+        Returns:
+            encoder, frame, global and every head that is there -> kind -> operations, see
+            `backbones.operations`.
+        """
+        ...
+
+    @staticmethod
+    def normalize_cameras(extrinsics: Any) -> Any:
+        """Known cameras [S, 3, 4] world-to-camera of one scene in the frame that the call takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that its authors have published.
+
+    Attributes:
+        size: what they call it; published models of one size differ in training only.
+        repo: hub repository.
+        config: its sizes.
+        license: of the weights.
+        download: size of the file, for messages.
+        file: in the repository.
+    """
+
+    size: str
+    repo: str
+    config: Any
+    license: str
+    download: str
+    file: str = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """A row of the registry: all that is to be known about a backbone before one is built.
+
+    Attributes:
+        name: in settings, manifests and on the command line.
+        model: its class, a `Backbone`.
+        default_config: sizes of the published model that is meant where none is named.
         config_from_json: JSON form (a dict) to config; raises `InputError`.
         config_to_json: its inverse.
-        build: (config, *, heads, plan, dtype, param_dtype, rngs) -> model.
-        taps: intermediates that its models can be asked for -> what they are.
+        checkpoint: names in its published files, and where they go.
+        published: see `Published`.
     """
 
     name: str
+    model: type[Any]
     default_config: Any
-    heads: tuple[str, ...]
     config_from_json: Callable[[dict[str, Any]], Any]
     config_to_json: Callable[[Any], dict[str, Any]]
-    build: Callable[..., nnx.Module]
-    taps: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: Checkpoint
+    published: tuple[Published, ...] = ()
+
+    @property
+    def build(self) -> Callable[..., Any]:
+        """(config, *, heads, plan, dtype, param_dtype, rngs) -> model."""
+        return self.model
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of all heads."""
+        return tuple(self.parts)
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """See `Backbone`."""
+        return self.model.parts
 
 
-_MODULES = {"da3": "lite3r_jax.backbones.da3", "vggt": "lite3r_jax.backbones.vggt"}
+BUILT_IN = ("vggt", "da3", "pi3")
+"""Folders here with an `ENTRY`."""
+_REGISTERED: dict[str, BackboneEntry] = {}
 
 
-def get_backbone(name: str) -> Backbone:
+def register(entry: BackboneEntry) -> BackboneEntry:
+    """Make a backbone known by its name, to everything that takes one.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if entry.name in backbone_names():
+        raise InputError(f"backbone {entry.name!r} is registered already; choose another name")
+    _REGISTERED[entry.name] = entry
+    return entry
+
+
+def unregister(name: str) -> None:
+    """Forget a backbone that `register` made known."""
+    del _REGISTERED[name]
+
+
+def registered_places() -> tuple[tuple[str, str], ...]:
+    """Module and name there of every backbone that `register` made known, for a new process."""
+    return tuple(
+        (module, name)
+        for entry in _REGISTERED.values()
+        for module in (entry.model.__module__,)
+        for name, value in vars(sys.modules[module]).items()
+        if value is entry
+    )
+
+
+def register_places(places: Iterable[tuple[str, str]]) -> None:
+    """Make backbones of another process known in this one.
+
+    Args:
+        places: from `registered_places`.
+
+    Raises:
+        InputError: a module cannot be imported here.
+    """
+    for module, name in places:
+        try:
+            entry = getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            raise InputError(
+                f"backbone {module}.{name}: a new process cannot import it ({error}); install the"
+                " package that it is in, or set bench.isolate=False"
+            ) from error
+        if entry.name not in backbone_names():
+            register(entry)
+
+
+def backbone_names() -> tuple[str, ...]:
+    """All names that `get_backbone` takes."""
+    return (*BUILT_IN, *_REGISTERED)
+
+
+def get_backbone(name: str) -> BackboneEntry:
     """The backbone of that name.
 
     Raises:
         InputError: there is none.
     """
-    if name not in _MODULES:
-        known = ", ".join(sorted(_MODULES))
-        raise InputError(f"backbone {name!r} is not known; choose one of: {known}")
-    return importlib.import_module(_MODULES[name]).BACKBONE
-
-
-def check_images(images: Any, patch: int) -> None:
-    """Refuse what no backbone can read.
-
-    Values are looked at only where they are known, that is outside of jit.
-
-    Args:
-        images: expected [B, S, H, W, 3] float32 in [0, 1].
-        patch: patch size that H and W must be multiples of.
-
-    Raises:
-        InputError: wrong type, rank, channels, dtype, size or range.
-    """
-    wanted = "images: expected [B, S, H, W, 3] float32 in [0, 1]"
-    if not isinstance(images, (jax.Array, np.ndarray)):
-        raise InputError(f"{wanted}, got {type(images).__name__}; convert to a NumPy or JAX array")
-    if images.ndim != 5:
-        hint = "; add a batch axis with images[None]" if images.ndim == 4 else ""
-        raise InputError(f"{wanted}, got rank {images.ndim} {images.shape}{hint}")
-    if images.shape[-1] != 3:
-        hint = "; move channels last" if images.shape[2] == 3 else ""
-        raise InputError(f"{wanted}, got shape {images.shape}{hint}")
-    if images.dtype != jnp.float32:
-        hint = " / 255" if images.dtype == jnp.uint8 else ""
-        raise InputError(f"{wanted}, got {images.dtype}; use images.astype('float32'){hint}")
-    height, width = images.shape[2:4]
-    if 0 in images.shape or height % patch or width % patch:
-        raise InputError(
-            f"{wanted} with H and W multiples of {patch}, got {images.shape}; resize or pad, for "
-            f"example to {max(1, round(height / patch)) * patch} x "
-            f"{max(1, round(width / patch)) * patch}"
-        )
-    if not isinstance(images, Tracer):
-        low, high = float(images.min()), float(images.max())
-        # Not (0 <= low): a NaN must fail too.
-        if not (low >= 0 and high <= 1):
-            hint = "; divide by 255" if high > 1 else ""
-            raise InputError(f"{wanted}, got values from {low:g} to {high:g}{hint}")
-
-
-def check_heads(heads: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The heads in the order of `known`.
-
-    Raises:
-        InputError: one of them is unknown.
-    """
-    if unknown := sorted(set(heads) - set(known)):
-        raise InputError(f"heads {unknown} are not known; choose from {', '.join(known)}")
-    return tuple(head for head in known if head in heads)
-
-
-def check_call(taps: Collection[str], known: Collection[str], frame_chunk: int) -> None:
-    """Refuse what no backbone can be asked for.
-
-    Raises:
-        InputError: a tap that is not `known`, or frame_chunk below 1.
-    """
-    if unknown := sorted(set(taps) - set(known)):
-        raise InputError(f"taps {unknown} are not known; choose from {', '.join(known)}")
-    if frame_chunk < 1:
-        raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
-
-
-def count_parameters(model: nnx.Module) -> int:
-    """Number of scalars in all parameters; the model may be abstract."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def from_json(cls: type, data: Any, where: str) -> Any:
-    """Read a frozen dataclass of numbers, bools, tuples of integers and further such dataclasses.
-
-    Args:
-        cls: the dataclass; all its fields have defaults.
-        data: what `json.load` gave.
-        where: dotted name of this place, for messages.
-
-    Raises:
-        InputError: unknown keys or wrong types, named with `where`.
-    """
-    if not isinstance(data, dict):
-        raise InputError(f"{where}: expected an object, got {type(data).__name__}")
-    default = cls()
-    known = {f.name: getattr(default, f.name) for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise InputError(f"{where}: unknown keys {unknown}; expected some of {sorted(known)}")
-    values = {}
-    for key, value in data.items():
-        name, was = f"{where}.{key}", known[key]
-        if dataclasses.is_dataclass(was):
-            values[key] = from_json(type(was), value, name)
-        elif isinstance(was, tuple):
-            if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
-                raise InputError(f"{name}: expected a list of integers, got {value!r}")
-            values[key] = tuple(value)
-        elif isinstance(was, bool):
-            if type(value) is not bool:
-                raise InputError(f"{name}: expected true or false, got {value!r}")
-            values[key] = value
-        else:
-            number = type(value) is int or (isinstance(was, float) and type(value) is float)
-            if not number or not 0 < value < 1 << 20:
-                raise InputError(f"{name}: expected a positive {type(was).__name__}, got {value!r}")
-            values[key] = type(was)(value)
-    return cls(**values)
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in BUILT_IN:
+        raise unknown_name("backbone", name, backbone_names())
+    return importlib.import_module(f"{__package__}.{name}").ENTRY

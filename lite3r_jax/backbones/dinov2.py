@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
-from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
-from lite3r_jax.layers.chunks import chunked, in_chunks
+from lite3r_jax.attention.plan import Plan, build_cores, runs
+from lite3r_jax.attention.strategy import TokenLayout
+from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.patch_embed import PatchEmbed, Resampling, resize_pos_embed
+from lite3r_jax.layers.stacks import BlockStack, run_stacks
 
 EPS = 1e-6
 
@@ -74,7 +75,7 @@ class TokenEmbed(nnx.Module):
         """Patches, and tokens before the first block.
 
         Args:
-            images: [B, H, W, 3], normalised.
+            images: [B, H, W, 3], normalized.
 
         Returns:
             (patches [B, h*w, C], tokens [B, 1+R+h*w, C] as [class, registers, patches], float32).
@@ -109,6 +110,7 @@ class DinoEncoder(TokenEmbed):
         """Args: config; dim C; plan; embed: the other arguments of `TokenEmbed`."""
         super().__init__(dim=dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **embed)
         block = BlockConfig(dim, config.num_heads, config.mlp_ratio, eps=EPS, layer_scale=1.0)
+        self.unroll = False  # see `run_stacks`
         self.blocks = stack(
             lambda r: Block(block, dtype=dtype, param_dtype=param_dtype, rngs=r),
             config.depth,
@@ -119,15 +121,24 @@ class DinoEncoder(TokenEmbed):
         # The trunk's residual stream starts from this result, so it stays float32.
         self.norm = layer_norm(dim, EPS, param_dtype=param_dtype, rngs=rngs)
 
+    def layout(self, grid: tuple[int, int]) -> TokenLayout:
+        """Tokens of one image: class token, registers, patches."""
+        return TokenLayout(1, self.special, grid, "frame")
+
     def __call__(
-        self, images: jax.Array, taps: Collection[str] = (), remat: bool = False
+        self,
+        images: jax.Array,
+        taps: Collection[str] = (),
+        remat: bool = False,
+        views: int = 1,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encode images.
 
         Args:
-            images: [B, H, W, 3], normalised; H and W multiples of the patch size.
+            images: [B, H, W, 3], normalized; H and W multiples of the patch size.
             taps: names of intermediates to return.
-            remat: see `scan_stacks`.
+            remat: see `run_stacks`.
+            views: S of the scene that they are of, for schedules.
 
         Returns:
             (normed patch tokens [B, h*w, C] float32, taps). Taps: `patch/embed` [B, h*w, C];
@@ -136,18 +147,15 @@ class DinoEncoder(TokenEmbed):
         """
         patches, x = self.embed(images)
         out = {"patch/embed": patches, "patch/tokens": x}
-        grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
-        layouts = Layouts.both(TokenLayout(1, self.special, grid, "frame"))
-
-        def body(x, index, modules, cores):
-            del index
-            if not taken and chunked(modules[0], cores[0], x.shape[0] * x.shape[1]):
-                return in_chunks(modules[0], x, cores[0], layouts)[0], {}
-            x, attended = modules[0](x, cores[0], layouts)
-            every = {"patch/blocks": x, "patch/attn": attended}
-            return x, {name: every[name] for name in taken}
-
-        taken = [name for name in ("patch/blocks", "patch/attn") if name in taps]
-        x, ys = scan_stacks(body, x, [self.blocks], [self.cores], self.runs, remat)
-        out = {name: y for name, y in (out | ys).items() if name in taps}
-        return self.norm(x)[:, self.special :], out
+        layout = self.layout((images.shape[1] // self.patch, images.shape[2] // self.patch))
+        x, _, ys = run_stacks(
+            x[:, None],
+            [BlockStack("patch", self.blocks, self.cores, layout)],
+            self.runs,
+            views=views,
+            taps=taps,
+            remat=remat,
+            unroll=self.unroll,
+        )
+        out |= {name: y[:, :, 0] for name, y in ys.items()}
+        return self.norm(x[:, 0])[:, self.special :], {n: y for n, y in out.items() if n in taps}

@@ -1,4 +1,4 @@
-"""Random changes of samples for training: colours, blur, crops, mirroring, order of views.
+"""Random changes of samples for training: colors, blur, crops, mirroring, order of views.
 
 Images are changed as 8-bit pictures by Pillow, so that values stay multiples of 1/255 as they are
 in photos; cameras, where they are known, follow every change of geometry exactly. Each function
@@ -20,12 +20,12 @@ from lite3r_jax.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-Place = Literal["centre", "random"]
+Place = Literal["center", "random"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-# NTSC's two axes of colour (FCC 47 CFR 73.682) under the luma above
+# NTSC's two axes of color (FCC 47 CFR 73.682) under the luma above
 _YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_YIQ[1:] -= _YIQ[1:].mean(-1, keepdims=True)  # so that grey has exactly no colour
+_YIQ[1:] -= _YIQ[1:].mean(-1, keepdims=True)  # so that gray has exactly no color
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Augmentation:
         brightness: values are multiplied by 1 - this to 1 + this; 0 to 1.
         contrast: likewise their distance from the mean luma of the view.
         saturation: likewise their distance from their own luma.
-        hue: colours are turned by up to this part of the colour circle, either way; 0 to 0.5.
-        grey: probability that a view loses its colour.
+        hue: colors are turned by up to this part of the color circle, either way; 0 to 0.5.
+        gray: probability that a view loses its color.
         blur: probability that a view is blurred.
         sigma: largest standard deviation of the blur in pixels.
-        shared: probability that all views of a sample get the same colours and blur.
+        shared: probability that all views of a sample get the same colors and blur.
         channels: probability that red, green and blue are permuted, alike in all views.
         crop: smallest box that is cut out of a view and brought to the size of the sample, as a
             part of its sides; 1 cuts nothing. Views are read larger by 1 / `crop`, see `read_size`,
             so that pixels are not magnified.
         aspect: largest stretch of one axis of the box against the other; 1 for none.
-        place: where the box is. "centre" keeps the principal point where it was, relative to the
+        place: where the box is. "center" keeps the principal point where it was, relative to the
             image; models whose cameras have it in the middle (VGGT) cannot learn from "random".
         mirror: probability that the scene is mirrored, left to right in every view.
         shuffle: whether the order of the views is random, and so the reference view.
@@ -58,14 +58,14 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    grey: float = 0.0
+    gray: float = 0.0
     blur: float = 0.0
     sigma: float = 2.0
     shared: float = 0.0
     channels: float = 0.0
     crop: float = 1.0
     aspect: float = 1.0
-    place: Place = "centre"
+    place: Place = "center"
     mirror: float = 0.0
     shuffle: bool = False
 
@@ -92,20 +92,20 @@ class Augmentation:
         return self.crop < 1 or self.aspect > 1
 
     @property
-    def recolours(self) -> bool:
+    def recolors(self) -> bool:
         """Whether values of images change."""
         moved = max(self.brightness, self.contrast, self.saturation, self.hue)
-        return bool(self.jitter and moved) or max(self.grey, self.blur, self.channels) > 0
+        return bool(self.jitter and moved) or max(self.gray, self.blur, self.channels) > 0
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is done to the colours of a view; the defaults do nothing.
+    """What is done to the colors of a view; the defaults do nothing.
 
     Attributes:
         brightness: factor, and so are `contrast` and `saturation`, see `Augmentation`.
         contrast: likewise.
-        saturation: likewise; 0 is grey.
+        saturation: likewise; 0 is gray.
         hue: part of a full turn.
         sigma: of the blur in pixels.
         channels: which channel is put first, second and third.
@@ -138,8 +138,8 @@ def augment(
         sample = crop_views(sample, boxes, size)
     if uniform() < options.mirror:
         sample = mirror(sample)
-    if options.recolours:
-        sample = recolour(sample, _draw_looks(options, sample.views, uniform))
+    if options.recolors:
+        sample = recolor(sample, _draw_looks(options, sample.views, uniform))
     return sample
 
 
@@ -204,12 +204,12 @@ def crop_views(sample: V, boxes: Sequence[Box], size: tuple[int, int]) -> V:
     return replace(sample, images=images, **truth)
 
 
-def recolour(sample: V, looks: Sequence[Look]) -> V:
-    """Change the colours of each view as told; a view with `Look()` stays as it is, bit for bit."""
+def recolor(sample: V, looks: Sequence[Look]) -> V:
+    """Change the colors of each view as told; a view with `Look()` stays as it is, bit for bit."""
     images = sample.images.copy()
     for view, look in enumerate(looks):
         if look != Look():
-            picture = _recoloured(_picture(images[view]), look)
+            picture = _recolored(_picture(images[view]), look)
             np.divide(np.asarray(picture), np.float32(255), out=images[view])
     return replace(sample, images=images)
 
@@ -219,7 +219,7 @@ def _draw_box(options: Augmentation, size: tuple[int, int], uniform: Uniform) ->
     stretch = options.aspect ** uniform.between(-1, 1)
     height, width = size[0] * part * min(1, 1 / stretch), size[1] * part * min(1, stretch)
     down, right = uniform(), uniform()
-    if options.place == "centre":
+    if options.place == "center":
         down = right = 0.5
     y, x = down * (size[0] - height), right * (size[1] - width)
     return x, y, min(x + width, size[1]), min(y + height, size[0])  # min: sums may round up
@@ -236,11 +236,11 @@ def _draw_look(options: Augmentation, channels: tuple[int, ...], uniform: Unifor
     jitter = uniform() < options.jitter
     reaches = options.brightness, options.contrast, options.saturation, options.hue
     moves = [uniform.between(-reach, reach) * jitter for reach in reaches]
-    grey, blurred, part = uniform() < options.grey, uniform() < options.blur, uniform()
+    gray, blurred, part = uniform() < options.gray, uniform() < options.blur, uniform()
     return Look(
         brightness=1 + moves[0],
         contrast=1 + moves[1],
-        saturation=0.0 if grey else 1 + moves[2],
+        saturation=0.0 if gray else 1 + moves[2],
         hue=moves[3],
         sigma=options.sigma * part if blurred else 0.0,
         channels=channels,
@@ -253,8 +253,8 @@ def _picture(image: np.ndarray) -> "PILImage":
     return Image.fromarray(np.rint(image * np.float32(255)).astype(np.uint8))
 
 
-def _recoloured(picture: "PILImage", look: Look) -> "PILImage":
-    """All changes of colour are one affine map, since each of them is; values are clipped once."""
+def _recolored(picture: "PILImage", look: Look) -> "PILImage":
+    """All changes of color are one affine map, since each of them is; values are clipped once."""
     from PIL import ImageFilter
 
     if look.sigma:
@@ -262,11 +262,11 @@ def _recoloured(picture: "PILImage", look: Look) -> "PILImage":
     turn = 2 * math.pi * look.hue
     rotation = np.eye(3)
     rotation[1:, 1:] = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
-    colour = look.saturation * np.eye(3) + (1 - look.saturation) * _LUMA
-    colour = np.linalg.solve(_YIQ, rotation @ _YIQ) @ colour
-    # grey is a fixed point of both, so the offset of the contrast passes through unchanged
+    color = look.saturation * np.eye(3) + (1 - look.saturation) * _LUMA
+    color = np.linalg.solve(_YIQ, rotation @ _YIQ) @ color
+    # gray is a fixed point of both, so the offset of the contrast passes through unchanged
     matrix = np.empty((3, 4))
-    matrix[:, :3] = look.brightness * look.contrast * colour
+    matrix[:, :3] = look.brightness * look.contrast * color
     matrix[:, 3] = look.brightness * (1 - look.contrast) * _mean_luma(picture)
     return picture.convert("RGB", tuple(matrix[list(look.channels)].ravel().tolist()))
 

@@ -1,7 +1,10 @@
-"""Photos to the sizes that Depth Anything 3 was published with (utils/io/input_processor.py).
+"""Photos to the sizes that Depth Anything 3 and pi^3 were published with.
 
-The longer or the shorter side gets a given length, then both become multiples of the patch. Both
-steps are OpenCV's and round to 8 bits, as upstream's do; Pillow's filters give other pixels.
+Depth Anything 3 (utils/io/input_processor.py): the longer or the shorter side gets a given length,
+then both become multiples of the patch. Both steps are OpenCV's and round to 8 bits, as upstream's
+do; Pillow's filters give other pixels.
+
+pi^3 (pi3/utils/basic.py): a number of pixels, and one size for all photos of a scene.
 """
 
 from typing import Literal, get_args
@@ -54,6 +57,31 @@ def network_size(
             " choose a larger size, or a lower_bound mode"
         )
     return first, last
+
+
+def pixel_limit_size(width: int, height: int, limit: int) -> tuple[int, int]:
+    """The size of all photos of a scene whose first photo is so large.
+
+    Both sides are multiples of 14, at least one patch; their ratio is near that of the photo. Small
+    photos become larger.
+
+    Args:
+        width: of the first photo.
+        height: likewise.
+        limit: pixels that an image has at most.
+
+    Returns:
+        (width, height).
+    """
+    scale = (limit / (width * height)) ** 0.5
+    wide, high = width * scale, height * scale
+    columns, rows = round(wide / PATCH), round(high / PATCH)
+    while PATCH**2 * columns * rows > limit:
+        if columns / rows > wide / high:
+            columns -= 1
+        else:
+            rows -= 1
+    return PATCH * max(1, columns), PATCH * max(1, rows)
 
 
 def fit_bounds(

@@ -25,7 +25,7 @@ class CamFile:
     Attributes:
         extrinsics: float64 [3, 4] world-to-camera.
         intrinsics: float64 [3, 3] in pixels, as in the file: the datasets do not say whether pixel
-            centres are at integers or halves; it is read as integers.
+            centers are at integers or halves; it is read as integers.
         depth_min: smallest depth that the scene was planned for. In few files of BlendedMVS it is
             0 or below, and so is `depth_max` (its README): these have no range, see `depth_range`.
         depth_interval: distance of depth planes.

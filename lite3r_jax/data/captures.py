@@ -3,9 +3,10 @@
     ROOT/images/...  and  ROOT/sparse/0/{cameras,images}.{bin,txt}   (also ROOT/sparse or ROOT)
     ROOT/transforms.json, which names its photos and depth maps
 
-Depth maps beside a COLMAP model are a folder of their own, in the form of `lite3r_jax.export`:
+Depth maps beside a COLMAP model are a folder of their own, in the form of `lite3r_jax.exports`:
 NAME.pfm, or NAME.png with 16 bits and a depth.json. Cameras are for the photos as they are stored,
-so photos that EXIF turns are refused. Lengths are in a unit of the scene's own.
+so photos that EXIF turns are refused. Photos and depth of lenses with distortion are undistorted as
+they are read. Lengths are in a unit of the scene's own.
 """
 
 import json
@@ -19,7 +20,8 @@ import numpy as np
 
 from lite3r_jax.data.colmap_model import read_colmap
 from lite3r_jax.data.folders import Inventory
-from lite3r_jax.data.images import read_image
+from lite3r_jax.data.image_file import DECODE_ERRORS
+from lite3r_jax.data.images import MAX_PIXELS, read_image
 from lite3r_jax.data.pfm import read_depth_pfm
 from lite3r_jax.data.photos import PHOTO_SUFFIXES
 from lite3r_jax.data.posed import PosedPhoto, check_upright
@@ -74,7 +76,7 @@ class Capture:
             InputError: no folder, no model or several, and whatever is wrong with it.
         """
         self.root = Path(root)
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise InputError(f"{self.root}: is no folder; expected photos and their cameras")
         self.scenes = (self.root.resolve().name or "capture",)
         self.model = find_model(self.root) if model is None else Path(model)
@@ -101,7 +103,7 @@ class Capture:
             missing = [
                 f"{path}: is missing; {self.model} has its camera"
                 for path in files
-                if not path.is_file()
+                if not os.path.isfile(path)
             ]
             if depth is None and any(self._depth):
                 missing.append(f"{files[0]}: has no depth map, other photos have one")
@@ -128,6 +130,8 @@ class Capture:
             InputError: naming the file that is missing, damaged, turned by EXIF, or of another size
                 than its camera is for.
         """
+        from PIL import Image
+
         del scene
         if not 0 <= frame < len(self.photos):
             raise InputError(
@@ -142,11 +146,20 @@ class Capture:
                 f"{path}: is {image.width}x{image.height}, its camera is for"
                 f" {photo.size[0]}x{photo.size[1]}; use the photos that the cameras were made with"
             )
-        whole = Frame(photo.name, image, photo.extrinsics, photo.intrinsics(image.size))
+        size = image.size
+        if photo.distortion is not None:
+            image = Image.fromarray(photo.undistort(np.asarray(image), size))
+        whole = Frame(photo.name, image, photo.extrinsics, photo.intrinsics(size))
         if depth is not None:
             values = _read_depth(depth)
             if depth.box is None:
-                _check_aspect(values, image.size, depth.path)
+                _check_aspect(values, size, depth.path)
+                values = photo.undistort(values, size, nearest=True)
+            elif photo.distortion is not None:
+                raise InputError(
+                    f"{depth.path}: is for a part of a photo whose lens distorts; expected a map"
+                    " of the whole photo"
+                )
             whole = replace(whole, depth=values, depth_box=depth.box)
         return check_frame(whole, str(path))
 
@@ -172,34 +185,34 @@ def find_model(root: Path) -> Path:
         InputError: there are none, or several.
     """
     places = [root / place for place in _MODEL_PLACES]
-    found = [p for p in places if any((p / f"images.{kind}").exists() for kind in ("bin", "txt"))]
-    if (root / "sparse" / "1").is_dir() and root / "sparse" / "0" in found:
+    models = [p for p in places if any((p / f"images.{kind}").exists() for kind in ("bin", "txt"))]
+    if (root / "sparse" / "1").is_dir() and root / "sparse" / "0" in models:
         raise InputError(f"{root / 'sparse'}: has several models; choose one by its path")
     if (root / "transforms.json").exists():
-        found.append(root / "transforms.json")
-    if len(found) != 1:
-        what = f"has {' and '.join(map(str, found))}" if found else "has no cameras"
+        models.append(root / "transforms.json")
+    if len(models) != 1:
+        what = f"has {' and '.join(map(str, models))}" if models else "has no cameras"
         raise InputError(
             f"{root}: {what}; expected one COLMAP model (sparse/0) or transforms.json, choose by"
             " its path"
         )
-    return found[0]
+    return models[0]
 
 
 def _unposed(folder: Path, photos: Sequence[PosedPhoto]) -> tuple[str, ...]:
     """Photos in the folders of those that have cameras, but without one."""
     known = {photo.name for photo in photos}
     folders = {str(PurePosixPath(name).parent) for name in known}
-    found = []
+    photos_there = []
     for inside in sorted(folders):
         place = folder / inside
         names = sorted(os.listdir(place)) if place.is_dir() else []
-        found += [str(PurePosixPath(inside) / n) for n in names if _is_photo(place / n)]
-    return tuple(sorted(set(found) - known, key=_natural))
+        photos_there += [str(PurePosixPath(inside) / n) for n in names if _is_photo(place / n)]
+    return tuple(sorted(set(photos_there) - known, key=_natural))
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
+    return path.suffix.lower() in PHOTO_SUFFIXES and os.path.isfile(path)
 
 
 # -- depth -----------------------------------------------------------------------------------------
@@ -209,7 +222,7 @@ def _depth_files(
     folder: str | os.PathLike[str], photos: Sequence[PosedPhoto]
 ) -> list[_DepthFile | None]:
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: is no folder; expected depth maps")
     step, boxes = _depth_notes(folder / "depth.json")
     there: dict[str, Path] = {}  # without blanks, which names in COLMAP models do not have
@@ -222,10 +235,10 @@ def _depth_files(
     for photo in photos:
         name = PurePosixPath(photo.name.replace(" ", "_"))
         keys = [f"{stem}{kind}" for stem in (name.with_suffix(""), name) for kind in _DEPTH_KINDS]
-        found = [there[key] for key in dict.fromkeys(keys) if key in there]
-        if len(found) > 1:
-            raise InputError(f"{found[0]}: stands beside {found[1].name}; expected one of them")
-        files.append(_depth_file(found[0], folder, step, boxes) if found else None)
+        maps = [there[key] for key in dict.fromkeys(keys) if key in there]
+        if len(maps) > 1:
+            raise InputError(f"{maps[0]}: stands beside {maps[1].name}; expected one of them")
+        files.append(_depth_file(maps[0], folder, step, boxes) if maps else None)
     if not any(files):
         raise InputError(f"{folder}: has no depth map of any photo; expected NAME.pfm or NAME.png")
     return files
@@ -241,8 +254,8 @@ def _depth_file(path: Path, folder: Path, step: float | None, boxes: dict[str, B
 
 
 def _depth_notes(path: Path) -> tuple[float | None, dict[str, Box]]:
-    """Scale and boxes of depth.json, as `export.depth_maps` writes it."""
-    if not path.exists():
+    """Scale and boxes of depth.json, as `exports.depth_maps` writes it."""
+    if not os.path.exists(path):
         return None, {}
     try:
         notes = json.loads(read_text(path, 256_000_000, encoding="utf-8"))
@@ -255,7 +268,9 @@ def _depth_notes(path: Path) -> tuple[float | None, dict[str, Box]]:
             boxes[str(view["file"])] = x1, y1, x2, y2
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
+    ) as error:  # fmt: skip
         raise InputError(f"{path}: expected scale, file and photo_box ({error})") from error
     if not (np.isfinite(step) and step > 0):
         raise InputError(f"{path}: scale: expected a positive number, got {step}")
@@ -269,12 +284,18 @@ def _read_depth(file: _DepthFile) -> np.ndarray:
 
     try:
         with Image.open(file.path, formats=["PNG"]) as image:
+            image.verify()  # the checksums, which decoding by itself leaves out
+        with Image.open(file.path, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{file.path}: {image.width}x{image.height} is no depth map")
             mode, values = image.mode, np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file.path}: cannot be read ({reason}); expected a PNG") from error
     if mode != "I;16":
-        raise InputError(f"{file.path}: expected a depth map with 16 bits of grey, got mode {mode}")
+        raise InputError(f"{file.path}: expected a depth map with 16 bits of gray, got mode {mode}")
     return (values * np.float64(file.step)).astype(np.float32)
 
 
@@ -290,4 +311,4 @@ def _check_aspect(depth: np.ndarray, size: tuple[int, int], path: Path) -> None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", name, flags=re.ASCII)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+    return [(int(part[:1000]), "") if part.isdecimal() else (0, part) for part in parts]

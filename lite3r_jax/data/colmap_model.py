@@ -1,7 +1,8 @@
 """Cameras of a COLMAP sparse model, binary or text (colmap.github.io/format.html).
 
-Only cameras and images are read, no points. COLMAP's pixels have their centres at halves, ours at
-integers. Models with lens distortion are refused: nothing in this package distorts.
+Only cameras and images are read, no points. COLMAP's pixels have their centers at halves, ours at
+integers. Radial and tangential distortion (SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV) stays with
+the photo, which is undistorted when it is read (`data.lens`); fisheye and other lenses are refused.
 """
 
 import math
@@ -10,9 +11,11 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from lite3r_jax.data.lens import Distortion
 from lite3r_jax.data.posed import PosedPhoto, check_lens, relative_name
 from lite3r_jax.data.text_file import count, number, read_text
 from lite3r_jax.errors import InputError
@@ -22,12 +25,19 @@ _MODELS = (
     "FULL_OPENCV", "FOV", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE",
     "RAD_TAN_THIN_PRISM_FISHEYE",
 )  # fmt: skip
-_PARAMETERS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
+# model: what its parameters are, in order (colmap/sensor/models.h)
+_PARAMETERS = {
+    "SIMPLE_PINHOLE": "f cx cy", "PINHOLE": "fx fy cx cy",
+    "SIMPLE_RADIAL": "f cx cy k1", "RADIAL": "f cx cy k1 k2",
+    "OPENCV": "fx fy cx cy k1 k2 p1 p2", "FULL_OPENCV": "fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6",
+}  # fmt: skip
+_DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 _MAX_TEXT = 2_000_000_000
 _MAX_NAME = 4096
 _MAX_SIDE = 1_000_000
 
-_Camera = tuple[tuple[int, int], tuple[float, float, float, float]]  # size and lens
+_Lens = tuple[float, float, float, float]
+_Camera = tuple[tuple[int, int], _Lens, Distortion | None]
 
 
 def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
@@ -37,8 +47,9 @@ def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
         folder: with cameras.bin and images.bin, or cameras.txt and images.txt.
 
     Raises:
-        InputError: naming file and place, for files that are missing or damaged, cameras with lens
-            distortion, images of unknown cameras, and names that come twice or lead elsewhere.
+        InputError: naming file and place, for files that are missing or damaged, fisheye and other
+            lenses that are not read, images of unknown cameras, and names that come twice or lead
+            elsewhere.
     """
     folder = Path(folder)
     binary = (folder / "images.bin").exists()
@@ -48,16 +59,16 @@ def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
         if not path.is_file():
             raise InputError(f"{path}: is missing; expected cameras and images of a COLMAP model")
     cameras: dict[int, _Camera] = {}
-    found = _binary_cameras(cameras_file) if binary else _text_cameras(cameras_file)
-    for place, key, model, size, parameters in found:
+    entries = _binary_cameras(cameras_file) if binary else _text_cameras(cameras_file)
+    for place, key, model, size, parameters in entries:
         if key in cameras:
             raise InputError(f"{place}: camera {key} comes twice, expected once")
         if not all(0 < side <= _MAX_SIDE for side in size):
             raise InputError(f"{place}: expected the size of a photo, got {size[0]}x{size[1]}")
-        cameras[key] = size, _lens(model, parameters, place)
+        cameras[key] = size, *_lens(model, parameters, place)
     photos: dict[str, PosedPhoto] = {}
-    found = _binary_images(images_file) if binary else _text_images(images_file)
-    for place, quat, t, key, name in found:
+    entries = _binary_images(images_file) if binary else _text_images(images_file)
+    for place, quat, t, key, name in entries:
         name = relative_name(name, place)
         if name in photos:
             raise InputError(f"{place}: image {name} comes twice, expected once")
@@ -66,29 +77,33 @@ def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
         extrinsics = np.concatenate([_rotation(quat, place), np.reshape(t, (3, 1))], -1)
         if not np.isfinite(extrinsics).all():
             raise InputError(f"{place}: expected a finite translation")
-        photos[name] = PosedPhoto(name, cameras[key][0], extrinsics, cameras[key][1])
+        size, lens, distortion = cameras[key]
+        photos[name] = PosedPhoto(name, size, extrinsics, lens, distortion)
     if not photos:
         raise InputError(f"{images_file}: has no image; expected at least one registered image")
     return list(photos.values())
 
 
-def _lens(
-    model: str, parameters: tuple[float, ...], place: str
-) -> tuple[float, float, float, float]:
-    fx, fy = (parameters[0], parameters[0]) if model == "SIMPLE_PINHOLE" else parameters[:2]
-    lens = fx, fy, parameters[-2] - 0.5, parameters[-1] - 0.5
+def _lens(model: str, parameters: tuple[float, ...], place: str) -> tuple[_Lens, Distortion | None]:
+    values = dict(zip(_PARAMETERS[model].split(), parameters, strict=True))
+    fx, fy = (values.get("f", values.get(name, 0.0)) for name in ("fx", "fy"))
+    lens = fx, fy, values["cx"] - 0.5, values["cy"] - 0.5
     check_lens(lens, place)
-    return lens
+    distortion = tuple(values.get(name, 0.0) for name in _DISTORTION)
+    if not all(map(math.isfinite, distortion)):
+        raise InputError(f"{place}: expected finite distortion, got {distortion}")
+    return lens, cast(Distortion, distortion) if any(distortion) else None
 
 
 def _parameter_count(model: str, place: str) -> int:
     if model not in _PARAMETERS:
-        known = "has lens distortion" if model in _MODELS else "is not known"
+        known = "is for fisheye lenses" if "FISHEYE" in model else "is not read here"
+        known = known if model in _MODELS else "is not known"
         raise InputError(
-            f"{place}: camera model {model[:40]} {known}, expected PINHOLE or SIMPLE_PINHOLE;"
+            f"{place}: camera model {model[:40]} {known}, expected one of {', '.join(_PARAMETERS)};"
             " undistort photos and model first, with `colmap image_undistorter`"
         )
-    return _PARAMETERS[model]
+    return len(_PARAMETERS[model].split())
 
 
 def _rotation(quat: tuple[float, ...], place: str) -> np.ndarray:

@@ -33,7 +33,7 @@ def fit_frames(
     scene: str,
     unit: str = "scene",
 ) -> Sample:
-    """Crop, resize, mask and normalise as the original does.
+    """Crop, resize, mask and normalize as the original does.
 
     Args:
         frames: each with unfiltered depth or none, and its camera file.

@@ -32,7 +32,7 @@ class DTU64:
     def __init__(
         self,
         root: str | os.PathLike[str],
-        scenes: Literal["evaluation"] | Sequence[str] | None = None,
+        scenes: Literal["evaluation", "training"] | Sequence[str] | None = None,
         *,
         views: int | None = DTU64_VIEWS,
         compat: Compat | None = None,
@@ -41,7 +41,8 @@ class DTU64:
 
         Args:
             root: folder of Cameras and scans.
-            scenes: names; "evaluation": the 13 that are evaluated on; None: all.
+            scenes: names; "evaluation": the 13 that are evaluated on; "training": all others that
+                are there; None: all.
             views: how many each scan must have; None: as many as there are cameras.
             compat: "lite3r": samples have the numbers of Lite3R's loader, see `compat_lite3r`.
 
@@ -59,9 +60,16 @@ class DTU64:
             raise InputError(f"{self.root / 'Cameras'}: is missing; expected the shared cameras")
         if not scans:
             raise InputError(f"{self.root}: has no scan of DTU-64 (a folder scanN with image)")
-        if isinstance(scenes, str) and scenes != "evaluation":
-            raise InputError(f"scenes: expected evaluation or names, got {scenes!r}")
-        if scenes is not None:
+        if isinstance(scenes, str) and scenes not in ("evaluation", "training"):
+            raise InputError(f"scenes: expected evaluation, training or names, got {scenes!r}")
+        if scenes == "training":
+            scans = [name for name in scans if name not in DTU64_EVALUATION]
+            if not scans:
+                raise InputError(
+                    f"{self.root}: has only scans that are evaluated on (scan24 and 12 others);"
+                    " add others to train on"
+                )
+        elif scenes is not None:
             chosen = DTU64_EVALUATION if scenes == "evaluation" else tuple(scenes)
             if missing := [name for name in chosen if name not in scans]:
                 raise InputError(f"{self.root / missing[0]}: is missing or has no folder image")
@@ -73,19 +81,23 @@ class DTU64:
     def inventory(self, scene: str) -> Inventory:
         """The frames of a scan and what is missing from them."""
         if scene not in self._inventories:
-            found = take_inventory(
+            inventory = take_inventory(
                 {
                     "image": (self.root / scene / "image", _IMAGE, "%06d.png"),
                     "camera": (self.root / "Cameras", _CAMERA, "%08d_cam.txt"),
                 }
             )
-            if self.views is not None and not found.faults and len(found.frames) != self.views:
+            if (
+                self.views is not None
+                and not inventory.faults
+                and len(inventory.frames) != self.views
+            ):
                 fault = (
-                    f"{self.root / scene / 'image'}: has {len(found.frames)} images with cameras,"
-                    f" expected {self.views}"
+                    f"{self.root / scene / 'image'}: has {len(inventory.frames)} images with"
+                    f" cameras, expected {self.views}"
                 )
-                found = Inventory(found.frames, (fault,))
-            self._inventories[scene] = found
+                inventory = Inventory(inventory.frames, (fault,))
+            self._inventories[scene] = inventory
         return self._inventories[scene]
 
     def frames(self, scene: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ _BRANDS = frozenset(
     [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
 )
 _AVIF_BRANDS = frozenset([b"avif", b"avis"])
+_MAX_BOXES = 1000  # before the one with the items, which is among the first in real files
 # Item entry up to its type (ISO/IEC 14496-12, 8.11.6): version 2 has short item numbers, 3 long.
 _ITEM = re.compile(rb"infe(?:\x02.{7}|\x03.{9})", re.DOTALL)
 
@@ -43,15 +44,16 @@ def register_plugin(name: str) -> None:
 
 
 def check_items(file: BinaryIO, name: str) -> None:
-    """Refuse a file of which an item's type or name is no text.
+    """Refuse a file of which an item's type or name is no text, or whose items overlap.
 
-    On such a damaged file pi_heif (1.3, 1.4) makes the process crash, where nothing can be caught.
+    On the first pi_heif (1.3, 1.4) makes the process crash, where nothing can be caught. Items that
+    overlap would take minutes to look through.
 
     Raises:
         InputError: naming the photo.
     """
     place = 0
-    while True:
+    for _ in range(_MAX_BOXES):
         file.seek(place)
         head = file.read(8)
         if len(head) < 8:
@@ -60,14 +62,23 @@ def check_items(file: BinaryIO, name: str) -> None:
         if head[4:] == b"meta":
             break
         place += length
+    else:
+        raise _damaged(name)
     meta = file.read(length - 8)
+    left = len(meta)  # items do not overlap, so that all together are no longer
     for item in _ITEM.finditer(meta):
         start = item.start() - 4
         text = meta[item.end() : start + int.from_bytes(meta[max(0, start) : start + 4])]
+        left -= len(text)
         try:
             text.decode()
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name}: cannot be read (damaged list of items); copy it again or remove it from"
-                " the list"
-            ) from error
+            raise _damaged(name) from error
+        if left < 0:
+            raise _damaged(name)
+
+
+def _damaged(name: str) -> InputError:
+    return InputError(
+        f"{name}: cannot be read (damaged list of items); copy it again or remove it from the list"
+    )

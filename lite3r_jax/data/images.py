@@ -3,18 +3,14 @@
 Every photo takes the same path: `read_image` (anything to an upright 8-bit RGB image), `fit_image`
 (to network size, remembering where the photo went) and `stack_images` (one size for all, floats in
 [0, 1]). Sizes, rounding and filter follow vggt/utils/load_fn.py, in the modes with a bound
-depth_anything_3/utils/io/input_processor.py, so equal pixels give equal tensors. On purpose it
-differs in three places: EXIF orientation is applied, transparency of every kind (not only mode
-RGBA) is composited on white, and 16-bit grey keeps its range.
+depth_anything_3/utils/io/input_processor.py, with a limit of pixels pi3/utils/basic.py, so equal
+pixels give equal tensors. On purpose it differs in three places: EXIF orientation is applied,
+transparency of every kind (not only mode RGBA) is composited on white (and never dropped, as by
+pi^3), and 16-bit gray keeps its range.
 """
 
-import io
 import os
-import stat
-import struct
 import threading
-import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +19,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from lite3r_jax.data import bounds, heif
+from lite3r_jax.data import bounds
 from lite3r_jax.data.bounds import METHODS, PATCH, Method
+from lite3r_jax.data.image_file import (
+    DECODE_ERRORS,
+    check_content,
+    damaged,
+    head_of,
+    open_image,
+)
 from lite3r_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,13 +35,11 @@ if TYPE_CHECKING:
 
     Source = str | os.PathLike[str] | PILImage | np.ndarray | bytes
 
-Mode = Literal["crop", "pad", "square", Method]
+Mode = Literal["crop", "pad", "square", "pixel_limit", Method]
 
 MAX_PIXELS = 64_000_000  # default limit of one photo
+MAX_SIDE = 16384  # of a network image, which a long, low photo would exceed in a lower_bound mode
 MAX_CANVAS = 4 * MAX_PIXELS  # limit of what a fit may need in between
-
-# HEIF needs a plug-in, see heif.py.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation to the name of the Pillow transposition that makes it upright; 1 is upright.
@@ -46,14 +47,7 @@ _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
     5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
 }  # fmt: skip
-# What Pillow raises on damaged data; Warning where the caller turned warnings into errors.
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
-    AttributeError, AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Warning,
-)  # fmt: skip
-_HEAD = 256  # bytes from which the kind of a file is told
 _MAX_WORKERS = 8  # a photo of 64 Mpx is up to 0.5 GB while it is converted
-_open_lock = threading.Lock()  # warning filters belong to the process, not to the thread
 _shared_lock = threading.Lock()  # a Pillow image decodes itself on first use, and may come twice
 
 
@@ -65,7 +59,7 @@ class FittedImage:
         pixels: uint8 [H, W, 3], RGB.
         box: (x1, y1, x2, y2), the edges of the whole upright photo in `pixels`; outside of them
             where the photo was cropped. Measured from the outer corner of the first pixel, so
-            that the pixel whose centre a camera calls (0, 0) covers 0..1.
+            that the pixel whose center a camera calls (0, 0) covers 0..1.
         source_size: (width, height) of the upright photo in pixels.
     """
 
@@ -92,7 +86,7 @@ def load_images(
 
     Returns:
         float32 [S, H, W, 3] in [0, 1], RGB; every value is a multiple of 1/255. Photos that end up
-        with different sizes are centred on white, at the largest height and width among them; in
+        with different sizes are centered on white, at the largest height and width among them; in
         the modes with a bound they are cut from the middle to the smallest.
 
     Raises:
@@ -167,13 +161,23 @@ def read_and_stack(
     if workers < 1:
         raise InputError(f"workers: expected at least one, got {workers}")
 
-    def fit(reader: "tuple[str, Callable[[], PILImage]]") -> FittedImage:
+    def fit(
+        reader: "tuple[str, Callable[[], PILImage]]", same: FittedImage | None = None
+    ) -> FittedImage:
         name, read = reader
-        return fit_image(read(), mode, size, name)
+        return fit_image(read(), mode, size, name, same)
 
     pool, fitted = ThreadPoolExecutor(workers, "photo"), []
+    first, rest = 0, readers
+    if mode == "pixel_limit":  # the first photo has the size of all
+        first, rest = 1, readers[1:]
     try:
-        for image in pool.map(fit, readers):
+        for reader in readers[:first]:
+            fitted.append(fit(reader))
+            if progress is not None:
+                progress()
+        like = fitted[0] if fitted else None
+        for image in pool.map(partial(fit, same=like), rest):
             fitted.append(image)
             if progress is not None:
                 progress()
@@ -187,11 +191,11 @@ def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXE
 
     A file's type is read from its content, not from its name; of animations and multi-page files
     the first page counts. EXIF orientation is applied and transparency composited on white.
-    Palette, CMYK, YCbCr and 1-bit images are converted by Pillow, without colour profiles. 16-bit
-    grey and uint16 arrays become round(v / 257); colour files with 16 bits are decoded to 8 bits by
+    Palette, CMYK, YCbCr and 1-bit images are converted by Pillow, without color profiles. 16-bit
+    gray and uint16 arrays become round(v / 257); color files with 16 bits are decoded to 8 bits by
     Pillow. Integer and floating-point images with 32 bits have no defined range and are refused.
-    HEIC is read where pi_heif or pillow_heif is installed. The result carries no metadata, so that
-    nobody turns it a second time.
+    HEIC is read where pi_heif or pillow_heif is installed, portable pixmaps in binary form only.
+    The result carries no metadata, so that nobody turns it a second time.
 
     Args:
         source: a path, a Pillow image, an array or the bytes of a file, see `load_images`.
@@ -209,7 +213,9 @@ def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXE
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source, name), name, max_pixels)
     if isinstance(source, str | os.PathLike | bytes):
-        with _open(source, _head(source, name), name) as image:
+        head = head_of(source, name)
+        check_content(source, head, name)
+        with open_image(source, head, name) as image:
             return _to_rgb(image, name, max_pixels)
     raise InputError(
         f"{name}: expected a path, a Pillow image or an array, got {type(source).__name__}"
@@ -220,13 +226,13 @@ def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | N
     """Whether a file stores just the pixels that `read_image` makes of it, and how.
 
     Returns:
-        "JPEG" or "PNG" for one upright picture with 8 bits per channel, RGB or grey; else None.
+        "JPEG" or "PNG" for one upright picture with 8 bits per channel, RGB or gray; else None.
 
     Raises:
         InputError: as `read_image`, as far as the head of the file tells.
     """
-    head = _head(path, name)
-    with _open(path, head, name) as image:
+    head = head_of(path, name)
+    with open_image(path, head, name) as image:
         # a JPEG file with a second picture behind the first, as phones write them, is MPO to Pillow
         kind = "JPEG" if image.format == "MPO" else image.format
         if kind not in ("JPEG", "PNG") or image.mode not in ("RGB", "L"):
@@ -235,13 +241,17 @@ def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | N
             return None  # byte 24 is the bit depth in IHDR; Pillow gives RGB for 16 bits too
         try:
             turned = image.getexif().get(_ORIENTATION_TAG, 1) in _UPRIGHT
-        except _DECODE_ERRORS as error:
-            raise _damaged(name, error) from error
+        except DECODE_ERRORS as error:
+            raise damaged(name, error) from error
         return None if turned or image.has_transparency_data else kind
 
 
 def fit_image(
-    image: "PILImage", mode: Mode = "crop", size: int = 518, name: str = "image"
+    image: "PILImage",
+    mode: Mode = "crop",
+    size: int = 518,
+    name: str = "image",
+    same: FittedImage | None = None,
 ) -> FittedImage:
     """Bring one upright RGB image to network size.
 
@@ -257,8 +267,13 @@ def fit_image(
             square: black borders make it square, then it is resized to size x size.
             upper_bound_resize, upper_bound_crop: the longer side becomes `size`, the shorter in the
             lower_bound ones; then see `bounds.network_size`.
-        size: in pixels, a multiple of 14; with a bound any number from 14 on.
+            pixel_limit: stretched, by Pillow's Lanczos filter, to the size of the first photo of
+            the scene: the one of its shape with at most `size` pixels, sides multiples of 14; see
+            `bounds.pixel_limit_size`.
+        size: in pixels, a multiple of 14; with a bound any number from 14 on; of pixel_limit the
+            number of pixels, from 196 on.
         name: what messages call it.
+        same: in mode pixel_limit the first photo of the scene; None if this is it.
 
     Raises:
         InputError: an unknown mode or size; a photo too small or too narrow; no OpenCV for a mode
@@ -266,6 +281,10 @@ def fit_image(
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if mode == "pixel_limit":
+        return _fit_pixels(image, size, same)
+    if isinstance(size, int) and size > MAX_SIDE:
+        raise InputError(f"size: expected at most {MAX_SIDE} pixels in mode {mode}, got {size}")
     if not isinstance(size, int) or size < PATCH or (size % PATCH and mode not in METHODS):
         raise InputError(f"size: expected a positive multiple of {PATCH} pixels, got {size}")
     width, height = image.size
@@ -279,7 +298,7 @@ def fit_image(
 
 
 def stack_images(fitted: Sequence[FittedImage], cut: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Stack fitted photos, centred on white where sizes differ (odd borders: wider below, right).
+    """Stack fitted photos, centered on white where sizes differ (odd borders: wider below, right).
 
     Args:
         fitted: of `fit_image`.
@@ -318,64 +337,6 @@ def _name(source: "Source", index: int) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}"
 
 
-def _head(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
-    """The first bytes of a file that is there, may be read, and is not empty."""
-    if isinstance(source, bytes):
-        head = source[:_HEAD]
-    else:
-        try:
-            regular = stat.S_ISREG(os.stat(source).st_mode)
-        except PermissionError as error:
-            raise _forbidden(name) from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise InputError(f"{name}: no such file; pass the paths of image files") from error
-        if not regular:
-            raise InputError(f"{name}: is not a file; pass the paths of image files")
-        try:
-            with open(source, "rb") as file:
-                head = file.read(_HEAD)
-        except PermissionError as error:
-            raise _forbidden(name) from error
-        except OSError as error:
-            raise _damaged(name, error) from error
-    if not head:
-        raise InputError(f"{name}: is empty (0 bytes); copy it again or remove it from the list")
-    return head
-
-
-def _open(source: str | os.PathLike[str] | bytes, head: bytes, name: str) -> "PILImage":
-    """The image of a file, not decoded yet."""
-    from PIL import Image, UnidentifiedImageError
-
-    needs_plugin = heif.is_heif(head)
-    try:
-        if needs_plugin:
-            with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-                heif.check_items(file, name)
-        with _open_lock, warnings.catch_warnings():
-            # Pillow warns at its own limit; the limit here is max_pixels
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            Image.init()
-            if needs_plugin and "HEIF" not in Image.OPEN:
-                heif.register_plugin(name)
-            formats = [name for name in FORMATS if name in Image.OPEN]
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            return Image.open(file, formats=formats)
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{name}: far more pixels than any photo; scale it down ({_one_line(error)})"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{name}: is not an image in a supported format ({', '.join(formats)});"
-            " convert it or remove it from the list"
-        ) from error
-    except _DECODE_ERRORS as error:
-        raise _damaged(name, error) from error
-
-
 def _to_rgb(image: "PILImage", name: str, max_pixels: int) -> "PILImage":
     from PIL import Image
 
@@ -404,8 +365,8 @@ def _to_rgb(image: "PILImage", name: str, max_pixels: int) -> "PILImage":
         rgb = image.convert("RGB")
         rgb.info = {}  # an orientation left in there would be applied again
         return rgb
-    except _DECODE_ERRORS as error:
-        raise _damaged(name, error) from error
+    except DECODE_ERRORS as error:
+        raise damaged(name, error) from error
 
 
 def _array_to_image(array: np.ndarray, name: str) -> "PILImage":
@@ -464,13 +425,29 @@ def _fit_patches(image: "PILImage", mode: Mode, size: int, name: str) -> FittedI
 
 def _fit_bounds(image: "PILImage", method: Method, size: int, name: str) -> FittedImage:
     first, last = bounds.network_size(*image.size, size, method, name)
-    if first[0] * first[1] > MAX_CANVAS:
+    if first[0] * first[1] > MAX_CANVAS or max(first) > MAX_SIDE:
         raise InputError(
             f"{name}: {image.width}x{image.height} is too narrow for mode {method} at size {size};"
             " crop it first"
         )
     pixels, box = bounds.fit_bounds(np.asarray(image), first, last, method)
     return FittedImage(pixels, box, image.size)
+
+
+def _fit_pixels(image: "PILImage", limit: int, same: FittedImage | None) -> FittedImage:
+    from PIL import Image
+
+    if not isinstance(limit, int) or not PATCH**2 <= limit <= MAX_CANVAS:
+        raise InputError(
+            f"size: expected {PATCH**2} to {MAX_CANVAS} pixels in mode pixel_limit, got {limit}"
+        )
+    if same is None:
+        target = bounds.pixel_limit_size(*image.size, limit)
+    else:
+        target = (same.pixels.shape[1], same.pixels.shape[0])
+    pixels = np.asarray(image.resize(target, Image.Resampling.LANCZOS))
+    width, height = target
+    return FittedImage(pixels, (0, 0, width, height), image.size)
 
 
 def _fit_square(image: "PILImage", size: int, name: str) -> FittedImage:
@@ -489,17 +466,3 @@ def _fit_square(image: "PILImage", size: int, name: str) -> FittedImage:
     scale = size / side
     box = (left * scale, top * scale, (left + width) * scale, (top + height) * scale)
     return FittedImage(pixels, box, image.size)
-
-
-def _forbidden(name: str) -> InputError:
-    return InputError(f"{name}: permission denied; allow reading it or remove it from the list")
-
-
-def _damaged(name: str, error: Exception) -> InputError:
-    return InputError(
-        f"{name}: cannot be read ({_one_line(error)}); copy it again or remove it from the list"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,8 +5,6 @@ whether they are that or camera-to-world, or of OpenGL's axes; what can be seen 
 """
 
 import os
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +15,13 @@ import numpy as np
 
 from lite3r_jax.data.captures import find_model
 from lite3r_jax.data.colmap_model import read_colmap
+from lite3r_jax.data.photos import SourcePhoto
 from lite3r_jax.data.posed import PosedPhoto, check_upright, relative_name
 from lite3r_jax.data.transforms import fit_intrinsics
 from lite3r_jax.data.transforms_json import read_transforms
 from lite3r_jax.data.views import ROTATION_TOLERANCE
 from lite3r_jax.errors import InputError
+from lite3r_jax.npz_file import open_npz
 
 _KEYS = {"extrinsics", "intrinsics", "names", "sizes"}
 # Not wider than this, in degrees: intrinsics divided by the size of the photo are.
@@ -30,10 +30,7 @@ _WIDEST = 170.0
 # a photo of another size.
 _RESIZED, _SAME = 1.2, 0.02
 _LARGEST = 1e12  # squares of differences still fit into float32
-_DAMAGE = (
-    OSError, EOFError, ValueError, TypeError, LookupError, SyntaxError, RuntimeError, MemoryError,
-    ArithmeticError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+_MOST_BYTES = 1 << 27  # of one array: a million cameras
 
 
 class NamedPhoto(Protocol):
@@ -93,7 +90,7 @@ class KnownCameras:
         places = defaultdict(list)
         for camera in self.cameras:
             places[_from_end(camera.name)[0]].append(camera)
-        found, missing = [], []
+        matched, missing = [], []
         for photo in photos:
             there = places[_from_end(photo.name)[0]]
             fits = [camera for camera in there if _ends_alike(camera.name, photo.name)]
@@ -103,7 +100,7 @@ class KnownCameras:
                     f"{self.source}: {fits[0].name} and {fits[1].name} could both be"
                     f" {photo.name}; name photos and cameras with the same folders"
                 )
-            (found if fits else missing).append(fits[0] if fits else photo)
+            (matched if fits else missing).append(fits[0] if fits else photo)
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             some = ", ".join(camera.name for camera in self.cameras[:3])
@@ -113,14 +110,23 @@ class KnownCameras:
                 " cameras"
             )
         seen: dict[str, str] = {}
-        for camera, photo in zip(found, photos, strict=True):
+        for camera, photo in zip(matched, photos, strict=True):
             if camera.name in seen:
                 raise InputError(
                     f"{self.source}: the camera {camera.name} fits {seen[camera.name]} and"
                     f" {photo.name}; name cameras with their folders"
                 )
             seen[camera.name] = photo.name
-        return replace(self, cameras=tuple(found))
+        return replace(self, cameras=tuple(matched))
+
+    def photographed(self, photos: Sequence[SourcePhoto]) -> tuple[SourcePhoto, ...]:
+        """The photos with their cameras, so that lens distortion is taken out as they are read.
+
+        Args:
+            photos: those of `of`.
+        """
+        pairs = zip(photos, self.cameras, strict=True)
+        return tuple(replace(photo, camera=camera) for photo, camera in pairs)
 
     def matrices(
         self, photos: Sequence[NamedPhoto], sizes: np.ndarray
@@ -133,7 +139,7 @@ class KnownCameras:
 
         Returns:
             (extrinsics float64 [S, 3, 4] world-to-camera, intrinsics float64 [S, 3, 3] in pixels of
-            the photos, centres at integers).
+            the photos, centers at integers, undistorted where their lens distorts).
 
         Raises:
             InputError: a photo that is stored turned, or of another size than its camera is for.
@@ -184,12 +190,12 @@ def network_intrinsics(
     """Intrinsics of photos brought to their network images; inverse of `Scene.source_intrinsics`.
 
     Args:
-        intrinsics: [S, 3, 3] in pixels of the photos, centres at integers.
+        intrinsics: [S, 3, 3] in pixels of the photos, centers at integers.
         boxes: [S, 6], see `images.load_images_with_boxes`.
         size: (height, width) of the network images.
 
     Returns:
-        float64 [S, 3, 3] in pixels of the network images, centres at integers.
+        float64 [S, 3, 3] in pixels of the network images, centers at integers.
     """
     fitted = []
     for k, (x1, y1, x2, y2, width, height) in zip(intrinsics, boxes.astype(float), strict=True):
@@ -206,7 +212,7 @@ def read_known_cameras(path: str | os.PathLike[str]) -> KnownCameras:
     Args:
         path: one of
             - an NPZ with `extrinsics` [S, 3, 4] or [S, 4, 4] world-to-camera, `intrinsics`
-              [S, 3, 3] in pixels of the photos (centres at integers), and perhaps `names` [S] of
+              [S, 3, 3] in pixels of the photos (centers at integers), and perhaps `names` [S] of
               the photos, without which the order tells, and `sizes` [S, 2] (width, height) of the
               photos that the intrinsics are for;
             - a predictions.npz of this package;
@@ -218,7 +224,7 @@ def read_known_cameras(path: str | os.PathLike[str]) -> KnownCameras:
         InputError: naming file and place, for what is missing, damaged or no camera.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(
             f"{path}: no such file or folder; give an NPZ, a transforms.json or a COLMAP model"
         )
@@ -246,7 +252,7 @@ def known_cameras(
 
     Args:
         extrinsics: [S, 3, 4] or [S, 4, 4] world-to-camera.
-        intrinsics: [S, 3, 3] in pixels of the photos, centres at integers.
+        intrinsics: [S, 3, 3] in pixels of the photos, centers at integers.
         names: of the photos; None: the order tells.
         sizes: [S, 2] (width, height) of the photos; None: not known.
         source: what messages call them.
@@ -325,30 +331,22 @@ def _check_camera(pose: np.ndarray, k: np.ndarray, place: str) -> None:
 
 
 def _read_npz(path: Path) -> KnownCameras:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = set(file.files)
-            # results of this package, whose `intrinsics` are those of the network images
-            own = {"source_intrinsics", "source_sizes"} <= found
-            keys = {key: key for key in found & _KEYS}
-            if own:
-                keys |= {"intrinsics": "source_intrinsics", "sizes": "source_sizes"}
-            if not own and (wrong := sorted(found - _KEYS)):
-                raise InputError(
-                    f"{path}: arrays {', '.join(wrong)[:200]} are not known; expected extrinsics"
-                    " (world-to-camera), intrinsics in pixels of the photos, and perhaps names and"
-                    " sizes"
-                )
-            if missing := sorted({"extrinsics", "intrinsics"} - set(keys)):
-                raise InputError(f"{path}: has no {' and no '.join(missing)}; add them")
-            arrays = {key: file[name] for key, name in keys.items()}
-    except InputError:
-        raise
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or "cut short"
-        raise InputError(
-            f"{path}: cannot be read as NPZ ({reason}); copy or write it again"
-        ) from error
+    with open_npz(path) as file:
+        there = set(file.names)
+        # results of this package, whose `intrinsics` are those of the network images
+        own = {"source_intrinsics", "source_sizes"} <= there
+        keys = {key: key for key in sorted(there & _KEYS)}
+        if own:
+            keys |= {"intrinsics": "source_intrinsics", "sizes": "source_sizes"}
+        if not own and (wrong := sorted(there - _KEYS)):
+            raise InputError(
+                f"arrays {', '.join(wrong)[:200]} are not known; expected extrinsics"
+                " (world-to-camera), intrinsics in pixels of the photos, and perhaps names and"
+                " sizes"
+            )
+        if missing := sorted({"extrinsics", "intrinsics"} - set(keys)):
+            raise InputError(f"has no {' and no '.join(missing)}; add them")
+        arrays = {key: file.read(name, most=_MOST_BYTES) for key, name in keys.items()}
     names = arrays.get("names")
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise InputError(f"{path}: names: expected a list of texts, got {names.dtype}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lite3r_jax.data.images import MAX_PIXELS, Mode, read_and_stack, read_image, upright_format
+from lite3r_jax.data.posed import PosedPhoto
 from lite3r_jax.data.video import VIDEO_SUFFIXES, VideoOptions, read_video
 from lite3r_jax.errors import InputError
 
@@ -39,27 +40,39 @@ class SourcePhoto:
         source: path, Pillow image, array, or bytes of an image file.
         label: what messages call it.
         max_pixels: limit of width * height.
+        camera: whose lens distortion is taken out as it is read; None: the photo as it is.
     """
 
     name: str
     source: "Source" = field(repr=False)
     label: str
     max_pixels: int = MAX_PIXELS
+    camera: PosedPhoto | None = None
 
-    def read(self) -> "PILImage":
-        """The upright RGB image, see `data.images.read_image`."""
-        return read_image(self.source, self.label, self.max_pixels)
+    def read(self, max_pixels: int | None = None) -> "PILImage":
+        """The upright RGB image, see `data.images.read_image`; without lens distortion.
+
+        Args:
+            max_pixels: in place of the photo's own limit.
+        """
+        from PIL import Image
+
+        image = read_image(self.source, self.label, max_pixels or self.max_pixels)
+        if self.camera is None or self.camera.distortion is None:
+            return image
+        return Image.fromarray(self.camera.undistort(np.asarray(image), image.size))
 
     def upright_file(self) -> Path | None:
         """The file itself if any program sees in it just the pixels that `read` gives.
 
-        That is a JPEG or PNG with 8-bit RGB or grey, stored upright, without transparency, whose
-        suffix tells the truth.
+        That is a JPEG or PNG with 8-bit RGB or gray, stored upright, without transparency, whose
+        suffix tells the truth. A photo that was undistorted has no such file.
 
         Raises:
             InputError: the file cannot be opened.
         """
-        if not isinstance(self.source, str | os.PathLike):
+        distorted = self.camera is not None and self.camera.distortion is not None
+        if distorted or not isinstance(self.source, str | os.PathLike):
             return None
         path = Path(self.source)
         kind = upright_format(path, self.label)
@@ -81,15 +94,48 @@ class PhotoSet:
     photos: tuple[SourcePhoto, ...]
     ignored: tuple[str, ...] = ()
 
+    @property
+    def in_order(self) -> bool:
+        """Whether names differ in numbers alone, as frames of a video and of a camera do."""
+        stems = {os.path.splitext(photo.name)[0].casefold() for photo in self.photos}
+        alike = {re.sub(r"[0-9]+", "0", stem) for stem in stems}
+        return len(stems) == 1 or (len(alike) == 1 and "0" in alike.pop())
+
+
+@dataclass(frozen=True)
+class UnopenedScene:
+    """A scene whose photos or video nobody has opened yet.
+
+    Attributes:
+        name: see `PhotoSet`.
+        files: paths of its photos, or of its video.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    _open: Callable[[Callable[[], object] | None], PhotoSet] = field(repr=False)
+
+    def open(self, progress: Callable[[], object] | None = None) -> PhotoSet:
+        """Its photos; a video is decoded.
+
+        Args:
+            progress: called after each frame of a video that is kept.
+
+        Raises:
+            InputError: there are none or too few, or the video cannot be read.
+        """
+        return self._open(progress)
+
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one scene comes from: photos or a video."""
+    """Where one scene comes from: photos or a video; or why nothing comes from there."""
 
     called: str  # the path that gives the scene its name
     photos: tuple[str, ...] = ()
     video: str | None = None
     ignored: tuple[str, ...] = ()
+    fault: str = ""
 
 
 def find_scenes(
@@ -128,6 +174,31 @@ def find_scenes(
         InputError: naming the path, for what is missing, empty, unreadable or ambiguous, and for
             videos as `data.video.read_video`.
     """
+    scenes = list_scenes(source, video=video, max_pixels=max_pixels, min_views=min_views)
+    return [scene.open(progress) for scene in scenes]
+
+
+def list_scenes(
+    source: "str | os.PathLike[str] | PILImage | np.ndarray | Sequence[Source]",
+    *,
+    video: VideoOptions | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_views: int = 1,
+) -> list[UnopenedScene]:
+    """The scenes of `find_scenes`, to be opened one by one.
+
+    One of several that has nothing in it is there all the same, and says so when it is opened.
+
+    Args:
+        source: see there, and so are the others.
+        video: likewise.
+        max_pixels: likewise.
+        min_views: likewise.
+
+    Raises:
+        InputError: naming the path, for what is missing or ambiguous, or is all that was given and
+            empty.
+    """
     photos, places, ignored = _sort_out(_entries(source))
     if photos and places:
         raise InputError(
@@ -135,22 +206,33 @@ def find_scenes(
             " of one scene, or scenes, and not both"
         )
     if photos:
-        scenes = [PhotoSet(_pool_name(photos), _source_photos(photos, max_pixels), ignored)]
-    else:
-        found = [scene for path in places for scene in _scenes_at(path)]
-        names = _scene_names(found)
-        scenes = [
-            _open_place(place, name, video, max_pixels, progress)
-            for name, place in zip(names, found, strict=True)
-        ]
-        scenes[0] = replace(scenes[0], ignored=scenes[0].ignored + ignored)
-    for scene in scenes:
-        if len(scene.photos) < min_views:
-            raise InputError(
-                f"{scene.name}: too few views: {len(scene.photos)}, at least {min_views} are"
-                " needed; add photos, or take more frames of a video"
-            )
-    return scenes
+        pool = PhotoSet(_pool_name(photos), _source_photos(photos, max_pixels), ignored)
+        files = tuple(photo for photo in photos if isinstance(photo, str))
+        return [UnopenedScene(pool.name, files, lambda progress: _enough(pool, min_views))]
+    scene_places = [place for path in places for place in _scenes_at(path)]
+    if len(scene_places) == 1 and scene_places[0].fault:
+        raise InputError(scene_places[0].fault)
+    first = scene_places[0]
+    scene_places[0] = replace(first, ignored=first.ignored + ignored)
+
+    def opener(place: _Place, name: str) -> Callable[[Callable[[], object] | None], PhotoSet]:
+        return lambda progress: _enough(
+            _open_place(place, name, video, max_pixels, progress), min_views
+        )
+
+    return [
+        UnopenedScene(name, place.photos or (place.video or place.called,), opener(place, name))
+        for name, place in zip(_scene_names(scene_places), scene_places, strict=True)
+    ]
+
+
+def _enough(scene: PhotoSet, min_views: int) -> PhotoSet:
+    if len(scene.photos) < min_views:
+        raise InputError(
+            f"{scene.name}: too few views: {len(scene.photos)}, at least {min_views} are"
+            " needed; add photos, or take more frames of a video"
+        )
+    return scene
 
 
 def load_photos(
@@ -179,10 +261,7 @@ def load_photos(
     Raises:
         InputError: naming the first photo that cannot be used.
     """
-    readers = [
-        (p.label, partial(read_image, p.source, p.label, max_pixels or p.max_pixels))
-        for p in photos
-    ]
+    readers = [(p.label, partial(p.read, max_pixels)) for p in photos]
     return read_and_stack(readers, mode, size, workers, progress)
 
 
@@ -231,14 +310,14 @@ def _sort_out(entries: list) -> tuple[list, list[str], tuple[str, ...]]:
 
 
 def _matches(pattern: str) -> list[str]:
-    found = sorted((p.rstrip("/") for p in glob.glob(pattern, recursive=True)), key=_natural)
-    found = [path for path in found if os.path.basename(path).casefold() not in _CLUTTER]
-    if not any(os.path.isdir(p) or _suffix(p) in PHOTO_SUFFIXES | VIDEO_SUFFIXES for p in found):
+    paths = sorted((p.rstrip("/") for p in glob.glob(pattern, recursive=True)), key=_natural)
+    paths = [path for path in paths if os.path.basename(path).casefold() not in _CLUTTER]
+    if not any(os.path.isdir(p) or _suffix(p) in PHOTO_SUFFIXES | VIDEO_SUFFIXES for p in paths):
         raise InputError(
             f"{pattern}: the pattern matches no photo, video or folder; check it, letters count"
             " as upper or lower case"
         )
-    return found
+    return paths
 
 
 def _scenes_at(path: str, inside: bool = False) -> list[_Place]:
@@ -259,10 +338,11 @@ def _scenes_at(path: str, inside: bool = False) -> list[_Place]:
         return [replace(scenes[0], ignored=beside), *scenes[1:]]
     if inside or not folders:
         kinds = ", ".join(sorted(s[1:] for s in PHOTO_SUFFIXES | VIDEO_SUFFIXES))
-        raise InputError(
+        fault = (
             f"{path}: the folder has no photos or videos ({kinds}); check it,"
             " or choose folders with a pattern or a list with commas"
         )
+        return [_Place(path, fault=fault)]
     scenes = [s for folder in folders for s in _scenes_at(os.path.join(path, folder), inside=True)]
     return [replace(scenes[0], ignored=(*scenes[0].ignored, *others)), *scenes[1:]]
 
@@ -297,6 +377,8 @@ def _open_place(
     max_pixels: int,
     progress: Callable[[], object] | None,
 ) -> PhotoSet:
+    if place.fault:
+        raise InputError(place.fault)
     if place.video is None:
         return PhotoSet(name, _source_photos(place.photos, max_pixels), place.ignored)
     frames = read_video(place.video, video, max_pixels=max_pixels, progress=progress)

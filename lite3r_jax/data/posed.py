@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lite3r_jax.data.lens import Distortion, pinhole_intrinsics, undistort
+from lite3r_jax.data.transforms import fit_intrinsics
 from lite3r_jax.data.views import ROTATION_TOLERANCE
 from lite3r_jax.errors import InputError
 
@@ -24,8 +26,9 @@ class PosedPhoto:
         name: relative file name, "/" between folders.
         size: (width, height) of the photo that the intrinsics are for; None: that of the file.
         extrinsics: float64 [3, 4] world-to-camera, OpenCV.
-        lens: fx, fy, cx, cy in pixels with centres at integers; cx and cy may be None for the
+        lens: fx, fy, cx, cy in pixels with centers at integers; cx and cy may be None for the
             middle of the photo.
+        distortion: of the lens, see `data.lens`; None for a pinhole.
         depth: file of the depth map; None without.
         depth_step: what the values of `depth` are multiplied with.
     """
@@ -34,11 +37,45 @@ class PosedPhoto:
     size: tuple[int, int] | None
     extrinsics: np.ndarray
     lens: tuple[float, float, float | None, float | None]
+    distortion: Distortion | None = None
     depth: Path | None = None
     depth_step: float = 1.0
 
     def intrinsics(self, size: tuple[int, int]) -> np.ndarray:
-        """float64 [3, 3] for the photo's (width, height)."""
+        """float64 [3, 3] for the photo's (width, height), after `undistort` where it is distorted.
+
+        Raises:
+            InputError: the distortion cannot be taken out of a photo of this size.
+        """
+        stored = self._stored_intrinsics(size)
+        if self.distortion is None:
+            return stored
+        return pinhole_intrinsics(stored, self.distortion, size, self.name)
+
+    def undistort(
+        self, image: np.ndarray, size: tuple[int, int], *, nearest: bool = False
+    ) -> np.ndarray:
+        """What a pinhole camera with `intrinsics` sees.
+
+        Args:
+            image: [h, w, ...] uint8 or float32: the photo, or a map that covers it at another
+                resolution.
+            size: (width, height) of the photo.
+            nearest: take the nearest pixel, as depth needs it.
+
+        Raises:
+            InputError: see `lens.undistort`.
+        """
+        if self.distortion is None:
+            return image
+        whole, here = (0, 0, *size), image.shape[:2]
+        stored, pinhole = (
+            fit_intrinsics(k, whole, here)
+            for k in (self._stored_intrinsics(size), self.intrinsics(size))
+        )
+        return undistort(image, stored, self.distortion, pinhole, self.name, nearest=nearest)
+
+    def _stored_intrinsics(self, size: tuple[int, int]) -> np.ndarray:
         fx, fy, cx, cy = self.lens
         cx = (size[0] - 1) / 2 if cx is None else cx
         cy = (size[1] - 1) / 2 if cy is None else cy
@@ -66,12 +103,12 @@ def check_lens(lens: Sequence[float | None], place: str) -> None:
     Raises:
         InputError: naming `place`.
     """
-    fx, fy, *centre = lens
+    fx, fy, *center = lens
     finite = all(value is None or np.isfinite(value) for value in lens)
     if not finite or fx is None or fy is None or not (fx > 0 and fy > 0):
         raise InputError(
             f"{place}: expected positive focal lengths and a finite principal point, got"
-            f" {fx}, {fy} and {centre[0]}, {centre[1]}"
+            f" {fx}, {fy} and {center[0]}, {center[1]}"
         )
 
 

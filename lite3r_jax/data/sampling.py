@@ -74,7 +74,7 @@ def choose_frames(
       chosen already, with probability in proportion to its best such score. Frames whose overlap
       does not connect enough frames are not started from.
     - random: any frames, in random order.
-    - consecutive: neighbours in `frames`, from a random start, in order.
+    - consecutive: neighbors in `frames`, from a random start, in order.
     - spaced: every n-th of `frames`, from a random start, in order, with a random n of 1 to 8, as
       far as there are frames for it.
 

@@ -1,7 +1,7 @@
 """Frames to samples: crop and resize with the cameras, and scenes of unit size.
 
 A box (x1, y1, x2, y2) is measured from the outer corner of the first pixel, which covers 0..1, as
-in `data.images`. Pixel centres are at integers, so a point at pixel u of the source is at
+in `data.images`. Pixel centers are at integers, so a point at pixel u of the source is at
 (u + 0.5 - x1) * W / (x2 - x1) - 0.5 after the box was brought to W pixels. Both axes have their own
 factor, so that fx and fy keep their ratio in the world.
 """
@@ -60,7 +60,7 @@ def check_frame(frame: Frame, place: str) -> Frame:
     return frame
 
 
-def centre_box(source: tuple[int, int], size: tuple[int, int]) -> Box:
+def center_box(source: tuple[int, int], size: tuple[int, int]) -> Box:
     """The largest box in the middle of an image that has the aspect ratio of `size`.
 
     Args:
@@ -105,7 +105,7 @@ def fit_image(
 
 
 def fit_depth(depth: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """A box of a depth map at (height, width): the value of the pixel below each new centre.
+    """A box of a depth map at (height, width): the value of the pixel below each new center.
 
     Depths are never averaged: between near and far there is nothing. The box may reach beyond the
     map, where there is no depth.
@@ -135,7 +135,7 @@ def fit_frames(
         dataset: see `Sample`, and so are `scene` and `unit`.
         scene: likewise.
         unit: likewise.
-        boxes: what is kept of each image, inside of it; None: `centre_box`.
+        boxes: what is kept of each image, inside of it; None: `center_box`.
 
     Returns:
         A valid sample.
@@ -147,7 +147,7 @@ def fit_frames(
     if min(size) < 1:
         raise InputError(f"size: expected height and width of at least 1, got {tuple(size)}")
     if boxes is None:
-        boxes = [centre_box((f.image.height, f.image.width), size) for f in frames]
+        boxes = [center_box((f.image.height, f.image.width), size) for f in frames]
     name = f"{dataset} {scene}"
     without = [frame.name for frame in frames if frame.depth is None]
     if without and len(without) < len(frames):
@@ -236,7 +236,7 @@ def _first_view_world(sample: Sample) -> tuple[np.ndarray, float]:
     for s in range(sample.views):
         v, u = np.nonzero(sample.mask[s])
         z = sample.depth[s, v, u].astype(np.float64)
-        rays = np.linalg.solve(k[s], np.stack([u, v, np.ones(len(u))]))
+        rays = np.linalg.inv(k[s]) @ np.stack([u, v, np.ones(len(u))])
         points = moved[s, :, :3].T @ (rays * z - moved[s, :, 3:])
         total += float(np.linalg.norm(points, axis=0).sum())
     return moved, float(np.clip(total / (sample.mask.sum() + 1e-3), 1e-6, 1e6))
@@ -252,6 +252,6 @@ def _depth_box(frame: Frame, box: Box) -> Box:
 
 
 def _below(low: float, high: float, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the source pixel below each of `count` centres, whether it is on the axis)."""
+    """(index of the source pixel below each of `count` centers, whether it is on the axis)."""
     index = np.floor(low + (np.arange(count) + 0.5) * ((high - low) / count)).astype(np.intp)
     return index.clip(0, size - 1), (index >= 0) & (index < size)

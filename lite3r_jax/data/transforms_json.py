@@ -1,10 +1,11 @@
 """Cameras of a transforms.json (docs.nerf.studio/quickstart/data_conventions.html).
 
 A frame's transform_matrix is camera-to-world with OpenGL's camera axes (x right, y up, z backward).
-Intrinsics stand with the frame or once for all; pixels have their centres at halves. Files of the
+Intrinsics stand with the frame or once for all; pixels have their centers at halves. Files of the
 older kind with camera_angle_x, the horizontal field of view, are read as well. Depth maps are
-16-bit PNG in steps of depth_unit_scale_factor, 0.001 if it is not given. Lens distortion is
-refused.
+16-bit PNG in steps of depth_unit_scale_factor, 0.001 if it is not given. Distortion k1, k2, k3, p1
+and p2 stays with the photo, which is undistorted when it is read (`data.lens`); fisheye lenses and
+k4 and above, which programs define differently, are refused.
 """
 
 import json
@@ -15,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from lite3r_jax.data.lens import Distortion
 from lite3r_jax.data.posed import FLIP, PosedPhoto, check_lens, check_rotation, relative_name
 from lite3r_jax.data.text_file import read_text
 from lite3r_jax.errors import InputError
 
 _MAX_BYTES = 256_000_000
-_PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE")  # OPENCV: with its distortion all zero
-_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
+_LENSES = (*_PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+_DISTORTION = ("k1", "k2", "p1", "p2", "k3")
+_HIGHER = ("k4", "k5", "k6")
 _DEPTH_STEP = 0.001
 
 
@@ -30,7 +34,8 @@ def read_transforms(path: str | os.PathLike[str]) -> list[PosedPhoto]:
 
     Raises:
         InputError: naming the key, for what is no JSON, keys that are missing or of another kind,
-            matrices that are no pose, lens distortion, and names that come twice or lead elsewhere.
+            matrices that are no pose, lenses that are not read, and names that come twice or lead
+            elsewhere.
     """
     path = Path(path)
     table = _table(_parse(path), str(path))
@@ -54,9 +59,8 @@ def _photo(
     shared: dict[str, Any], frame: dict[str, Any], place: str, folder: Path, step: float
 ) -> PosedPhoto:
     both = shared | frame  # what stands with the frame counts
-    _check_pinhole(both, place)
     name = _name(frame, "file_path", place)
-    if not Path(name).suffix and (folder / f"{name}.png").is_file():
+    if not Path(name).suffix and os.path.isfile(folder / f"{name}.png"):
         name += ".png"  # as the Blender scenes of NeRF have it
     width, height = _side(both, "w", place), _side(both, "h", place)
     if (width is None) != (height is None):
@@ -68,6 +72,7 @@ def _photo(
         size,
         _extrinsics(frame.get("transform_matrix"), f"{place}.transform_matrix"),
         _lens(both, width, place),
+        _distortion(both, place),
         None if depth is None else folder / depth,
         step,
     )
@@ -102,15 +107,22 @@ def _lens(
     return fx, fx if fy is None else fy, lens[2], lens[3]
 
 
-def _check_pinhole(table: dict[str, Any], place: str) -> None:
-    model = table.get("camera_model", "PINHOLE")
-    bent = [key for key in _DISTORTION if _number(table, key, place, 0.0)]
-    if model not in _PINHOLES or bent or table.get("is_fisheye"):
-        what = f"{bent[0]} is not 0" if bent else f"camera_model is {str(model)[:40]!r}"
+def _distortion(table: dict[str, Any], place: str) -> Distortion | None:
+    values = {key: _number(table, key, place, 0.0) or 0.0 for key in (*_DISTORTION, *_HIGHER)}
+    bent = [key for key, value in values.items() if value]
+    model = table.get("camera_model", "OPENCV" if bent else "PINHOLE")
+    higher = [key for key in _HIGHER if values[key]]
+    if model not in _LENSES or higher or table.get("is_fisheye") or (bent and model in _PINHOLES):
+        what = f"camera_model is {str(model)[:40]!r}"
+        if model in _LENSES:
+            what = f"{(higher or bent)[0]} is not 0" if bent else "is_fisheye is set"
         raise InputError(
-            f"{place}: {what}, expected a pinhole without lens distortion; undistort the photos"
-            " first, for instance with `colmap image_undistorter`"
+            f"{place}: {what}, expected a camera_model of {', '.join(_LENSES)} with at most"
+            f" {', '.join(_DISTORTION)}; undistort the photos first, for instance with `colmap"
+            " image_undistorter`"
         )
+    k1, k2, p1, p2, k3 = (values[key] for key in _DISTORTION)
+    return (k1, k2, p1, p2, k3, 0.0, 0.0, 0.0) if bent else None
 
 
 def _parse(path: Path) -> Any:

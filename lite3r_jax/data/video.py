@@ -95,7 +95,7 @@ def read_video(
     """Decode a video from beginning to end and keep the frames that the options choose.
 
     MP4, MOV and M4V, AVI, MKV and WebM files, told by content. Rotation as phones note it is
-    applied. Colours are those of 8-bit video; HDR is not tone-mapped. With `max_frames` the video
+    applied. Colors are those of 8-bit video; HDR is not tone-mapped. With `max_frames` the video
     is decoded twice, so that only frames that are kept ever lie in memory.
 
     Args:

@@ -1,13 +1,13 @@
 """The sample: what every multi-view dataset gives, and what must hold for it.
 
 Cameras follow OpenCV: x right, y down, z forward; extrinsics are world-to-camera, p_cam = R p + t.
-A pixel (u, v) has its centre at integers, as in the rest of the package. Depth is z in the camera
+A pixel (u, v) has its center at integers, as in the rest of the package. Depth is z in the camera
 frame. All arrays are NumPy, so that samples can be made in worker processes without JAX.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class Sample(Views):
         mask: bool [S, H, W], true where depth is valid, that is depth > 0; None without depth.
         unit: what the lengths in the dataset's files are: "mm", "m", or "scene" for a unit of the
             scene's own.
-        scale: length 1 of this sample is `scale` of that unit. It is 1 before normalisation.
+        scale: length 1 of this sample is `scale` of that unit. It is 1 before normalization.
     """
 
     extrinsics: np.ndarray
@@ -98,6 +98,18 @@ class ViewSource(Protocol):
         ...
 
 
+@runtime_checkable
+class RenewableSource(Protocol):
+    """A source that never runs out of scenes."""
+
+    def renewed(self, scene: str, generation: int) -> str:
+        """The scene that takes the place of one of `scenes` in a generation; 0: that one itself.
+
+        Generations come in order; scenes of those before the last one are read no more.
+        """
+        ...
+
+
 class SceneSource(ViewSource, Protocol):
     """A reader of scenes whose cameras are known."""
 
@@ -120,7 +132,7 @@ def validate(sample: Sample) -> Sample:
     rotation = e[..., :3].astype(np.float64)
     height, width = sample.size
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite fails the first checks
-        centre, edge = k[:, :2, 2], np.array([width, height])
+        center, edge = k[:, :2, 2], np.array([width, height])
         checks = {
             "images must be finite and in [0, 1]": _each(images, lambda x: (x >= 0) & (x <= 1)),
             "extrinsics must be finite": _each(e, np.isfinite),
@@ -134,7 +146,7 @@ def validate(sample: Sample) -> Sample:
             & (k[:, 1, 0] == 0)
             & (k[:, 2] == [0, 0, 1]).all(-1),
             "the principal point must be on or near the image": (
-                (centre >= -0.5 * edge) & (centre <= 1.5 * edge)
+                (center >= -0.5 * edge) & (center <= 1.5 * edge)
             ).all(-1),
         }
         if sample.depth is not None and sample.mask is not None:
@@ -231,9 +243,9 @@ def _check_arrays(sample: Sample) -> None:
         if array is None and name in ("depth", "mask"):
             continue
         if array is None or array.shape != shape or array.dtype != dtype or 0 in shape:
-            found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+            got = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise InputError(
-                f"{sample.name}: {name} is {found}, expected {dtype.__name__} {list(shape)}"
+                f"{sample.name}: {name} is {got}, expected {dtype.__name__} {list(shape)}"
                 f" for {s} frames"
             )
     if (sample.depth is None) != (sample.mask is None):

@@ -1,4 +1,4 @@
-"""Deployed models as directories: written by `export_deployment`, read by `load_deployed`.
+"""Deployed models as directories: written by `write_deployment`, read by `load_deployed`.
 
 manifest.json          see `Deployment`
 config.json            sizes of the model
@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.core import Plan
+from lite3r_jax.attention.plan import Plan
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.deploy.manifest import (
     REMEDY,
@@ -29,24 +29,22 @@ from lite3r_jax.deploy.manifest import (
     read_deployment,
 )
 from lite3r_jax.deploy.program import check_program, export_program
-from lite3r_jax.distill.checkpoint import MANIFEST as STUDENT_MANIFEST
-from lite3r_jax.distill.checkpoint import (
+from lite3r_jax.distillation.checkpoint import MANIFEST as STUDENT_MANIFEST
+from lite3r_jax.distillation.checkpoint import (
     StudentManifest,
     describe_teacher,
-    load_student,
-    read_student,
 )
-from lite3r_jax.distill.trainable import add_low_rank
+from lite3r_jax.distillation.trainable import add_low_rank
 from lite3r_jax.errors import InputError
-from lite3r_jax.files import staged
+from lite3r_jax.files import atomic_write
 from lite3r_jax.layers.rngs import traced_rngs
-from lite3r_jax.precision import Fp8Rule, Kind, Rule, deploy, preset
+from lite3r_jax.precision import Fp8Rule, Kind, PrecisionRule, deploy, preset
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import AbstractModel, abstract_of
 from lite3r_jax.weights.convert import tool
-from lite3r_jax.weights.converted import ConvertedWeights, VerifiedFiles
-from lite3r_jax.weights.load import load, read_arrays, resolve
-from lite3r_jax.weights.manifest import CONFIG_FILE, FILE_NAME
+from lite3r_jax.weights.converted import VerifiedFiles
+from lite3r_jax.weights.load import read_arrays
+from lite3r_jax.weights.manifest import CONFIG_FILE, FILE_NAME, Manifest
 from lite3r_jax.weights.safetensors_file import TensorSpec
 from lite3r_jax.weights.safetensors_writer import hash_file, write_file
 from lite3r_jax.weights.save import write_parts
@@ -75,75 +73,67 @@ def deployed_rules(student: StudentManifest | None, name: str | None = None) -> 
     return name or ("default" if trained == "none" else trained)
 
 
-def export_deployment(
-    weights: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    student: str | os.PathLike[str] | None = None,
-    kind: Kind = "fp8_dynamic",
-    rules: str | None = None,
-    heads: Sequence[str] | None = None,
-    rest: Rest = "bfloat16",
-    license: str | None = None,
-    programs: Collection[Program] = (),
-    overwrite: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Deployment:
-    """Write a model that runs with float8 weights as a directory.
-
-    The directory is made under a temporary name and appears only when it is complete. Equal inputs
-    give equal bytes. Weights are rounded once, from the dtype that they are stored in.
-
-    Args:
-        weights: of the model, or of the student's teacher, as for `load`.
-        out: directory to make.
-        student: folder of a distilled student.
-        kind: see `precision.deploy`.
-        rules: a name of `precision.preset`; None for those that the student was trained under, or
-            "default".
-        heads: heads to keep; None for all that weights or student have.
-        rest: dtype of what does not become float8.
-        license: of the result; None for what the weights say.
-        programs: serialized forward passes to put beside it; their `jax`, `weights` and `outputs`
-            are filled in.
-        overwrite: whether `out` may be replaced, if it is a deployed model.
-        cache_dir: as for `load`.
-
-    Returns:
-        The manifest: what was written, with hashes.
+def check_place(out: Path, programs: Collection[Program], *, overwrite: bool) -> None:
+    """Refuse a place that `write_deployment` cannot write to, and programs that it cannot make.
 
     Raises:
-        InputError: weights or student cannot be read or do not fit together; rules that cannot be
-            deployed; `out` exists or cannot be written.
+        InputError: something else is there, or it may not be replaced.
     """
-    out = Path(os.path.abspath(out))
-    if rest not in get_args(Rest):
-        raise InputError(f"rest: expected one of {', '.join(get_args(Rest))}, got {rest!r}")
     if overwrite and os.path.lexists(out) and find_deployment(out) is None:
         raise InputError(f"{out}: exists and is no deployed model, so it is not replaced")
     if not overwrite and os.path.lexists(out):
         raise InputError(f"{out}: exists already; choose another place or allow overwriting")
     for program in programs:
         check_program(program)
-    directory, remedy = resolve(weights, cache_dir)
-    trained = None if student is None else read_student(Path(student))[0]
-    precision = deployed_rules(trained, rules)
-    chosen = preset(precision)
-    held: dict[str, Any] = {"heads": heads, "param_dtype": jnp.float32}
-    if student is None:
-        model = load(directory, **held)
-    else:
-        model = load_student(student, directory, simulate=False, **held)
-    model = deploy(model, chosen, kind)
-    source = ConvertedWeights(directory, remedy).manifest
+
+
+def write_deployment(
+    model: Any,
+    out: Path,
+    *,
+    weights: tuple[Path, Manifest],
+    student: tuple[Path, StudentManifest] | None,
+    kind: Kind,
+    rules: str,
+    rest: Rest,
+    license: str | None = None,
+    programs: Collection[Program] = (),
+    overwrite: bool = False,
+) -> Deployment:
+    """Write a model with float8 weights as a directory.
+
+    The directory is made under a temporary name and appears only when it is complete. Equal inputs
+    give equal bytes.
+
+    Args:
+        model: from `precision.deploy`, what is not float8 in the dtype that it is stored in.
+        out: directory to make; an absolute path.
+        weights: directory that it was made from, and its manifest.
+        student: folder of the student that it is, and its manifest.
+        kind: see `precision.deploy`.
+        rules: name of the rules that say what is float8.
+        rest: dtype of what is not.
+        license: of the result; None for what the weights say.
+        programs: serialized forward passes to put beside it; their `jax`, `weights` and `outputs`
+            are filled in.
+        overwrite: whether a deployed model may be replaced.
+
+    Returns:
+        The manifest: what was written, with hashes.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    directory, source = weights
+    trained = None if student is None else student[1]
     described = abstract_of(model)
     dtypes = _stored_dtypes(described, rest)
     parameters = _parameters(described)
-    teacher = describe_teacher(directory, list(parameters), remedy)[1]
+    teacher = describe_teacher(directory, list(parameters), "")[1]
     origin = source.origin
     if license:
         origin = replace(origin, license=license, license_from="who exported it")
-    with staged(out, overwrite=overwrite) as partial_out:
+    with atomic_write(out, overwrite=overwrite) as partial_out:
         partial_out.mkdir()
         arrays = {path: v.get_value() for path, (_, v) in described.variables.items()}
         files = write_parts(partial_out, arrays, dtypes, out)
@@ -155,12 +145,12 @@ def export_deployment(
             plan=Plan() if trained is None else trained.plan,
             rank=0 if trained is None else trained.rank,
             kind=kind,
-            precision=precision,
-            rules=cast(tuple[Fp8Rule, ...], tuple(chosen)),  # `deploy` has refused all others
+            precision=rules,
+            rules=cast(tuple[Fp8Rule, ...], tuple(preset(rules))),  # `deploy` refuses all others
             rest=rest,
             origin=origin,
             teacher=teacher,
-            student=None if student is None else hash_file(Path(student) / STUDENT_MANIFEST).sha256,
+            student=None if student is None else hash_file(student[0] / STUDENT_MANIFEST).sha256,
             parameters=parameters,
             programs=(),
             files=files,
@@ -191,7 +181,7 @@ def load_deployed(
     against the SHA-256 in the manifest while they are read.
 
     Args:
-        directory: made by `export_deployment`.
+        directory: made by `write_deployment`.
         heads: heads to build; None for all that it has. Files of other heads are not read.
         dtype: compute dtype, bfloat16 or float32.
 
@@ -239,7 +229,7 @@ def _abstract(
             add_low_rank(model, deployment.rank)
         return model
 
-    rules: Sequence[Rule] = deployment.rules
+    rules: Sequence[PrecisionRule] = deployment.rules
     model = abstract_of(deploy(nnx.eval_shape(build), rules, deployment.kind))
     return model.astype(_stored_dtypes(model, deployment.rest))
 
@@ -254,17 +244,17 @@ def _stored_dtypes(model: AbstractModel, rest: str) -> dict[str, np.dtype]:
 
 def _parameters(model: AbstractModel) -> dict[str, int]:
     """Part of the model -> weights in it."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for path, (_, variable) in sorted(model.variables.items()):
         if isinstance(variable, nnx.Param) or variable.dtype.itemsize == 1:
             part = path.partition("/")[0]
-            found[part] = found.get(part, 0) + int(np.prod(variable.shape, dtype=np.int64))
-    return found
+            counts[part] = counts.get(part, 0) + int(np.prod(variable.shape, dtype=np.int64))
+    return counts
 
 
 def _check_fit(files: VerifiedFiles, model: AbstractModel, specs: Mapping[str, TensorSpec]) -> None:
-    found = {name: spec.shape for name, spec in specs.items()}
-    if wrong := sorted(found.items() ^ model.shapes.items()):
+    asked = {name: spec.shape for name, spec in specs.items()}
+    if wrong := sorted(asked.items() ^ model.shapes.items()):
         raise InputError(
             f"{files.path}: does not fit the model of this version, for one {shown(wrong[0][0])};"
             f" {files.remedy}"

@@ -1,27 +1,33 @@
 """What a deployed model is, and what every file of its directory must be."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lite3r_jax.attention.core import Plan
-from lite3r_jax.distill.plan_json import plan_from_json, plan_to_json
+from lite3r_jax.attention.plan import Plan, plan_from_json, plan_to_json
+from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.errors import InputError
 from lite3r_jax.precision import Fp8Rule, Kind
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.manifest import (
     CONFIG_FILE,
     DEPLOYED_FORMAT,
-    FILE_NAME,
     Origin,
-    digest,
-    records,
 )
 from lite3r_jax.weights.safetensors_writer import FileRecord
+from lite3r_jax.weights.sealed_json import (
+    FILE_NAME,
+    check_types,
+    flat_records,
+    seal,
+    unseal,
+    written,
+)
 
-REMEDY = "export it again with python -m tools.export_deployment"
+REMEDY = "export it again with lite3r deploy"
 Rest = Literal["bfloat16", "float32"]
 Platform = Literal["cpu", "cuda"]
 
@@ -69,7 +75,7 @@ class Deployment:
         precision: name of the rules, see `precision.preset`.
         rules: the rules themselves; later versions may have others under that name.
         rest: dtype of what is not float8.
-        origin: licence of the weights, and who says so.
+        origin: license of the weights, and who says so.
         teacher: file name -> SHA-256, of the weights that it was made from.
         student: SHA-256 of the manifest of the student that it was made from, which has all other
             hashes; None for the teacher itself.
@@ -103,13 +109,13 @@ class Deployment:
 
     def bytes_of(self, heads: Collection[str]) -> int:
         """Bytes of the weights of a model with these heads."""
-        off = {f"{h}_head" for h in self.heads if h not in heads}
+        parts = get_backbone(self.backbone).parts
+        off = {parts[head] for head in self.heads if head not in heads}
         return sum(self.files[f"{p}.safetensors"].size for p in self.parameters if p not in off)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a digest of itself."""
         body = {
-            "format": DEPLOYED_FORMAT,
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "heads": list(self.heads),
             "plan": plan_to_json(self.plan),
@@ -123,7 +129,7 @@ class Deployment:
             ],
             "files": {name: dataclasses.asdict(record) for name, record in self.files.items()},
         }
-        return {**body, "sha256": digest(body)}
+        return seal(DEPLOYED_FORMAT, body)
 
     def report(self) -> str:
         """A short table for people."""
@@ -131,16 +137,12 @@ class Deployment:
             f"model    {self.backbone} with {', '.join(self.heads) or 'no heads'}",
             f"kind     {self.kind}, rules {self.precision!r}, the rest {self.rest}",
             f"made of  {'a student and its' if self.student else 'a'} teacher",
-            f"licence  {self.origin.license} ({self.origin.license_from})",
+            f"license  {self.origin.license} ({self.origin.license_from})",
             f"weights  {sum(self.parameters.values()):,} in {self.bytes_of(self.heads):,} bytes",
         ]
         lines += [f"read     {name}  sha256 {sha256}" for name, sha256 in self.teacher.items()]
         lines += [f"read     student  sha256 {self.student}"] if self.student else []
-        lines += [
-            f"written  {name}  {record.size:,} bytes  sha256 {record.sha256}"
-            for name, record in self.files.items()
-        ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *written(self.files)])
 
 
 def find_deployment(directory: Path) -> Deployment | None:
@@ -151,13 +153,12 @@ def find_deployment(directory: Path) -> Deployment | None:
             version; or a manifest of something is no JSON.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     body = strict_json.read_object(path)
     if body.get("format") != DEPLOYED_FORMAT:
         return None
-    if body.pop("sha256", None) != digest(body):
-        raise InputError(f"{path}: damaged or edited (its own SHA-256 differs); {REMEDY}")
+    body = unseal(DEPLOYED_FORMAT, body, path, REMEDY)
     try:
         return _from_json(body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -170,21 +171,19 @@ def read_deployment(directory: Path) -> Deployment:
     Raises:
         InputError: see `find_deployment`, or it is something else.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise InputError(f"{directory}: no such directory; expected a deployed model")
-    found = find_deployment(directory)
-    if found is None:
+    deployment = find_deployment(directory)
+    if deployment is None:
         raise InputError(
             f"{directory / FILE_NAME}: not there or of something else, so this is no deployed"
-            " model; make one with python -m tools.export_deployment"
+            " model; make one with lite3r deploy"
         )
-    return found
+    return deployment
 
 
 def _from_json(body: dict[str, Any]) -> Deployment:
-    values = dict(body)
-    del values["format"]
-    values |= {
+    values = body | {
         "heads": tuple(body["heads"]),
         "plan": plan_from_json(body["plan"]),
         "rules": tuple(Fp8Rule(**rule) for rule in body["rules"]),
@@ -193,14 +192,13 @@ def _from_json(body: dict[str, Any]) -> Deployment:
             Program(**p | {"weights": tuple(p["weights"]), "outputs": tuple(p["outputs"])})
             for p in body["programs"]
         ),
-        "files": records(body["files"]),
+        "files": flat_records(body["files"]),
     }
-    found = Deployment(**values)
-    needed = {CONFIG_FILE, *(f"{part}.safetensors" for part in found.parameters)}
-    if not needed <= set(found.files):
+    deployment = Deployment(**values)
+    check_types(deployment)
+    needed = {CONFIG_FILE, *(f"{part}.safetensors" for part in deployment.parameters)}
+    if not needed <= set(deployment.files):
         raise ValueError("files and parts disagree")
-    if any(Path(name).name != name or "\\" in name for name in found.files):
-        raise ValueError("names of files")
-    if found.kind not in get_args(Kind) or found.rest not in get_args(Rest):
-        raise ValueError(f"kind {found.kind!r}, rest {found.rest!r}")
-    return found
+    if deployment.kind not in get_args(Kind) or deployment.rest not in get_args(Rest):
+        raise ValueError(f"kind {deployment.kind!r}, rest {deployment.rest!r}")
+    return deployment

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lite3r_jax.backbones.base import Prediction
+from lite3r_jax.geometry import fit_sim3
 
 World = Literal["known", "predicted"]
 
@@ -18,8 +19,11 @@ World = Literal["known", "predicted"]
 RANSAC_VIEWS = 10
 RANSAC_TRIALS = 10
 RANSAC_SEED = 42
-# Second singular value over the first, below which centres count as being on one line.
+# Second singular value over the first, below which centers count as being on one line.
 COLLINEAR = 1e-6
+# Spread of centers over their distance from the origin, below which they are one place: what is
+# left is the rounding of -R^T t, in float64 of known cameras and in float32 of predicted ones.
+ONE_PLACE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-6}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def align(
         extrinsics=np.stack(cameras).astype(np.float32),
         intrinsics=intrinsics.astype(np.float32),
         depth=np.stack(depths).astype(np.float32),
+        unit="known cameras" if in_known else host.unit,
     )
     return aligned, tuple(fits)
 
@@ -104,7 +109,7 @@ def misfit(known: Any, predicted: Any, fit: Similarity) -> tuple[np.ndarray, np.
         fit: of `fit_cameras`.
 
     Returns:
-        (angles between their axes [S] in degrees, distances of their centres [S] in the unit of the
+        (angles between their axes [S] in degrees, distances of their centers [S] in the unit of the
         known world).
     """
     (rotation, start), (target, end) = _poses(known), _poses(predicted)
@@ -117,8 +122,8 @@ def misfit(known: Any, predicted: Any, fit: Similarity) -> tuple[np.ndarray, np.
 def fit_cameras(source: Any, target: Any) -> Similarity:
     """The similarity that moves cameras onto others, view by view.
 
-    Least squares over their centres (Umeyama, PAMI 1991); of ten or more views those that agree.
-    Centres of one or two views, or on one line, leave the rotation open, which upstream refuses: it
+    Least squares over their centers (Umeyama, PAMI 1991); of ten or more views those that agree.
+    Centers of one or two views, or on one line, leave the rotation open, which upstream refuses: it
     is then taken from the cameras' own rotations, and the scale of a single place is 1.
 
     Args:
@@ -126,9 +131,10 @@ def fit_cameras(source: Any, target: Any) -> Similarity:
         target: likewise.
     """
     (from_rotation, start), (to_rotation, end) = _poses(source), _poses(target)
-    fit = _umeyama(start, end)
+    turning = _is_one_place(start, source) or _is_one_place(end, target)
+    fit = None if turning else _fit_points(start, end)
     if fit is None:
-        return _by_rotations(from_rotation, start, to_rotation, end)
+        return _by_rotations(from_rotation, start, to_rotation, end, 1.0 if turning else None)
     if len(start) < RANSAC_VIEWS:
         return fit
     return _consensus(fit, start, end)
@@ -144,50 +150,60 @@ def _consensus(first: Similarity, start: np.ndarray, end: np.ndarray) -> Similar
     best, inliers, score = first, None, (-1, -np.inf)
     for _ in range(RANSAC_TRIALS):
         sample = rng.choice(np.arange(count), size=max(3, (count + 1) // 2), replace=False)
-        fit = _umeyama(start[sample], end[sample])
+        fit = _fit_points(start[sample], end[sample])
         if fit is None:
             continue
         errors = np.linalg.norm(fit.points(start) - end, axis=1)
         near = errors <= limit
-        found = (int(near.sum()), -float(errors[near].mean()) if near.any() else -np.inf)
-        if found > score:
-            best, inliers, score = fit, near, found
+        rank = (int(near.sum()), -float(errors[near].mean()) if near.any() else -np.inf)
+        if rank > score:
+            best, inliers, score = fit, near, rank
     if inliers is not None and inliers.sum() >= 3:
-        return _umeyama(start[inliers], end[inliers]) or best
+        return _fit_points(start[inliers], end[inliers]) or best
     return best
 
 
-def _umeyama(start: np.ndarray, end: np.ndarray) -> Similarity | None:
+def _is_one_place(centers: np.ndarray, extrinsics: Any) -> bool:
+    """Whether the cameras only turn: a fit to their centers would scale rounding noise."""
+    tolerance = ONE_PLACE.get(np.asarray(extrinsics).dtype, ONE_PLACE[np.dtype(np.float32)])
+    spread = np.linalg.norm(centers - centers.mean(0), axis=-1).max()
+    return bool(spread <= tolerance * np.linalg.norm(centers, axis=-1).max())
+
+
+def _fit_points(start: np.ndarray, end: np.ndarray) -> Similarity | None:
     """Least squares over points [N, 3]; None where they leave the rotation open."""
-    a, b = start - start.mean(0), end - end.mean(0)
-    u, d, vt = np.linalg.svd(b.T @ a / len(a))
-    if d[1] <= COLLINEAR * max(d[0], np.finfo(float).tiny):
+    covariance = (end - end.mean(0)).T @ (start - start.mean(0)) / len(start)
+    first, second, _ = np.linalg.svd(covariance, compute_uv=False)
+    if second <= COLLINEAR * max(first, np.finfo(float).tiny):
         return None
-    sign = np.array([1, 1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
-    rotation = (u * sign) @ vt
-    scale = float(d @ sign / (a * a).sum(1).mean())
-    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), scale)
+    fit = fit_sim3(start, end, xp=np)
+    return Similarity(fit.rotation, fit.translation, float(fit.scale))
 
 
 def _by_rotations(
-    from_rotation: np.ndarray, start: np.ndarray, to_rotation: np.ndarray, end: np.ndarray
+    from_rotation: np.ndarray,
+    start: np.ndarray,
+    to_rotation: np.ndarray,
+    end: np.ndarray,
+    scale: float | None,
 ) -> Similarity:
-    """Rotation from the cameras' axes, scale from the spread of their centres."""
+    """Rotation from the cameras' axes; scale from the spread of their centers if it is None."""
     u, _, vt = np.linalg.svd((to_rotation @ from_rotation.swapaxes(1, 2)).sum(0))
     rotation = (u * np.array([1, 1, np.sign(np.linalg.det(u @ vt))])) @ vt
-    spread = [np.sqrt(((x - x.mean(0)) ** 2).sum()) for x in (start, end)]
-    scale = spread[1] / spread[0] if min(spread) > 0 else 1.0
-    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), float(scale))
+    if scale is None:
+        spread = [np.sqrt(((x - x.mean(0)) ** 2).sum()) for x in (start, end)]
+        scale = float(spread[1] / spread[0])
+    return Similarity(rotation, end.mean(0) - scale * rotation @ start.mean(0), scale)
 
 
 def _poses(extrinsics: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Camera-to-world rotations [S, 3, 3] and centres [S, 3], float64."""
+    """Camera-to-world rotations [S, 3, 3] and centers [S, 3], float64."""
     extrinsics = np.asarray(extrinsics, np.float64)[:, :3]
     rotation = extrinsics[..., :3].swapaxes(-1, -2)
     return rotation, -(rotation @ extrinsics[..., 3:])[..., 0]
 
 
 def _extrinsics(rotation: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """World-to-camera [S, 3, 4] of camera-to-world rotations and centres."""
+    """World-to-camera [S, 3, 4] of camera-to-world rotations and centers."""
     back = rotation.swapaxes(-1, -2)
     return np.concatenate([back, -(back @ centers[..., None])], -1)

@@ -1,15 +1,15 @@
 """What a run says about cameras: which are known, and how the model finds the others."""
 
-import inspect
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from lite3r_jax.backbones.base import KNOWN_CAMERAS, POINTS
 from lite3r_jax.data.known_cameras import KnownCameras, read_known_cameras
 from lite3r_jax.data.photos import PhotoSet
-from lite3r_jax.errors import InputError
+from lite3r_jax.errors import InputError, did_you_mean
 from lite3r_jax.infer.alignment import World
+from lite3r_jax.scene import PointSource
 
 AUTO = "auto"
 
@@ -18,8 +18,7 @@ AUTO = "auto"
 class CameraOptions:
     """Known cameras, and choices of how cameras are found.
 
-    What a model can be asked for stands in the signature of its call: `reference` and `poses` with
-    their choices, and `extrinsics` and `intrinsics` if it takes known cameras.
+    What a model can be asked for is declared by it: `Backbone.choices` and `Backbone.inputs`.
 
     Attributes:
         known: file or folder with the cameras of all photos of one scene, see
@@ -30,17 +29,30 @@ class CameraOptions:
             is), saddle_sim_range, middle or first, of 3 or more views.
         poses: where cameras come from; Depth Anything 3: camera, its camera head (which auto is),
             or ray, its rays, which take longer.
+        choices: further choices of the model, as NAME=VALUE with commas between.
     """
 
     known: str = ""
     world: World = "known"
     reference: str = AUTO
     poses: str = AUTO
+    choices: str = ""
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Heads that are needed besides the usual ones."""
-        return ("ray",) * (self.poses == "ray") + ("prior",) * bool(self.known)
+    def heads(self, model: Any) -> tuple[str, ...]:
+        """Heads that are needed besides the usual ones.
+
+        Args:
+            model: a model, or its class.
+
+        Raises:
+            InputError: as `arguments`.
+        """
+        needed = [
+            model.choices[name].values[value]
+            for name, value in self.arguments(model, bool(self.known)).items()
+        ]
+        needed += [model.inputs[KNOWN_CAMERAS].head] if self.known else []
+        return tuple(dict.fromkeys(head for head in needed if head is not None))
 
     def arguments(self, model: Any, known: bool) -> dict[str, Any]:
         """What the call of a model is given for these options besides images and known cameras.
@@ -53,36 +65,59 @@ class CameraOptions:
             InputError: this model does not have such a choice; an unknown one; choices that
                 contradict each other.
         """
-        kind = model if inspect.isclass(model) else type(model)
-        taken = inspect.signature(kind.__call__).parameters
-        hints = typing.get_type_hints(kind.__call__)
-        if known and not {"extrinsics", "intrinsics"} <= set(taken):
+        kind = (model if isinstance(model, type) else type(model)).__name__
+        if known and KNOWN_CAMERAS not in model.inputs:
             raise InputError(
-                f"cameras.known: {kind.__name__} takes no known cameras; leave them out, or use a"
+                f"cameras.known: {kind} takes no known cameras; leave them out, or use a"
                 " model that does (configs/da3_*.py)"
             )
         if not known and self.world != CameraOptions.world:
             raise InputError(
                 f"cameras.world: {self.world} without known cameras; set cameras.known"
             )
-        if known and self.reference != AUTO:
-            raise InputError(
-                f"cameras.reference: {self.reference} has no effect with known cameras; leave one"
-                " of the two out"
-            )
-        asked = {"reference": self.reference, "poses": self.poses}
-        asked = {name: choice for name, choice in asked.items() if choice != AUTO}
-        for name, choice in asked.items():
-            if name not in taken:
+        asked = {"reference": self.reference, "poses": self.poses} | self._further()
+        options: dict[str, Any] = {}
+        for name, text in asked.items():
+            if text == AUTO:
+                continue
+            if name not in model.choices:
                 raise InputError(
-                    f"cameras.{name}: {kind.__name__} has no such choice; leave it {AUTO}"
+                    f"cameras.{name}: {kind} has no such choice{did_you_mean(name, model.choices)};"
+                    f" leave it {AUTO}"
                 )
-            choices = typing.get_args(hints.get(name))
-            if choices and choice not in choices:
+            choice = model.choices[name]
+            if known and choice.without == KNOWN_CAMERAS:
                 raise InputError(
-                    f"cameras.{name}: expected one of {', '.join((AUTO, *choices))}, got {choice!r}"
+                    f"cameras.{name}: {text} has no effect with known cameras; leave one of the two"
+                    " out"
                 )
-        return asked
+            values = {str(value).lower(): value for value in choice.values}
+            if text not in values:
+                raise InputError(
+                    f"cameras.{name}: expected one of {', '.join((AUTO, *values))}, got {text!r}"
+                )
+            options[name] = values[text]
+        return options
+
+    def with_points(self, model: Any, source: PointSource) -> "CameraOptions":
+        """These options, and the choice of the head's points where they are wanted and are one.
+
+        Args:
+            model: a model, or its class.
+            source: where the points of the scene come from.
+        """
+        if source != "head" or POINTS not in model.choices:
+            return self
+        return replace(self, choices=",".join(filter(None, (self.choices, f"{POINTS}=true"))))
+
+    def _further(self) -> dict[str, str]:
+        further = {}
+        for part in filter(None, (part.strip() for part in self.choices.split(","))):
+            name, equals, value = (word.strip() for word in part.partition("="))
+            if not (name and equals and value):
+                raise InputError(f"cameras.choices: expected NAME=VALUE, got {part!r}")
+            further[name] = value
+        return further
 
     def read(self, scenes: Sequence[PhotoSet]) -> KnownCameras | None:
         """The known cameras, if there are any, checked to have one for every photo.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.data.images import PATCH
+from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights.manifest import Manifest
@@ -28,6 +28,7 @@ GIB = 2**30
 # Matrix products on a CPU pack their operands into buffers that XLA's plan does not know. Measured
 # share of the plan's working memory: 0.22 to 0.35 (5 M to 1.1 B parameters, 2 to 24 views).
 KERNEL_SCRATCH = {"cpu": 0.3, "gpu": 0.0}
+CAMERAS = ("extrinsics", "intrinsics")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -82,22 +83,23 @@ class Forward:
     Args:
         model: a backbone, `model(images, frame_chunk=...) -> (Prediction, taps)`.
         limit: bytes that may be used; None for what the device has.
-        known: whether known cameras go in as well: `model(images, extrinsics, intrinsics, ...)`.
+        known: whether known cameras go in as well: `model(images, extrinsics=..., intrinsics=...)`.
         arguments: what else the model is called with.
         side: which side of the network images `images.size` stands for, for the advice.
     """
 
     def __init__(
         self,
-        model: nnx.Module,
+        model: Any,
         limit: int | None = None,
         *,
         known: bool = False,
         arguments: Mapping[str, Any] = MappingProxyType({}),
-        side: Literal["width", "longer", "shorter"] = "width",
+        side: Literal["width", "longer", "shorter", "area"] = "width",
     ):
         graph, self._state = nnx.split(model)
         self._limit = limit
+        self._patch = model.patch_size
         self._known = known
         self._side = side
         self._programs: dict[tuple[int, int, int, int], Any] = {}
@@ -106,7 +108,8 @@ class Forward:
             state: Any, images: jax.Array, cameras: tuple[jax.Array, ...], frame_chunk: int
         ) -> Any:
             merged = nnx.merge(graph, state)
-            return merged(images, *cameras, frame_chunk=frame_chunk, **arguments)[0]
+            given = dict(zip(CAMERAS, cameras, strict=True)) if cameras else {}
+            return merged(images, **given, frame_chunk=frame_chunk, **arguments)[0]
 
         self._jitted = jax.jit(forward, static_argnums=3)
 
@@ -191,16 +194,18 @@ class Forward:
         views = self._largest(plan.views, lambda n: (n, plan.height, plan.width), limit)
         if views:
             options.append(f"use at most {views} view{'s'[: views > 1]} of this size")
-        rows, columns = plan.height // PATCH, plan.width // PATCH
+        patch = self._patch
+        rows, columns = plan.height // patch, plan.width // patch
 
         def smaller(n: int) -> tuple[int, int, int]:
             height = max(1, round(n * rows / columns))
-            return plan.views, height * PATCH, n * PATCH
+            return plan.views, height * patch, n * patch
 
         size = self._largest(columns, smaller, limit)
         if size:
             _, height, width = smaller(size)
             sides = {"width": width, "longer": max(width, height), "shorter": min(width, height)}
+            sides["area"] = width * height
             options.append(
                 f"keep {plan.views} and make them {width} pixels wide"
                 f" (images.size={sides[self._side]})"
@@ -280,7 +285,8 @@ def check_weights(
     if isinstance(manifest, Deployment):
         need = manifest.bytes_of(heads)
     else:
-        off = {f"{head}_head" for head in manifest.heads} - {f"{head}_head" for head in heads}
+        parts = get_backbone(manifest.backbone).parts
+        off = {parts[head] for head in manifest.heads if head not in heads}
         count = sum(part.parameters for name, part in manifest.parts.items() if name not in off)
         need = count * np.dtype(dtype).itemsize
         smaller = np.dtype(dtype).itemsize > 2

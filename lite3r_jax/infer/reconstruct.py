@@ -1,16 +1,18 @@
 """Photos to a scene: `reconstruct`, and `Reconstructor` for many scenes with one model."""
 
+import logging
 import os
+import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from lite3r_jax.backbones.base import Prediction
+from lite3r_jax.backbones.base import ImageInput, Prediction
 from lite3r_jax.data.images import MAX_PIXELS, Mode
 from lite3r_jax.data.known_cameras import KnownCameras, network_intrinsics, read_known_cameras
 from lite3r_jax.data.photos import PhotoSet, find_scenes, load_photos
@@ -18,8 +20,9 @@ from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
+from lite3r_jax.infer.expected_time import ExpectedTime
 from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan
-from lite3r_jax.infer.progress import Progress
+from lite3r_jax.progress import Progress
 from lite3r_jax.scene import Scene, check_names
 
 if TYPE_CHECKING:
@@ -28,23 +31,43 @@ if TYPE_CHECKING:
     Cameras = tuple[np.ndarray, np.ndarray]  # extrinsics, intrinsics
     Photos = str | os.PathLike[str] | np.ndarray | Sequence[Source]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ImageOptions:
     """How photos become network images.
 
     Attributes:
-        mode: crop, pad, square, or the ways of Depth Anything 3, upper_bound_resize and so on; see
-            `data.images.fit_image`.
-        size: network size in pixels, a multiple of 14.
+        mode: crop, pad, square, pixel_limit (of pi^3), or the ways of Depth Anything 3,
+            upper_bound_resize and so on; see `data.images.fit_image`. "auto": that of the weights.
+        size: network size in pixels, a multiple of 14; of pixel_limit the most pixels of an image.
+            0: that of the weights.
         max_pixels: photos with more are refused before they are decoded.
         min_views: scenes with fewer photos are refused.
     """
 
-    mode: Mode = "crop"
-    size: int = 518
+    mode: Literal["auto", Mode] = "auto"
+    size: int = 0
     max_pixels: int = MAX_PIXELS
     min_views: int = 1
+
+    def of(self, model: Any) -> "ImageOptions":
+        """These, with mode and size of the model where they are left to it."""
+        own = model.images_for(model.config)
+        mode = own.mode if self.mode == "auto" else self.mode
+        size = self.size or own.size_in(mode, model.patch_size)
+        return replace(self, mode=cast(Mode, mode), size=size)
+
+    def unlike(self, model: Any) -> str:
+        """What is different from what the model was made for, in a line; "" if nothing is."""
+        own, mine = model.images_for(model.config), self.of(model)
+        if (mine.mode, mine.size) == (own.mode, own.size):
+            return ""
+        return (
+            f"note: images of {ImageInput(mine.mode, mine.size)}; these weights were made for"
+            f" {own} and may do worse"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,7 @@ class ComputeOptions:
 
 
 def reconstruct(
-    model: nnx.Module,
+    model: Any,
     source: "Photos",
     *,
     images: ImageOptions = ImageOptions(),
@@ -83,7 +106,7 @@ def reconstruct(
     cameras: CameraOptions | None = None,
     known: KnownCameras | None = None,
     compute: ComputeOptions = ComputeOptions(),
-    progress: bool = False,
+    progress: bool = True,
 ) -> Scene:
     """Cameras, depth and points of one scene.
 
@@ -93,14 +116,16 @@ def reconstruct(
         model: from `lite3r_jax.load`, with camera and depth head.
         source: a folder, a glob pattern, a video, or a list of paths, Pillow images or arrays; the
             first photo is the reference view. See `data.photos.find_scenes`.
-        images: how photos become network images.
+        images: how photos become network images; the default is what the model was made for, and
+            other images get a note on stderr.
         video: which frames of a video count; None: one per second.
         cameras: known cameras by their file, and choices of how others are found; None: the
             model's own.
         known: known cameras, for instance of `data.known_cameras.known_cameras`; None: those of
             `cameras`, if it names some.
         compute: `frame_chunk` and `memory_limit`; the dtype is the model's.
-        progress: whether to draw progress bars.
+        progress: whether stages are shown on stderr: bars on a terminal, elsewhere a line every
+            half minute.
 
     Returns:
         The scene; conventions and units are in the docstring of `Scene`.
@@ -110,7 +135,9 @@ def reconstruct(
             not suffice, known cameras are none or do not fit the photos, the model cannot do what
             was asked for, or it gives cameras that are not finite.
     """
-    scenes = find_photos(source, images=images, video=video)
+    shown = Progress(progress)
+    with shown.stage("find photos") as tick:
+        scenes = find_photos(source, images=images, video=video, progress=tick)
     if len(scenes) != 1:
         names = ", ".join(scene.name for scene in scenes[:5])
         raise InputError(
@@ -121,7 +148,7 @@ def reconstruct(
     reconstructor = Reconstructor(
         model, images=images, cameras=cameras, known=known, compute=compute
     )
-    return reconstructor(scenes[0], Progress(progress))
+    return reconstructor(scenes[0], shown)
 
 
 def find_photos(
@@ -155,12 +182,12 @@ class Reconstructor:
         plan: memory plan of the last scene; None before it.
         alignment: with known cameras, how the prediction of the last scene fits them: what their
             unit is in the model's, the median angle between their axes and the median distance
-            of their centres (in their unit) after alignment; None without.
+            of their centers (in their unit) after alignment; None without.
     """
 
     def __init__(
         self,
-        model: nnx.Module,
+        model: Any,
         *,
         images: ImageOptions = ImageOptions(),
         cameras: CameraOptions | None = None,
@@ -180,7 +207,7 @@ class Reconstructor:
         Raises:
             InputError: the model has no camera or no depth head, or cannot do what was asked for.
         """
-        missing = sorted({"camera", "depth"} - set(getattr(model, "heads", ())))
+        missing = sorted({"camera", "depth"} - set(model.heads))
         if missing:
             raise InputError(
                 "heads: a scene needs camera and depth, this model is without"
@@ -190,17 +217,21 @@ class Reconstructor:
         if known is None and cameras.known:
             known = read_known_cameras(cameras.known)
         self.plan: MemoryPlan | None = None
+        self._attention = model.plan, model.sites
         self.alignment: dict[str, Any] | None = None
-        self._images = images
+        self._images = images.of(model)
+        self._note = images.unlike(model)  # for the first scene that fits
         self._known = known
         self._world: World = cameras.world
         self._chunk = compute.frame_chunk or None
-        # what the model wants of known cameras, which differs from model to model
-        self._normalise = getattr(model, "normalise_cameras", None)
+        self._normalize = model.normalize_cameras
+        self._expected = ExpectedTime(model)
+        self._compiling: float | None = None  # seconds that it took at most
         arguments = cameras.arguments(model, known is not None)
-        side = "width"
-        if images.mode.startswith(("upper", "lower")):
-            side = "longer" if images.mode.startswith("upper") else "shorter"
+        mode = self._images.mode
+        side = "area" if mode == "pixel_limit" else "width"
+        if mode.startswith(("upper", "lower")):
+            side = "longer" if mode.startswith("upper") else "shorter"
         self._forward = Forward(
             model,
             compute.limit,
@@ -221,36 +252,63 @@ class Reconstructor:
         """
         options, count = self._images, len(photos.photos)
         known = None if self._known is None else self._known.of(photos.photos)
+        if known is not None:
+            photos = replace(photos, photos=known.photographed(photos.photos))
         progress = progress or Progress(show=False)
         with progress.stage("load photos", count, "photo") as tick:
             images, boxes = load_photos(
                 photos.photos,
-                options.mode,
+                cast(Mode, options.mode),
                 options.size,
                 progress=tick,
             )
         views, height, width = images.shape[:3]
+        self._warn_of_order(photos)
         if known is None:
             given = None
         else:
             extrinsics, intrinsics = known.matrices(photos.photos, boxes[:, 4:].astype(int))
             given = extrinsics, network_intrinsics(intrinsics, boxes, (height, width))
-        with progress.stage("compile"):
-            self.plan = self._forward.plan(views, height, width, self._chunk)
-        with progress.stage("run"):
+        shape = views, height, width
+        start = time.perf_counter()
+        with progress.stage("compile", expected=self._compiling):
+            self.plan = self._forward.plan(*shape, self._chunk)
+        self._compiling = max(self._compiling or 0.0, time.perf_counter() - start)
+        if self._note:
+            print(self._note, file=sys.stderr, flush=True)
+            self._note = ""
+        expected = self._expected.seconds(*shape) if progress.show else None
+        start = time.perf_counter()
+        with progress.stage("run", expected=expected):
             prediction = self._forward(images[None], self.plan, self._prepared(given))
+        if progress.show:
+            self._expected.took(time.perf_counter() - start, *shape)
         if given is not None:
             prediction = self._aligned(prediction, given, photos)
         return to_scene(prediction, images, boxes, photos)
+
+    def _warn_of_order(self, photos: PhotoSet) -> None:
+        """Say so if attention takes neighboring photos for similar ones and no order is known."""
+        plan, sites = self._attention
+        specs = [plan.specs(role, n, len(photos.photos)) for role, n in sites.items()]
+        names = sorted({spec.name for of in specs for spec in of if spec.views_in_order})
+        if names and not photos.in_order:
+            _log.warning(
+                "%s: attention %s takes photos that follow one another for similar ones, and these"
+                " names (%s, ...) tell no order; number the files in the order of capture, or use"
+                " key_views or spark3r(choose=diverse,query_factor=1)",
+                photos.name,
+                " and ".join(names),
+                photos.photos[0].name,
+            )
 
     def _prepared(self, given: "Cameras | None") -> tuple[np.ndarray, ...]:
         """Known cameras as the model takes them."""
         if given is None:
             return ()
         extrinsics, intrinsics = given
-        if self._normalise is not None:
-            extrinsics = self._normalise(extrinsics)
-        return extrinsics[None].astype(np.float32), intrinsics[None].astype(np.float32)
+        extrinsics = np.asarray(self._normalize(extrinsics), np.float32)
+        return extrinsics[None], intrinsics[None].astype(np.float32)
 
     def _aligned(self, prediction: Prediction, given: "Cameras", photos: PhotoSet) -> Prediction:
         _check_finite(prediction, photos)

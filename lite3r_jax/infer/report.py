@@ -4,21 +4,18 @@ import importlib.metadata
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 
-from lite3r_jax.backbones.base import count_parameters
-from lite3r_jax.deploy.manifest import Deployment
-from lite3r_jax.files import staged
+from lite3r_jax.errors import printable
+from lite3r_jax.files import atomic_write
+from lite3r_jax.html_report.screen import WIDTH
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
-from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.scene import Scene
-from lite3r_jax.weights.manifest import Manifest
 
 FILE_NAME = "report.json"
 
@@ -39,32 +36,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def describe_model(model: Any, manifest: Manifest | Deployment) -> dict[str, Any]:
-    """Which weights, in which precision, with which attention."""
-    state = jax.tree.leaves(nnx.state(model))
-    held = sorted({str(x.dtype) for x in state})
-    stored = sum(x.size for x in state if x.dtype.itemsize == 1)
-    if isinstance(manifest, Deployment):
-        precision, source = manifest.kind, dict(manifest.teacher)
-    else:
-        precision = ", ".join(held)
-        source = {name: record.sha256 for name, record in manifest.source_files.items()}
-    return {
-        "backbone": manifest.backbone,
-        "heads": list(model.heads),
-        "parameters": count_parameters(model) + stored,
-        "precision": precision,
-        "dtype": {"compute": str(np.dtype(model.dtype)), "weights": ", ".join(held)},
-        "attention": model.attention(),
-        "float8_products": describe_products(model),
-        "weights": {
-            "source": source,
-            "repository": manifest.origin.repo,
-            "licence": manifest.origin.license,
-        },
-    }
-
-
 def describe_run(
     scene: Scene,
     *,
@@ -77,7 +48,7 @@ def describe_run(
 
     Args:
         scene: the result.
-        model: from `describe_model`.
+        model: from `models.CheckedModel.describe`.
         settings: of the run.
         ignored: files of the input folder that are no photos.
         cameras: with known cameras, `Reconstructor.alignment`.
@@ -129,26 +100,30 @@ def measure_run(
 
 
 def write_report(report: Mapping[str, Any], path: Path, *, overwrite: bool = False) -> None:
-    """Write the report as JSON.
+    """Write the report as JSON in UTF-8; names of files that are not UTF-8 are escaped.
 
     Raises:
         InputError: it exists and may not be replaced, or cannot be written.
     """
-    with staged(path, overwrite=overwrite) as partial:
-        partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    with atomic_write(path, overwrite=overwrite) as partial:
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        # \udcXX, as Python has bytes of such a name, is an escape of JSON too
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The short table for the screen."""
+    """The short table for the screen, within its width."""
     scene, model, memory = report["scene"], report["model"], report["memory_GiB"]
     size = scene["network_size"]
     rows = [
         ("views", f"{scene['views']} of {size['width']}x{size['height']}"),
         (
             "model",
-            f"{model['backbone']}, {model['parameters'] / 1e6:,.1f} M parameters,"
+            f"{model['weights']['name']} ({model['backbone']},"
+            f" {model['parameters'] / 1e6:,.1f} M parameters), {model['name']},"
             f" {model['precision']}, computed in {model['dtype']['compute']}",
         ),
+        ("plan", model["plan"]),
         ("attention", ", ".join(f"{role} {text}" for role, text in model["attention"].items())),
         *[("float8 products", text) for text in [model.get("float8_products")] if text],
         ("device", f"{report['device']['kind']}; {report['device']['machine']}"),
@@ -174,7 +149,14 @@ def summary(report: Mapping[str, Any]) -> str:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         rows.append(("no photos", ", ".join(names[:5]) + more))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in rows)
+    lines: list[str] = []
+    for name, text in rows:
+        first, rest = f"  {name.ljust(width)}  ", " " * (width + 4)
+        lines += textwrap.wrap(
+            printable(text), WIDTH, initial_indent=first, subsequent_indent=rest,
+            break_long_words=False, break_on_hyphens=False,
+        ) or [first]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _gib(size: int) -> float:

@@ -1,40 +1,67 @@
-"""The device that is computed on."""
+"""The device that is computed on, which is not always one that is there."""
 
 import re
+from dataclasses import dataclass, replace
 
 import jax
 
 
-def platform() -> str:
-    """Where what is traced now will run: "cpu", "gpu", "tpu".
+@dataclass(frozen=True)
+class Device:
+    """What implementations of an operator are chosen by.
 
-    That of the mesh in use where it names its device (`jax.set_mesh`, or
-    `jax.sharding.use_abstract_mesh` to compile for a device that is not there), otherwise that of
-    the default device.
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        kind: its name, as "NVIDIA H200".
+        compute_capability: of an NVIDIA GPU, as 9.0; None where there is none, and for a described
+            GPU that is not a Hopper: a description has no more than a name.
+        described: it is not the one that is here: programs are compiled for it and not run.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name == "cuda" else name
+
+    platform: str
+    kind: str
+    compute_capability: float | None = None
+    described: bool = False
+
+    @property
+    def is_hopper(self) -> bool:
+        """An H100, H200, GH200 or their like."""
+        return re.search(r"\bG?H\d+", self.kind) is not None
 
 
-def device_kind() -> str:
-    """Its name, as "NVIDIA H200"; chosen as in `platform`."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0].device_kind if device is None else device.device_kind
+def device() -> Device:
+    """Where what is traced now will run.
 
-
-def compute_capability() -> float | None:
-    """Of the NVIDIA GPU that is computed on, as 9.0; chosen as in `platform`.
-
-    None where there is none, and for a described one that is not a Hopper: a description has no
-    more than a name.
+    The device of the mesh in use where that names one (`jax.set_mesh`, or
+    `jax.sharding.use_abstract_mesh` to compile for a device that is not there), otherwise the
+    default device.
     """
-    if platform() != "gpu":
-        return None
-    if jax.sharding.get_abstract_mesh().abstract_device is None:
-        found = getattr(jax.devices()[0], "compute_capability", None)
-        return None if found is None else float(found)
-    return 9.0 if re.search(r"\bG?H\d+", device_kind()) else None
+    here = jax.devices()[0]
+    platform = jax.default_backend()
+    named = jax.sharding.get_abstract_mesh().abstract_device
+    if named is not None:
+        named_platform = "gpu" if named.platform == "cuda" else named.platform
+        if (named_platform, named.device_kind) != (platform, here.device_kind):
+            other = Device(named_platform, named.device_kind, described=True)
+            return replace(other, compute_capability=9.0) if other.is_hopper else other
+    capability = getattr(here, "compute_capability", None)
+    return Device(platform, here.device_kind, None if capability is None else float(capability))
+
+
+def without_triton() -> str | None:
+    """Why Pallas' Triton lowering cannot be used with this jax, or None.
+
+    It has been deprecated since jax 0.11, which says that it will be removed.
+    """
+    try:
+        from jax.experimental.pallas import triton
+    except ImportError:
+        return (
+            f"jax {jax.__version__} has no Triton lowering of Pallas "
+            "(jax.experimental.pallas.triton), which its kernels go through"
+        )
+    del triton
+    return None
 
 
 def split_over_devices() -> bool:

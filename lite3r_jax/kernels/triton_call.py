@@ -62,7 +62,7 @@ def rows(size: int, head_dim: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, size, None, head_dim), lambda i, n, b: (b, i, n, 0))
 
 
-def all_rows(x: jax.Array) -> pl.BlockSpec:
+def all_variants(x: jax.Array) -> pl.BlockSpec:
     """All rows of [B, T, N, D]."""
     return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, n, b: (b, 0, n, 0))
 

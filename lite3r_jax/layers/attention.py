@@ -1,15 +1,17 @@
 """The attention layer around a strategy: qkv, qk-norm, RoPE, core, output projection."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lite3r_jax.attention.core import AttentionCore, Layouts
-from lite3r_jax.kernels.fp8.quantised import Quantised
+from lite3r_jax.attention.strategy import AttentionCore, AttentionInputs, LayerFunctions, Layouts
+from lite3r_jax.kernels.fp8.quantized import Quantized
+from lite3r_jax.layers.cpu_gradients import dot_general
 from lite3r_jax.layers.norm import layer_norm
-from lite3r_jax.layers.rope import RopeTable, rotate
+from lite3r_jax.layers.rope import RopeTable, rope_table, rotate
 
 
 class Attention(nnx.Module):
@@ -39,6 +41,7 @@ class Attention(nnx.Module):
             "dtype": dtype,
             "param_dtype": param_dtype,
             "kernel_init": kernel_init,
+            "dot_general": dot_general,
             "rngs": rngs,
         }
         self.qkv: Any = nnx.Linear(dim, 3 * dim, **linear)
@@ -48,7 +51,7 @@ class Attention(nnx.Module):
         self.q_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
         self.k_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
 
-    def pack(self, x: jax.Array | Quantised) -> jax.Array:
+    def pack(self, x: jax.Array | Quantized) -> jax.Array:
         """Queries, keys and values side by side: [B, T, C] -> [B, T, 3C]."""
         return self.qkv(x)
 
@@ -56,50 +59,106 @@ class Attention(nnx.Module):
         """What the strategy gave, [B, T, N, D], to the layer's output [B, T, C]."""
         return self.proj(o.reshape(*o.shape[:2], -1))
 
+    def raw(self, x: jax.Array | Quantized) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values [B, T, N, D] of x [B, T, C], before norm and rotation."""
+        b, t, _ = x.shape
+        packed = self.pack(x).reshape(b, t, 3, self.heads, self.head_dim)
+        q, k, v = jnp.moveaxis(packed, 2, 0)
+        return q, k, v
+
+    def norm(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The qk-norm, if the layer has one: [B, T, N, D] each, float32 then."""
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
+
     def project(
-        self, x: jax.Array | Quantised, rope: RopeTable | None
+        self, x: jax.Array | Quantized, rope: RopeTable | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys, values, normed and rotated. Pure.
 
         Args:
-            x: [B, T, C], quantised only where `qkv` takes that.
+            x: [B, T, C], quantized only where `qkv` takes that.
             rope: table of `rope_table` or None.
 
         Returns:
             q, k, v, each [B, T, N, D] in the compute dtype.
         """
-        b, t, _ = x.shape
-        packed = self.pack(x).reshape(b, t, 3, self.heads, self.head_dim)
-        q, k, v = jnp.moveaxis(packed, 2, 0)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.raw(x)
+        q, k = self.norm(q, k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q.astype(self.dtype), k.astype(self.dtype), v
 
+    def functions(self, rope: RopeTable | None) -> LayerFunctions:
+        """What strategies may compute with this layer, whose tokens have these rotations."""
+
+        def rotated(x: jax.Array, positions: Any) -> jax.Array:
+            if rope is None:
+                return x
+            return rotate(x, rope_table(positions, self.head_dim, rope.base))
+
+        positions = None if rope is None else rope.positions
+        return LayerFunctions(self.raw, self.norm, rotated, positions)
+
+    def attend(
+        self,
+        core: AttentionCore,
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        layouts: Layouts,
+        rope: RopeTable | None,
+        shared: Any,
+        normed: Callable[[], jax.Array],
+    ) -> jax.Array:
+        """What the strategy makes of projected tokens.
+
+        Args:
+            core: the strategy of this site.
+            qkv: of `project`.
+            layouts: token layouts of queries and keys.
+            rope: table of `rope_table` or None.
+            shared: context of the strategy.
+            normed: gives the layer's input [B, T, C] when the strategy asks for it.
+
+        Returns:
+            [B, T, N, D].
+
+        Raises:
+            ValueError: the strategy gives another shape.
+        """
+        inputs = AttentionInputs(*qkv, layouts, shared, self.functions(rope), normed, normed)
+        o = core(inputs)
+        if o.shape != inputs.q.shape:
+            raise ValueError(
+                f"attention by {type(core).__name__}: gave {o.shape} for queries {inputs.q.shape}"
+            )
+        return o
+
     def __call__(
         self,
-        x: jax.Array,
+        x: jax.Array | Callable[[], jax.Array],
         core: AttentionCore,
         layouts: Layouts,
         rope: RopeTable | None = None,
         shared: Any = None,
-        codes: Quantised | None = None,
+        codes: Quantized | None = None,
     ) -> jax.Array:
         """Attend.
 
         Args:
-            x: [B, T, C].
+            x: [B, T, C], or a function that gives it.
             core: the strategy of this site.
             layouts: token layouts of queries and keys.
             rope: table of `rope_table` or None.
-            shared: per-forward context of the backbone, handed to the core.
+            shared: context of the strategy for this forward pass.
             codes: x as `qkv` takes it, where it takes no array. x is then for the strategy alone,
                 and is not computed where that does not look at it.
 
         Returns:
             [B, T, C] in the compute dtype.
         """
-        aux = core.prepare(x, self, layouts)
-        q, k, v = self.project(x if codes is None else codes, rope)
-        return self.unpack(core(q, k, v, layouts, aux=aux, shared=shared))
+        if callable(x) and codes is None:
+            x = x()
+        normed = x if callable(x) else lambda: x
+        qkv = self.project(normed() if codes is None else codes, rope)
+        return self.unpack(self.attend(core, qkv, layouts, rope, shared, normed))

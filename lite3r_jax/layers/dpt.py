@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lite3r_jax.layers.cpu_gradients import conv_general_dilated, dot_general
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.resize import resize_aligned
 
@@ -18,7 +19,7 @@ _PAD = ((1, 1), (1, 1))
 
 
 def uv_axes(width: int, height: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres of a map on the unit-diagonal rectangle of the image.
+    """Pixel centers of a map on the unit-diagonal rectangle of the image.
 
     Args:
         width: of the map.
@@ -207,8 +208,10 @@ class DPT(nnx.Module):
         self.out_conv1 = nnx.Conv(features, half, (3, 3), padding=_PAD, **kinds)
         self.maps_only = outputs is None
         if outputs is not None:
-            self.out_conv2 = nnx.Conv(half, 32, (3, 3), padding=_PAD, **kinds)
-            self.out_conv3 = nnx.Linear(32, outputs, **kinds)
+            self.out_conv2 = nnx.Conv(
+                half, 32, (3, 3), padding=_PAD, conv_general_dilated=conv_general_dilated, **kinds
+            )
+            self.out_conv3 = nnx.Linear(32, outputs, dot_general=dot_general, **kinds)
 
     def __call__(
         self, levels: Sequence[jax.Array], grid: tuple[int, int]

@@ -8,9 +8,10 @@ import jax
 from flax import nnx
 
 from lite3r_jax.kernels.fp8.api import fp8_linear
-from lite3r_jax.kernels.fp8.fused import Product, check_name, choose, linear, quantise_before
-from lite3r_jax.kernels.fp8.quantised import Before, Gelu, Norm, Quantised
+from lite3r_jax.kernels.fp8.fused import OPERATOR, Product, linear, quantize_before
+from lite3r_jax.kernels.fp8.quantized import Before, Gelu, Norm, Quantized
 from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
+from lite3r_jax.layers.gelu import exact_gelu
 
 
 class StoredWeight(nnx.Variable):
@@ -46,9 +47,9 @@ class Fp8Linear(nnx.Module):
             activations: format of what comes in, or None.
             gradients: format of what comes back, or None.
             granularity: "row" or "tensor", of all scales.
-            implementation: a name for `kernels.fp8.fused.choose`.
+            implementation: a name in `kernels.fp8.fused.OPERATOR`, or "auto".
         """
-        check_name(implementation)
+        OPERATOR.check_name(implementation)
         self.weight = StoredWeight(codes)
         self.weight_scale = StoredWeight(scale)
         self.bias = like.bias
@@ -64,7 +65,7 @@ class Fp8Linear(nnx.Module):
 
     @property
     def joins_tokens(self) -> bool:
-        """Whether tokens share a scale, and so have to be quantised together."""
+        """Whether tokens share a scale, and so have to be quantized together."""
         return self.granularity == "tensor" and (self.activations or self.gradients) is not None
 
     def choose(self, rows: int, dtype: Any) -> str:
@@ -77,9 +78,10 @@ class Fp8Linear(nnx.Module):
         if self.interpret:
             return self.implementation
         formats: Any = (self.weights, self.activations, self.granularity)
-        return choose(self.implementation, Product(rows, inputs, outputs, dtype, *formats))
+        product = Product(rows, inputs, outputs, dtype, *formats)
+        return OPERATOR.choose(self.implementation, product)
 
-    def quantised(self, x: jax.Array, before: Before = None) -> Quantised | None:
+    def quantized(self, x: jax.Array, before: Before = None) -> Quantized | None:
         """before(x) as what `__call__` takes as well, or None where that is left to XLA.
 
         Args:
@@ -91,9 +93,9 @@ class Fp8Linear(nnx.Module):
             return None
         if self.choose(math.prod(x.shape[:-1]), dtype) == "xla":
             return None
-        return quantise_before(x, before, interpret=self.interpret)
+        return quantize_before(x, before, interpret=self.interpret)
 
-    def product(self, x: Quantised) -> jax.Array:
+    def product(self, x: Quantized) -> jax.Array:
         """[P, N], see `kernels.fp8.fused.linear`."""
         return linear(
             x,
@@ -104,11 +106,11 @@ class Fp8Linear(nnx.Module):
             interpret=self.interpret,
         )
 
-    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
+    def __call__(self, x: jax.Array | Quantized) -> jax.Array:
         """[..., K] -> [..., N] in the compute dtype."""
-        if not isinstance(x, Quantised):
+        if not isinstance(x, Quantized):
             x = x if self.dtype is None else x.astype(self.dtype)
-            codes = self.quantised(x)
+            codes = self.quantized(x)
             if codes is None:
                 return self._by_xla(x)
             x = codes
@@ -128,25 +130,25 @@ class Fp8Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-def normed(norm: nnx.LayerNorm, x: jax.Array, to: Any) -> Quantised | None:
+def normed(norm: nnx.LayerNorm, x: jax.Array, to: Any) -> Quantized | None:
     """norm(x) as the Linear `to` takes it, where it takes no array; otherwise None."""
     if not isinstance(to, Fp8Linear):
         return None
     scale, bias = (None if p is None else p[...] for p in (norm.scale, norm.bias))
-    return to.quantised(x, Norm(scale, bias, norm.epsilon, norm.dtype))
+    return to.quantized(x, Norm(scale, bias, norm.epsilon, norm.dtype))
 
 
-def gelu_between(first: Any, x: jax.Array | Quantised, second: Any) -> jax.Array | Quantised:
+def gelu_between(first: Any, x: jax.Array | Quantized, second: Any) -> jax.Array | Quantized:
     """The exact GELU of first(x), as the Linear `second` takes it."""
     shape = x.shape[:-1]
     # With the rows behind the tokens: a kernel could not read a part without a copy.
-    h = first.product(x) if isinstance(x, Quantised) else first(x)
+    h = first.product(x) if isinstance(x, Quantized) else first(x)
     if isinstance(second, Fp8Linear):
-        codes = second.quantised(h, Gelu(h.dtype))
+        codes = second.quantized(h, Gelu(h.dtype))
         if codes is not None:
             return replace(codes, shape=(*shape, h.shape[-1]))
-    h = h[: math.prod(shape)].reshape(*shape, -1) if isinstance(x, Quantised) else h
-    return jax.nn.gelu(h, approximate=False)
+    h = h[: math.prod(shape)].reshape(*shape, -1) if isinstance(x, Quantized) else h
+    return exact_gelu(h)
 
 
 def products(model: nnx.Module, tokens: int) -> dict[str, str]:
@@ -157,24 +159,24 @@ def products(model: nnx.Module, tokens: int) -> dict[str, str]:
         tokens: that a Linear gets in one call.
 
     Returns:
-        Path -> name in `kernels.fp8.fused.IMPLEMENTATIONS`.
+        Path -> name in `kernels.fp8.fused.OPERATOR`.
     """
     return {path: m.choose(tokens, m.dtype) for path, m in _deployed(model).items()}
 
 
 def describe_products(model: nnx.Module, tokens: int = 1024) -> str:
     """`products` in a few words, stacked layers counted one by one; "" where there are none."""
-    found, chosen = _deployed(model), products(model, tokens)
+    deployed, chosen = _deployed(model), products(model, tokens)
     counts = dict.fromkeys(sorted(set(chosen.values())), 0)
     for path, name in chosen.items():
-        counts[name] += math.prod(found[path].weight.shape[:-2])
+        counts[name] += math.prod(deployed[path].weight.shape[:-2])
     return ", ".join(f"{name} x {count}" for name, count in counts.items())
 
 
 def _deployed(model: nnx.Module) -> dict[str, Fp8Linear]:
-    found = {
+    linears = {
         "/".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
         if isinstance(module, Fp8Linear)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(linears.items()))

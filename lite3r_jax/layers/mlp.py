@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lite3r_jax.kernels.fp8.quantised import Quantised
+from lite3r_jax.kernels.fp8.quantized import Quantized
+from lite3r_jax.layers.cpu_gradients import dot_general
 from lite3r_jax.layers.fp8 import gelu_between
 
 
@@ -28,6 +29,7 @@ class Mlp(nnx.Module):
             "dtype": dtype,
             "param_dtype": param_dtype,
             "kernel_init": kernel_init,
+            "dot_general": dot_general,
             "rngs": rngs,
         }
         self.fc1: Any = nnx.Linear(dim, hidden, **linear)
@@ -38,8 +40,8 @@ class Mlp(nnx.Module):
         """The Linear that gets the input."""
         return self.fc1
 
-    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
-        """x [..., dim] -> [..., out] in the compute dtype; quantised where `reads` takes that."""
+    def __call__(self, x: jax.Array | Quantized) -> jax.Array:
+        """x [..., dim] -> [..., out] in the compute dtype; quantized where `reads` takes that."""
         return self.fc2(gelu_between(self.fc1, x, self.fc2))
 
 
@@ -64,6 +66,7 @@ class SwiGlu(nnx.Module):
             "dtype": dtype,
             "param_dtype": param_dtype,
             "kernel_init": kernel_init,
+            "dot_general": dot_general,
             "rngs": rngs,
         }
         gated = -(-int(hidden * 2 / 3) // 8) * 8
@@ -75,7 +78,7 @@ class SwiGlu(nnx.Module):
         """The Linear that gets the input."""
         return self.w12
 
-    def __call__(self, x: jax.Array | Quantised) -> jax.Array:
-        """x [..., dim] -> [..., dim] in the compute dtype; quantised as for `Mlp`."""
+    def __call__(self, x: jax.Array | Quantized) -> jax.Array:
+        """x [..., dim] -> [..., dim] in the compute dtype; quantized as for `Mlp`."""
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
         return self.w3(nnx.silu(gate) * value)

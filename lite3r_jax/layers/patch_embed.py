@@ -15,7 +15,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 Resampling = Literal["antialias", "offset"]
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalize(images: jax.Array) -> jax.Array:
     """[..., 3] RGB in [0, 1] -> zero mean and unit deviation over ImageNet."""
     return (images - jnp.asarray(IMAGE_MEAN, images.dtype)) / jnp.asarray(IMAGE_STD, images.dtype)
 

@@ -1,8 +1,11 @@
 """Bilinear resizing with aligned corners, as PyTorch does it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def _taps(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,8 +30,12 @@ def _along(x: jax.Array, axis: int, out: int) -> jax.Array:
     return lower * (1 - weight) + upper * weight
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear, corner pixels on corner pixels (`align_corners=True`).
+
+    The backward pass is two products with matrices: that of a gather would be a scatter, pixel by
+    pixel. In reverse mode only.
 
     Args:
         x: [B, h, w, C].
@@ -38,3 +45,30 @@ def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         [B, h', w', C].
     """
     return _along(_along(x, 1, size[0]), 2, size[1])
+
+
+def _matrix(size: int, out: int) -> np.ndarray:
+    """What every input contributes to every output: [out, size] float32."""
+    low, high, weight = _taps(size, out)
+    matrix = np.zeros((out, size), np.float32)
+    np.add.at(matrix, (np.arange(out), low), 1 - weight)
+    np.add.at(matrix, (np.arange(out), high), weight)
+    return matrix
+
+
+def _forward(x: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, tuple[int, int]]:
+    return resize_aligned(x, size), (x.shape[1], x.shape[2])
+
+
+def _backward(size: tuple[int, int], kept: tuple[int, int], g: jax.Array) -> tuple[jax.Array]:
+    high = lax.Precision.HIGHEST
+    if kept[1] != size[1]:
+        across = jnp.asarray(_matrix(kept[1], size[1]), g.dtype)
+        g = jnp.einsum("ow,bhoc->bhwc", across, g, precision=high)
+    if kept[0] != size[0]:
+        down = jnp.asarray(_matrix(kept[0], size[0]), g.dtype)
+        g = jnp.einsum("oh,bowc->bhwc", down, g, precision=high)
+    return (g,)
+
+
+resize_aligned.defvjp(_forward, _backward)

@@ -1,12 +1,36 @@
 """Rotary position embedding in two dimensions (vggt/layers/rope.py)."""
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lite3r_jax.attention.core import TokenLayout
+from lite3r_jax.attention.strategy import TokenLayout
 
-RopeTable = tuple[np.ndarray, np.ndarray]
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cos", "sin", "positions"],
+    meta_fields=["base"],
+)
+@dataclass(frozen=True, eq=False)
+class RopeTable:
+    """Rotations of the tokens of a view.
+
+    Attributes:
+        cos: [P, D] float32.
+        sin: [P, D] float32.
+        positions: [P, 2] integers (y, x) that it was made for.
+        base: of the frequencies.
+    """
+
+    cos: Any
+    sin: Any
+    positions: Any
+    base: float
 
 
 def view_positions(layout: TokenLayout, *, spatial: bool = True) -> np.ndarray:
@@ -31,19 +55,19 @@ def view_positions(layout: TokenLayout, *, spatial: bool = True) -> np.ndarray:
     return np.concatenate([special, patches]).astype(np.int32)
 
 
-def rope_table(positions: np.ndarray, head_dim: int, base: float = 100.0) -> RopeTable:
+def rope_table(positions: Any, head_dim: int, base: float = 100.0) -> RopeTable:
     """Cosines and sines of the rotation, always float32 whatever the model computes in.
 
     The first half of the head dimension turns with y, the second with x; within a half of size m
     the frequencies are base^(-2k/m), k = 0 .. m/2 - 1, repeated twice.
 
     Args:
-        positions: [..., 2] integers (y, x).
+        positions: [..., 2] integers (y, x); a table of a JAX array is traced.
         head_dim: D, a multiple of 4.
         base: RoPE base.
 
     Returns:
-        (cos, sin), each [..., D] float32.
+        Cosines and sines, each [..., D] float32.
 
     Raises:
         ValueError: head_dim is not a multiple of 4.
@@ -52,9 +76,10 @@ def rope_table(positions: np.ndarray, head_dim: int, base: float = 100.0) -> Rop
         raise ValueError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")
     half = head_dim // 2
     frequency = 1 / np.float32(base) ** (np.arange(0, half, 2, dtype=np.float32) / half)
-    angle = np.asarray(positions, np.float32)[..., None] * frequency.astype(np.float32)
-    angle = np.concatenate([angle, angle], axis=-1).reshape(*positions.shape[:-1], head_dim)
-    return np.cos(angle), np.sin(angle)
+    xp: Any = jnp if isinstance(positions, jax.Array) else np
+    angle = xp.asarray(positions, np.float32)[..., None] * frequency.astype(np.float32)
+    angle = xp.concatenate([angle, angle], axis=-1).reshape(*positions.shape[:-1], head_dim)
+    return RopeTable(xp.cos(angle), xp.sin(angle), positions, base)
 
 
 def rotate(x: jax.Array, table: RopeTable) -> jax.Array:
@@ -64,13 +89,13 @@ def rotate(x: jax.Array, table: RopeTable) -> jax.Array:
 
     Args:
         x: [B, T, N, D]; T may hold several views that share the table one after the other.
-        table: (cos, sin) of `rope_table`, each [P, D] with T a multiple of P.
+        table: of P positions, with T a multiple of P.
 
     Returns:
         [B, T, N, D] float32.
     """
     b, t, n, d = x.shape
-    cos, sin = (jnp.asarray(a)[:, None, :] for a in table)
+    cos, sin = (jnp.asarray(a)[:, None, :] for a in (table.cos, table.sin))
     x = x.astype(jnp.float32).reshape(b, -1, cos.shape[0], n, d)
     a1, b1, a2, b2 = jnp.split(x, 4, axis=-1)
     turned = jnp.concatenate([-b1, a1, -b2, a2], axis=-1)

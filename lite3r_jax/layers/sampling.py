@@ -1,6 +1,6 @@
 """Bilinear sampling of feature maps, and windows of correlations around points.
 
-Coordinates are (x, y) in pixels of the map with centres at integers: (0, 0) is the centre of the
+Coordinates are (x, y) in pixels of the map with centers at integers: (0, 0) is the center of the
 upper left pixel (`align_corners=True`). Positions are constants of differentiation: gradients
 reach what is sampled, never where.
 
@@ -46,13 +46,13 @@ def bilinear_sample(
 ) -> jax.Array:
     """Values of maps at points (`bilinear_sampler`, vggt/heads/track_modules/utils.py).
 
-    Without the detour of upstream over normalised coordinates, which only adds rounding.
+    Without the detour of upstream over normalized coordinates, which only adds rounding.
 
     Args:
         maps: [B, h, w, C].
         points: [B, Q, 2].
-        outside: "border" moves points to the nearest pixel centre of the map, "zeros" reads zeros
-            beyond the outermost centres; an axis of one pixel is constant in both.
+        outside: "border" moves points to the nearest pixel center of the map, "zeros" reads zeros
+            beyond the outermost centers; an axis of one pixel is constant in both.
 
     Returns:
         [B, Q, C] in the dtype of `maps`, interpolated in float32.

@@ -4,6 +4,7 @@ from lite3r_jax.losses.camera import CameraLoss, camera_terms
 from lite3r_jax.losses.maps import MapLoss, difference_term, map_terms, normal_term
 from lite3r_jax.losses.masked import Masked, filter_by_quantile, kth_smallest
 from lite3r_jax.losses.multitask import MultitaskLoss, Targets, multitask_loss
+from lite3r_jax.losses.scale_aligned import ScaleAligned, scale_aligned_loss
 from lite3r_jax.losses.scratch import HuberCamera, LogDepth, ScratchLoss, scratch_loss
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MapLoss",
     "Masked",
     "MultitaskLoss",
+    "ScaleAligned",
     "ScratchLoss",
     "Targets",
     "camera_terms",
@@ -22,5 +24,6 @@ __all__ = [
     "map_terms",
     "multitask_loss",
     "normal_term",
+    "scale_aligned_loss",
     "scratch_loss",
 ]

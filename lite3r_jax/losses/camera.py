@@ -10,8 +10,6 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.losses.elements import fit_scale, limit, magnitude, norm, residual
 from lite3r_jax.losses.masked import Masked
 
-MIN_POINTS = 100
-"""A scene counts when its view 0 has more valid pixels than this."""
 PARTS = {"T": slice(0, 3), "R": slice(3, 7), "FL": slice(7, 9)}
 """Where translation, rotation and field of view are in the pose encoding."""
 
@@ -27,6 +25,8 @@ class CameraLoss:
         trans: weight of the translation.
         rot: weight of the rotation.
         focal: weight of the fields of view.
+        min_valid_pixels: a scene counts when its view 0 has more pixels with depth than this; -1
+            counts every scene, for data with cameras alone.
     """
 
     weight: float = 1.0
@@ -35,6 +35,7 @@ class CameraLoss:
     trans: float = 1.0
     rot: float = 1.0
     focal: float = 0.5
+    min_valid_pixels: int = 100
 
     def __post_init__(self) -> None:
         """Check the choice of norm."""
@@ -47,7 +48,8 @@ def camera_terms(
 ) -> dict[str, jax.Array]:
     """Camera loss over all stages (training/loss.py: compute_camera_loss, camera_loss_single).
 
-    View 0 decides for its scene: the scene counts when that view has more than 100 valid pixels.
+    View 0 decides for its scene: the scene counts when that view has more valid pixels than
+    `settings.min_valid_pixels`.
     Per stage, the translations of all views that count are first multiplied by one detached scale,
     the least-squares fit to the truth with its magnitude held in [0.1, 10]; it may be negative.
     Quaternions are compared as they are: q and -q differ. When nothing counts, all terms are 0.
@@ -74,7 +76,8 @@ def camera_terms(
             "pose_enc_list: expected [K, B, S, 9] for targets "
             f"{truth.shape} and mask {mask.shape}, got {pose_enc_list.shape}"
         )
-    counts = (mask[:, 0].sum((-1, -2), dtype=jnp.int32) > MIN_POINTS)[:, None, None]
+    valid = mask[:, 0].sum((-1, -2), dtype=jnp.int32)
+    counts = (valid > settings.min_valid_pixels)[:, None, None]
     pred = jnp.where(counts, pose_enc_list.astype(jnp.float32), 0)
     truth = jnp.where(counts, truth.astype(jnp.float32), 0)
     stages = len(pred)
@@ -95,10 +98,10 @@ def camera_terms(
 
     means, bad = jax.vmap(one_stage)(pred)
     weights = jnp.array([settings.gamma ** (stages - 1 - k) / stages for k in range(stages)])
-    found = {f"loss_{name}": (weights * mean.mean).sum() for name, mean in means.items()}
+    terms = {f"loss_{name}": (weights * mean.mean).sum() for name, mean in means.items()}
     total = (
-        settings.trans * found["loss_T"]
-        + settings.rot * found["loss_R"]
-        + settings.focal * found["loss_FL"]
+        settings.trans * terms["loss_T"]
+        + settings.rot * terms["loss_R"]
+        + settings.focal * terms["loss_FL"]
     )
-    return {"loss_camera": total, **found, "nonfinite_camera": bad.sum().astype(jnp.float32)}
+    return {"loss_camera": total, **terms, "nonfinite_camera": bad.sum().astype(jnp.float32)}

@@ -128,7 +128,7 @@ def map_terms(
 def difference_term(
     pred: jax.Array, truth: jax.Array, mask: jax.Array, conf: jax.Array | None
 ) -> Masked:
-    """Differences of the error between neighbouring pixels (training/loss.py: gradient_loss).
+    """Differences of the error between neighboring pixels (training/loss.py: gradient_loss).
 
     Sum of |e(x+1) - e(x)| and |e(y+1) - e(y)| over pairs of valid pixels; the count is that of
     valid pixels times channels. With confidence c (of the right or lower pixel) a difference d
@@ -165,8 +165,8 @@ def normal_term(
 ) -> Masked:
     """Angles between surface normals (training/loss.py: normal_loss, point_map_to_normal).
 
-    A pixel has four normals, cross products of neighbouring differences (up x left, left x down,
-    down x right, right x up), each valid where the pixel and both neighbours are. Every normal
+    A pixel has four normals, cross products of neighboring differences (up x left, left x down,
+    down x right, right x up), each valid where the pixel and both neighbors are. Every normal
     gives 1 - cos, or with confidence c of the pixel (1 - cos) c - 0.2 log c.
 
     Args:
@@ -185,7 +185,7 @@ def normal_term(
         raise InputError(
             f'gradient "normal": expected 3D points, got {pred.shape[-1]} channel; use "grad"'
         )
-    near = _neighbours(mask)
+    near = _neighbors(mask)
     valid = mask & jnp.stack([near[i] & near[(i + 1) % 4] for i in range(4)])
     cos = (_normals(pred) * _normals(truth)).sum(-1)
     # The bound 1 - 1e-8 of upstream is 1 in float32; only rounding can exceed it.
@@ -199,13 +199,13 @@ def normal_term(
 
 def _normals(points: jax.Array) -> jax.Array:
     """[N, H, W, 3] -> [4, N, H, W, 3], of unit length unless they are shorter than 1e-8."""
-    to = [x - points for x in _neighbours(points)]
+    to = [x - points for x in _neighbors(points)]
     normal = jnp.stack([jnp.cross(to[i], to[(i + 1) % 4]) for i in range(4)])
     length = norm(normal)[..., None]
     return normal / jnp.where(length >= NORMAL_EPS, length, NORMAL_EPS)
 
 
-def _neighbours(x: jax.Array) -> list[jax.Array]:
+def _neighbors(x: jax.Array) -> list[jax.Array]:
     """Values of [N, H, W, ...] above, left, below and right of each pixel, 0 past the border."""
     wide = jnp.pad(x, [(0, 0), (1, 1), (1, 1)] + [(0, 0)] * (x.ndim - 3))
     return [wide[:, :-2, 1:-1], wide[:, 1:-1, :-2], wide[:, 2:, 1:-1], wide[:, 1:-1, 2:]]
@@ -230,6 +230,6 @@ def _over_scales(
             None if x is None else x.reshape(-1, *x.shape[2:])[:, ::step, ::step]
             for x in (pred, truth, mask, conf)
         ]
-        found = term(*maps)
-        total += jnp.where(found.count >= least, found.mean, 0)
+        value = term(*maps)
+        total += jnp.where(value.count >= least, value.mean, 0)
     return total / scales

@@ -105,10 +105,10 @@ def kth_smallest(values: jax.Array, mask: jax.Array, k: jax.Array | int) -> jax.
     # Unsigned integers in the order of the floats: flip negatives, lift positives above them.
     keys = jnp.where(bits >= sign, ~bits, bits | sign)
 
-    def step(i: jax.Array, found: jax.Array) -> jax.Array:
-        trial = found | (sign >> jnp.uint32(i))
+    def step(i: jax.Array, bits: jax.Array) -> jax.Array:
+        trial = bits | (sign >> jnp.uint32(i))
         below = (mask & (keys < trial)).sum(dtype=jnp.int32)
-        return jnp.where(below < k, trial, found)
+        return jnp.where(below < k, trial, bits)
 
     key = lax.fori_loop(0, 32, step, jnp.uint32(0))
     value = lax.bitcast_convert_type(jnp.where(key >= sign, key ^ sign, ~key), jnp.float32)

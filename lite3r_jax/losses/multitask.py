@@ -104,14 +104,14 @@ def multitask_loss(
         (pose_enc_list,) = _need("camera", pose_enc_list=pose_enc_list)
         size = targets.mask.shape[-2:]
         truth = cameras_to_pose_encoding(targets.extrinsics, targets.intrinsics, size)
-        found = camera_terms(settings.camera, pose_enc_list, truth, targets.mask)
-        objective += settings.camera.weight * found["loss_camera"]
-        terms |= found
+        part = camera_terms(settings.camera, pose_enc_list, truth, targets.mask)
+        objective += settings.camera.weight * part["loss_camera"]
+        terms |= part
     if settings.depth is not None:
         pred, conf = _need("depth", depth=depth, depth_conf=depth_conf)
-        found = map_terms(settings.depth, pred, conf, targets.depth[..., None], targets.mask)
-        objective += settings.depth.weight * (found["conf"] + found["reg"] + found["grad"])
-        terms |= _named(found, "depth")
+        part = map_terms(settings.depth, pred, conf, targets.depth[..., None], targets.mask)
+        objective += settings.depth.weight * (part["conf"] + part["reg"] + part["grad"])
+        terms |= _named(part, "depth")
     if settings.points is not None:
         pred, conf, truth = _need(
             "points",
@@ -119,9 +119,9 @@ def multitask_loss(
             world_points_conf=world_points_conf,
             **{"targets.world_points": targets.world_points},
         )
-        found = map_terms(settings.points, pred, conf, truth, targets.mask)
-        objective += settings.points.weight * (found["conf"] + found["reg"] + found["grad"])
-        terms |= _named(found, "point")
+        part = map_terms(settings.points, pred, conf, truth, targets.mask)
+        objective += settings.points.weight * (part["conf"] + part["reg"] + part["grad"])
+        terms |= _named(part, "point")
     return objective, terms
 
 
@@ -134,6 +134,6 @@ def _need(part: str, **arrays: jax.Array | None) -> list[jax.Array]:
     return [x for x in arrays.values() if x is not None]
 
 
-def _named(found: dict[str, jax.Array], what: str) -> dict[str, jax.Array]:
-    terms = {f"loss_{name}_{what}": found[name] for name in ("conf", "reg", "grad")}
-    return terms | {f"nonfinite_{what}": found["nonfinite"]}
+def _named(part: dict[str, jax.Array], what: str) -> dict[str, jax.Array]:
+    terms = {f"loss_{name}_{what}": part[name] for name in ("conf", "reg", "grad")}
+    return terms | {f"nonfinite_{what}": part["nonfinite"]}

@@ -50,7 +50,7 @@ class LogDepth:
 
     Attributes:
         weight: of the depth and gradient terms in the objective.
-        gradient: weight of the differences between neighbouring pixels.
+        gradient: weight of the differences between neighboring pixels.
         conf: weight of the confidence, which learns the error and does not change it.
         alpha: of the confidence: it tends to alpha / error, where that is at least its minimum.
     """
@@ -131,13 +131,13 @@ def scratch_loss(
             shift = _scene_mean(error, mask)
             error = jnp.where(mask, error - shift[:, None, None, None], 0)
         if settings.depth is not None:
-            found = _depth_terms(settings.depth, error, mask, depth_conf)
+            new_terms = _depth_terms(settings.depth, error, mask, depth_conf)
             objective += settings.depth.weight * (
-                found["loss_depth"] + settings.depth.gradient * found["loss_grad"]
+                new_terms["loss_depth"] + settings.depth.gradient * new_terms["loss_grad"]
             )
             if settings.depth.conf:
-                objective += settings.depth.conf * found["loss_conf"]
-            terms |= found
+                objective += settings.depth.conf * new_terms["loss_conf"]
+            terms |= new_terms
         terms["nonfinite_depth"] = bad
     if settings.camera is not None:
         if pose_enc_list is None or pose_enc_list.shape[1:] != (*mask.shape[:2], 9):
@@ -147,14 +147,14 @@ def scratch_loss(
             targets.extrinsics, targets.intrinsics, targets.mask.shape[-2:]
         )
         counts = mask.any((1, 2, 3)) if settings.align else jnp.ones(mask.shape[0], bool)
-        found = _camera_terms(settings.camera, pose_enc_list, truth, jnp.exp(-shift), counts)
+        new_terms = _camera_terms(settings.camera, pose_enc_list, truth, jnp.exp(-shift), counts)
         camera = settings.camera
         objective += camera.weight * (
-            camera.trans * found["loss_T"]
-            + camera.rot * found["loss_R"]
-            + camera.focal * found["loss_FL"]
+            camera.trans * new_terms["loss_T"]
+            + camera.rot * new_terms["loss_R"]
+            + camera.focal * new_terms["loss_FL"]
         )
-        terms |= found
+        terms |= new_terms
     return objective, terms
 
 
@@ -182,10 +182,10 @@ def _depth_terms(
     settings: LogDepth, error: jax.Array, mask: jax.Array, conf: jax.Array | None
 ) -> dict[str, jax.Array]:
     size = magnitude(error)
-    found = {"loss_depth": Masked.of(size, mask).mean}
+    terms = {"loss_depth": Masked.of(size, mask).mean}
     down = Masked.of(magnitude(jnp.diff(error, axis=2)), mask[:, :, 1:] & mask[:, :, :-1])
     right = Masked.of(magnitude(jnp.diff(error, axis=3)), mask[..., 1:] & mask[..., :-1])
-    found["loss_grad"] = down.mean + right.mean
+    terms["loss_grad"] = down.mean + right.mean
     if settings.conf:
         if conf is None or conf.shape != mask.shape:
             got = None if conf is None else conf.shape
@@ -193,8 +193,8 @@ def _depth_terms(
         usable = mask & (conf > 0) & jnp.isfinite(conf)
         c = jnp.where(usable, conf.astype(jnp.float32), 1)
         known = jax.lax.stop_gradient(size)
-        found["loss_conf"] = Masked.of(known * c - settings.alpha * jnp.log(c), usable).mean
-    return found
+        terms["loss_conf"] = Masked.of(known * c - settings.alpha * jnp.log(c), usable).mean
+    return terms
 
 
 def _camera_terms(
@@ -208,13 +208,13 @@ def _camera_terms(
     last = len(stages) - 1
     weights = jnp.array([settings.gamma ** (last - k) / len(stages) for k in range(len(stages))])
     deltas = {"T": settings.trans_delta, "R": settings.rot_delta, "FL": 0.0}
-    found = {}
+    terms = {}
     for name, part in PARTS.items():
         each = _huber(error[..., part], deltas[name]).sum(-1)
         means = jax.vmap(lambda x: Masked.of(x, counts).mean)(each)
-        found[f"loss_{name}"] = (weights * means).sum()
-    found["nonfinite_camera"] = (bad & counts[..., None]).sum().astype(jnp.float32)
-    return found
+        terms[f"loss_{name}"] = (weights * means).sum()
+    terms["nonfinite_camera"] = (bad & counts[..., None]).sum().astype(jnp.float32)
+    return terms
 
 
 def _huber(x: jax.Array, delta: float) -> jax.Array:

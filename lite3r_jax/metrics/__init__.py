@@ -1,7 +1,7 @@
 """What a prediction is worth: depth, poses, points, and how two predictions agree.
 
 Everything here is NumPy in float64 on the host: metrics are computed once per scene on what has
-left the device, they need medians, singular values and nearest neighbours, and they have to be the
+left the device, they need medians, singular values and nearest neighbors, and they have to be the
 same number on every device and in every setting of JAX.
 """
 

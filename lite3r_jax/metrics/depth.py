@@ -90,11 +90,11 @@ def depth_metrics(
     g = truth[mask]
     with np.errstate(divide="ignore", over="ignore"):
         ratio = np.where(p > 0, np.maximum(p / g, g / np.where(p > 0, p, 1)), np.inf)
-    found = {
+    metrics = {
         "abs_rel": float((np.abs(p - g) / g).mean()),
         "rmse": float(np.sqrt(((p - g) ** 2).mean())),
     }
-    return {**found, **{f"delta{k}": float((ratio < DELTA**k).mean()) for k in (1, 2, 3)}}
+    return {**metrics, **{f"delta{k}": float((ratio < DELTA**k).mean()) for k in (1, 2, 3)}}
 
 
 def _checked(
@@ -119,10 +119,10 @@ def _fit(p: np.ndarray, g: np.ndarray, alignment: str) -> tuple[float, float]:
     if alignment == "none":
         return 1.0, 0.0
     if alignment == "scale_shift":
-        centred = p - p.mean()
-        spread = float((centred * centred).sum())
+        centered = p - p.mean()
+        spread = float((centered * centered).sum())
         # a constant prediction is fitted best by the mean of the truth, whatever its scale
-        scale = float((centred * g).sum()) / spread if spread > 0 else 0.0
+        scale = float((centered * g).sum()) / spread if spread > 0 else 0.0
         return scale, float(g.mean() - scale * p.mean())
     if alignment == "median":
         above, below = float(np.median(g)), float(np.median(p))

@@ -55,19 +55,19 @@ def point_metrics(
         pred, true = pred[kept], true[kept]
     pred = _closest(pred, true, icp)
     there, back = _distances(pred, true)[0], _distances(true, pred)[0]
-    found = {
+    metrics = {
         "accuracy": float(there.mean()),
         "accuracy_median": float(np.median(there)),
         "completeness": float(back.mean()),
         "completeness_median": float(np.median(back)),
     }
-    found["chamfer"] = (found["accuracy"] + found["completeness"]) / 2
+    metrics["chamfer"] = (metrics["accuracy"] + metrics["completeness"]) / 2
     for share in F_SHARES:
         precision, recall = float((there < share).mean()), float((back < share).mean())
         both = precision + recall
-        found[f"precision_{share}"], found[f"recall_{share}"] = precision, recall
-        found[f"fscore_{share}"] = 2 * precision * recall / both if both else 0.0
-    return {**found}
+        metrics[f"precision_{share}"], metrics[f"recall_{share}"] = precision, recall
+        metrics[f"fscore_{share}"] = 2 * precision * recall / both if both else 0.0
+    return {**metrics}
 
 
 def _closest(pred: np.ndarray, true: np.ndarray, rounds: int) -> np.ndarray:

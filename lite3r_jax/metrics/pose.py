@@ -79,7 +79,7 @@ def pose_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
 
     - rotation_deg, direction_deg, translation: means over views 1 to S - 1 relative to view 0,
       which itself does not count. direction_deg is the angle between the directions in which a view
-      has the first camera. translation is the distance of the camera centres, in the frame of view
+      has the first camera. translation is the distance of the camera centers, in the frame of view
       0 and the unit of the truth, after one least-squares scale for the scene.
     - rra_T, rta_T: share of all pairs with a rotation or direction error below T degrees.
     - auc_T: `auc` of the larger of both.
@@ -102,39 +102,39 @@ def pose_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
     if views < 2:
         return unavailable(POSE_METRICS, "one view has no relative pose")
     pred, true = _first_is_world(pred), _first_is_world(true)
-    found: Metrics = {}
+    metrics: Metrics = {}
     first = np.zeros(views - 1, int), np.arange(1, views)
     reference = _errors(_relative(pred, *first), _relative(true, *first))
-    found["rotation_deg"] = float(reference.rotation.mean())
+    metrics["rotation_deg"] = float(reference.rotation.mean())
     errors = pair_errors(pred, true)
     nowhere = "all cameras are at one place"
     known = np.isfinite(reference.direction)
-    found["direction_deg"] = (
+    metrics["direction_deg"] = (
         float(reference.direction[known].mean())
         if known.any()
         else NotAvailable("all cameras are at the first one's place")
     )
-    found["translation"] = _translation(pred, true)
+    metrics["translation"] = _translation(pred, true)
     largest = errors.largest
     directions = errors.direction[np.isfinite(errors.direction)]
     for t in THRESHOLDS:
-        found[f"rra_{t}"] = float((errors.rotation < t).mean())
+        metrics[f"rra_{t}"] = float((errors.rotation < t).mean())
     for t in THRESHOLDS:
         some = len(directions) > 0
-        found[f"rta_{t}"] = float((directions < t).mean()) if some else NotAvailable(nowhere)
+        metrics[f"rta_{t}"] = float((directions < t).mean()) if some else NotAvailable(nowhere)
     for t in THRESHOLDS:
-        found[f"auc_{t}"] = auc(largest, t) if len(largest) else NotAvailable(nowhere)
+        metrics[f"auc_{t}"] = auc(largest, t) if len(largest) else NotAvailable(nowhere)
     published = _published(pred, true)
     for t in THRESHOLDS:
         some = len(published) > 0
-        found[f"published_auc_{t}"] = auc(published, t) if some else NotAvailable(nowhere)
-    return found
+        metrics[f"published_auc_{t}"] = auc(published, t) if some else NotAvailable(nowhere)
+    return metrics
 
 
 def trajectory_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
     """Errors of the path of the camera, views in order, after the best similarity (Sim(3)).
 
-    - ate: root of the mean squared distance of the camera centres (Sturm et al., IROS 2012).
+    - ate: root of the mean squared distance of the camera centers (Sturm et al., IROS 2012).
     - rpe_translation, rpe_rotation_deg: root of the mean square of the length and of the angle of
       what true and predicted motion from each view to the next differ by.
 
@@ -151,11 +151,11 @@ def trajectory_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
     pred, true = _cameras(extrinsics, truth)
     if len(true) < 3:
         return unavailable(TRAJECTORY_METRICS, "a similarity fits fewer than three cameras exactly")
-    centres, goals = _centres(pred), _centres(true)
+    centers, goals = _centers(pred), _centers(true)
     if not np.ptp(goals, axis=0).any():
         return unavailable(TRAJECTORY_METRICS, "all cameras are at one place")
-    sim3 = geometry.fit_sim3(centres, goals, xp=np)
-    off = np.linalg.norm(geometry.apply_sim3(sim3, centres, xp=np) - goals, axis=-1)
+    sim3 = geometry.fit_sim3(centers, goals, xp=np)
+    off = np.linalg.norm(geometry.apply_sim3(sim3, centers, xp=np) - goals, axis=-1)
     # camera-to-world motion from view i to i + 1, in the frame of view i; only the scale of the
     # similarity can change it
     now, later = np.arange(len(true) - 1), np.arange(1, len(true))
@@ -176,8 +176,8 @@ def _cameras(extrinsics: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.nd
     return pred, true
 
 
-def _centres(e: np.ndarray) -> np.ndarray:
-    """Camera centres [S, 3]."""
+def _centers(e: np.ndarray) -> np.ndarray:
+    """Camera centers [S, 3]."""
     return -(np.swapaxes(e[..., :3], -1, -2) @ e[..., 3:])[..., 0]
 
 
@@ -235,8 +235,8 @@ def _published(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def _translation(pred: np.ndarray, true: np.ndarray) -> float | NotAvailable:
-    """Mean distance of the centres of views 1 and up, first camera the world, after one scale."""
-    c, g = _centres(pred)[1:], _centres(true)[1:]
+    """Mean distance of the centers of views 1 and up, first camera the world, after one scale."""
+    c, g = _centers(pred)[1:], _centers(true)[1:]
     if not g.any():
         return NotAvailable("all cameras are at the first one's place")
     below = float((c * c).sum())

@@ -15,8 +15,9 @@ import numpy as np
 
 from lite3r_jax import geometry
 from lite3r_jax.errors import InputError
-from lite3r_jax.export.points import PointCloud, PointOptions, diagonal, select_points
+from lite3r_jax.exports.points import PointCloud, PointOptions, diagonal, select_points
 from lite3r_jax.scene import Scene
+from lite3r_jax.viewer import access
 
 if TYPE_CHECKING:
     import viser
@@ -32,12 +33,15 @@ class ViewerOptions:
         title: of the panel.
         frustum: size of the cameras as a fraction of that of the scene; more than 0.
         max_image_side: longer side of the photos on the cameras, in pixels.
+        allowed_hosts: further names, with commas between, under which browsers may reach the
+            viewer, for instance that of a proxy in front of it; see `access.refusal`.
     """
 
     points: PointOptions = field(default_factory=PointOptions)
     title: str = "Reconstruction"
     frustum: float = 0.03
     max_image_side: int = 320
+    allowed_hosts: str = ""
 
     def __post_init__(self):
         if not 0 < self.frustum <= 1:
@@ -59,7 +63,11 @@ class Viewer:
         self.url = url
         self._server = server
         self._shown = shown
-        self._closed = threading.Event()
+        # The lock is held until `close`. No Event: it takes a lock of its own in Python code, which
+        # an interrupt there would leave held, so that `close` would wait for it forever.
+        self._open = True
+        self._serving = threading.Lock()
+        self._serving.acquire()
 
     def __enter__(self) -> "Viewer":
         return self
@@ -70,7 +78,8 @@ class Viewer:
     def wait(self) -> None:
         """Serve until Ctrl-C or until another thread calls `close`; then everything is closed."""
         try:
-            self._closed.wait()
+            with self._serving:
+                pass
         except KeyboardInterrupt:
             pass
         finally:
@@ -78,11 +87,12 @@ class Viewer:
 
     def close(self) -> None:
         """Stop serving and free the port; may be called again."""
-        if self._closed.is_set():
+        if not self._open:
             return
-        self._closed.set()
+        self._open = False
         self._shown.close()
         self._server.stop()
+        self._serving.release()
 
 
 def serve(
@@ -97,10 +107,9 @@ def serve(
 
     Browsers see points with confidence, number and size under sliders, the cameras with their
     photos, and a switch for each view; a click on a camera looks through it. They can change what
-    is shown, and nothing else: there are no uploads and no paths, and viser's public share links
-    are switched off. There is no password: whoever reaches host and port sees the scene, and so
-    does a web page that is open in a browser on such a machine, as viser does not check where a
-    connection comes from.
+    is shown, and nothing else: there are no uploads and no paths, viser's public share links are
+    switched off, and pages of other web sites are refused (`viewer.access`). There is no password:
+    whoever reaches host and port sees the scene.
 
     Args:
         scene: what is shown.
@@ -135,6 +144,7 @@ def serve(
             " came first, or _VISER_PORT_OVERRIDE is set"
         )
     try:
+        access.guard(server, host, options.allowed_hosts)
         shown = _Shown(server, scene, cloud, options, report or {})
     except BaseException:
         server.stop()
@@ -195,11 +205,11 @@ class _Shown:
         """Start behind and above the first camera."""
         first = scene.camera_to_world[0]
         up, eye = -first[:, 1], first[:, 3]
-        centre = np.median(self._cloud.xyz, axis=0).astype(np.float64)
+        center = np.median(self._cloud.xyz, axis=0).astype(np.float64)
         start = self._server.initial_camera
         self._server.scene.set_up_direction(tuple(up.tolist()))
-        start.position = eye - 0.4 * (centre - eye) + 0.2 * size * up
-        start.look_at = centre
+        start.position = eye - 0.4 * (center - eye) + 0.2 * size * up
+        start.look_at = center
         start.near, start.far = size * 1e-3, size * 100
 
     def _add_points(self, scene: Scene, options: ViewerOptions) -> None:
@@ -224,7 +234,7 @@ class _Shown:
 
         @width.on_update
         def _(_: Any) -> None:
-            self._points.point_size = base * width.value
+            self._points.point_size = base * _bounded(width)
 
     def _add_cameras(self, scene: Scene, size: float, options: ViewerOptions) -> None:
         gui = self._server.gui
@@ -252,7 +262,7 @@ class _Shown:
         @scale.on_update
         def _(_: Any) -> None:
             for frustum in self._frusta:
-                frustum.scale = base * scale.value
+                frustum.scale = base * _bounded(scale)
 
     def _add_views(self, scene: Scene) -> None:
         gui = self._server.gui
@@ -278,9 +288,9 @@ class _Shown:
 
     def _update(self) -> None:
         cloud = self._cloud
-        limit = np.percentile(cloud.conf, self._share.value, method="lower")
+        limit = np.percentile(cloud.conf, _bounded(self._share), method="lower")
         views = np.array([switch.value for switch in self._views_on])
-        order = self._order[: self._number.value]
+        order = self._order[: int(_bounded(self._number))]
         kept = order[(cloud.conf[order] >= limit) & views[cloud.view[order]]]
         with self._server.atomic():
             self._points.visible = len(kept) > 0
@@ -290,6 +300,12 @@ class _Shown:
             self._limit.value = f"{limit:.4g}"
             for frustum, on in zip(self._frusta, views, strict=True):
                 frustum.visible = self._cameras_on.value and bool(on)
+
+
+def _bounded(slider: Any) -> float:
+    """The value of a slider, within its ends: a browser can send any number."""
+    value = slider.value
+    return min(max(value, slider.min), slider.max) if math.isfinite(value) else slider.min
 
 
 def _look_through(event: Any) -> None:

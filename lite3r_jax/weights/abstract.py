@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.core import Plan
-from lite3r_jax.backbones.base import Backbone
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.backbones.base import BackboneEntry
 from lite3r_jax.layers.rngs import traced_rngs
 
 
@@ -64,7 +64,7 @@ class AbstractModel:
 
 
 def abstract_model(
-    backbone: Backbone,
+    backbone: BackboneEntry,
     config: Any,
     *,
     heads: Sequence[str],
@@ -87,10 +87,10 @@ def abstract_model(
             rngs=traced_rngs(0),
         )
     )
-    found = abstract_of(model)
-    if others := [n for n, (_, v) in found.variables.items() if not isinstance(v, nnx.Param)]:
+    arrays = abstract_of(model)
+    if others := [n for n, (_, v) in arrays.variables.items() if not isinstance(v, nnx.Param)]:
         raise ValueError(f"state that is no parameter: {others[:5]}")
-    return found
+    return arrays
 
 
 def abstract_of(model: nnx.Module) -> AbstractModel:

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from lite3r_jax.backbones.base import Backbone, get_backbone
+from lite3r_jax.backbones.base import BackboneEntry, get_backbone
 from lite3r_jax.errors import InputError
-from lite3r_jax.files import staged
-from lite3r_jax.weights import da3_map, strict_json, vggt_map
+from lite3r_jax.files import atomic_write
+from lite3r_jax.name_map import Checkpoint, NameMap, NamePlan, forward
+from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import abstract_model
-from lite3r_jax.weights.foreign import recognise
+from lite3r_jax.weights.detect_checkpoint import detect_checkpoint
 from lite3r_jax.weights.manifest import (
     CARRIED_FILE,
     CONFIG_FILE,
@@ -28,7 +30,6 @@ from lite3r_jax.weights.manifest import (
     Origin,
     Part,
 )
-from lite3r_jax.weights.name_map import Checkpoint, NameMap, NamePlan, forward
 from lite3r_jax.weights.safetensors_file import SafetensorsFile, TensorSource, TensorSpec
 from lite3r_jax.weights.safetensors_writer import (
     FileRecord,
@@ -40,11 +41,6 @@ from lite3r_jax.weights.safetensors_writer import (
 )
 from lite3r_jax.weights.strict_json import shown
 
-# Registry name of the backbone -> its checkpoints.
-CHECKPOINTS: Mapping[str, Checkpoint] = {
-    "da3": da3_map.CHECKPOINT,
-    "vggt": vggt_map.CHECKPOINT,
-}
 # float64 has no place in a JAX model, integers and float8 without scales are no weights.
 _DTYPES = ("F32", "F16", "BF16")
 
@@ -73,7 +69,7 @@ def convert(
         config: JSON form of the model's config; None for the published model.
         heads: heads that the checkpoint has; None for all.
         overwrite: replace `out` if it is a directory of converted weights.
-        origin: licence and repository. None, or one that says nothing: the licence that the
+        origin: license and repository. None, or one that says nothing: the license that the
             published weights of this size have.
         ignore: tensors of the checkpoint that are not known here and may be left out; the manifest
             names them, and an export has them again.
@@ -83,14 +79,15 @@ def convert(
             cannot be written.
     """
     entry = get_backbone(backbone)
-    kind = CHECKPOINTS[backbone]
+    kind = entry.checkpoint
     settings = entry.default_config if config is None else entry.config_from_json(dict(config))
     chosen = _checked_heads(entry, heads)
     out = Path(os.path.abspath(out))
     _check_out(out, overwrite, source)
     _check_kind(source, kind, chosen)
     model = abstract_model(entry, settings, heads=chosen)
-    plan = _plan(source, kind.names(settings), model.shapes, config is None, ignore)
+    names = kind.names(settings)
+    plan = _plan(source, names, model.shapes, config is None, ignore)
     targets = _target_specs(source, plan, model.shapes)
     if origin is None or origin == Origin():
         origin = _published(kind.license(settings))
@@ -101,7 +98,7 @@ def convert(
         hashes = {path.name: pool.submit(hash_file, path) for path in source.files}
         try:
             files, parts = _write_parts(source, partial, plan, targets)
-            files.update(_write_rest(source, partial, plan))
+            files.update(_write_rest(source, partial, plan, names))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -126,7 +123,7 @@ def convert(
 
 
 def license_beside(source: TensorSource) -> Origin:
-    """The licence that a model card (README.md with YAML front matter) beside the source names."""
+    """The license that a model card (README.md with YAML front matter) beside the source names."""
     card = source.files[0].parent / "README.md"
     try:
         lines = card.read_text(encoding="utf-8").splitlines()[:200]
@@ -177,7 +174,7 @@ def _published(license: str | None) -> Origin:
     return Origin(license, "what is published in this size; of other weights ask their authors")
 
 
-def _checked_heads(entry: Backbone, heads: Sequence[str] | None) -> tuple[str, ...]:
+def _checked_heads(entry: BackboneEntry, heads: Sequence[str] | None) -> tuple[str, ...]:
     if heads is None:
         return entry.heads
     for head in heads:
@@ -216,8 +213,13 @@ def _check_kind(source: TensorSource, kind: Checkpoint, heads: Sequence[str]) ->
     def has(part: str) -> bool:
         return any(name.startswith(part + ".") for name in source.specs)
 
+    for sign, what in kind.relatives.items():
+        if other := next((name for name in source.specs if re.fullmatch(sign, name)), None):
+            raise InputError(
+                f"{source.label}: not a {kind.title} checkpoint but {what} (it has {shown(other)})"
+            )
     if not has(kind.trunk):
-        other = recognise(source.specs)
+        other = detect_checkpoint(source.specs)
         looks = f"looks like {other}" if other else "is of no kind known here"
         some = ", ".join(shown(name) for name in list(source.specs)[:3]) or "none"
         raise InputError(
@@ -313,16 +315,22 @@ def _write_parts(
     return files, parts
 
 
-def _write_rest(source: TensorSource, partial: Path, plan: NamePlan) -> dict[str, FileRecord]:
+def _write_rest(
+    source: TensorSource, partial: Path, plan: NamePlan, names: NameMap
+) -> dict[str, FileRecord]:
     """What only the way back needs: skipped tensors, and the header as the source had it."""
     files = {}
+    constants = {skip.source: skip.values for skip in names.skips if skip.values is not None}
     if plan.skipped:
         path = partial / CARRIED_FILE
         specs = {name: source.specs[name] for name in plan.skipped}
         specs = {name: specs[name] for name in data_order(specs)}
         with SafetensorsWriter(path, specs, {"format": "pt"}) as writer:
             for name in specs:
-                writer.write(name, _read_finite(source, name))
+                tensor = _read_finite(source, name)
+                if name in constants:
+                    _check_constant(source, name, tensor, constants[name])
+                writer.write(name, tensor)
         files[CARRIED_FILE] = _record(writer)
     if isinstance(source, SafetensorsFile):
         path = partial / SOURCE_HEADER_FILE
@@ -338,6 +346,18 @@ def _read_finite(source: TensorSource, name: str) -> np.ndarray:
             f"{tensor.size}; such weights are of no use"
         )
     return tensor
+
+
+def _check_constant(
+    source: TensorSource, name: str, tensor: np.ndarray, values: tuple[float, ...]
+) -> None:
+    """A tensor that no parameter takes because its numbers are known must hold just these."""
+    held = tensor.astype(np.float32).reshape(-1)
+    if not np.allclose(held, values, rtol=1e-2 if tensor.dtype.itemsize == 2 else 1e-5):
+        raise InputError(
+            f"{source.file_of(name)}: tensor {shown(name)} holds {held.tolist()}, but the model"
+            f" here has {list(values)} in its place; this checkpoint is of another model"
+        )
 
 
 def _record(writer: SafetensorsWriter) -> FileRecord:
@@ -356,7 +376,7 @@ def _states(source: TensorSource) -> list[tuple[int, int]]:
 @contextmanager
 def _all_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
     """A directory beside `out` that durably becomes `out` if the block succeeds, else vanishes."""
-    with staged(out, overwrite=overwrite) as partial:
+    with atomic_write(out, overwrite=overwrite) as partial:
         partial.mkdir()
         yield partial
         sync_directory(partial)

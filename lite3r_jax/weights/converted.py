@@ -55,13 +55,13 @@ class VerifiedFiles:
         for name in names:
             self.check(name, hash_file(self.path / name))
 
-    def check(self, name: str, found: FileRecord) -> None:
+    def check(self, name: str, record: FileRecord) -> None:
         """Compare what was found in a file with the manifest.
 
         Raises:
             InputError: it differs.
         """
-        if found != self.files[name]:
+        if record != self.files[name]:
             raise InputError(
                 f"{self.path / name}: damaged, its SHA-256 is not the manifest's; {self.remedy}"
             )

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.errors import InputError
+from lite3r_jax.name_map import NameMap, Pair, Transform, inverse
 from lite3r_jax.weights import strict_json
-from lite3r_jax.weights.convert import CHECKPOINTS, contiguous
+from lite3r_jax.weights.convert import contiguous
 from lite3r_jax.weights.converted import ConvertedWeights
 from lite3r_jax.weights.manifest import CARRIED_FILE, CONFIG_FILE, SOURCE_HEADER_FILE
-from lite3r_jax.weights.name_map import NameMap, Pair, Transform, inverse
 from lite3r_jax.weights.safetensors_file import SafetensorsFile, TensorSpec, parse_header
 from lite3r_jax.weights.safetensors_writer import FileRecord, SafetensorsWriter, data_order
 
@@ -40,12 +40,10 @@ def export(directory: Path, out: Path, *, overwrite: bool = False) -> FileRecord
     if Path(os.path.abspath(directory)) in out.parents:
         raise InputError(f"{out}: inside the converted weights; choose another directory")
     weights.verify(weights.manifest.files)
-    if weights.manifest.backbone not in CHECKPOINTS:
-        raise InputError(f"{directory}: backbone {weights.manifest.backbone} is not known here")
-    config = get_backbone(weights.manifest.backbone).config_from_json(
-        strict_json.read_object(directory / CONFIG_FILE)
+    entry = get_backbone(weights.manifest.backbone)
+    names = entry.checkpoint.names(
+        entry.config_from_json(strict_json.read_object(directory / CONFIG_FILE))
     )
-    names = CHECKPOINTS[weights.manifest.backbone].names(config)
     parts = [f"{part}.safetensors" for part in weights.manifest.parts]
     if CARRIED_FILE in weights.manifest.files:
         parts.append(CARRIED_FILE)

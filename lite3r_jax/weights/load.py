@@ -13,9 +13,10 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.core import AttentionCore, Plan
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.strategy import AttentionCore
 from lite3r_jax.backbones.base import get_backbone
-from lite3r_jax.errors import InputError
+from lite3r_jax.errors import InputError, did_you_mean
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.weights import hub, strict_json
 from lite3r_jax.weights.abstract import AbstractModel, abstract_model
@@ -46,7 +47,7 @@ def load(
     the weights.
 
     Args:
-        source: directory made by `python -m tools.convert_torch_weights` or by `--mode=train`; or a
+        source: directory made by `lite3r convert` or by `--mode=train`; or a
             repository such as "facebook/VGGT-1B", which is fetched through huggingface_hub and
             converted once; or "vggt-tiny", the small model that comes with the package (a directory
             of that name is "./vggt-tiny").
@@ -105,13 +106,22 @@ def resolve(
         (directory, what to do if it is damaged).
 
     Raises:
-        InputError: a hub repository cannot be reached or converted.
+        InputError: there is nothing of that name, with the nearest name; a hub repository cannot be
+            reached or converted.
     """
     if str(source) in BUNDLED:
         return BUNDLED[str(source)], "install lite3r_jax again"
-    directory = Path(source)
-    if os.path.lexists(directory) or not hub.looks_like_repo(str(source)):
+    directory, name = Path(source), str(source)
+    if os.path.lexists(directory):
         return directory, "convert again"
+    if not hub.looks_like_repo(name):
+        names = [*BUNDLED, *hub.known()]
+        expected = "converted weights"
+        if not os.path.dirname(name):  # more likely a name than a place
+            expected += f", or one of: {', '.join(names)}"
+        raise InputError(
+            f"{shown(name)}: no such directory; expected {expected}{did_you_mean(name, names)}"
+        )
     directory = hub.converted(str(source), None if cache_dir is None else Path(cache_dir))
     return directory, f"delete {directory} and load again"
 
@@ -192,11 +202,11 @@ def read_arrays(
 def _check_fit(
     weights: VerifiedFiles, model: AbstractModel, specs: Mapping[str, TensorSpec]
 ) -> None:
-    found = {name: spec.shape for name, spec in specs.items()}
+    shapes = {name: spec.shape for name, spec in specs.items()}
     own = _of_strategies(model)
     wanted = {name: shape for name, shape in model.shapes.items() if name not in own}
-    wrong = [name for name, shape in wanted.items() if found.get(name) != shape]
-    wrong += [name for name in found if name not in wanted]
+    wrong = [name for name, shape in wanted.items() if shapes.get(name) != shape]
+    wrong += [name for name in shapes if name not in wanted]
     if wrong:
         raise InputError(
             f"{weights.path}: does not fit the model of this version, {len(wrong)} parameters "
@@ -221,7 +231,7 @@ def _to_device(file: SafetensorsFile, name: str, dtype: np.dtype, digest: Any) -
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array at a multiple of 64 bytes, which JAX on a CPU takes over uncopied."""
+    """An uninitialized array at a multiple of 64 bytes, which JAX on a CPU takes over uncopied."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

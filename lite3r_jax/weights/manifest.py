@@ -1,9 +1,7 @@
 """The report that lies beside converted weights and says what every file must be."""
 
 import dataclasses
-import hashlib
-import json
-import string
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,16 @@ from typing import Any
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.safetensors_writer import FileRecord
-from lite3r_jax.weights.strict_json import shown
+from lite3r_jax.weights.sealed_json import (
+    FILE_NAME,
+    check_types,
+    flat_records,
+    records,
+    seal,
+    unseal,
+    written,
+)
 
-FILE_NAME = "manifest.json"
 CONFIG_FILE = "config.json"
 CARRIED_FILE = "carried.safetensors"
 SOURCE_HEADER_FILE = "source_header.json"
@@ -84,8 +89,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a digest of itself."""
-        body = {"format": _FORMAT, **dataclasses.asdict(self), "heads": list(self.heads)}
-        return {**body, "sha256": digest(body)}
+        return seal(_FORMAT, {**dataclasses.asdict(self), "heads": list(self.heads)})
 
     def report(self) -> str:
         """A short table for people."""
@@ -95,8 +99,8 @@ class Manifest:
             counts = (part.tensors, part.leaves, part.parameters, size)
             rows.append((name, *(f"{count:,}" for count in counts)))
         total = [sum(getattr(p, k) for p in self.parts.values()) for k in _COUNTS]
-        written = sum(record.size for record in self.files.values())
-        rows.append(("mapped", *(f"{count:,}" for count in (*total, written))))
+        size = sum(record.size for record in self.files.values())
+        rows.append(("mapped", *(f"{count:,}" for count in (*total, size))))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(
@@ -107,10 +111,8 @@ class Manifest:
         ]
         lines += [f"skipped  {name}: {reason}" for name, reason in self.skipped.items()]
         lines.append("dtypes   " + ", ".join(f"{k} x {v}" for k, v in self.dtypes.items()))
-        lines.append(f"licence  {self.origin.license} ({self.origin.license_from})")
-        lines += [f"read     {_row(name, r)}" for name, r in self.source_files.items()]
-        lines += [f"written  {_row(name, r)}" for name, r in self.files.items()]
-        return "\n".join(lines)
+        lines.append(f"license  {self.origin.license} ({self.origin.license_from})")
+        return "\n".join([*lines, *written(self.source_files, "read"), *written(self.files)])
 
 
 _COUNTS = tuple(f.name for f in dataclasses.fields(Part))
@@ -127,30 +129,25 @@ def read_manifest(directory: Path, remedy: str = "convert again") -> Manifest:
         InputError: there is none, or it is damaged, edited or of another version.
     """
     path = directory / FILE_NAME
-    if directory.is_file():
+    if os.path.isfile(directory):
         raise InputError(
             f"{directory}: a file, expected a directory of converted weights; convert it with "
-            "python -m tools.convert_torch_weights"
+            "lite3r convert"
         )
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise InputError(f"{directory}: no such directory; expected converted weights")
     if not path.is_file():
         raise InputError(
             f"{path}: missing, so this is no directory of converted weights; make one with "
-            "python -m tools.convert_torch_weights"
+            "lite3r convert"
         )
     body = strict_json.read_object(path)
     if body.get("format") == DEPLOYED_FORMAT:
         raise InputError(
             f"{directory}: a deployed model, which has no weights in full precision; open it with"
-            " load_deployed, or name the weights that it was made from"
+            " lite3r_jax.load, or name the weights that it was made from"
         )
-    if body.get("format") != _FORMAT:
-        raise InputError(
-            f"{path}: format {shown(body.get('format'))}, expected '{_FORMAT}'; {remedy}"
-        )
-    if body.pop("sha256", None) != digest(body):
-        raise InputError(f"{path}: damaged or edited (its own SHA-256 differs); {remedy}")
+    body = unseal(_FORMAT, body, path, remedy)
     try:
         return _from_json(body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -159,16 +156,13 @@ def read_manifest(directory: Path, remedy: str = "convert again") -> Manifest:
 
 def _from_json(body: dict[str, Any]) -> Manifest:
     fields = {f.name for f in dataclasses.fields(Manifest)}
-    if set(body) != fields | {"format"}:
+    if set(body) != fields:
         raise ValueError("other fields")
-    files = records(body["files"])
-    for name in files:
-        if Path(name).name != name or "\\" in name or name == FILE_NAME:
-            raise ValueError(f"file {name}")
+    files = flat_records(body["files"])
     parts = {name: Part(**counts) for name, counts in body["parts"].items()}
     if CONFIG_FILE not in files or not {f"{name}.safetensors" for name in parts} <= set(files):
         raise ValueError("files and parts disagree")
-    return Manifest(
+    manifest = Manifest(
         backbone=_text(body["backbone"]),
         heads=tuple(_text(head) for head in body["heads"]),
         origin=Origin(**body["origin"]),
@@ -180,30 +174,11 @@ def _from_json(body: dict[str, Any]) -> Manifest:
         tool=_text(body["tool"]),
         date=_text(body["date"]),
     )
+    check_types(manifest)
+    return manifest
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError("expected text")
     return value
-
-
-def records(value: Mapping[str, Any]) -> dict[str, FileRecord]:
-    """File name -> record, from JSON; ValueError or TypeError where it is none."""
-    found = {name: FileRecord(**record) for name, record in value.items()}
-    for record in found.values():
-        if type(record.size) is not int or record.size < 0:
-            raise ValueError("size")
-        if len(record.sha256) != 64 or not set(record.sha256) <= set(string.hexdigits.lower()):
-            raise ValueError("SHA-256")
-    return found
-
-
-def digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, which does not depend on the order of its keys."""
-    written = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(written.encode()).hexdigest()
-
-
-def _row(name: str, record: FileRecord) -> str:
-    return f"{name}  {record.size:,} bytes  sha256 {record.sha256}"

@@ -265,7 +265,7 @@ class SafetensorsShards:
         try:
             for shard in sorted(set(weight_map.values())):
                 path = index.parent / shard
-                if not path.is_file():
+                if not os.path.isfile(path):
                     raise InputError(f"{path}: missing, but named in {index.name}; put it there")
                 self._shards[shard] = file = SafetensorsFile(path)
                 for name in file.specs:
@@ -318,14 +318,14 @@ def open_safetensors(path: Path) -> SafetensorsFile | SafetensorsShards:
     Raises:
         InputError: nothing or more than one candidate there, or a malformed one.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         indices = sorted(path.glob(f"*{_INDEX_SUFFIX}"))
         candidates = indices or sorted(path.glob("*.safetensors"))
         if len(candidates) != 1:
-            found = ", ".join(shown(c.name) for c in candidates[:4]) or "none"
+            names = ", ".join(shown(c.name) for c in candidates[:4]) or "none"
             raise InputError(
                 f"{path}: expected one .safetensors file or one {_INDEX_SUFFIX} in it, found "
-                f"{found}; name the file"
+                f"{names}; name the file"
             )
         path = candidates[0]
     if path.name.endswith(_INDEX_SUFFIX):
@@ -355,7 +355,7 @@ def parse_header(
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InputError(f"{path}: __metadata__ in the header must map strings to strings")
-    found: list[tuple[int, int, str, TensorSpec]] = []
+    spans: list[tuple[int, int, str, TensorSpec]] = []
     for name, entry in header.items():
         where = f"{path}: tensor {shown(name)}"
         if not name or not name.isprintable():
@@ -376,9 +376,9 @@ def parse_header(
                 f"{where}: {dtype} {shown(shape)} needs {shown(spec.nbytes)} bytes, the header "
                 f"gives {shown(end - begin)}"
             )
-        found.append((begin, end, name, spec))
-    found.sort(key=lambda item: item[:3])
-    return metadata, {name: (spec, begin) for begin, _, name, spec in found}
+        spans.append((begin, end, name, spec))
+    spans.sort(key=lambda item: item[:3])
+    return metadata, {name: (spec, begin) for begin, _, name, spec in spans}
 
 
 def _naturals(value: Any) -> bool:

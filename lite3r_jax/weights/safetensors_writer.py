@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.files import temporary_name
 from lite3r_jax.weights.safetensors_file import DTYPE_NAMES, DTYPES, TensorSpec, as_bytes
 
 
@@ -77,7 +77,7 @@ class SafetensorsWriter:
         self._missing = 0
         self._hash = hashlib.sha256()
         self._size = 0
-        self._partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        self._partial = temporary_name(path)
         try:
             self._file = self._partial.open("xb", buffering=0)
         except OSError as error:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.errors import InputError
-from lite3r_jax.files import staged
+from lite3r_jax.files import atomic_write
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.convert import contiguous, tool
@@ -46,7 +46,7 @@ def save(
         out: directory to make.
         backbone: registry name.
         dtype: in which parameters are stored, float32, float16 or bfloat16; None: as they are.
-        origin: licence, and who says so.
+        origin: license, and who says so.
         overwrite: whether `out` may be replaced.
 
     Returns:
@@ -69,7 +69,7 @@ def save(
     kinds = {path: jnp.dtype(x.dtype if dtype is None else dtype) for path, x in arrays.items()}
     specs = {path: TensorSpec(x.shape, DTYPE_NAMES[kinds[path]]) for path, x in arrays.items()}
     parts = {}
-    with staged(out, overwrite=overwrite) as partial:
+    with atomic_write(out, overwrite=overwrite) as partial:
         partial.mkdir()
         files = write_parts(partial, arrays, kinds, out)
         for part in (name.removesuffix(".safetensors") for name in files):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lite3r_jax.errors import InputError
+from lite3r_jax.errors import InputError, shown
 
 
 def parse(data: bytes, what: str) -> Any:
@@ -20,12 +20,12 @@ def parse(data: bytes, what: str) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in values:
                 raise InputError(f"{what}: the key {shown(key)} is there twice")
-            found[key] = value
-        return found
+            values[key] = value
+        return values
 
     def no_constant(text: str) -> NoReturn:
         raise InputError(f"{what}: {text} is no JSON number")
@@ -66,11 +66,3 @@ def read_object(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
 def dump(value: Any) -> bytes:
     """JSON for people: indented, in the order given, a final newline."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def shown(name: object, limit: int = 160) -> str:
-    """A name from a file, fit for a one-line message: escaped where not printable, cut if long."""
-    text = str(name)
-    if not text.isprintable() or not text:
-        text = ascii(text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lite3r_jax.attention.core import Layouts, TokenLayout
-from lite3r_jax.attention.dense import Dense, dense_attention, reference
+from lite3r_jax.attention.dense import Dense, dense_attention
+from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
+from lite3r_jax.kernels.dense.api import OPERATOR, DenseCall
+from lite3r_jax.kernels.dense.reference import reference
+from lite3r_jax.kernels.target import Device
+from tests.kernels.devices import described_gpu
 
 # (B, Tq, Tk, N, D, q_block, k_block): one tile; odd sizes; several query and key blocks, the last
 # ones padded; one query; blocks larger than the sequence.
@@ -96,15 +101,51 @@ def test_layout_is_tokens_then_heads():
     q, k, v = qkv(1, 6, 6, 3, 4)
     core = Dense().build(heads=3, head_dim=4, param_dtype=jnp.float32, rngs=None)
     layouts = Layouts.both(TokenLayout(1, 0, (2, 3), "frame"))
-    before = core(q, k, v, layouts)
-    changed = np.abs(core(q, k, v.at[:, 4, 1].add(1.0), layouts) - before).max(axis=(0, 3))
+    before = core(AttentionInputs(q, k, v, layouts))
+    after = core(AttentionInputs(q, k, v.at[:, 4, 1].add(1.0), layouts))
+    changed = np.abs(after - before).max(axis=(0, 3))
     assert (changed[:, 1] > 1e-4).all()
     assert (changed[:, [0, 2]] == 0).all()
 
 
+def test_the_device_that_is_compiled_for_decides_and_not_the_one_that_is_there(monkeypatch):
+    with described_gpu(), pytest.raises(ValueError, match="only described here"):
+        Dense("cudnn").describe(jnp.bfloat16, 64)
+    # beside a GPU, which this machine need not have
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert Dense().describe(jnp.bfloat16, 64) == "dense (cudnn)"
+    assert Dense().describe(jnp.float32, 64) == "dense (blocked)"
+    cpu = jax.sharding.AbstractDevice("cpu", num_cores=None, platform="cpu")
+    on_cpu = jax.sharding.AbstractMesh((), (), abstract_device=cpu)
+    with jax.sharding.use_abstract_mesh(on_cpu):
+        assert Dense().describe(jnp.bfloat16, 64) == "dense (blocked)"
+        assert SLA().describe(jnp.bfloat16, 64).endswith("(blocked)")  # by the same rule
+
+
+@pytest.mark.parametrize(
+    "kind,capability,head_dim,refusal",
+    [
+        ("NVIDIA H200", 9.0, 256, None),
+        ("NVIDIA A100-SXM4-80GB", 8.0, 128, None),
+        ("NVIDIA A100-SXM4-80GB", 8.0, 256, "head dim 256 is no multiple of 8 up to 128"),
+        ("NVIDIA H200", 9.0, 20, "head dim 20 is no multiple of 8 up to 256"),
+        ("Tesla T4", 7.5, 64, "Tesla T4 has 7.5"),
+    ],
+)
+def test_cudnn_runs_where_jax_lowers_it(kind, capability, head_dim, refusal):
+    call, gpu = DenseCall(head_dim, jnp.bfloat16), Device("gpu", kind, capability)
+    assert OPERATOR.choose("auto", call, gpu) == ("blocked" if refusal else "cudnn")
+    if refusal:
+        with pytest.raises(ValueError, match=refusal):
+            OPERATOR.choose("cudnn", call, gpu)
+
+
 def test_explicit_choices_are_honoured_or_refused():
     args = qkv(1, 4, 4, 1, 4)
-    with pytest.raises(ValueError, match="cuDNN attention needs"):
+    with pytest.raises(
+        ValueError,
+        match=r"'cudnn' cannot run .*float32; reference, blocked can",
+    ):
         dense_attention(*args, "cudnn")
     with pytest.raises(ValueError, match="unknown implementation"):
         dense_attention(*args, "flash")  # pyright: ignore[reportArgumentType]

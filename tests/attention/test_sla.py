@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import Layouts, TokenLayout
 from lite3r_jax.attention.dense import dense_attention
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
 from lite3r_jax.attention.windows import blocks
 from lite3r_jax.weights.load import load
+from tests.kernels.devices import described_gpu, proven_gpu
 from tests.kernels.sla.oracle import sla_and_gradients
-from tests.kernels.sla.test_triton import described_gpu
 
 B, N, D = 2, 2, 16
 
@@ -43,7 +43,7 @@ MORE = [
         TokenLayout(2, 1, (3, 9), "global"),
     ),
     Case(SLA(keep=0.5, block=8, phi="relu"), TokenLayout(1, 5, (7, 5), "frame")),
-    Case(SLA(keep=0.4, block=8, protect=False), TokenLayout(3, 4, (4, 5), "global")),
+    Case(SLA(keep=0.4, block=8, keep_special=False), TokenLayout(3, 4, (4, 5), "global")),
 ]
 
 
@@ -64,7 +64,7 @@ def attend(case):
 
     def f(q, k, v, w):
         state = nnx.State({"proj_lin": nnx.Param(w)})
-        return nnx.merge(graph, state)(q, k, v, case.layouts)
+        return nnx.merge(graph, state)(AttentionInputs(q, k, v, case.layouts))
 
     return jax.jit(f)
 
@@ -89,16 +89,16 @@ def critical(case, q, k):
 
     scores = np.einsum("bnid,bnjd->bnij", means(q, of_q), means(k, of_k))
     always = np.zeros(len(k_views), bool)
-    if spec.protect:
+    if spec.keep_special:
         always = (k_views < 0) | ((k_views == 0) & (case.layout.scope == "global"))
     free = np.flatnonzero(~always)
-    top, bottom = max(1, int(spec.keep * len(free))), int(spec.low * len(free))
+    top, bottom = max(1, int(spec.keep * len(free))), int(spec.negligible_fraction * len(free))
     ranked = free[np.argsort(-scores[..., free], axis=-1)]
     high, low = np.zeros(scores.shape, bool), np.zeros(scores.shape, bool)
     np.put_along_axis(high, ranked[..., :top], True, -1)
     np.put_along_axis(low, ranked[..., len(free) - bottom :], True, -1)
     high |= always
-    if spec.protect:
+    if spec.keep_special:
         high[:, :, q_views < 0], low[:, :, q_views < 0] = True, False
     return (x[:, :, of_q][..., of_k] for x in (high, low))
 
@@ -121,7 +121,7 @@ def test_equals_float64_in_value_and_gradient(case):
 @pytest.mark.parametrize(
     "spec",
     [
-        SLA("token", protect=False),
+        SLA("token", keep_special=False),
         *(
             pytest.param(spec, marks=pytest.mark.slow)
             for spec in (SLA(keep=0.3, block=8), SLA("block3", 0.3, 0.4, block=8))
@@ -130,7 +130,7 @@ def test_equals_float64_in_value_and_gradient(case):
     ids=lambda spec: spec.routing,
 )
 def test_a_product_with_proj_lin_of_its_own_changes_nothing_in_value_and_gradient(spec):
-    """Such products are there to be quantised; a plain one must be what it stands for."""
+    """Such products are there to be quantized; a plain one must be what it stands for."""
     case = Case(spec, SCENE.layout)
     *args, up = problem(case)
     core = spec.build(heads=N, head_dim=D, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -142,7 +142,7 @@ def test_a_product_with_proj_lin_of_its_own_changes_nothing_in_value_and_gradien
     def with_gradients(graph, *args):
         def f(q, k, v, w):
             core = nnx.merge(graph, nnx.State({"proj_lin": nnx.Param(w)}))
-            return core(q, k, v, case.layouts)
+            return core(AttentionInputs(q, k, v, case.layouts))
 
         o, pull = jax.vjp(f, *args)
         return o, *pull(up)
@@ -231,7 +231,7 @@ def test_one_view_and_camera_tokens_alone_are_dense(layout):
 
 def test_token_routing_keeps_one_key_of_a_short_sequence():
     """As Lite3R has it in the camera layers."""
-    spec = SLA("token", 0.3, protect=False)
+    spec = SLA("token", 0.3, keep_special=False)
     case = Case(spec, TokenLayout(2, 1, (0, 0), "global"))
     q, k, v, w, _ = problem(case)
     best = np.einsum("bqnd,bknd->bqnk", q, k).argmax(-1)
@@ -252,14 +252,16 @@ def test_projection_starts_as_asked():
 
 
 def test_reports_name_routing_and_kernel():
-    assert SLA().describe(jnp.float32, 64) == "sla block, keep 0.1 (blocked)"
-    token = SLA("token", 0.3, protect=False)
+    assert SLA().describe(jnp.float32, 64) == "sla block, keep 0.3 (blocked)"
+    token = SLA("token", 0.3, keep_special=False)
     assert token.describe(jnp.bfloat16, 64) == "sla token, keep 0.3 (reference)"
     with described_gpu():
-        assert SLA().describe(jnp.bfloat16, 64) == "sla block, keep 0.1 (triton)"
-        assert SLA().describe(jnp.bfloat16, 128) == "sla block, keep 0.1 (triton)"
-        assert SLA().describe(jnp.bfloat16, 80) == "sla block, keep 0.1 (blocked)"
-        assert SLA(block=32).describe(jnp.bfloat16, 64) == "sla block, keep 0.1 (blocked)"
+        assert SLA().describe(jnp.bfloat16, 64) == "sla block, keep 0.3 (blocked)"
+    with proven_gpu():
+        assert SLA().describe(jnp.bfloat16, 64) == "sla block, keep 0.3 (triton)"
+        assert SLA().describe(jnp.bfloat16, 128) == "sla block, keep 0.3 (triton)"
+        assert SLA().describe(jnp.bfloat16, 80) == "sla block, keep 0.3 (blocked)"
+        assert SLA(block=32).describe(jnp.bfloat16, 64) == "sla block, keep 0.3 (blocked)"
         with pytest.raises(ValueError, match="'triton' cannot run this: head dim 80"):
             SLA(implementation="triton").describe(jnp.bfloat16, 80)
 
@@ -269,8 +271,8 @@ def test_on_a_gpu_blocks_are_chosen_and_attended_to_by_kernels():
     layout = TokenLayout(2, 5, (37, 37), "global")
     core = SLA().build(heads=2, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = jax.ShapeDtypeStruct((1, layout.tokens, 2, 64), jnp.bfloat16)
-    with described_gpu():
-        traced = jax.jit(lambda *x: core(*x, Layouts.both(layout))).trace(x, x, x)
+    with proven_gpu():
+        traced = jax.jit(lambda *x: core(AttentionInputs(*x, Layouts.both(layout)))).trace(x, x, x)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     kernels = re.findall(r'__gpu\$xla\.gpu\.triton.*?\bname = "(\w+)"', text)
     assert set(kernels) == {
@@ -288,7 +290,11 @@ def test_memory_is_of_one_head_and_grows_with_tokens_not_with_their_square():
             heads=heads, head_dim=16, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
         )
         x = jax.ShapeDtypeStruct((1, layout.tokens, heads, 16), jnp.float32)
-        compiled = jax.jit(lambda *x: core(*x, Layouts.both(layout))).lower(x, x, x).compile()
+        compiled = (
+            jax.jit(lambda *x: core(AttentionInputs(*x, Layouts.both(layout))))
+            .lower(x, x, x)
+            .compile()
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporary(8, 1), temporary(32, 1)
@@ -302,15 +308,18 @@ def test_memory_is_of_one_head_and_grows_with_tokens_not_with_their_square():
         ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
         ({"keep": 1.1}, "keep must be"),
         ({"keep": float("nan")}, "keep must be"),
-        ({"low": 1.0, "routing": "block3"}, r"low must be in \[0, 1\)"),
-        ({"low": 0.1}, "low is for routing 'block3'"),
+        (
+            {"negligible_fraction": 1.0, "routing": "block3"},
+            r"negligible_fraction must be in \[0, 1\)",
+        ),
+        ({"negligible_fraction": 0.1}, "negligible_fraction is for routing 'block3'"),
         ({"block": 0}, "block must be at least 1"),
         ({"q_block": 0}, "q_block must be at least 1"),
         ({"routing": "blocks"}, "routing must be one of token, block, block3, got 'blocks'"),
         ({"phi": "exp"}, "phi must be one of elu1, softmax, relu"),
         ({"eps": -1.0}, "eps must be"),
         ({"init": -1.0}, "init must be"),
-        ({"routing": "token"}, "set protect=False"),
+        ({"routing": "token"}, "set keep_special=False"),
         ({"implementation": "fast"}, "implementation must be one of auto, .*blocked"),
     ],
 )
@@ -332,7 +341,7 @@ def test_calls_that_do_not_fit_are_refused():
         attend(none)(*problem(none)[:4])
     with pytest.raises(ValueError, match="head_dim must be at least 1"):
         SLA().build(heads=1, head_dim=0, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    token = Case(SLA("token", 0.3, protect=False, implementation="blocked"), SCENE.layout)
+    token = Case(SLA("token", 0.3, keep_special=False, implementation="blocked"), SCENE.layout)
     with pytest.raises(ValueError, match=r"'blocked' cannot run this: .* reference can"):
         attend(token)(q, k, v, w)
     with pytest.raises(ValueError, match="'blocked' cannot run this"):

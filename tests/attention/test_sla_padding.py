@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from lite3r_jax.attention import sla
-from lite3r_jax.attention.core import Layouts, TokenLayout
 from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
 from lite3r_jax.attention.windows import blocks, inverse
 
 # 37 x 37 patches leave 39 places of the 22nd window of every view without one.
@@ -37,7 +37,11 @@ def value_and_gradients(spec, args):
 
     def both(state, q, k, v, up):
         o, pull = jax.vjp(
-            lambda s, *x: nnx.merge(graph, s)(*x, Layouts.both(LAYOUT)), state, q, k, v
+            lambda s, *x: nnx.merge(graph, s)(AttentionInputs(*x, Layouts.both(LAYOUT))),
+            state,
+            q,
+            k,
+            v,
         )
         return o, pull(up)
 
@@ -49,8 +53,10 @@ def value_and_gradients(spec, args):
     "spec",
     [
         SLA(init=1.0),
-        pytest.param(SLA("block3", low=0.1, phi="softmax", init=1.0), marks=pytest.mark.slow),
-        pytest.param(SLA(protect=False, phi="relu", init=1.0), marks=pytest.mark.slow),
+        pytest.param(
+            SLA("block3", negligible_fraction=0.1, phi="softmax", init=1.0), marks=pytest.mark.slow
+        ),
+        pytest.param(SLA(keep_special=False, phi="relu", init=1.0), marks=pytest.mark.slow),
     ],
     ids=lambda spec: f"{spec.routing}-{spec.phi}",
 )

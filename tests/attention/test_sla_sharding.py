@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from lite3r_jax.attention.core import Layouts, TokenLayout
 from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ PROGRAM = textwrap.dedent("""
     import jax, jax.numpy as jnp, numpy as np
     from flax import nnx
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
-    from lite3r_jax.attention.core import Layouts, TokenLayout
+    from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
     from lite3r_jax.attention.sla import SLA
 
     layout = TokenLayout(3, 2, (5, 7), "global")
@@ -36,7 +36,7 @@ PROGRAM = textwrap.dedent("""
 
         def f(q, k, v, w):
             state = nnx.State({"proj_lin": nnx.Param(w)})
-            return nnx.merge(graph, state)(q, k, v, Layouts.both(layout))
+            return nnx.merge(graph, state)(AttentionInputs(q, k, v, Layouts.both(layout)))
 
         def g(q, k, v, up, w):
             o, pull = jax.vjp(f, q, k, v, w)
@@ -107,4 +107,4 @@ def test_meshes_that_do_not_fit_are_refused(mesh, axis, message):
         jax.sharding.use_abstract_mesh(AbstractMesh(tuple(mesh.values()), tuple(mesh))),
         pytest.raises(ValueError, match=message),
     ):
-        core(x, x, x, Layouts.both(layout))
+        core(AttentionInputs(x, x, x, Layouts.both(layout)))

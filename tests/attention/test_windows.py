@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite3r_jax.attention.core import TokenLayout
+from lite3r_jax.attention.strategy import TokenLayout
 from lite3r_jax.attention.windows import SPECIAL, blocks, inverse, windows
 
 layouts = st.builds(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lite3r_jax import geometry
-from lite3r_jax.backbones.da3.known_cameras import normalise
+from lite3r_jax.backbones.da3.known_cameras import normalize
 
 
 def four_rows(extrinsics):
@@ -13,9 +13,9 @@ def four_rows(extrinsics):
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 4, 5])
-def test_normalisation_agrees_with_upstream(golden_da3, parity, views):
+def test_normalization_agrees_with_upstream(golden_da3, parity, views):
     g = golden_da3("mod_align")
-    got = four_rows(normalise(g[f"in_norm_ext_{views}"][0]))[None]
+    got = four_rows(normalize(g[f"in_norm_ext_{views}"][0]))[None]
     key = f"norm_ext_out_{views}"
     parity("da3/mod_align", key, got, g[key], 5e-6, relative=True)
 
@@ -31,6 +31,6 @@ def test_the_world_that_cameras_were_given_in_does_not_matter(views):
     moved = given @ world
     if views >= 3:
         moved[..., 3] *= 7
-    got = normalise(given)
-    np.testing.assert_allclose(normalise(moved), got, atol=1e-4)
+    got = normalize(given)
+    np.testing.assert_allclose(normalize(moved), got, atol=1e-4)
     np.testing.assert_allclose(got[0], np.eye(3, 4), atol=1e-6)

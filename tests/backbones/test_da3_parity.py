@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from lite3r_jax import geometry
-from lite3r_jax.attention.core import TokenLayout
+from lite3r_jax.attention.strategy import TokenLayout
 from lite3r_jax.backbones.da3.cameras import decode_cameras, encode_cameras
 from lite3r_jax.backbones.da3.model import TAPS
 from lite3r_jax.backbones.da3.rays import cameras_from_rays, ql, robust_homography
@@ -78,7 +78,7 @@ def run(tiny_da3, golden_da3):
             g = golden_da3(f"model_{name}")
             known = "in_extrinsics" in g
             cameras = (g["in_extrinsics"], g["in_intrinsics"]) if known else ()
-            taps = [t for t in TAPS if known or t != "camera/prior"]
+            taps = [t for t in TAPS if known or t != "camera/encoded"]
             images = unit_images(golden_da3, name)
             results[name] = tiny_da3(images, *cameras, rays=True, taps=taps)
         return results[name]
@@ -105,7 +105,7 @@ def test_model_agrees_with_upstream(golden_da3, parity, run, tiny_da3, name):
     compare("depth", p.depth[..., 0])
     compare("ray", p.rays)
     compare("ray_conf", p.rays_conf)
-    compare("pose_enc", taps["camera/pose_enc"])
+    compare("pose_enc", taps["camera/camera_to_world"])
     for k, layer in enumerate(OUT_LAYERS):
         if f"feat_{layer:02}" in g:
             compare(f"feat_{layer:02}", taps["features"][:, :, k])
@@ -113,7 +113,7 @@ def test_model_agrees_with_upstream(golden_da3, parity, run, tiny_da3, name):
     if "tokens_in" in g:
         compare("tokens_in", taps["trunk/tokens"])
     if "cam_enc_token" in g:
-        compare("cam_enc_token", taps["camera/prior"])
+        compare("cam_enc_token", taps["camera/encoded"])
     for index in range(10):
         x = block_of(taps, index)
         if index >= REORDERED:
@@ -297,7 +297,7 @@ def test_camera_decoder_and_encoder_agree_with_upstream(golden_da3, parity, tiny
     pose_enc = tiny_da3.camera_head(jnp.asarray(g["in_tok"]))
     parity("da3/mod_cam_encdec", "pose_enc", pose_enc, g["pose_enc"], 5e-6, relative=True)
     cameras = jnp.asarray(g["in_w2c"])[..., :3, :], jnp.asarray(g["in_K"])
-    token = jax.jit(lambda *c: tiny_da3.prior_head(*c, size))(*cameras)
+    token = jax.jit(lambda *c: tiny_da3.camera_encoder(*c, size))(*cameras)
     parity("da3/mod_cam_encdec", "cam_token", token, g["cam_token"], 5e-6, relative=True)
 
 
@@ -332,7 +332,7 @@ def test_layer_norms_agree_with_upstream(golden_da3, parity, tiny_da3):
         graph, params = nnx.split(stack)
         return nnx.merge(graph, jax.tree.map(lambda x: x[index], params))
 
-    trunk, prior = tiny_da3.trunk, tiny_da3.prior_head
+    trunk, encoder = tiny_da3.trunk, tiny_da3.camera_encoder
     norms = {
         "backbone.pretrained.blocks.0.norm1": at(trunk.early_blocks, 0).norm1,
         "backbone.pretrained.blocks.0.norm2": at(trunk.early_blocks, 0).norm2,
@@ -341,10 +341,10 @@ def test_layer_norms_agree_with_upstream(golden_da3, parity, tiny_da3):
         "backbone.pretrained.norm": trunk.norm,
         "head.norm": tiny_da3.depth_head.norm,
         "head.scratch.output_conv2_aux.3.2": tiny_da3.ray_head.norm,
-        "cam_enc.trunk.0.norm1": at(prior.trunk, 0).norm1,
-        "cam_enc.trunk.3.norm2": at(prior.trunk, 3).norm2,
-        "cam_enc.token_norm": prior.token_norm,
-        "cam_enc.trunk_norm": prior.trunk_norm,
+        "cam_enc.trunk.0.norm1": at(encoder.trunk, 0).norm1,
+        "cam_enc.trunk.3.norm2": at(encoder.trunk, 3).norm2,
+        "cam_enc.token_norm": encoder.token_norm,
+        "cam_enc.trunk_norm": encoder.trunk_norm,
     }
     for (name, norm), eps in zip(norms.items(), g["eps"], strict=True):
         assert norm.epsilon == pytest.approx(float(eps)), name

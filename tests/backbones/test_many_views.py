@@ -7,7 +7,7 @@ from flax import nnx
 
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.backbones.base import get_backbone
-from lite3r_jax.layers import chunks
+from lite3r_jax.layers import frame_chunks
 from lite3r_jax.weights import strict_json
 
 
@@ -28,9 +28,9 @@ def test_chunks_of_frames_change_no_prediction(name, golden_dir, tiny_da3_json, 
     images = np.random.default_rng(0).random((1, 5, 56, 84, 3), np.float32)
     whole, _ = model(images)
     taken = []
-    monkeypatch.setattr(chunks, "_TOKENS", 60)  # two frames
-    over = chunks._over
-    monkeypatch.setattr(chunks, "_over", lambda *args: taken.append(args[2:]) or over(*args))
+    monkeypatch.setattr(frame_chunks, "_TOKENS", 60)  # two frames
+    over = frame_chunks._over
+    monkeypatch.setattr(frame_chunks, "_over", lambda *args: taken.append(args[2:]) or over(*args))
     jax.clear_caches()
     apart, _ = model(images)
     # Encoder or early blocks, leading blocks, frame blocks and global blocks, these in two loops.

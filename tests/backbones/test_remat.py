@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import Plan
 from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.plan import Plan
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.layers.rngs import traced_rngs
-from lite3r_jax.train.parameters import split
+from lite3r_jax.training.parameters import split
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.load import load
 
@@ -67,7 +67,8 @@ def test_the_whole_model_keeps_less_and_gives_the_same(tiny_dir, tiny_images):
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         found.append(compiled(params, images))
     assert memory[1] < memory[0] / 2
-    np.testing.assert_array_equal(found[1][0], found[0][0])
+    # GELU has its forms with and without a gradient, which differ by rounding
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
     for path, want in found[0][1].items():
         scale = np.abs(want).max()
         np.testing.assert_allclose(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import TokenLayout
 from lite3r_jax.attention.dense import dense_attention
-from lite3r_jax.backbones.vggt import TAPS
+from lite3r_jax.attention.strategy import TokenLayout
+from lite3r_jax.backbones.vggt.model import TAPS
+from lite3r_jax.backbones.vggt.weight_map import NAME_MAP
 from lite3r_jax.layers.rope import rope_table, view_positions
-from lite3r_jax.weights.name_map import inverse
-from lite3r_jax.weights.vggt_map import NAME_MAP
+from lite3r_jax.name_map import inverse
 
 
 @pytest.fixture(scope="module")

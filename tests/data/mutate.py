@@ -32,13 +32,14 @@ def mutants(path: Path, data: bytes, count: int, seed: int) -> Iterator[bytes]:
     for _ in range(count):
         damaged = bytearray(data)
         for _ in range(rng.choice([1, 1, 1, 2, 5])):
-            _damage(damaged, rng)
+            damage(damaged, rng)
         path.unlink(missing_ok=True)  # some file systems flush a file that is written over
         path.write_bytes(damaged)
         yield bytes(damaged)
 
 
-def _damage(data: bytearray, rng: random.Random) -> None:
+def damage(data: bytearray, rng: random.Random) -> None:
+    """Change bytes, words, lines or the end, in place."""
     at = rng.randrange(len(data)) if data else 0
     end = min(len(data), at + rng.randrange(1, 9))
     head = min(len(data), 40)  # where headers are

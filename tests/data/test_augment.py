@@ -1,4 +1,4 @@
-"""Random changes of samples: cameras follow, colours do what they say, nothing else happens."""
+"""Random changes of samples: cameras follow, colors do what they say, nothing else happens."""
 
 import colorsys
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lite3r_jax.data.augment import (
     augment,
     crop_views,
     mirror,
-    recolour,
+    recolor,
     take_views,
 )
 from lite3r_jax.data.sampling import Uniform
@@ -25,7 +25,7 @@ from tests.data.test_views import sample_of
 from tests.data.world import views
 
 EVERYTHING = Augmentation(
-    brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, jitter=0.9, grey=0.05, blur=0.3,
+    brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, jitter=0.9, gray=0.05, blur=0.3,
     shared=0.3, channels=0.3, crop=0.7, aspect=1.2, place="random", mirror=0.5, shuffle=True,
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def sample():
 
 @pytest.fixture(scope="module")
 def charts():
-    """Two views whose colour says which pixel it is: red is 3 times the column, green the row."""
+    """Two views whose color says which pixel it is: red is 3 times the column, green the row."""
     height, width = 60, 80
     v, u = np.mgrid[:height, :width]
     image = np.stack([3 * u, 3 * v, np.full_like(u, 90)], -1).astype(np.float32) / np.float32(255)
@@ -85,7 +85,7 @@ def test_it_is_a_function_of_where_the_random_numbers_start(sample):
 @given(
     crop=st.floats(0.4, 1),
     aspect=st.floats(1, 1.5),
-    place=st.sampled_from(["centre", "random"]),
+    place=st.sampled_from(["center", "random"]),
     mirrored=st.booleans(),
     seed=st.integers(0, 2**32),
     size=st.tuples(st.integers(30, 90), st.integers(30, 90)),
@@ -148,7 +148,7 @@ def test_a_whole_box_at_the_same_size_changes_nothing(sample):
         np.testing.assert_array_equal(getattr(got, name), getattr(sample, name))
 
 
-def test_a_centred_crop_leaves_a_central_principal_point_in_the_middle(sample):
+def test_a_centerd_crop_leaves_a_central_principal_point_in_the_middle(sample):
     k = sample.intrinsics.copy()
     k[:, :2, 2] = 31.5, 23.5
     got = augment(replace(sample, intrinsics=k), Augmentation(crop=0.5, aspect=1.3), Uniform(0, 1))
@@ -177,9 +177,9 @@ def test_shuffling_makes_every_view_the_reference_as_often(sample):
     assert all(70 < first.count(frame) < 130 for frame in sample.frames)  # 4 sigma
 
 
-def test_a_view_without_a_change_of_colour_keeps_its_bits(sample):
+def test_a_view_without_a_change_of_color_keeps_its_bits(sample):
     odd = replace(sample, images=sample.images * np.float32(0.7))  # no multiples of 1/255
-    got = recolour(odd, [Look(), Look(brightness=0.5), Look()])
+    got = recolor(odd, [Look(), Look(brightness=0.5), Look()])
     np.testing.assert_array_equal(got.images[[0, 2]], odd.images[[0, 2]])
     assert np.abs(got.images[1] - odd.images[1]).max() > 0.1
 
@@ -200,36 +200,36 @@ LUMA = [0.299, 0.587, 0.114]
         (Look(brightness=0.8, contrast=1.2), lambda x: 0.96 * x - 0.16 * (x @ LUMA).mean()),
     ],
 )
-def test_colours_change_as_named(look, wanted):
+def test_colors_change_as_named(look, wanted):
     picture = noise()
-    got = recolour(flat(picture), [look]).images[0]
+    got = recolor(flat(picture), [look]).images[0]
     np.testing.assert_allclose(
         got, np.clip(wanted(picture.astype(float)), 0, 255) / 255, atol=0.51 / 255
     )
 
 
-def test_hue_turns_colours_and_keeps_luma():
+def test_hue_turns_colors_and_keeps_luma():
     picture = noise().clip(100, 156)  # far enough from both ends not to be clipped
     for turn in (0.1, -0.25, 0.5):
-        got = recolour(flat(picture), [Look(hue=turn)]).images[0]
+        got = recolor(flat(picture), [Look(hue=turn)]).images[0]
         before, after = (
             np.array([colorsys.rgb_to_yiq(*rgb) for rgb in image.reshape(-1, 3).astype(float)])
             for image in (picture / 255, got)
         )
         assert np.abs(after[:, 0] - before[:, 0]).max() < 0.02  # colorsys has luma of two digits
-        colour = [image[:, 1] + 1j * image[:, 2] for image in (before, after)]
-        strong = np.abs(colour[0]) > 0.08
-        turned = np.angle(colour[1][strong] / colour[0][strong]) / (2 * np.pi)
+        color = [image[:, 1] + 1j * image[:, 2] for image in (before, after)]
+        strong = np.abs(color[0]) > 0.08
+        turned = np.angle(color[1][strong] / color[0][strong]) / (2 * np.pi)
         assert np.abs((turned - turn + 0.5) % 1 - 0.5).max() < 0.03
-    grey = np.repeat(noise()[..., :1], 3, -1)
-    np.testing.assert_array_equal(recolour(flat(grey), [Look(hue=0.3)]).images[0] * 255, grey)
+    gray = np.repeat(noise()[..., :1], 3, -1)
+    np.testing.assert_array_equal(recolor(flat(gray), [Look(hue=0.3)]).images[0] * 255, gray)
 
 
 def test_blur_is_that_of_pillow():
     picture = noise()
     wanted = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(1.5)))
     np.testing.assert_array_equal(
-        recolour(flat(picture), [Look(sigma=1.5)]).images[0], wanted / np.float32(255)
+        recolor(flat(picture), [Look(sigma=1.5)]).images[0], wanted / np.float32(255)
     )
 
 
@@ -268,13 +268,13 @@ def test_probabilities_are_kept():
             for i in range(count)
         )
 
-    for options in (Augmentation(grey=0.3), Augmentation(jitter=0.3, saturation=0.9)):
+    for options in (Augmentation(gray=0.3), Augmentation(jitter=0.3, saturation=0.9)):
         assert 80 < changed(options) < 160  # 4 sigma
 
 
 @pytest.mark.parametrize(
     "field,value",
-    [("brightness", -0.1), ("hue", 0.6), ("grey", 1.5), ("crop", 0.0), ("aspect", 0.5),
+    [("brightness", -0.1), ("hue", 0.6), ("gray", 1.5), ("crop", 0.0), ("aspect", 0.5),
      ("sigma", float("nan")), ("place", "left")],
 )  # fmt: skip
 def test_options_without_a_meaning_are_refused_by_name(field, value):

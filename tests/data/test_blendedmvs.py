@@ -14,7 +14,7 @@ from lite3r_jax.data.blendedmvs import BlendedMVS, DepthFilter
 from lite3r_jax.data.cam_file import CamFile
 from lite3r_jax.data.sampling import choose_frames
 from lite3r_jax.data.splits import BLENDEDMVS_TRAINING, BLENDEDMVS_VALIDATION
-from lite3r_jax.data.transforms import centre_box, fit_intrinsics
+from lite3r_jax.data.transforms import center_box, fit_intrinsics
 from lite3r_jax.data.views import cross_view_check
 from lite3r_jax.errors import InputError
 from tests.data.world import cam_text, pair_text, pfm_bytes, views, write_blendedmvs
@@ -55,7 +55,7 @@ def test_views_are_read_in_the_order_asked_for(untouched, made):
     assert sample.frames == ("00000003", "00000000", "00000002")
     assert (sample.name, sample.unit, sample.scale) == ("blendedmvs b_room", "scene", 1.0)
     for s, i in enumerate((3, 0, 2)):
-        box = centre_box((48, 64), size)
+        box = center_box((48, 64), size)
         np.testing.assert_allclose(sample.extrinsics[s], made[i].extrinsics, atol=1e-5)
         expected = fit_intrinsics(made[i].intrinsics, box, size)
         np.testing.assert_allclose(sample.intrinsics[s], expected, rtol=1e-5)

@@ -10,13 +10,13 @@ from lite3r_jax.data.bounds import network_size
 from lite3r_jax.data.images import FittedImage, fit_image, stack_images
 from lite3r_jax.data.known_cameras import network_intrinsics
 from lite3r_jax.errors import InputError
-from lite3r_jax.layers.patch_embed import normalise
+from lite3r_jax.layers.patch_embed import normalize
 
 METHODS = ("upper_bound_resize", "lower_bound_resize", "upper_bound_crop", "lower_bound_crop")
 
 
 def shifted(k, by):
-    """Upstream counts pixels from their corners, here they are counted from their centres."""
+    """Upstream counts pixels from their corners, here they are counted from their centers."""
     k = np.array(k, np.float64)
     k[..., :2, 2] += by
     return k
@@ -45,10 +45,10 @@ def test_photos_agree_with_upstream(golden_da3, parity, method, index):
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_normalisation_agrees_with_upstream(golden_da3, parity, index):
+def test_normalization_agrees_with_upstream(golden_da3, parity, index):
     g = golden_da3("mod_preprocess")
     name = f"upper_bound_resize_{index}"
-    got = normalise(g[f"{name}_u8"].astype(np.float32) / 255)
+    got = normalize(g[f"{name}_u8"].astype(np.float32) / 255)
     parity("da3/mod_preprocess", f"{name}_norm", np.moveaxis(got, -1, 0), g[f"{name}_norm"], 1e-6)
 
 
@@ -93,6 +93,9 @@ def test_bad_photos_are_refused(monkeypatch):
     narrow = Image.new("RGB", (400, 20))
     with pytest.raises(InputError, match=r"a.jpg: 400x20 has a side of less than 14 .* at size 28"):
         fit_image(narrow, "upper_bound_resize", 28, "a.jpg")
+    long = Image.new("RGB", (10_000, 14))  # 79996x112 would be computed with
+    with pytest.raises(InputError, match=r"10000x14 is too narrow for mode lower_bound_resize"):
+        fit_image(long, "lower_bound_resize", 112)
     with pytest.raises(InputError, match=r"20000x14 is too narrow for mode lower_bound_crop"):
         fit_image(Image.new("RGB", (20000, 14)), "lower_bound_crop", 504, "a.jpg")
     monkeypatch.setitem(sys.modules, "cv2", None)

@@ -8,7 +8,7 @@ import pytest
 
 from lite3r_jax.data.dtu64 import DTU64, reference_first
 from lite3r_jax.data.splits import DTU64_EVALUATION
-from lite3r_jax.data.transforms import centre_box, fit_intrinsics, normalize
+from lite3r_jax.data.transforms import center_box, fit_intrinsics, normalize
 from lite3r_jax.errors import InputError
 from tests.data.world import views, write_dtu64
 
@@ -33,7 +33,7 @@ def test_scans_share_their_cameras(root, made):
         assert sample.frames == ("00000002", "00000000") and sample.unit == "mm"
         for s, i in enumerate((2, 0)):
             np.testing.assert_allclose(sample.extrinsics[s], made[i].extrinsics, atol=1e-4)
-            expected = fit_intrinsics(made[i].intrinsics, centre_box((48, 64), size), size)
+            expected = fit_intrinsics(made[i].intrinsics, center_box((48, 64), size), size)
             np.testing.assert_allclose(sample.intrinsics[s], expected, rtol=1e-5)
     assert source.pairs("scan24") is None
 
@@ -110,7 +110,7 @@ def test_damaged_images_are_named(root):
 
 
 def test_roots_that_are_none_are_refused(root, tmp_path):
-    with pytest.raises(InputError, match="scenes: expected evaluation or names"):
+    with pytest.raises(InputError, match="scenes: expected evaluation, training or names"):
         DTU64(root, "test")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Cameras: is missing"):
         DTU64(root / "scan24")

@@ -3,6 +3,7 @@
 import io
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,21 @@ def test_an_item_whose_type_is_no_text_is_refused():
     kind = good.index(b"Exif")
     for place in range(kind, kind + 4):
         refuses(good[:place] + b"\x99" + good[place + 1 :], "damaged")
+
+
+@pytest.mark.parametrize("what", ["items that overlap", "boxes without end"])
+def test_five_megabytes_of_boxes_are_refused_at_once(what):
+    brand = HEIC.read_bytes()[:28]
+    assert brand[4:8] == b"ftyp" and int.from_bytes(brand[:4]) == 28
+    if what == "boxes without end":
+        data = brand + b"\0\0\0\x08free" * 600_000
+    else:
+        size = 5_000_000
+        item = (size - 40).to_bytes(4) + b"infe\x02" + b"a" * 7
+        data = brand + size.to_bytes(4) + b"meta" + item * (size // len(item))
+    start = time.perf_counter()
+    refuses(data, "damaged list of items")
+    assert time.perf_counter() - start < 2
 
 
 def test_damaged_metadata_is_read_or_refused():

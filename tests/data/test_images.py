@@ -3,6 +3,7 @@
 import io
 import random
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -130,10 +131,10 @@ def test_size_is_the_nearest_multiple_of_a_patch(width, height, patches, mode):
 def test_box_says_where_the_photo_went(mode, width, height):
     # a bright disc at a known place must be found where the box maps it
     y, x = np.mgrid[0:height, 0:width] + 0.5
-    centre = np.array([0.4 * width, 0.55 * height])
-    disc = 255 * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 18)
-    grey = np.rint(disc).astype(np.uint8)
-    images, boxes = load_images_with_boxes([grey], mode, 224)
+    center = np.array([0.4 * width, 0.55 * height])
+    disc = 255 * np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / 18)
+    gray = np.rint(disc).astype(np.uint8)
+    images, boxes = load_images_with_boxes([gray], mode, 224)
     x1, y1, x2, y2, w, h = boxes[0]
     assert (w, h) == (width, height)
     weight = images[0, :, :, 0].copy()
@@ -144,7 +145,7 @@ def test_box_says_where_the_photo_went(mode, width, height):
     weight *= inside  # leaves out the white border of pad
     rows, columns = np.mgrid[0 : weight.shape[0], 0 : weight.shape[1]] + 0.5
     found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
-    expected = [x1 + centre[0] * (x2 - x1) / w, y1 + centre[1] * (y2 - y1) / h]
+    expected = [x1 + center[0] * (x2 - x1) / w, y1 + center[1] * (y2 - y1) / h]
     np.testing.assert_allclose(found, expected, atol=0.25)
 
 
@@ -167,7 +168,7 @@ def test_borders_are_white_except_in_square():
     assert fit_image(Image.new("RGB", (56, 28), "white"), "square", 56).pixels[:12].max() == 0
 
 
-def test_stack_centres_smaller_photos_on_white():
+def test_stack_centers_smaller_photos_on_white():
     small = FittedImage(np.zeros((14, 28, 3), np.uint8), (0, 0, 28, 14), (28, 14))
     large = FittedImage(np.zeros((43, 42, 3), np.uint8), (0, 0, 42, 43), (42, 43))
     images, boxes = stack_images([small, large])
@@ -205,22 +206,22 @@ def test_exif_orientation_makes_the_photo_upright(tmp_path, orientation):
 
 
 def test_exif_of_a_16_bit_photo_is_applied(tmp_path):
-    grey = np.arange(14 * 20, dtype=np.uint16).reshape(14, 20) * 200
+    gray = np.arange(14 * 20, dtype=np.uint16).reshape(14, 20) * 200
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.fromarray(grey[::-1, ::-1].copy()).save(tmp_path / "a.png", exif=exif)
-    expected = np.rint(grey / 257.0).astype(np.uint8)
+    Image.fromarray(gray[::-1, ::-1].copy()).save(tmp_path / "a.png", exif=exif)
+    expected = np.rint(gray / 257.0).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png"))[..., 0], expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
-    grey = np.linspace(0, 65535, 14 * 20).astype(np.uint16).reshape(14, 20)
-    path = tmp_path / f"grey.{suffix}"
-    Image.fromarray(grey).save(path)
-    expected = np.repeat(np.rint(grey / 257.0).astype(np.uint8)[..., None], 3, -1)
+def test_16_bit_gray_keeps_its_range(tmp_path, suffix):
+    gray = np.linspace(0, 65535, 14 * 20).astype(np.uint16).reshape(14, 20)
+    path = tmp_path / f"gray.{suffix}"
+    Image.fromarray(gray).save(path)
+    expected = np.repeat(np.rint(gray / 257.0).astype(np.uint8)[..., None], 3, -1)
     np.testing.assert_array_equal(np.asarray(read_image(path)), expected)
-    np.testing.assert_array_equal(np.asarray(read_image(grey)), expected)
+    np.testing.assert_array_equal(np.asarray(read_image(gray)), expected)
 
 
 def test_every_16_bit_value_rounds_to_the_nearest():
@@ -229,7 +230,7 @@ def test_every_16_bit_value_rounds_to_the_nearest():
     assert abs(error).max() == 128
 
 
-def test_palette_images_keep_their_colours(tmp_path):
+def test_palette_images_keep_their_colors(tmp_path):
     indexed = Image.fromarray(photo()).quantize(16)
     indexed.save(tmp_path / "palette.png")
     expected = np.asarray(indexed.convert("RGB"))
@@ -240,10 +241,10 @@ def test_transparency_of_every_kind_shows_white(tmp_path):
     rgb = Image.new("RGB", (20, 20), (200, 10, 10))
     hidden = rgb.copy()
     hidden.putalpha(0)
-    grey = Image.new("LA", (20, 20), (30, 0))
+    gray = Image.new("LA", (20, 20), (30, 0))
     palette = Image.new("P", (20, 20), 1)
     palette.putpalette([0, 0, 0, 200, 10, 10])
-    files = {"rgba.png": (hidden, {}), "la.png": (grey, {}), "rgba.webp": (hidden, {})}
+    files = {"rgba.png": (hidden, {}), "la.png": (gray, {}), "rgba.webp": (hidden, {})}
     files["palette.png"] = (palette, {"transparency": 1})
     files["palette.gif"] = (palette, {"transparency": 1})
     files["key.png"] = (rgb, {"transparency": (200, 10, 10)})
@@ -258,7 +259,7 @@ def test_half_transparent_pixels_mix_with_white():
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "L", "1"])
-def test_other_colour_models_become_rgb(tmp_path, mode):
+def test_other_color_models_become_rgb(tmp_path, mode):
     image = Image.fromarray(photo()).convert(mode)
     path = tmp_path / "image.tif"
     image.save(path)
@@ -373,12 +374,43 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path):
     refuses(tmp_path / "icon.ico", "icon.ico", "not an image in a supported format")
 
 
+def test_a_flipped_bit_of_a_png_is_noticed(tmp_path):
+    """Smooth pictures compress to data in which many flips still decode, to other pixels."""
+    ramp = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([ramp] * 3, -1)).save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    rng = np.random.default_rng(0)
+    for bit in rng.choice(8 * (end - start), min(200, 8 * (end - start)), replace=False):
+        flipped = data.copy()
+        flipped[start + bit // 8] ^= 1 << (bit % 8)
+        with pytest.raises(InputError, match=r"a\.png: cannot be read"):
+            read_image(bytes(flipped), "a.png")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
 def test_truncated_files_are_named(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
     Image.fromarray(photo(200, 150)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     refuses(path, f"cut.{suffix}", "cannot be read")
+
+
+@pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
+def test_pixmaps_of_text_are_refused_at_once(kind):
+    """Pillow reads 5 MB of comments between two numbers byte by byte."""
+    head = f"{kind}\n20 20\n" + ("" if kind == "P1" else "255\n")
+    data = head.encode() + b"# comment\n" * 500_000 + b"1 " * 1200
+    start = time.perf_counter()
+    refuses(data, "image 0", f"pixmap in text form ({kind})", "PNG")
+    assert time.perf_counter() - start < 1
+
+
+def test_pixmaps_of_bytes_are_read():
+    pixels = photo(30, 20)
+    data = b"P6\n30 20\n255\n" + pixels.tobytes()
+    np.testing.assert_array_equal(np.asarray(read_image(data, "a.ppm")), pixels)
 
 
 def test_size_limits(tmp_path):

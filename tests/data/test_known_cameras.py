@@ -1,7 +1,11 @@
 """Known cameras: what files say, which photo they are of, and what is refused."""
 
+import io
 import json
 import re
+import tracemalloc
+import warnings
+import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +20,7 @@ from lite3r_jax.data.known_cameras import (
     read_known_cameras,
 )
 from lite3r_jax.errors import InputError
-from lite3r_jax.export import write
+from lite3r_jax.exports import write
 from tests.data.world import scene_of, views
 
 
@@ -41,9 +45,9 @@ def refused(*given, **more):
 # -- where they come from --------------------------------------------------------------------------
 
 
-def pose(*centre):
+def pose(*center):
     """World-to-camera of a camera there, looking along +z."""
-    return np.concatenate([np.eye(3), -np.array(centre, float)[:, None]], -1)
+    return np.concatenate([np.eye(3), -np.array(center, float)[:, None]], -1)
 
 
 def write_colmap(folder):
@@ -65,7 +69,7 @@ def write_transforms(path):
 
 @pytest.mark.parametrize("kind", ["garden/sparse/0", "garden", "transforms.json", "nerf"])
 def test_cameras_of_other_programs_are_brought_to_one_convention(tmp_path, kind):
-    """World-to-camera, axes of OpenCV, pixel centres at integers."""
+    """World-to-camera, axes of OpenCV, pixel centers at integers."""
     write_colmap(tmp_path / "garden" / "sparse" / "0")
     (tmp_path / "nerf").mkdir()
     for path in (tmp_path / "transforms.json", tmp_path / "nerf" / "transforms.json"):
@@ -118,7 +122,7 @@ def test_an_npz_of_ones_own_is_read(tmp_path):
         ({"names": np.array([1, 2])}, "names: expected a list of texts"),
         ({"names": np.array(["a", "a"])}, "names: expected 2 different ones"),
         ({"names": np.array(["a", "../b"])}, "names: expected the name of a file"),
-        ({"names": np.array([{}, {}])}, "cannot be read as NPZ"),
+        ({"names": np.array([{}, {}])}, r"names is \|O \[2\], expected numbers or texts"),
         ({"intrinsics": np.array(["a", "b"])}, "intrinsics: expected numbers"),
         ({"sizes": np.ones((2, 2)) * 0.5}, "sizes: expected .* widths and heights"),
     ],
@@ -131,6 +135,43 @@ def test_an_npz_that_is_none_is_refused(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as error:
         read_known_cameras(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_an_npz_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    """A megabyte of zeros unpacks to a gigabyte of cameras."""
+    path = tmp_path / "bomb.npz"
+    head = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (1 << 24, 3, 4)}
+    np.lib.format.write_array_header_1_0(head, shape)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("extrinsics.npy", "intrinsics.npy"):
+            archive.writestr(name, head.getvalue() + bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"bomb\.npz: extrinsics is .* at most 134,217,728 bytes"):
+        read_known_cameras(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_an_array_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.npz"
+    np.savez(path, extrinsics=np.eye(4)[None], intrinsics=np.eye(3)[None])
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile notices too
+        archive.writestr("extrinsics.npy", archive.read("extrinsics.npy"))
+    with pytest.raises(InputError, match="holds the array 'extrinsics' twice"):
+        read_known_cameras(path)
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f8', 'shape': (", b"(", b"{'a'", b"\xff" * 40])
+def test_a_cut_header_is_no_traceback(tmp_path, header):
+    path = tmp_path / "cut.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("extrinsics.npy", "intrinsics.npy"):
+            length = len(header).to_bytes(2, "little")
+            archive.writestr(name, b"\x93NUMPY\x01\x00" + length + header)
+    with pytest.raises(InputError, match=r"cut\.npz: cannot be read as NPZ"):
+        read_known_cameras(path)
 
 
 def test_what_holds_no_cameras_is_refused(tmp_path):
@@ -270,7 +311,7 @@ def test_photos_that_are_stored_turned_are_refused(tmp_path):
 @pytest.mark.parametrize("mode", Mode.__args__)
 def test_a_projected_point_stays_on_its_pixel(mode):
     """A blob is painted where the camera sees a point; the network image has it there as well."""
-    size = 98
+    size = 98 * 98 if mode == "pixel_limit" else 98
     point = np.array([0.1, -0.15, 1.0])
     shapes = [(201, 150), (150, 201)]
     wide, tall = [[130.0, 0, 99], [0, 120, 80]], [[120.0, 0, 70], [0, 130, 95]]

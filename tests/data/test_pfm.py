@@ -12,8 +12,8 @@ from PIL import Image
 
 from lite3r_jax.data.pfm import read_depth_pfm, read_pfm, write_pfm
 from lite3r_jax.errors import InputError
-from lite3r_jax.export import write
-from lite3r_jax.export.depth_maps import masked_depth
+from lite3r_jax.exports import write
+from lite3r_jax.exports.depth_maps import masked_depth
 from tests.data.mutate import COUNTS, check_clear, mutants
 from tests.data.world import pfm_bytes, scene_of, views
 
@@ -56,8 +56,8 @@ def test_lowest_row_stands_first_in_the_file(path):
     ),
     endian=st.sampled_from("<>"),
 )
-def test_colour_files_come_back(tmp_path_factory, values, endian):
-    path = tmp_path_factory.getbasetemp() / "colour.pfm"
+def test_color_files_come_back(tmp_path_factory, values, endian):
+    path = tmp_path_factory.getbasetemp() / "color.pfm"
     path.write_bytes(pfm_bytes(values, endian))
     np.testing.assert_array_equal(read_pfm(path), values)
 
@@ -112,8 +112,8 @@ def test_values_that_are_not_finite_are_named_by_row_and_column(path, bad):
     values = DEPTH.copy()
     values[0, 2] = bad
     refused(path, pfm_bytes(values), "row 0, column 2: expected finite values")
-    colour = np.stack([DEPTH, DEPTH, values], -1)
-    refused(path, pfm_bytes(colour), f"row 0, column 2: expected finite values, got {bad:g}")
+    color = np.stack([DEPTH, DEPTH, values], -1)
+    refused(path, pfm_bytes(color), f"row 0, column 2: expected finite values, got {bad:g}")
 
 
 @pytest.mark.parametrize("bad", [-0.5, 1e-9, 1e9])

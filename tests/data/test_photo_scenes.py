@@ -9,7 +9,7 @@ from PIL import Image
 
 from lite3r_jax.data.augment import Augmentation, augment
 from lite3r_jax.data.images import load_images
-from lite3r_jax.data.photo_scenes import PhotoScenes, find_photos, hold_out
+from lite3r_jax.data.photo_scenes import PhotoScenes, find_photos
 from lite3r_jax.data.photos import SourcePhoto
 from lite3r_jax.data.pipeline import Bucket, Part, Pipeline, PipelineOptions
 from lite3r_jax.data.sampling import Uniform
@@ -47,7 +47,7 @@ def put_scene(folder, count, seed=0):
 
 
 def pipeline(source, **options):
-    settings = PipelineOptions((Bucket(2, 3, *SIZE),), truth=False, **options)
+    settings = PipelineOptions((Bucket(2, 3, *SIZE),), has_ground_truth=False, **options)
     return Pipeline([Part(source, strategy="spaced")], settings)
 
 
@@ -60,9 +60,9 @@ def test_photos_are_turned_upright_cut_in_the_middle_and_resized(tmp_path):
     upright = pixels(1)
     for orientation in STORED:
         put(tmp_path / f"{orientation}.png", upright, orientation)
-    source, left_out = find_photos(str(tmp_path), 2)
+    source = find_photos(str(tmp_path), 2)
     found = source.read(tmp_path.name, range(8), SIZE)
-    assert not left_out and found.frames == tuple(f"{o}.png" for o in STORED)
+    assert not source.left_out and found.frames == tuple(f"{o}.png" for o in STORED)
     # 80 x 60 has room for the shape 42 x 28 at 80 x 53 1/3
     box = (0, 10 / 3, 80, 60 - 10 / 3)
     wanted = Image.fromarray(upright).resize(SIZE[::-1], Image.Resampling.BICUBIC, box)
@@ -72,7 +72,7 @@ def test_photos_are_turned_upright_cut_in_the_middle_and_resized(tmp_path):
 
 def test_square_photos_are_what_the_command_gives_the_model(tmp_path):
     files = [put(tmp_path / f"{i}.jpg", pixels(i, 70, 70), 1 + 5 * i) for i in range(2)]
-    source, _ = find_photos(str(tmp_path), 2)
+    source = find_photos(str(tmp_path), 2)
     found = source.read(tmp_path.name, (1, 0), (42, 42))
     np.testing.assert_array_equal(found.images, load_images(files[::-1], "crop", 42))
 
@@ -81,8 +81,8 @@ def test_folders_are_scenes_in_natural_order_and_small_ones_are_left_out(tmp_pat
     put_scene(tmp_path / "room10", 3)
     put_scene(tmp_path / "room9", 5)
     put_scene(tmp_path / "pair", 2)
-    source, left_out = find_photos(str(tmp_path), 3)
-    assert source.scenes == ("room9", "room10") and left_out == {"pair": 2} and source.count == 8
+    source = find_photos(str(tmp_path), 3)
+    assert source.scenes == ("room9", "room10") and source.left_out == {"pair": 2}
     assert source.frames("room9") == (0, 1, 2, 3, 4)
     names = source.read("room9", source.frames("room9"), SIZE).frames
     assert names == ("img8.jpg", "img9.png", "img10.jpg", "img11.png", "img12.jpg")
@@ -94,7 +94,7 @@ def test_a_video_is_a_scene_of_its_frames(tmp_path):
     for i in range(6):
         writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
     writer.release()
-    source, _ = find_photos(str(tmp_path), 2, VideoOptions(stride=2))
+    source = find_photos(str(tmp_path), 2, VideoOptions(stride=2))
     (scene,) = source.scenes
     found = source.read(scene, source.frames(scene), SIZE)
     assert found.frames == ("frame_000000.png", "frame_000002.png", "frame_000004.png")
@@ -117,7 +117,7 @@ def test_order_and_pixels_are_a_function_of_seed_and_step_also_after_a_restart(t
     put_scene(tmp_path / "a", 6)
     put_scene(tmp_path / "b", 4, seed=50)
     change = Augmentation(brightness=0.5, hue=0.1, blur=0.5, crop=0.7, mirror=0.5, shuffle=True)
-    source, _ = find_photos(str(tmp_path), 3)
+    source = find_photos(str(tmp_path), 3)
     one = iter(pipeline(source, augmentation=change, prefetch=0))
     wanted, states = [], []
     for _ in range(5):
@@ -126,10 +126,10 @@ def test_order_and_pixels_are_a_function_of_seed_and_step_also_after_a_restart(t
     assert wanted[0].arrays().keys() == {"images"}
     assert np.abs(wanted[0].images - wanted[1].images).max() > 0.1
     for step, state in enumerate(states):
-        again = iter(pipeline(find_photos(str(tmp_path), 3)[0], augmentation=change, prefetch=0))
+        again = iter(pipeline(find_photos(str(tmp_path), 3), augmentation=change, prefetch=0))
         again.set_state(state)
         same(next(again), wanted[step])
-    other, _ = find_photos(str(tmp_path / "a"), 3)
+    other = find_photos(str(tmp_path / "a"), 3)
     with pytest.raises(InputError, match="it is of other data"):
         iter(pipeline(other, augmentation=change)).set_state(states[2])
 
@@ -138,7 +138,7 @@ def test_a_broken_photo_is_named_counted_and_replaced(tmp_path):
     put_scene(tmp_path, 7)
     broken = tmp_path / "img10.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    source, _ = find_photos(str(tmp_path), 3)
+    source = find_photos(str(tmp_path), 3)
     batches = iter(pipeline(source, prefetch=0))
     for _ in range(6):
         assert all("img10.jpg" not in sample.frames for sample in next(batches).samples)
@@ -161,33 +161,9 @@ def test_changes_are_those_of_posed_images():
         assert not hasattr(got, "extrinsics")
 
 
-def numbered(**counts):
-    blank = SourcePhoto("blank", b"", "blank")
-    return PhotoScenes({name: dict.fromkeys(range(n), blank) for name, n in counts.items()})
-
-
-def test_of_ten_scenes_or_more_every_tenth_is_held_out():
-    whole = numbered(**{f"s{i}": 4 for i in range(23)})
-    training, held = hold_out(whole, 4)
-    assert held.scenes == ("s9", "s19")
-    assert set(training.scenes) == set(whole.scenes) - {"s9", "s19"} and training.count == 21 * 4
-
-
-def test_of_fewer_scenes_the_last_photos_are_held_out():
-    training, held = hold_out(numbered(long=100, small=7, short=8), 4)
-    assert training.scenes == ("long", "small", "short") and held.scenes == ("long", "short")
-    assert (training.frames("long")[-1], held.frames("long")) == (89, tuple(range(90, 100)))
-    assert (len(training.frames("small")), held.frames("short")) == (7, (4, 5, 6, 7))
-
-
-def test_too_few_photos_to_hold_any_out_is_an_error_that_says_how_to_go_without():
-    with pytest.raises(InputError, match=r"no scene has 8, 4 of which .*evaluate_every=0"):
-        hold_out(numbered(a=7, b=4), 4)
-
-
 def test_a_source_that_travelled_reads_the_same(tmp_path):
     put_scene(tmp_path, 3)
-    source, _ = find_photos(str(tmp_path), 3)
+    source = find_photos(str(tmp_path), 3)
     there = pickle.loads(pickle.dumps(source))
     got, wanted = (s.read(tmp_path.name, (2, 0), SIZE) for s in (there, source))
     np.testing.assert_array_equal(got.images, wanted.images)
@@ -196,7 +172,7 @@ def test_a_source_that_travelled_reads_the_same(tmp_path):
 @pytest.mark.slow
 def test_workers_give_the_batches_of_one_process(tmp_path):
     put_scene(tmp_path, 6)
-    source, _ = find_photos(str(tmp_path), 3)
+    source = find_photos(str(tmp_path), 3)
     alone = pipeline(source)
     with iter(pipeline(source, workers=2, prefetch=1)) as batches:
         for step in range(4):

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lite3r_jax.data.images import load_images, load_images_with_boxes, read_image
-from lite3r_jax.data.photos import PHOTO_SUFFIXES, SourcePhoto, find_scenes, load_photos
+from lite3r_jax.data.photos import (
+    PHOTO_SUFFIXES,
+    PhotoSet,
+    SourcePhoto,
+    find_scenes,
+    list_scenes,
+    load_photos,
+)
 from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
 from lite3r_jax.scene import check_names
@@ -59,6 +66,18 @@ def refuses(source, *words: str, **options) -> None:
 
 
 # -- folders --------------------------------------------------------------------------------------
+
+
+def test_an_empty_scene_among_several_fails_when_it_is_opened(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    put(tmp_path / "a" / "x.png")
+    first, second = list_scenes(str(tmp_path))
+    assert first.files == (f"{tmp_path}/a/x.png",) and len(first.open().photos) == 1
+    with pytest.raises(InputError, match=r"b: the folder has no photos or videos"):
+        second.open()
+    with pytest.raises(InputError, match=r"b: the folder has no photos or videos"):
+        list_scenes(str(tmp_path / "b"))
 
 
 def test_a_folder_is_a_scene_in_natural_order(tmp_path):
@@ -330,7 +349,7 @@ def make(name: str, path: Path) -> Path:
         rgb.save(path, save_all=True, append_images=[Image.fromarray(pixels(1))])
     elif kind == "deep":
         Image.fromarray(pixels()[..., 0].astype(np.uint16) * 257).save(path)
-    elif kind == "deepcolour":
+    elif kind == "deepcolor":
         cv2.imwrite(str(path), pixels().astype(np.uint16) * 257)
     elif kind == "key":
         rgb.save(path, transparency=(1, 2, 3))
@@ -355,7 +374,7 @@ def test_plain_jpeg_and_png_may_be_copied(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["turned.jpg", "turned.png", "CMYK.jpg", "RGBA.png", "LA.png",
-                                  "1.png", "palette.png", "key.png", "deep.png", "deepcolour.png",
+                                  "1.png", "palette.png", "key.png", "deep.png", "deepcolor.png",
                                   "moving.png", "misnamed.png", "RGB.webp", "RGB.tif"])  # fmt: skip
 def test_others_must_be_read_and_written_anew(tmp_path, name):
     (photo,) = find_scenes(make(name, tmp_path))[0].photos
@@ -504,3 +523,21 @@ def test_mutated_photos_are_read_or_refused_alike_by_threads_and_alone(tmp_path,
             assert images.max() <= 1
     assert outcomes[True] > 20
     assert outcomes[False] > 20
+
+
+@pytest.mark.parametrize(
+    "names,in_order",
+    [
+        (("frame_000010.png", "frame_000020.png"), True),
+        (("IMG_2041.jpg", "img_2042.JPG"), True),
+        (("20240101_1200.jpg", "20240102_0900.jpg"), True),
+        (("1.jpg", "2.jpg"), True),
+        (("door.jpg", "garden.jpg"), False),
+        (("IMG_2041.jpg", "IMG_2041_edited.jpg"), False),
+        (("left1.jpg", "right1.jpg"), False),
+        (("alone.jpg",), True),
+    ],
+)
+def test_names_tell_whether_photos_are_in_order(names, in_order):
+    photos = tuple(SourcePhoto(name, name, name, 10) for name in names)
+    assert PhotoSet("scene", photos).in_order == in_order

@@ -57,7 +57,7 @@ def test_random_takes_every_frame_as_often_in_every_place():
         assert all(850 < count < 1150 for count in counts.values())  # 5 sigma
 
 
-def test_consecutive_takes_neighbours_from_every_start():
+def test_consecutive_takes_neighbors_from_every_start():
     frames = (2, 3, 7, 11, 12)
     drawn = {choose_frames(frames, 3, "consecutive", seed=0, index=i) for i in range(100)}
     assert drawn == {(2, 3, 7), (3, 7, 11), (7, 11, 12)}

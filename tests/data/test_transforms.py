@@ -1,4 +1,4 @@
-"""Crop, resize and normalise: a point stays on its pixel."""
+"""Crop, resize and normalize: a point stays on its pixel."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from PIL import Image
 from lite3r_jax import geometry
 from lite3r_jax.data.transforms import (
     Frame,
-    centre_box,
+    center_box,
     check_frame,
     fit_depth,
     fit_frames,
@@ -106,7 +106,7 @@ def test_whole_image_at_its_own_size_is_unchanged():
 @settings(deadline=None)
 @given(height=SIDES, width=SIDES, size=st.tuples(SIDES, SIDES))
 def test_the_middle_box_is_inside_largest_and_of_the_right_shape(height, width, size):
-    x1, y1, x2, y2 = centre_box((height, width), size)
+    x1, y1, x2, y2 = center_box((height, width), size)
     assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
     assert (x2 - x1) * size[0] == pytest.approx((y2 - y1) * size[1])
     assert max((x2 - x1) / width, (y2 - y1) / height) == pytest.approx(1)

@@ -18,7 +18,7 @@ RATE = 10.0
 
 
 def record(path, frames: int = FRAMES, rate: float = RATE, width: int = 64, height: int = 48):
-    """Frame i is grey of value 10 * i (modulo 256) with a red corner at the top left."""
+    """Frame i is gray of value 10 * i (modulo 256) with a red corner at the top left."""
     codec = CODECS.get(path.suffix.lower(), "mp4v")
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, (width, height))
     assert writer.isOpened()
@@ -68,7 +68,7 @@ def with_durations(data: bytes, milliseconds: list[int]) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
-def test_every_container_gives_all_frames_in_colour(tmp_path, suffix):
+def test_every_container_gives_all_frames_in_color(tmp_path, suffix):
     frames = read_video(record(tmp_path / f"clip{suffix}"), VideoOptions(stride=1))
     assert [frame.index for frame in frames] == list(range(FRAMES))
     for i, frame in enumerate(frames):

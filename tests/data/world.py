@@ -22,30 +22,30 @@ class View:
     intrinsics: np.ndarray
 
 
-def look_at(centre, target) -> np.ndarray:
+def look_at(center, target) -> np.ndarray:
     """World-to-camera [3, 4], y down."""
-    forward = np.subtract(target, centre)
+    forward = np.subtract(target, center)
     forward = forward / np.linalg.norm(forward)
     right = np.cross([0.0, 1.0, 0.0], forward)
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(forward, right), forward])
-    return np.concatenate([rotation, -rotation @ np.reshape(centre, (3, 1))], -1)
+    return np.concatenate([rotation, -rotation @ np.reshape(center, (3, 1))], -1)
 
 
 def cast(extrinsics, intrinsics, size, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [H, W, 3], float64 [H, W]) of a camera whose world is in units of 1 / `scale`."""
     height, width = size
-    rotation, centre = extrinsics[:, :3], -extrinsics[:, :3].T @ extrinsics[:, 3] / scale
+    rotation, center = extrinsics[:, :3], -extrinsics[:, :3].T @ extrinsics[:, 3] / scale
     v, u = np.mgrid[0:height, 0:width]
     rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(intrinsics).T @ rotation
     with np.errstate(divide="ignore", invalid="ignore"):
-        walls = np.where(rays > 0, ROOM[1] - centre, ROOM[0] - centre) / rays
+        walls = np.where(rays > 0, ROOM[1] - center, ROOM[0] - center) / rays
         wall = np.where(np.isfinite(walls), walls, np.inf).min(-1)
-        near, far = np.sort([(edge - centre) / rays for edge in BLOCK], axis=0)
+        near, far = np.sort([(edge - center) / rays for edge in BLOCK], axis=0)
     enter, leave = near.max(-1), far.min(-1)
     block = (enter > 0) & (enter < leave)
     depth = np.where(block, enter, wall)
-    points = centre + rays * depth[..., None]
+    points = center + rays * depth[..., None]
     waves = np.sin(points @ [[5.0, 1.3, 7.1], [2.2, 6.1, 1.7], [3.1, 5.3, 4.1]])
     checks = (np.floor(points * 2.0 + 1e-6).sum(-1) % 2)[..., None]
     rgb = 0.5 + 0.22 * waves + 0.15 * (checks - 0.5) - 0.1 * block[..., None]
@@ -53,13 +53,13 @@ def cast(extrinsics, intrinsics, size, scale: float = 1.0) -> tuple[np.ndarray, 
 
 
 def views(count: int = 6, size=(96, 128), scale: float = 1.0, seed: int = 0) -> list[View]:
-    """Cameras on an arc around the block, fx and fy 5 % apart, the principal point off centre."""
+    """Cameras on an arc around the block, fx and fy 5 % apart, the principal point off center."""
     rng = np.random.default_rng(seed)
     height, width = size
     made = []
     for angle in np.linspace(-0.5, 0.5, count) + rng.uniform(-0.03, 0.03, count):
-        centre = [2.4 * np.sin(angle), rng.uniform(-0.6, 0.2), -2.4 * np.cos(angle)]
-        extrinsics = look_at(centre, rng.uniform(-0.2, 0.2, 3))
+        center = [2.4 * np.sin(angle), rng.uniform(-0.6, 0.2), -2.4 * np.cos(angle)]
+        extrinsics = look_at(center, rng.uniform(-0.2, 0.2, 3))
         extrinsics[:, 3] *= scale
         intrinsics = np.array(
             [[0.8 * width, 0, 0.49 * width], [0, 0.84 * width, 0.52 * height], [0, 0, 1]]

@@ -10,18 +10,19 @@ import pytest
 from flax import nnx
 
 from lite3r_jax.attention.presets import plan
-from lite3r_jax.deploy.checkpoint import deployed_rules, export_deployment, load_deployed
+from lite3r_jax.deploy.checkpoint import deployed_rules, load_deployed
 from lite3r_jax.deploy.manifest import find_deployment, read_deployment
-from lite3r_jax.distill.checkpoint import (
+from lite3r_jax.distillation.checkpoint import (
     StudentManifest,
     describe_teacher,
     load_student,
     write_student,
 )
 from lite3r_jax.errors import InputError
-from lite3r_jax.kernels.fp8.reference import quantise_reference
+from lite3r_jax.kernels.fp8.reference import quantize_reference
 from lite3r_jax.layers.fp8 import StoredWeight
 from lite3r_jax.precision import deploy, preset
+from lite3r_jax.runs.deploy import export_deployment
 from lite3r_jax.weights.load import load
 from lite3r_jax.weights.safetensors_file import SafetensorsFile
 
@@ -64,7 +65,7 @@ def test_what_is_loaded_is_what_deploy_makes_and_the_definition(made, tiny_dir):
     teacher = load(tiny_dir, heads=(), dtype=jnp.bfloat16, param_dtype=jnp.float32)
     check_equal(loaded, deploy(teacher, preset("default"), "fp8_dynamic"))
     kernel = np.asarray(state_of(teacher)[f"{QKV}/kernel"].get_value())
-    codes, scale = quantise_reference(kernel.swapaxes(-1, -2), "e4m3", -1)
+    codes, scale = quantize_reference(kernel.swapaxes(-1, -2), "e4m3", -1)
     found = state_of(loaded)
     np.testing.assert_array_equal(found[f"{QKV}/weight"].get_value(), codes)
     np.testing.assert_array_equal(found[f"{QKV}/weight_scale"].get_value(), scale[..., 0])
@@ -123,7 +124,7 @@ def test_an_extra_file_is_named_and_another_version_refused(copy):
 
 def test_weights_and_deployed_models_are_not_taken_for_each_other(made, tiny_dir, tmp_path):
     with pytest.raises(
-        InputError, match=r"a deployed model, which has no weights .* load_deployed"
+        InputError, match=r"a deployed model, which has no weights .* lite3r_jax.load"
     ):
         load(made)
     with pytest.raises(InputError, match="this is no deployed model; make one with"):
@@ -158,7 +159,7 @@ def test_a_failure_leaves_nothing_under_the_final_name(tiny_dir, tmp_path, monke
 
 
 def test_a_student_runs_with_the_rules_that_it_was_trained_with(tiny_dir, tmp_path):
-    student = StudentManifest("vggt", (), plan("sla_global"), "proj_lin", 0, "paper", {})
+    student = StudentManifest("vggt", (), plan("sla_global"), "strategy", 0, "paper", {})
     assert deployed_rules(student) == "paper" and deployed_rules(None) == "default"
     with pytest.raises(InputError, match="trained under 'paper', 'default' was asked for"):
         deployed_rules(student, "default")
@@ -168,7 +169,7 @@ def test_a_student_runs_with_the_rules_that_it_was_trained_with(tiny_dir, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainable,rank", [("proj_lin", 0), ("lora", 2)])
+@pytest.mark.parametrize("trainable,rank", [("strategy", 0), ("lora", 2)])
 def test_a_student_comes_back_with_plan_and_what_was_trained(tiny_dir, tmp_path, trainable, rank):
     attention = plan("sla_global", keep=0.25, block=16)
     teacher = describe_teacher(tiny_dir, ["aggregator"], "")[1]

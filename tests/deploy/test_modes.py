@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from lite3r_jax.deploy.checkpoint import export_deployment
-from lite3r_jax.export.npz import read_npz
+from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.main import main
-from tests.modes.test_reconstruct import flags, photo_folder
+from lite3r_jax.runs.deploy import export_deployment
+from tests.runs.test_reconstruct import flags, photo_folder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_photos_are_reconstructed_and_the_report_names_the_precision(
 def test_it_is_evaluated_as_the_row_that_it_is(made, tmp_path, capsys):
     settings = {
         "weights": made, "output": tmp_path / "out", "evaluate.scenes": 1,
-        "evaluate.size": "28x42", "evaluate.resamples": 20, "evaluate.rows": "dense-float32",
+        "evaluate.size": "28x42", "evaluate.resamples": 20, "evaluate.variants": "dense-float32",
     }  # fmt: skip
 
     def run():
@@ -50,8 +50,8 @@ def test_it_is_evaluated_as_the_row_that_it_is(made, tmp_path, capsys):
         return main(["--config=configs/vggt.py", "--mode=eval", *arguments])
 
     assert run() == 2
-    assert "set evaluate.rows=dense-fp8_weight_only" in capsys.readouterr().err
-    settings["evaluate.rows"] = "dense-fp8_weight_only"
+    assert "set evaluate.variants=dense-fp8_weight_only" in capsys.readouterr().err
+    settings["evaluate.variants"] = "dense-fp8_weight_only"
     assert run() == 0
     [entry, *_] = json.loads((tmp_path / "out/report.json").read_text())["results"]
     assert entry["row"] == "dense-fp8_weight_only" and not entry["failures"]

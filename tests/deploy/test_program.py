@@ -13,13 +13,15 @@ import pytest
 from flax import nnx
 
 from lite3r_jax.attention.presets import plan
-from lite3r_jax.backbones.vggt import BACKBONE, VGGT
-from lite3r_jax.deploy.checkpoint import export_deployment, load_deployed
+from lite3r_jax.backbones.vggt import ENTRY as BACKBONE
+from lite3r_jax.backbones.vggt import VGGT
+from lite3r_jax.deploy.checkpoint import load_deployed
 from lite3r_jax.deploy.manifest import Program, read_deployment
 from lite3r_jax.deploy.program import check_program, export_program
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import deploy, preset
+from lite3r_jax.runs.deploy import export_deployment
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import abstract_of
 
@@ -77,7 +79,7 @@ def test_a_program_for_a_gpu_has_the_kernels_and_no_paths(tiny_dir):
         lambda: VGGT(
             config,
             heads=("camera",),
-            plan=plan("sla_global"),
+            plan=plan("sla_global", implementation="triton"),
             dtype=jnp.bfloat16,
             rngs=traced_rngs(0),
         )

@@ -13,7 +13,7 @@ from unittest import mock
 import jax
 from jax.experimental import topologies
 
-from tests.kernels.sla.test_triton import described_gpu
+from tests.kernels.devices import described_gpu
 
 DESCRIPTION = (Path(__file__).parents[2] / "tools" / "benchmark" / "h200.txtpb").read_text()
 SHARED_MEMORY_PER_BLOCK = int(re.findall(r"shared_memory_per_block_optin: (\d+)", DESCRIPTION)[0])
@@ -79,12 +79,21 @@ def compile_lowered(lowered: Any, dump: Path) -> tuple[Any, dict[str, Kernel]]:
 
 
 def check_budget(name: str, kernel: Kernel, budget: dict[str, int]) -> None:
-    """No spills, no atomics, within the device and within the budget."""
+    """No spills, no atomics, within the device and within the budget.
+
+    A kernel may have more registers from jax 0.12 on, whose XLA compiles Triton otherwise: with the
+    same wgmma instructions and the same ptxas, the gradient of the linear state takes 160 and not
+    128 (and 8 KiB less of shared memory), so that one program fits on a multiprocessor where two
+    did. Other warps and stages (8 x 1, 8 x 3, 4 x 2) give 153, 158 and 240.
+    """
     print(name, kernel)
     assert kernel.spilled == 0, f"{name} spills registers"
     assert kernel.atomics == 0, f"{name} has atomics, whose order is not fixed"
     assert kernel.shared_memory <= SHARED_MEMORY_PER_BLOCK
-    assert kernel.registers <= budget["registers"], f"{name} takes more registers"
+    registers = budget["registers"]
+    if jax.__version_info__ >= (0, 12):
+        registers = budget.get("registers, jax 0.12", registers)
+    assert kernel.registers <= registers, f"{name} takes more registers"
     assert kernel.shared_memory <= budget["shared_memory"], f"{name} takes more shared memory"
 
 

@@ -7,21 +7,23 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import Plan
+from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.backbones.dinov2 import EncoderConfig
-from lite3r_jax.backbones.heads import CameraConfig, DPTConfig
-from lite3r_jax.backbones.vggt import BACKBONE, TrunkConfig, VGGTConfig
-from lite3r_jax.distill.loss import DistillLoss, select_sites
-from lite3r_jax.distill.options import MatchOptions
-from lite3r_jax.distill.pair import make_pair, selectors
-from lite3r_jax.distill.trainable import trained_paths
+from lite3r_jax.backbones.heads import DPTConfig
+from lite3r_jax.backbones.vggt import ENTRY as BACKBONE
+from lite3r_jax.backbones.vggt.camera_head import CameraConfig
+from lite3r_jax.backbones.vggt.config import TrunkConfig, VGGTConfig
+from lite3r_jax.distillation.loss import DistillLoss, select_sites
+from lite3r_jax.distillation.options import MatchOptions
+from lite3r_jax.distillation.teacher_student import make_pair, selectors
+from lite3r_jax.distillation.trainable import trained_paths
 from lite3r_jax.layers.rngs import traced_rngs
-from lite3r_jax.train.optimiser import OptimiserOptions
-from lite3r_jax.train.sharding import MeshOptions, make_mesh
-from lite3r_jax.train.step import StepOptions
-from lite3r_jax.train.task import LossOptions, task_loss
-from lite3r_jax.train.trainer import make_trainer
+from lite3r_jax.training.optimizer import OptimizerOptions
+from lite3r_jax.training.sharding import MeshOptions, make_mesh
+from lite3r_jax.training.step import StepOptions
+from lite3r_jax.training.task import LossOptions, task_loss
+from lite3r_jax.training.trainer import make_trainer
 from tools.benchmark.train_memory import described, shapes
 
 pytestmark = [
@@ -46,14 +48,14 @@ def test_the_teacher_adds_little_to_the_memory_of_a_step():
         lambda: BACKBONE.build(
             CONFIG,
             heads=("camera", "depth"),
-            plan=plan("sla_global", keep=0.3),
+            plan=plan("sla_global", keep=0.3, implementation="triton"),
             dtype=jnp.bfloat16,
             rngs=traced_rngs(0),
         )
     )
-    trained = trained_paths(student, "proj_lin")
+    trained = trained_paths(student, "strategy")
     pair = make_pair(student, trained)
-    sites = select_sites(student, Plan(), "replaced", BACKBONE.taps)
+    sites = select_sites(student, Plan(), "replaced")
     task = task_loss(LossOptions(kind="multitask", frame_chunk=1))
 
     def peak(weight: float) -> int:
@@ -63,7 +65,7 @@ def test_the_teacher_adds_little_to_the_memory_of_a_step():
             DistillLoss(MatchOptions(weight=weight), sites, 100, task=task,
                         forward=(("remat", True),)),
             steps=100,
-            optimiser=OptimiserOptions(weight_decay=0.0),
+            optimizer=OptimizerOptions(weight_decay=0.0),
             options=StepOptions(),
             mesh=mesh,
             trainable=selectors(trained),

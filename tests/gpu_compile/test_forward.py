@@ -8,9 +8,11 @@ import pytest
 from flax import nnx
 
 from lite3r_jax.backbones.dinov2 import EncoderConfig
-from lite3r_jax.backbones.heads import CameraConfig, DPTConfig
-from lite3r_jax.backbones.vggt import BACKBONE, TrunkConfig, VGGTConfig
-from lite3r_jax.evaluate.rows import held_dtype, parse_rows
+from lite3r_jax.backbones.heads import DPTConfig
+from lite3r_jax.backbones.vggt import ENTRY as BACKBONE
+from lite3r_jax.backbones.vggt.camera_head import CameraConfig
+from lite3r_jax.backbones.vggt.config import TrunkConfig, VGGTConfig
+from lite3r_jax.evaluation.variants import held_dtype, parse_variants
 from lite3r_jax.layers.rngs import traced_rngs
 from tools.benchmark.forward import as_row, lower, planned
 
@@ -30,7 +32,7 @@ VIEWS = 400
 
 def temporary(name: str) -> float:
     """Of a row, in bfloat16 arrays of all tokens."""
-    [row] = parse_rows(name, where="row")
+    [row] = parse_variants(name, where="row")
     model = nnx.eval_shape(
         lambda: BACKBONE.build(
             CONFIG,
@@ -50,6 +52,6 @@ def temporary(name: str) -> float:
 
 def test_many_views_take_little_more_than_what_is_kept_the_stream_and_q_k_v():
     """Eight arrays are kept for heads, two are the stream in float32, three are q, k and v."""
-    dense, sparse = temporary("dense-bfloat16"), temporary("sla_global-fp8_dynamic")
+    dense, sparse = temporary("dense-bfloat16"), temporary("sla_global(keep=0.1)-fp8_dynamic")
     assert dense < 15
     assert sparse < 1.03 * dense, "sparse attention needs no more"

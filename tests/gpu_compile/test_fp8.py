@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lite3r_jax.kernels.fp8.api import fp8_dot_general, fp8_linear
 from lite3r_jax.kernels.fp8.cases import vggt_linears
 from lite3r_jax.kernels.fp8.pallas_mosaic import scaled_product
-from lite3r_jax.kernels.fp8.pallas_triton import quantise_rows
-from lite3r_jax.kernels.fp8.quantised import Gelu, Norm, Quantised, padded_rows
+from lite3r_jax.kernels.fp8.pallas_triton import quantize_rows
+from lite3r_jax.kernels.fp8.quantized import Gelu, Norm, Quantized, padded_rows
 from lite3r_jax.kernels.fp8.tiles import COLUMNS, tiles
 from tests.gpu_compile import h200
-from tests.kernels.sla.test_triton import described_gpu
+from tests.kernels.devices import described_gpu
 from tools.benchmark import fp8_block
 
 pytestmark = [
@@ -92,7 +92,7 @@ def test_simulation_is_made_of_bfloat16_products():
     assert products(compiled(frozen, x, w, up).as_text()) == [OTHER] * 2
 
 
-def test_quantising_stacked_layers_at_use_does_not_copy_them():
+def test_quantizing_stacked_layers_at_use_does_not_copy_them():
     layers, (case, *_) = 8, vggt_linears(2)
     shape = (layers, case.inputs, case.inputs)
 
@@ -107,12 +107,12 @@ def test_quantising_stacked_layers_at_use_does_not_copy_them():
         x = ((*case.batch, case.inputs), "bfloat16")
         return compiled(loss(product), x, (shape, "bfloat16")).memory_analysis()
 
-    plain, quantised = plan(jnp.matmul), plan(simulated)
+    plain, quantized = plan(jnp.matmul), plan(simulated)
     one_layer = 2 * case.inputs**2
     tokens = 4 * case.batch[1] * case.inputs
-    print(f"{plain.temp_size_in_bytes / 2**20:.0f} MiB, {quantised.temp_size_in_bytes / 2**20:.0f}")
+    print(f"{plain.temp_size_in_bytes / 2**20:.0f} MiB, {quantized.temp_size_in_bytes / 2**20:.0f}")
     allowed = plain.temp_size_in_bytes + 2 * one_layer + 3 * tokens
-    assert quantised.temp_size_in_bytes < min(
+    assert quantized.temp_size_in_bytes < min(
         allowed, plain.temp_size_in_bytes + layers * one_layer
     )
 
@@ -135,7 +135,7 @@ def test_the_hopper_product_is_one_kernel_within_its_budget(case, dtype, tmp_pat
     rows = padded_rows(tokens)
 
     def call(codes, scale, w, w_scale, bias):
-        x = Quantised(codes, scale, (1, tokens, case.inputs), kind)
+        x = Quantized(codes, scale, (1, tokens, case.inputs), kind)
         return scaled_product(x, w, w_scale, bias, kind)
 
     args = described(
@@ -172,10 +172,10 @@ NORM = Norm(None, None, 1e-5, jnp.bfloat16)
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, Norm | Gelu | None) else str(x),
 )
-def test_quantisation_reads_and_writes_once_within_its_budget(before, width, dtype, tmp_path):
+def test_quantization_reads_and_writes_once_within_its_budget(before, width, dtype, tmp_path):
     def call(x, scale, bias):
         full = Norm(scale, bias, before.eps, before.dtype) if isinstance(before, Norm) else before
-        return quantise_rows(x, full)
+        return quantize_rows(x, full)
 
     args = described(((1, 1374, width), dtype), *[((width,), jnp.bfloat16)] * 2)
     program, kernels = h200.compile_kernels(call, args, tmp_path)

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lite3r_jax.attention.core import Layouts, TokenLayout
 from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
 from tests.gpu_compile import h200
@@ -83,7 +83,7 @@ def test_heads_split_over_four_gpus_send_nothing_but_a_gradient(tmp_path):
     """The strategy as a backbone calls it, forward and gradient, with its selection."""
     mesh = h200.mesh(4)
     layout = TokenLayout(8, 5, (37, 37), "global")
-    core = SLA(heads_axis="x").build(
+    core = SLA(heads_axis="x", implementation="triton").build(
         heads=16, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     graph, _ = nnx.split(core)
@@ -91,7 +91,7 @@ def test_heads_split_over_four_gpus_send_nothing_but_a_gradient(tmp_path):
     def both(q, k, v, up, w):
         def attend(q, k, v, w):
             state = nnx.State({"proj_lin": nnx.Param(w)})
-            return nnx.merge(graph, state)(q, k, v, Layouts.both(layout))
+            return nnx.merge(graph, state)(AttentionInputs(q, k, v, Layouts.both(layout)))
 
         o, pull = jax.vjp(attend, q, k, v, w)
         return o, *pull(up)

@@ -6,8 +6,8 @@ import json
 import jax
 import pytest
 
-from lite3r_jax.train.parameters import size
-from lite3r_jax.train.sharding import MeshOptions, make_mesh
+from lite3r_jax.training.parameters import size
+from lite3r_jax.training.sharding import MeshOptions, make_mesh
 from tools.benchmark.collectives import KINDS, collectives
 from tools.benchmark.train_memory import described, make, shapes
 
@@ -24,7 +24,7 @@ TINY = {
 }  # fmt: skip
 
 
-def test_parameters_and_optimiser_are_split_over_fsdp_and_gradients_are_summed(tmp_path):
+def test_parameters_and_optimizer_are_split_over_fsdp_and_gradients_are_summed(tmp_path):
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(TINY))
     args = argparse.Namespace(

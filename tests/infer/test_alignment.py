@@ -54,7 +54,7 @@ def movement(scale=2.5):
 
 @pytest.mark.parametrize("views", [1, 2, 3, 5, 12])
 def test_a_movement_of_all_cameras_is_found_again(views):
-    """With one or two views as well, where centres alone would leave the rotation open."""
+    """With one or two views as well, where centers alone would leave the rotation open."""
     known, true = cameras(views), movement(2.5 if views > 1 else 1.0)
     found = fit_cameras(known, true.cameras(known))
     np.testing.assert_allclose(found.rotation, true.rotation, atol=1e-5)
@@ -70,6 +70,34 @@ def test_cameras_on_a_line_are_aligned_by_their_axes():
     found = fit_cameras(known, true.cameras(known))
     np.testing.assert_allclose(found.rotation, true.rotation, atol=1e-5)
     assert found.scale == pytest.approx(true.scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0, 0.0), (400.0, -30.0, 7e5)])
+@pytest.mark.parametrize("views", [2, 4, 12])
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_cameras_that_only_turn_leave_the_scale_alone(views, place, kind):
+    """Their centers differ by the rounding of -R^T t only, which says nothing about a scale."""
+    predicted = cameras(views, 1)
+    rotation, _ = np.linalg.qr(np.random.default_rng(2).standard_normal((views, 3, 3)))
+    rotation *= np.linalg.det(rotation)[:, None, None]
+    turning = np.concatenate([rotation, -rotation @ np.array(place)[:, None]], -1).astype(kind)
+    fit = fit_cameras(turning, predicted)
+    assert fit.scale == 1
+    np.testing.assert_allclose(
+        fit.points(np.array([place])), -(predicted[..., :3].swapaxes(1, 2) @ predicted[..., 3:])
+        .mean(0).T, atol=1e-6 * (1 + np.abs(place).max())
+    )  # fmt: skip
+    back = fit_cameras(predicted, turning)
+    assert back.scale == 1, "predicted in one place as well"
+
+
+def test_a_small_spread_far_from_the_origin_is_still_a_scale():
+    known, true = cameras(4), movement(1e3)
+    known[..., :3], _ = np.linalg.qr(known[..., :3])
+    known[..., :3] *= np.linalg.det(known[..., :3])[:, None, None]
+    centers = np.linalg.norm(known[..., 3], axis=-1).max()
+    far = Similarity(np.eye(3), np.array([1e5, 0, 0]) * centers, 1.0).cameras(known)
+    np.testing.assert_allclose(fit_cameras(far, true.cameras(far)).scale, 1e3, rtol=1e-6)
 
 
 def test_an_outlier_among_many_views_does_not_count():

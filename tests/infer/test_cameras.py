@@ -1,7 +1,7 @@
 """Known cameras and choices of cameras through the door that photos go through."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from lite3r_jax import geometry, reconstruct
-from lite3r_jax.backbones.base import Prediction
+from lite3r_jax.backbones.base import Choice, Prediction
 from lite3r_jax.backbones.da3.model import DA3
+from lite3r_jax.backbones.model import BackboneModel
 from lite3r_jax.backbones.vggt import VGGT
 from lite3r_jax.data.known_cameras import known_cameras
 from lite3r_jax.data.photos import find_scenes
@@ -24,17 +25,25 @@ SMALL = ImageOptions(mode="upper_bound_resize", size=84)  # 84 x 70 here
 SCALE = 0.4
 
 
-class Follower(nnx.Module):
+class Follower(BackboneModel):
     """Takes known cameras, and predicts them in a smaller world that is turned and moved.
 
     Depth is the focal length that it was given, so that this can be seen.
     """
 
-    heads = ("camera", "depth")
+    parts: ClassVar = {"camera": "camera_head", "depth": "depth_head"}
+    patch_size = 14
+    inputs: ClassVar = DA3.inputs
 
     def __init__(self):
-        self.dtype = jnp.dtype("float32")
+        super().__init__(None, heads=("camera", "depth"), plan=None, dtype="float32")
         self.one = nnx.Param(jnp.ones(()))
+
+    def roles(self):
+        return {}
+
+    def operations(self, views, grid):
+        return {"global": {"layers": 1}}
 
     def __call__(self, images, extrinsics, intrinsics, *, frame_chunk: int = 1):
         del frame_chunk
@@ -129,16 +138,24 @@ def test_a_prediction_that_is_not_finite_is_named_and_not_aligned():
         reconstruct(model, photos, images=SMALL, known=known_cameras(poses, k))
 
 
-class Chooser(nnx.Module):
+class Chooser(BackboneModel):
     """Cameras stand where they are asked to."""
 
-    heads = ("camera", "depth")
+    parts: ClassVar = {"camera": "camera_head", "depth": "depth_head"}
+    patch_size = 14
+    choices: ClassVar = {"poses": Choice({"near": None, "far": None}, "where cameras stand")}
 
     def __init__(self):
-        self.dtype = jnp.dtype("float32")
+        super().__init__(None, heads=("camera", "depth"), plan=None, dtype="float32")
         self.one = nnx.Param(jnp.ones(()))
 
-    def __call__(self, images, *, poses: Literal["near", "far"] = "near", frame_chunk: int = 1):
+    def roles(self):
+        return {}
+
+    def operations(self, views, grid):
+        return {"global": {"layers": 1}}
+
+    def __call__(self, images, *, poses="near", frame_chunk=1):
         del frame_chunk
         b, s, h, w, _ = images.shape
         pose = jnp.eye(3, 4).at[2, 3].set({"near": 1, "far": 9}[poses]) * self.one[...]
@@ -161,7 +178,7 @@ def test_a_choice_reaches_the_model():
 
 
 @pytest.mark.parametrize("choice", ["saddle_balanced", "saddle_sim_range", "middle", "first"])
-def test_the_choices_of_a_model_are_those_of_its_call(choice):
+def test_the_choices_of_a_model_are_those_that_it_declares(choice):
     assert CameraOptions(reference=choice).arguments(DA3, False) == {"reference": choice}
     assert CameraOptions(poses="ray").arguments(DA3, True) == {"poses": "ray"}
     assert CameraOptions().arguments(VGGT, False) == {}

@@ -1,9 +1,7 @@
 """Photos to scenes in Python."""
 
 import dataclasses
-import io
 import sys
-import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +9,15 @@ import pytest
 from PIL import Image
 
 from lite3r_jax import reconstruct
+from lite3r_jax.backbones.vggt import VGGTConfig
 from lite3r_jax.data.images import load_images
 from lite3r_jax.data.photos import find_scenes
 from lite3r_jax.errors import InputError
-from lite3r_jax.infer.progress import Progress
+from lite3r_jax.infer.expected_time import ExpectedTime
 from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions, Reconstructor, to_scene
 from lite3r_jax.weights.load import load
 
-SMALL = ImageOptions(size=56)
+SMALL = ImageOptions(mode="crop", size=56)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_arrays_and_files_give_the_same_scene(model, photos):
 def test_points_of_the_head_are_there_if_the_head_is(fake_model, photos):
     scene = reconstruct(fake_model(), photos, images=SMALL)
     assert scene.world_points is None and scene.world_points_conf is None
-    scene = reconstruct(fake_model(("camera", "depth", "point")), photos, images=SMALL)
+    scene = reconstruct(fake_model(heads=("camera", "depth", "point")), photos, images=SMALL)
     np.testing.assert_array_equal(scene.world_points[..., 1], scene.depth)
     np.testing.assert_array_equal(scene.world_points_conf, scene.depth)
 
@@ -102,7 +101,7 @@ def test_a_reconstructor_compiles_a_shape_once(model, photos, monkeypatch):
 
 def test_a_scene_needs_camera_and_depth(fake_model):
     with pytest.raises(InputError, match="this model is without depth; load it with them"):
-        Reconstructor(fake_model(("camera",)))
+        Reconstructor(fake_model(heads=("camera",)))
 
 
 def test_several_scenes_and_missing_views_are_refused(model, photos, tmp_path):
@@ -139,36 +138,32 @@ def test_cameras_that_are_not_finite_are_named(model, photos, tiny_images):
         to_scene(broken, images, boxes, scene)
 
 
-def test_stages_are_timed_and_bars_shown_on_demand(capsys):
-    progress = Progress(show=True)
-    with progress.stage("count", 3, "step") as tick:
-        threads = [threading.Thread(target=tick) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    with progress.stage("wait"):
-        pass
-    with pytest.raises(InputError), progress.stage("wait"):
-        raise InputError("x")
-    assert list(progress.seconds) == ["count", "wait"]
-    assert all(seconds >= 0 for seconds in progress.seconds.values())
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err == ""  # no terminal, no bars
+def test_the_time_of_a_pass_is_expected_from_the_one_before(model):
+    expected = ExpectedTime(model)
+    assert 0 < expected.seconds(2, 56, 56) < 60  # 1e9 operations, at the speed of a product
+    expected.took(3.0, 2, 56, 56)
+    assert expected.seconds(4, 56, 56) == pytest.approx(3.0)  # the fake has 1e9 of any shape
 
 
-def test_a_terminal_sees_bars_and_clocks(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+def test_stages_are_shown_where_there_is_a_terminal(model, photos, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    reconstruct(model, photos, images=SMALL, progress=False)
+    assert "load photos" not in capsys.readouterr().err
+    reconstruct(model, photos, images=SMALL)
+    shown = capsys.readouterr().err
+    assert "load photos: 100%" in shown and "run: 00:00 of about 00:0" in shown
 
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    progress = Progress()
-    with progress.stage("load photos", 2, "photo") as tick:
-        tick()
-        tick()
-    with progress.stage("run"):
-        pass
-    assert "load photos: 100%" in terminal.getvalue()
-    assert "2/2" in terminal.getvalue()
-    assert "run: 00:00" in terminal.getvalue()
+
+def test_images_are_those_that_the_weights_were_made_for(
+    model, tiny_vggt, tiny_da3, photos, capsys
+):
+    assert str(model.images_for(VGGTConfig())) == "518 pixels (crop)"
+    own = [ImageOptions().of(each) for each in (tiny_vggt, tiny_da3)]
+    assert [(o.mode, o.size) for o in own] == [("pad", 70), ("upper_bound_resize", 504)]
+    assert reconstruct(model, photos, progress=False).images.shape[2] == 518
+    assert capsys.readouterr().err == ""
+    reconstruct(model, photos, images=SMALL, progress=False)
+    assert capsys.readouterr().err == (
+        "note: images of 56 pixels (crop); these weights were made for 518 pixels (crop) and may"
+        " do worse\n"
+    )

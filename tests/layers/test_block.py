@@ -9,38 +9,33 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import (
-    AttentionCore,
-    Layouts,
-    Plan,
-    Rule,
-    TokenLayout,
-    build_cores,
-    runs,
-)
-from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.attention.plan import Plan, Rule, build_cores, runs
+from lite3r_jax.attention.strategy import AttentionCore, AttentionStrategy, Layouts, TokenLayout
+from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rngs import traced_rngs
+from lite3r_jax.layers.stacks import BlockStack, run_stacks, scan_layers
 
 LAYOUTS = Layouts.both(TokenLayout(1, 0, (1, 6), "frame"))
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(AttentionStrategy):
     """A strategy with a parameter of its own: values times a learned number."""
 
-    start: float
+    start: float = 1.0
 
     def build(self, *, heads, head_dim, param_dtype, rngs):
-        return ScaledCore(self.start, rngs)
+        return ScaledCore(self, rngs)
 
 
 class ScaledCore(AttentionCore):
-    def __init__(self, start, rngs):
-        self.factor = nnx.Param(start + 0.1 * jax.random.normal(rngs.params(), ()))
+    def __init__(self, spec, rngs):
+        self.spec = spec
+        self.factor = nnx.Param(spec.start + 0.1 * jax.random.normal(rngs.params(), ()))
 
-    def __call__(self, q, k, v, layouts, *, aux=None, shared=None):
-        return v * self.factor[...]
+    def __call__(self, inputs):
+        return inputs.v * self.factor[...]
 
 
 def make(layers, specs, rngs):
@@ -51,11 +46,9 @@ def make(layers, specs, rngs):
 
 
 def run(blocks, cores, plan_runs, x):
-    def body(x, index, modules, here):
-        x, attended = modules[0](x, here[0], LAYOUTS)
-        return x, (index, attended)
-
-    return scan_stacks(body, x, [blocks], [cores], plan_runs)
+    trunk = BlockStack("frame", blocks, cores, LAYOUTS.query)
+    y, _, ys = run_stacks(x[:, None], [trunk], plan_runs, views=1, taps=["frame/blocks"])
+    return y[:, 0], ys["frame/blocks"][:, :, 0]
 
 
 def one_by_one(blocks, cores, plan_runs, x):
@@ -83,8 +76,9 @@ def test_scan_equals_the_loop_in_value_and_gradient(rules):
     specs = Plan(rules).specs("global", 3)
     blocks, cores, plan_runs = make(3, specs, nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((2, 6, 8), dtype=np.float32)
-    got, (order, _) = jax.jit(lambda x: run(blocks, cores, plan_runs, x))(x)
-    np.testing.assert_array_equal(order, np.arange(3))
+    got, every = jax.jit(lambda x: run(blocks, cores, plan_runs, x))(x)
+    assert len(every) == 3
+    np.testing.assert_array_equal(every[-1], got)
     want = jax.jit(lambda x: one_by_one(blocks, cores, plan_runs, x))(x)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -152,12 +146,12 @@ def test_remat_changes_no_value_and_keeps_less():
     x = jax.random.normal(jax.random.key(1), (4096, 8))
 
     def loss(state, x, remat):
-        def body(x, index, modules, here):
-            del index, here
+        def body(x, index, modules, here, run):
+            del index, here, run
             y = modules[0](x)
             return x + jnp.sin(jnp.cos(y) * jnp.exp(-y * y)), ()
 
-        y, _ = scan_stacks(body, x, [nnx.merge(graph, state)], [cores], plan_runs, remat)
+        y, _ = scan_layers(body, x, [nnx.merge(graph, state)], [cores], plan_runs, remat)
         return (y**2).sum()
 
     found, memory = [], []

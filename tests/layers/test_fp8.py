@@ -1,4 +1,4 @@
-"""Blocks with float8 weights: fused kernels in the place of norms, GELU and quantisation."""
+"""Blocks with float8 weights: fused kernels in the place of norms, GELU and quantization."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import AttentionCore, Layouts, TokenLayout
+from lite3r_jax.attention.strategy import AttentionCore, Layouts, TokenLayout
 from lite3r_jax.layers.block import Block, BlockConfig
 from lite3r_jax.layers.fp8 import Fp8Linear, describe_products, products
 from lite3r_jax.precision import Fp8Rule, deploy
-from tests.kernels.sla.test_triton import described_gpu
+from tests.kernels.devices import described_gpu, proven_gpu
 
 LAYOUTS = Layouts.both(TokenLayout(1, 1, (2, 6), "frame"))
 WIDTH = 32
@@ -20,11 +20,9 @@ RULES = [Fp8Rule(".")]
 class Looks(AttentionCore):
     """A strategy that looks at the input of the layer."""
 
-    def prepare(self, x, attn, layouts):
-        return x.mean(axis=-1)[..., None, None]
-
-    def __call__(self, q, k, v, layouts, *, aux=None, shared=None):
-        return jnp.tanh(q) + v * (k.mean(axis=1, keepdims=True) + aux)
+    def __call__(self, inputs):
+        mean = inputs.x.mean(axis=-1)[..., None, None]
+        return jnp.tanh(inputs.q) + inputs.v * (inputs.k.mean(axis=1, keepdims=True) + mean)
 
 
 class Net(nnx.Module):
@@ -67,7 +65,7 @@ def kernel_calls(model, x):
         pytest.param("swiglu", "float32", marks=pytest.mark.slow),
     ],
 )
-def test_a_block_computes_the_same_with_a_kernel_for_each_quantisation(ffn, dtype):
+def test_a_block_computes_the_same_with_a_kernel_for_each_quantization(ffn, dtype):
     model = deploy(build(ffn=ffn, dtype=jnp.dtype(dtype)), RULES, "fp8_dynamic")
     x = jnp.asarray(np.random.default_rng(1).normal(1, 3, (2, 13, WIDTH)), jnp.float32)
     kernels = fused(model)
@@ -92,6 +90,8 @@ def test_on_a_cpu_nothing_is_fused_and_on_a_hopper_gpu_what_fits():
     x = jax.ShapeDtypeStruct((2, 13, 256), jnp.float32)
     assert kernel_calls(model, x) == 0
     with described_gpu():
+        assert products(model, 2748) == dict.fromkeys(paths, "xla"), "nothing is proven"
+    with proven_gpu():
         assert products(model, 2748) == dict.fromkeys(paths, "mosaic")
         assert products(model, 100) == dict.fromkeys(paths, "triton")
         weights = nnx.eval_shape(lambda: deploy(Net(dim=256), RULES, "fp8_weight_only"))
@@ -111,4 +111,4 @@ def test_a_norm_in_another_dtype_than_the_linear_stays_with_xla():
     model = fused(deploy(build(), RULES, "fp8_dynamic"))
     model.block.norm1.dtype = jnp.bfloat16
     x = jax.ShapeDtypeStruct((2, 13, WIDTH), jnp.float32)
-    assert kernel_calls(model, x) == 4  # that of the Linear, which then quantises what it gets
+    assert kernel_calls(model, x) == 4  # that of the Linear, which then quantizes what it gets

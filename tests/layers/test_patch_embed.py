@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.layers.patch_embed import PatchEmbed, normalise, resize_pos_embed
+from lite3r_jax.layers.patch_embed import PatchEmbed, normalize, resize_pos_embed
 
 GRIDS = [
     (37, (37, 37)), (37, (28, 37)), (37, (37, 28)), (37, (24, 37)), (37, (16, 16)),
@@ -38,8 +38,8 @@ def test_patches_are_a_strided_convolution_row_by_row():
     np.testing.assert_allclose(got[0, 1 * 3 + 2], want, atol=1e-6)
 
 
-def test_normalisation_is_rgb():
-    grey = np.array([0.485, 0.456, 0.406], np.float32)
-    np.testing.assert_allclose(normalise(grey), 0, atol=1e-7)
-    one = normalise(grey + np.array([0.229, 0.224, 0.225], np.float32))
+def test_normalization_is_rgb():
+    gray = np.array([0.485, 0.456, 0.406], np.float32)
+    np.testing.assert_allclose(normalize(gray), 0, atol=1e-7)
+    one = normalize(gray + np.array([0.229, 0.224, 0.225], np.float32))
     np.testing.assert_allclose(one, 1, atol=1e-6)

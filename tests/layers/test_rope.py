@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lite3r_jax.attention.core import TokenLayout
-from lite3r_jax.layers.rope import rope_table, rotate, view_positions
+from lite3r_jax.attention.strategy import TokenLayout
+from lite3r_jax.layers.rope import RopeTable, rope_table, rotate, view_positions
 
 
 def turn(tokens, positions, bfloat16=False):
@@ -14,8 +14,8 @@ def turn(tokens, positions, bfloat16=False):
     for x, p in zip(tokens, positions, strict=True):
         table = rope_table(p, x.shape[-1])
         if bfloat16:
-            angle = np.arctan2(table[1], table[0])
-            table = tuple(f(angle).astype(np.float32) for f in (np.cos, np.sin))
+            angle = np.arctan2(table.sin, table.cos)
+            table = RopeTable(*(f(angle).astype(np.float32) for f in (np.cos, np.sin)), p, 100.0)
         scenes.append(rotate(x.swapaxes(0, 1)[None], table)[0].swapaxes(0, 1))
     return np.stack(scenes)
 
@@ -30,7 +30,8 @@ def test_rotation_agrees_with_upstream(golden, parity, n):
 def test_tables_agree_with_upstream(golden, parity):
     g = golden("modules/rope")
     column = np.stack([np.zeros(60, int), np.arange(60)], axis=-1)
-    cos, sin = (t[:, 32:] for t in rope_table(column, 64))
+    table = rope_table(column, 64)
+    cos, sin = table.cos[:, 32:], table.sin[:, 32:]
     parity("modules/rope", "cos_dim32", cos, g["cos_dim32"], 1e-5)
     parity("modules/rope", "sin_dim32", sin, g["sin_dim32"], 1e-5)
 
@@ -59,7 +60,9 @@ def test_bfloat16_tokens_turn_by_exact_angles_here(golden, parity, n):
     quirk = []
     for x, p in zip(rounded, g[f"positions_{n}"], strict=True):
         x = x.swapaxes(0, 1)[None]
-        quirk.append(rotate(x, upstream_bf16_tables(p, x.shape[-1]))[0].swapaxes(0, 1))
+        quirk.append(
+            rotate(x, RopeTable(*upstream_bf16_tables(p, x.shape[-1]), p, 100.0))[0].swapaxes(0, 1)
+        )
     name = f"out_bf16_as_f32_{n}"
     # Three roundings to bfloat16 upstream, each 2^-9 of magnitudes up to 5.
     parity("modules/rope", name, np.stack(quirk), g[name], 3e-2)

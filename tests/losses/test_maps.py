@@ -60,7 +60,7 @@ def test_rules_about_few_points():
 def test_difference_term_by_hand():
     truth = np.zeros((1, 3, 4, 1), np.float32)
     pred = truth.copy()
-    pred[0, 1, 1] = 5  # four neighbours, each pair differs by 5
+    pred[0, 1, 1] = 5  # four neighbors, each pair differs by 5
     mask = np.ones((1, 3, 4), bool)
     found = difference(pred, truth, mask, None)
     assert (found.sum, found.count) == (20, 12)

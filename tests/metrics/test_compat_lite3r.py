@@ -11,7 +11,7 @@ from lite3r_jax.metrics import NotAvailable, compat_lite3r
 from tests.metrics.test_pose import camera, moved, some_cameras
 
 
-def test_rotation_is_averaged_with_the_reference_view_and_translation_is_not_of_centres():
+def test_rotation_is_averaged_with_the_reference_view_and_translation_is_not_of_centers():
     truth = np.stack([camera(), camera((1, 0, 0))])
     found = compat_lite3r.pose_metrics(np.stack([camera(), camera((1, 0, 0), (0, 0, 30))]), truth)
     assert found["lite3r_rot_err_deg"] == pytest.approx(30 / 2)

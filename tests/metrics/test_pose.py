@@ -19,10 +19,10 @@ seeds = st.integers(0, 2**32 - 1)
 many = settings(max_examples=500, deadline=None)
 
 
-def camera(centre=(0, 0, 0), turn=(0, 0, 0)):
+def camera(center=(0, 0, 0), turn=(0, 0, 0)):
     """World-to-camera of a camera at a place, turned by degrees around x, y, z."""
     rotation = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
-    return np.concatenate([rotation, -rotation @ np.reshape(centre, (3, 1))], -1)
+    return np.concatenate([rotation, -rotation @ np.reshape(center, (3, 1))], -1)
 
 
 def some_cameras(seed, views=None):
@@ -66,7 +66,7 @@ def test_the_reference_view_does_not_count():
     assert pose_metrics(pred, truth)["rotation_deg"] == pytest.approx(30 / 2)  # of two, not three
 
 
-def test_translation_is_the_distance_of_centres_after_one_scale():
+def test_translation_is_the_distance_of_centers_after_one_scale():
     truth = np.stack([camera(), camera((1, 0, 0)), camera((0, 1, 0))])
     pred = np.stack([camera(), camera((5, 0, 0)), camera((0, 5, 0))])
     assert pose_metrics(pred, truth)["translation"] == pytest.approx(0, abs=1e-12)

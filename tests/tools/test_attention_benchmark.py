@@ -3,7 +3,10 @@
 import re
 
 import pytest
+from jax import lax
 
+from lite3r_jax.kernels.registry import Implementation, Operator
+from lite3r_jax.kernels.sla.blocked import sla_blocked
 from tools.benchmark import attention, attention_gpu
 
 SMALL = ["--implementation", "blocked", "--dense", "blocked"]
@@ -33,15 +36,14 @@ def test_the_gpu_program_names_what_it_had_no_time_for(capsys):
 @pytest.mark.slow
 def test_a_wrong_gradient_fails(monkeypatch, capsys):
     """One that is no longer that of the value."""
-    real = attention_gpu.sla
 
-    def wrong(q, k, v, w, maps, *, implementation, **settings):
-        scale = 1 if implementation == "reference" else 1.01
-        return real(q, k, v * scale, w, maps, implementation="reference", **settings)
+    def wrong(q, k, v, *args, **settings):
+        return sla_blocked(q, k, v + 0.01 * (v - lax.stop_gradient(v)), *args, **settings)
 
-    monkeypatch.setattr(attention_gpu, "sla", wrong)
+    wrong_sla = Operator("sla", (Implementation("blocked", wrong),))
+    monkeypatch.setattr(attention_gpu, "OPERATOR", wrong_sla)
     one = [attention_gpu.CASES[2]]
-    assert attention_gpu.prove(["blocked"], ["sorted"], ["float32"], one) == 1
+    assert attention_gpu.prove(["blocked"], [], ["float32"], one) == 1
     assert "FAILED" in capsys.readouterr().out
 
 

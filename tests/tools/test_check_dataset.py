@@ -46,7 +46,7 @@ def faults(lines):
 def test_a_whole_dataset_has_no_faults(run, blendedmvs):
     code, lines, _ = run(blendedmvs)
     assert code == 0 and not faults(lines)
-    assert lines[0] == f"{blendedmvs}: BlendedMVS, 2 scenes"
+    assert lines[0].startswith(f"blendedmvs:{blendedmvs}: 2 scenes; license: CC BY 4.0")
     for line, scene in zip(lines[1:3], ("attic", "cellar"), strict=True):
         assert re.match(rf"  {scene}: 4 frames of 64x48, depth in 100 % of the pixels, from", line)
         error, visible = re.search(r"agree to ([\d.]+) % .*, (\d+) % visible", line).groups()
@@ -122,22 +122,22 @@ def test_cameras_that_do_not_fit_the_depth_are_found(run, blendedmvs, made, mist
     assert "check conventions and units" in fault
 
 
-def test_one_scene_of_blendedmvs_is_recognised(run, blendedmvs):
+def test_one_scene_of_blendedmvs_is_recognized(run, blendedmvs):
     code, lines, _ = run(blendedmvs / "cellar")
-    assert code == 0 and lines[0].endswith("one scene of BlendedMVS, 1 scenes")
+    assert code == 0 and lines[0].startswith(f"blendedmvs:{blendedmvs / 'cellar'}: 1 scenes")
     assert lines[1].startswith("  cellar: 4 frames")
 
 
-def test_dtu64_is_recognised_and_views_are_counted(run, made, tmp_path):
+def test_dtu64_is_recognized_and_views_are_counted(run, made, tmp_path):
     root = write_dtu64(tmp_path / "dtu", {"scan1": made})
     code, lines, _ = run(root)
-    assert code == 1 and lines[0] == f"{root}: DTU-64, 1 scenes"
+    assert code == 1 and lines[0].startswith(f"dtu64:{root}: 1 scenes")
     assert lines[1] == "  scan1: 4 frames of 64x48, no depth"
     (fault,) = faults(lines)
     assert "has 4 images with cameras, expected 64" in fault
 
 
-def test_captures_are_recognised(run, made, tmp_path):
+def test_captures_are_recognized(run, made, tmp_path):
     root = tmp_path / "capture"
     root.mkdir()
     frames = []
@@ -150,7 +150,8 @@ def test_captures_are_recognised(run, made, tmp_path):
     table = {"fl_x": 50, "frames": frames}
     (root / "transforms.json").write_text(json.dumps(table))
     code, lines, _ = run(root)
-    assert code == 0 and lines[0] == f"{root}: capture, cameras of transforms.json, 1 scenes"
+    assert code == 0 and lines[0] == f"capture:{root}: 1 scenes; license: your own"
+    assert "note: cameras of transforms.json" in lines
     assert "note: 1 photos have no camera: extra.png" in lines
 
 
@@ -159,10 +160,22 @@ def test_what_is_no_dataset_is_refused_before_anything_is_written(run, blendedmv
         code, lines, error = run(path)
         assert code == 2 and not lines and error.startswith(f"error: {path}: ")
         assert error.count("\n") == 1
-    code, lines, error = run(blendedmvs, "--depth", str(tmp_path))
-    assert code == 2 and "--depth is for depth maps of captures" in error
+    code, lines, error = run(f"blendedmvs:{blendedmvs}@depth={tmp_path}")
+    assert code == 2 and "option 'depth' is not known" in error
+    code, lines, error = run(f"blendedmsv:{blendedmvs}")
+    assert code == 2 and "did you mean 'blendedmvs'?" in error
     assert not (tmp_path / "sheet.png").exists()
     (tmp_path / "sheet.png").write_text("mine")
     code, lines, error = run(blendedmvs)
     assert code == 2 and "exists already" in error and not lines
     assert (tmp_path / "sheet.png").read_text() == "mine"
+
+
+def test_sources_without_files_are_checked_by_reading_them(run, tmp_path):
+    code, lines, _ = run("motorcycle")
+    assert code == 0 and lines[1].startswith("  motorcycle: 2 frames of 518x518, depth in ")
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        Image.new("RGB", (30, 20), "red").save(tmp_path / "photos" / f"{name}.png")
+    code, lines, _ = run(f"photos:{tmp_path / 'photos'}", "--overwrite")
+    assert code == 0 and lines[1] == "  photos: 2 frames of 518x518, no depth"

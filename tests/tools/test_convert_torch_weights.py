@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tools.convert_torch_weights.__main__ as command
+from lite3r_jax.cli import convert
 from lite3r_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -99,9 +100,9 @@ def test_interrupting_is_no_traceback(capsys, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "convert", interrupted)
+    monkeypatch.setattr(convert, "convert", interrupted)
     assert command.main(["vggt", str(SOURCE), str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "interrupted; no file is half-written\n"
 
 
 def test_as_a_program_it_fails_with_one_line_and_no_traceback(tmp_path):
@@ -128,4 +129,4 @@ def test_help_is_help(capsys):
 
 def test_errors_of_the_parser_are_input_errors():
     with pytest.raises(InputError):
-        command.parser().parse_args(["vggt"])
+        convert.parser().parse_args(["vggt"])

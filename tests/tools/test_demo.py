@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lite3r_jax.data.synthetic.source import SyntheticScenes
-from lite3r_jax.export import planned
-from lite3r_jax.export.npz import read_npz
+from lite3r_jax.exports import planned
+from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.weights.load import load
 from tools import demo
 

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 import tools.export_deployment as command
+from lite3r_jax.cli import deploy
 from lite3r_jax.deploy.manifest import read_deployment
 
 
@@ -40,9 +41,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 
 def test_programs_are_for_this_machine_or_for_those_that_are_named():
-    parse = command.parser().parse_args
+    parse = deploy.parser().parse_args
     here = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    [program] = command.programs(parse(["w", "o", "--artifact=2x294x518"]))
+    [program] = deploy.programs(parse(["w", "o", "--artifact=2x294x518"]))
     assert program.file_name == f"forward-{here}-2x294x518.jax" and program.dtype == "bfloat16"
     both = parse(["w", "o", "--artifact=2x28x28", "--platform=cpu", "--platform=cuda"])
-    assert [p.platform for p in command.programs(both)] == ["cpu", "cuda"]
+    assert [p.platform for p in deploy.programs(both)] == ["cpu", "cuda"]

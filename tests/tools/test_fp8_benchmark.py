@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from lite3r_jax.kernels.fp8 import check
 from tools.benchmark import fp8_block, fp8_gpu
 
 PROGRAM = """HloModule jit_f
@@ -16,7 +17,7 @@ PROGRAM = """HloModule jit_f
 ENTRY %main (x: f32[4,8], w: f8e4m3fn[8,8]) -> bf16[4,8] {
   %x.1 = f32[4,8]{1,0} parameter(0), metadata={op_name="x"}
   %w.1 = f8e4m3fn[8,8]{1,0} parameter(1)
-  %codes = (f8e4m3fn[4,8]{1,0}, f32[4]{0}) custom-call(%x.1), custom_call_target="quantise"
+  %codes = (f8e4m3fn[4,8]{1,0}, f32[4]{0}) custom-call(%x.1), custom_call_target="quantize"
   %codes.0 = f8e4m3fn[4,8]{1,0} get-tuple-element(%codes), index=0
   %one = f32[] constant(1)
   %product = (f32[4,8]{1,0}, s8[4194304]{0}) custom-call(%codes.0, %w.1, %one, %one), \
@@ -31,7 +32,7 @@ custom_call_target="__cublas$lt$matmul$f8", backend_config={"a":"(%b), "}
 def test_counts_kernels_and_their_bytes():
     found = fp8_block.kernels(PROGRAM)
     assert [(k.name, k.read, k.written) for k in found] == [
-        ("quantise", 128, 32 + 16),
+        ("quantize", 128, 32 + 16),
         # A constant counts once, and the workspace not at all.
         ("__cublas$lt$matmul$f8", 32 + 64 + 4, 128),
         ("fusion", 128, 64),
@@ -60,8 +61,8 @@ def test_the_gpu_program_proves_and_measures(capsys):
 
 @pytest.mark.slow
 def test_a_wrong_product_fails_and_what_is_for_a_gpu_is_refused(monkeypatch, capsys):
-    real = fp8_gpu.linear
-    monkeypatch.setattr(fp8_gpu, "linear", lambda *args, **kinds: 1.02 * real(*args, **kinds))
+    real = check.linear
+    monkeypatch.setattr(check, "linear", lambda *args, **kinds: 1.02 * real(*args, **kinds))
     assert fp8_gpu.prove(["xla", "mosaic"], fp8_gpu.CASES[:1]) == 1
     printed = capsys.readouterr().out
-    assert "FAILED" in printed and "refused: implementation 'mosaic' cannot run this" in printed
+    assert "FAILED" in printed and "refused: fp8 'mosaic' cannot run this" in printed

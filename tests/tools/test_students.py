@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from configs import vggt
 from lite3r_jax.experiment import from_config
-from lite3r_jax.modes import train
+from lite3r_jax.recipes import vggt
+from lite3r_jax.runs import train
 from tools import students
 
 

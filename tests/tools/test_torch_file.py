@@ -126,6 +126,35 @@ def test_damaged_files_are_refused_by_name(tmp_path):
     assert refused > 100
 
 
+def test_flipped_bits_of_tensors_are_noticed(tmp_path):
+    """They would be other weights, with a manifest that says they are right."""
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.arange(4096.0)}, path)
+    whole = path.read_bytes()
+    start = whole.index(np.arange(4096, dtype="<f4").tobytes())
+    for place in np.random.default_rng(0).integers(start, start + 4 * 4096, 20):
+        changed = bytearray(whole)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"x\.pt: not a readable PyTorch file \(.*checksum"):
+            TorchFile(path)
+
+
+def test_a_tensor_that_repeats_what_is_stored_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(1 << 20)}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"tensor a repeats 4 stored bytes to 4,194,304"):
+        TorchFile(tmp_path / "x.pt")
+    torch.save({"a": torch.zeros(8)[2:6]}, tmp_path / "x.pt")
+    assert TorchFile(tmp_path / "x.pt").read("a").shape == (4,), "a part of a storage is fine"
+
+
+def test_torch_that_runs_what_is_in_a_file_is_refused(tmp_path, monkeypatch):
+    torch.save(state(), tmp_path / "x.pt")
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(InputError, match=r"torch 2\.5\.1 can run code .* 'torch>=2\.6'"):
+        TorchFile(tmp_path / "x.pt")
+
+
 def test_not_there(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         TorchFile(tmp_path / "x.pt")

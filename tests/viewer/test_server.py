@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.export.points import PointOptions, select_points
+from lite3r_jax.exports.points import PointOptions, select_points
 from lite3r_jax.scene import Scene
+from lite3r_jax.viewer import access
 from lite3r_jax.viewer.server import ViewerOptions, _look_through, serve
 from tests.chromium import Chromium
 
@@ -72,7 +73,7 @@ def test_page_is_served_on_loopback_only(viewer):
     assert viewer._server.get_host() == "127.0.0.1"
 
 
-def test_points_and_colours_are_those_of_the_scene(viewer):
+def test_points_and_colors_are_those_of_the_scene(viewer):
     want = select_points(wall(), PointOptions(conf_percentile=0))
     got = shown(viewer)
     assert got.dtype == np.float32
@@ -121,6 +122,80 @@ def test_slider_begins_at_the_percentile_of_the_exports():
 def test_no_browser_can_open_a_tunnel(viewer):
     assert viewer._server.request_share_url() is None
     assert viewer._server._share_tunnel is None
+
+
+def connect(viewer, **headers):
+    """A WebSocket as viser's page opens it."""
+    import viser
+    from websockets.sync.client import connect
+
+    return connect(
+        viewer.url.replace("http", "ws"), subprotocols=[f"viser-v{viser.__version__}"],
+        additional_headers=headers, proxy=None, max_size=None,
+    )  # fmt: skip
+
+
+def test_pages_of_other_sites_are_refused(viewer):
+    from websockets.exceptions import ConnectionClosedError
+
+    with connect(viewer, Origin=viewer.url) as own:
+        assert own.recv(timeout=20)
+    with connect(viewer) as program:
+        assert program.recv(timeout=20)
+    for origin in ("http://attacker.example", "null", viewer.url.replace("http", "https") + "1"):
+        with (
+            connect(viewer, Origin=origin) as foreign,
+            pytest.raises(ConnectionClosedError, match=r"1008 .*may not use this viewer"),
+        ):
+            foreign.recv(timeout=20)
+    eventually(lambda: len(viewer._server.get_clients()) == 0)
+
+
+@pytest.mark.parametrize("listen,host,origin,allowed,ok", [
+    ("127.0.0.1", "127.0.0.1:8080", "http://127.0.0.1:8080", "", True),
+    ("127.0.0.1", "localhost:9000", "http://localhost:9000", "", True),  # through a tunnel
+    ("127.0.0.1", "[::1]:8080", None, "", True),
+    ("127.0.0.1", "rebound.example:8080", "http://rebound.example:8080", "", False),
+    ("127.0.0.1", "10.0.0.7:8080", "http://10.0.0.7:8080", "", False),
+    ("127.0.0.1", "proxy.example", "https://proxy.example", "a.example, proxy.example", True),
+    ("0.0.0.0", "10.0.0.7:8080", "http://10.0.0.7:8080", "", True),
+    ("0.0.0.0", f"{socket.gethostname()}:8080", f"http://{socket.gethostname()}:8080", "", True),
+    ("0.0.0.0", "rebound.example:8080", "http://rebound.example:8080", "", False),
+    ("127.0.0.1", "localhost:8080", "http://localhost:8081", "", False),
+    ("127.0.0.1", "localhost:8080", "file://", "", False),
+    ("127.0.0.1", "", None, "", False),
+    ("127.0.0.1", "[::1", None, "", False),
+])  # fmt: skip
+def test_hosts_and_origins(listen, host, origin, allowed, ok):
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    assert (access.refusal(headers, listen, allowed) is None) == ok
+
+
+def test_uploads_are_dropped(viewer):
+    import msgspec
+    from viser import _messages
+
+    gui, slider = viewer._server.gui, viewer._shown._share
+    start = _messages.FileTransferStartUpload(slider._impl.uuid, "id", "a.bin", "", 9, 1 << 30)
+    update = _messages.GuiUpdateMessage(slider._impl.uuid, {"value": 75.0})
+    with connect(viewer) as client:
+        for message in (start, update):
+            client.send(msgspec.msgpack.encode(message.as_serializable_dict()))
+        eventually(lambda: slider.value == 75.0)  # what came after it has arrived
+        assert not gui._current_file_upload_states
+
+
+@pytest.mark.parametrize("value", [500.0, -3.0, float("nan"), float("inf")])
+def test_numbers_that_no_slider_has_stop_nothing(viewer, value):
+    viewer._shown._share.value = value
+    viewer._shown._number.value = 10**9
+    viewer._shown._share.value = 75.0
+    eventually(lambda: len(shown(viewer)) == 42 * 56)
+    assert viewer._shown._worker.is_alive()
+    viewer._shown._share.value = value
+    eventually(lambda: not viewer._shown._dirty.is_set())
+    viewer._shown._share.value = 0.0
+    eventually(lambda: len(shown(viewer)) == 2 * 42 * 56)
 
 
 def test_closing_frees_the_port():

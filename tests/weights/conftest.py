@@ -2,9 +2,10 @@
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,13 +13,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.backbones.base import Backbone, from_json
+from lite3r_jax.backbones.base import BackboneEntry, register, unregister
+from lite3r_jax.backbones.config_json import from_json
+from lite3r_jax.name_map import Checkpoint, NameMap, Skip, TensorRule, Transform
 from lite3r_jax.weights import convert as convert_module
-from lite3r_jax.weights import export as export_module
 from lite3r_jax.weights import load as load_module
 from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.convert import convert
-from lite3r_jax.weights.name_map import Checkpoint, NameMap, Rule, Skip, Transform
 from lite3r_jax.weights.safetensors_file import DTYPE_NAMES, TensorSpec, open_safetensors
 from lite3r_jax.weights.safetensors_writer import SafetensorsWriter, data_order
 
@@ -52,37 +53,41 @@ class _Head(nnx.Module):
 
 
 class Toy(nnx.Module):
+    parts: ClassVar = {"dense": "head"}
+
     def __init__(self, config, *, heads, plan, dtype, param_dtype, rngs):
         self.trunk = _Trunk(config.width, param_dtype)
         if "dense" in heads:
             self.head = _Head(param_dtype)
 
 
-BACKBONE = Backbone(
-    name="toy",
-    default_config=ToyConfig(),
-    heads=("dense",),
-    config_from_json=lambda data: from_json(ToyConfig, data, "config"),
-    config_to_json=asdict,
-    build=Toy,
-)
 CHECKPOINT = Checkpoint(
     title="toy",
     names=lambda config: NameMap(
         fields={"affine": {"weight": "scale", "bias": "bias"}},
         rules=(
-            Rule("trunk.token", "trunk/token"),
-            Rule("trunk.norm.{affine}", "trunk/norm/{affine}"),
-            Rule("trunk.blocks.{i}.weight", "trunk/blocks/kernel", Transform.LINEAR, stack="i"),
-            Rule("trunk.blocks.{i}.bias", "trunk/blocks/bias", stack="i"),
-            Rule("head.patch.weight", "head/patch/kernel", Transform.CONV),
-            Rule("head.mix.weight", "head/mix/kernel", Transform.CONV1X1),
-            Rule("head.up.weight", "head/up/kernel", Transform.DECONV),
+            TensorRule("trunk.token", "trunk/token"),
+            TensorRule("trunk.norm.{affine}", "trunk/norm/{affine}"),
+            TensorRule(
+                "trunk.blocks.{i}.weight", "trunk/blocks/kernel", Transform.LINEAR, stack="i"
+            ),
+            TensorRule("trunk.blocks.{i}.bias", "trunk/blocks/bias", stack="i"),
+            TensorRule("head.patch.weight", "head/patch/kernel", Transform.CONV),
+            TensorRule("head.mix.weight", "head/mix/kernel", Transform.CONV1X1),
+            TensorRule("head.up.weight", "head/up/kernel", Transform.DECONV),
         ),
         skips=(Skip("trunk.mask", "nothing reads it", "trunk/token", (1,)),),
     ),
     trunk="trunk",
     heads={"dense": "head"},
+)
+BACKBONE = BackboneEntry(
+    name="toy",
+    model=Toy,
+    default_config=ToyConfig(),
+    config_from_json=lambda data: from_json(ToyConfig, data, "config"),
+    config_to_json=asdict,
+    checkpoint=CHECKPOINT,
 )
 SPECS = {
     "trunk.token": ("F32", (1, 3)),
@@ -196,7 +201,7 @@ class ToyKit:
 
 
 @pytest.fixture
-def toy(monkeypatch) -> ToyKit:
+def toy(monkeypatch) -> Iterator[ToyKit]:
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.standard_normal(shape).astype(KINDS[dtype])
@@ -211,12 +216,11 @@ def toy(monkeypatch) -> ToyKit:
             traced[key] = abstract_model(backbone, config, **kinds)
         return traced[key]
 
-    for module in (convert_module, export_module, load_module):
-        monkeypatch.setattr(module, "get_backbone", lambda name: BACKBONE)
+    register(BACKBONE)
     for module in (convert_module, load_module):
         monkeypatch.setattr(module, "abstract_model", traced_once)
-    monkeypatch.setitem(convert_module.CHECKPOINTS, "toy", CHECKPOINT)
-    return ToyKit(tensors, SPECS, _expected)
+    yield ToyKit(tensors, SPECS, _expected)
+    unregister("toy")
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ from safetensors import safe_open
 
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.backbones.da3.config import PRESETS, DA3Config
+from lite3r_jax.backbones.da3.weight_map import CHECKPOINT, license_of, name_map
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights.abstract import abstract_model
 from lite3r_jax.weights.convert import convert
-from lite3r_jax.weights.da3_map import CHECKPOINT, license_of, name_map
 from lite3r_jax.weights.export import export
-from lite3r_jax.weights.hub import KNOWN
 from lite3r_jax.weights.safetensors_file import open_safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "da3" / "weights.safetensors"
@@ -57,7 +56,7 @@ def test_golden_names_and_shapes_come_back_exactly(config_of_golden):
 # Stored tensors and parameters, counted upstream; of the giant without its Gaussian head, which is
 # 35,628,486 parameters of the published 1,355,674,125.
 @pytest.mark.parametrize(
-    ("name", "backbone", "head", "prior", "camera", "total"),
+    ("name", "backbone", "head", "camera_encoder", "camera", "total"),
     [
         ("da3-small", 22_059_008, 3_873_854, 7_178_496, 1_188_105, 34_299_463),
         _slow("da3-base", 86_583_296, 15_387_582, 28_660_224, 4_735_497, 135_366_599),
@@ -73,7 +72,7 @@ def test_golden_names_and_shapes_come_back_exactly(config_of_golden):
     ],
 )
 def test_published_models_have_the_published_counts(
-    published, name, backbone, head, prior, camera, total
+    published, name, backbone, head, camera_encoder, camera, total
 ):
     shapes = published(name)
 
@@ -81,7 +80,7 @@ def test_published_models_have_the_published_counts(
         return sum(math.prod(s) for key, s in shapes.items() if key.startswith(prefix))
 
     found = [count(f"model.{part}.") for part in ("backbone", "head", "cam_enc", "cam_dec")]
-    assert found == [backbone, head, prior, camera]
+    assert found == [backbone, head, camera_encoder, camera]
     assert count("model.") == total
 
 
@@ -233,7 +232,7 @@ def test_a_checkpoint_without_a_head_says_so(convert_changed):
     def change(tensors):
         return {n: t for n, t in tensors.items() if not n.startswith("model.cam_enc.")}
 
-    with pytest.raises(InputError, match=r"the heads prior;.* --heads camera,depth,ray"):
+    with pytest.raises(InputError, match=r"the heads camera_encoder;.* --heads camera,depth,ray"):
         convert_changed(change)
     assert convert_changed(change, heads=("camera", "depth", "ray")).heads[-1] == "ray"
 
@@ -252,10 +251,8 @@ def test_licences_differ_by_size():
         "da3-giant": "CC-BY-NC-4.0",
     }
     assert license_of(DA3Config(camera_blocks=2)) is None
-    for known in KNOWN.values():
-        if known.backbone == "da3":
-            config = BACKBONE.config_from_json(dict(known.config))
-            assert known.license == license_of(config)
+    for model in BACKBONE.published:
+        assert model.license == license_of(model.config)
 
 
 def test_every_head_has_a_part_of_its_own():

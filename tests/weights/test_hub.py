@@ -1,14 +1,15 @@
 """Weights by name: fetched and converted once, and without a network the way to do it by hand."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from lite3r_jax.backbones.base import Published, get_backbone, register, unregister
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import hub
-from lite3r_jax.weights.hub import HubCheckpoint
 from lite3r_jax.weights.load import load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -17,8 +18,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def download(toy, toy_file, tmp_path, monkeypatch):
     """A hub that has the toy; the list holds what was fetched."""
-    known = HubCheckpoint("toy", "model.safetensors", "1 kB", "CC-BY-NC-4.0")
-    monkeypatch.setitem(hub.KNOWN, "someone/toy", known)
+    entry = get_backbone("toy")
+    published = Published("Toy", "someone/toy", entry.default_config, "CC-BY-NC-4.0", "1 kB")
+    unregister("toy")
+    register(replace(entry, published=(published,)))
     calls = []
 
     def fetch(repo, file):
@@ -61,7 +64,7 @@ def test_a_download_that_does_not_fit_leaves_no_cache(toy, download, toy_file, t
 def _by_hand(message: str, cache: Path) -> None:
     out = cache / "facebook--VGGT-1B"
     assert "download model.safetensors (5.0 GB) from the hub repository facebook/VGGT-1B" in message
-    assert f"python -m tools.convert_torch_weights vggt model.safetensors {out}" in message
+    assert f"lite3r convert vggt model.safetensors {out}" in message
     assert message.isprintable()
 
 
@@ -105,13 +108,3 @@ def test_what_looks_like_a_repository():
     assert hub.looks_like_repo("facebook/VGGT-1B")
     for path in ("weights", "/a/b", "a/b/c", "./a", "../a", "a/", "~/a", "a b/c", "ä/b", "a/b\n"):
         assert not hub.looks_like_repo(path)
-
-
-def test_the_cache_is_in_the_home_directory(monkeypatch):
-    for platform, tail in [
-        ("linux", ".cache/lite3r_jax"),
-        ("darwin", "Library/Caches/lite3r_jax"),
-        ("win32", "AppData/Local/lite3r_jax/Cache"),
-    ]:
-        monkeypatch.setattr(hub.sys, "platform", platform)
-        assert hub.default_cache() == Path.home() / tail

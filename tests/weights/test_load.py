@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lite3r_jax.attention.core import AttentionCore
 from lite3r_jax.attention.presets import plan
+from lite3r_jax.attention.strategy import AttentionCore
+from lite3r_jax.backbones.base import get_backbone, register, unregister
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import load as load_module
 from lite3r_jax.weights.abstract import abstract_model
@@ -175,7 +176,9 @@ def test_no_such_directory(source):
 
 
 def test_a_checkpoint_must_be_converted_first(golden_file):
-    with pytest.raises(InputError, match=r"model.safetensors: a file, .*convert it with python -m"):
+    with pytest.raises(
+        InputError, match=r"model.safetensors: a file, .*convert it with lite3r convert"
+    ):
         load(golden_file)
 
 
@@ -230,15 +233,16 @@ class _Layer(nnx.Module):
 
 @pytest.mark.parametrize("kind", [_Strategy, _Layer])
 def test_nothing_may_be_missing_but_what_strategies_add(toy_weights, monkeypatch, kind):
-    toy = load_module.get_backbone("toy")
+    toy = get_backbone("toy")
 
-    def build(config, **kinds):
-        model = toy.build(config, **kinds)
-        model.trunk.more = kind()
-        return model
+    class More(toy.model):
+        def __init__(self, config, **kinds):
+            super().__init__(config, **kinds)
+            self.trunk.more = kind()
 
     monkeypatch.setattr(load_module, "abstract_model", abstract_model)
-    monkeypatch.setattr(load_module, "get_backbone", lambda _: replace(toy, build=build))
+    unregister("toy")
+    register(replace(toy, model=More))
     if kind is _Strategy:
         np.testing.assert_array_equal(load(toy_weights).trunk.more.scale[...], [2.0, 2.0, 2.0])
     else:

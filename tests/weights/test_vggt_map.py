@@ -6,8 +6,8 @@ import pytest
 from safetensors import safe_open
 
 from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.backbones.vggt.weight_map import NAME_MAP
 from lite3r_jax.weights.abstract import abstract_model
-from lite3r_jax.weights.vggt_map import NAME_MAP
 
 
 @pytest.fixture(scope="module")

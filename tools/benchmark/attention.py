@@ -15,7 +15,7 @@ attention is the blocked form there, since cuDNN cannot be compiled for without 
 import argparse
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.core import AttentionSpec, Layouts, TokenLayout
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, AttentionStrategy, Layouts, TokenLayout
+from lite3r_jax.kernels import proofs
 
 MIB = 2**20
 HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dense", default="auto", help="implementation of dense attention")
     parser.add_argument("--runs", type=int, default=1, help="timed runs, of which the best counts")
     args = parser.parse_args(argv)
-    specs: list[AttentionSpec] = [Dense(args.dense)]
+    specs: list[AttentionStrategy] = [Dense(args.dense)]
     specs += [
         SLA(keep=k, q_block=args.q_block, implementation=args.implementation) for k in args.keep
     ]
@@ -76,20 +77,20 @@ def main(argv: list[str] | None = None) -> None:
                 print(text, flush=True)
 
 
-def forward(spec: AttentionSpec, layout: TokenLayout) -> Callable[..., Any]:
+def forward(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
     """(q, k, v, cotangent) -> o."""
     core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    return lambda q, k, v, _: core(q, k, v, Layouts.both(layout))
+    return lambda q, k, v, _: core(AttentionInputs(q, k, v, Layouts.both(layout)))
 
 
-def gradient(spec: AttentionSpec, layout: TokenLayout) -> Callable[..., Any]:
+def gradient(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
     """(q, k, v, cotangent) -> o and the gradients of q, k, v and the strategy's parameters."""
     core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     graph, params = nnx.split(core)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
         def attend(params, q, k, v):
-            return nnx.merge(graph, params)(q, k, v, Layouts.both(layout))
+            return nnx.merge(graph, params)(AttentionInputs(q, k, v, Layouts.both(layout)))
 
         o, pull = jax.vjp(attend, params, q, k, v)
         return o, pull(up)
@@ -97,12 +98,16 @@ def gradient(spec: AttentionSpec, layout: TokenLayout) -> Callable[..., Any]:
     return call
 
 
-def target(device: str | None) -> contextlib.AbstractContextManager[Any]:
-    """Inside of it strategies choose for a described device; for this one if there is none."""
+@contextlib.contextmanager
+def target(device: str | None) -> Iterator[None]:
+    """Choose for a described device on which kernels are proven; for this one if there is none."""
     if device is None:
-        return contextlib.nullcontext()
+        yield
+        return
     gpu = jax.sharding.AbstractDevice(PLANS[device], num_cores=None, platform="cuda")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu))
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
+    with proofs.assumed(), jax.sharding.use_abstract_mesh(mesh):
+        yield
 
 
 def compile_for(device: str | None, call: Callable[..., Any], shape: jax.ShapeDtypeStruct) -> Any:

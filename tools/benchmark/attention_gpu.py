@@ -3,7 +3,7 @@
     python -m tools.benchmark.attention_gpu | tee attention_gpu.md
 
 First every case: value and gradients against float64, two runs bit by bit, the selection of blocks
-against the sorted one. Then the layer of `tools.benchmark.attention`, forward and gradient, against
+against its definition. Then the layer of `tools.benchmark.attention`, forward and gradient, against
 dense attention (cuDNN flash on a GPU), most views first. Prints Markdown. After `--seconds` no more
 is measured, and what is missing is named. Exit status 1 if a case failed or something is missing.
 
@@ -14,6 +14,7 @@ The same program on a CPU, small:
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,34 +22,22 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from lite3r_jax.attention.core import AttentionSpec, TokenLayout
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionStrategy, TokenLayout
 from lite3r_jax.attention.windows import SPECIAL as SPECIAL_BLOCK
 from lite3r_jax.attention.windows import blocks
+from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION
 from lite3r_jax.kernels.block_map.api import block_map, budgets
-from lite3r_jax.kernels.sla.api import choose, sla
+from lite3r_jax.kernels.block_map.check import checks
+from lite3r_jax.kernels.prove import one_line
+from lite3r_jax.kernels.sla.api import OPERATOR
 from lite3r_jax.kernels.sla.cases import Case
+from lite3r_jax.kernels.sla.check import CAPS, CASES, RESULTS, outcome
+from lite3r_jax.kernels.sla.limits import SlaCall
 from tools.benchmark.attention import HEAD_DIM, HEADS, SPECIAL, forward, gradient
 
-# What the kernels are made for, odd and even.
-CASES = (
-    Case("short last blocks", 150, 170, 2, 2),
-    Case("short last wide blocks", 700, 650, 2, 3, q_block=128),
-    Case("one token", 1, 1, q_block=128),
-    Case("protected blocks, softmax", 500, 560, 2, 2, q_block=128, always=2, phi="softmax"),
-    Case("everything kept, relu", 400, 400, q_block=128, keep=1.0, phi="relu"),
-    Case("head dim 128", 600, 600, 1, 2, 128, 128, keep=0.1),
-    Case("head dim 128, equal blocks", 300, 500, 1, 2, 128),
-    Case("marginal", 700, 900, 2, 2, q_block=128, low=0.2, routing="block3"),
-    Case("no marginal block", 300, 300, keep=0.5, low=0.5, routing="block3"),
-    Case("long", 4096, 4096, 1, 4, q_block=128, keep=0.1),
-)
-CAPS = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 1e-2}
-RESULTS = ("o", "dq", "dk", "dv", "dproj_lin")
 # Products of T x T x D per pass, two operations each: 2 forward, 5 backward.
 PRODUCTS = {"forward": 2, "gradient": 7}
 
@@ -82,153 +71,52 @@ def prove(
     dtypes: Sequence[str],
     cases: Sequence[Case],
 ) -> int:
-    """A table of the largest errors; how many checks failed.
-
-    An error is over the largest exact value, at least 1. It may be twice that of the definition
-    computed in float32 plus half the cap of its dtype, and at most the cap.
-    """
+    """A table of the largest errors; how many checks failed. See `kernels.sla.check.outcome`."""
     print(f"| case | dtype | implementation | {' | '.join(RESULTS)} | same bits | verdict |")
     print("|" + "---|" * (len(RESULTS) + 5))
     failed = 0
     for case in cases:
         for dtype in dtypes:
-            q, k, v, w, up, q_valid, k_valid, maps = problem(case, dtype, selections[0])
-            run = partial(jit_both, case, maps, q_valid, k_valid)
-            with jax.enable_x64(True):
-                wide = [x.astype(jnp.float64) for x in (q, k, v, w, up)]
-                exact = [np.asarray(x) for x in run("reference")(*wide)]
-            plain = errors(run("reference")(q, k, v, w, up), exact)
             for name in implementations:
+                label = f"| {case.name} | {dtype} | {name} |"
+                call = SlaCall(case.routing, case.head_dim, dtype, case.q_block, case.k_block)
                 try:
-                    choose(name, case.routing, q, maps)
-                    compiled = run(name).lower(q, k, v, w, up).compile()
-                    got, again = compiled(q, k, v, w, up), compiled(q, k, v, w, up)
+                    OPERATOR.choose(name, call)
+                    found = outcome(OPERATOR[name].run, case, dtype)
                 except ValueError as error:
                     # What a kernel is not made for it refuses: not a failure, but to be seen.
-                    print(f"| {case.name} | {dtype} | {name} | refused: {one_line(error)} |")
+                    print(f"{label} refused: {one_line(error)} |")
                     continue
                 except jax.errors.JaxRuntimeError as error:
                     failed += 1
-                    print(f"| {case.name} | {dtype} | {name} | FAILED: {one_line(error)} |")
+                    print(f"{label} FAILED: {one_line(error)} |")
                     continue
-                same = all(
-                    np.asarray(x).tobytes() == np.asarray(y).tobytes()
-                    for x, y in zip(got, again, strict=True)
-                )
-                found, cap = errors(got, exact), CAPS[dtype]
-                fine = same and all(
-                    e <= min(2 * p + cap / 2, cap) for e, p in zip(found, plain, strict=True)
-                )
-                failed += not fine
-                row = " | ".join(f"{e:.1e}" for e in found)
-                verdict = "fine" if fine else "FAILED"
-                print(
-                    f"| {case.name} | {dtype} | {name} | {row} | {same} | {verdict} |", flush=True
-                )
-    return failed + compare_selections(selections, cases)
+                failed += found.wrong is not None
+                row = " | ".join(f"{e:.1e}" for e in found.errors)
+                verdict = "FAILED" if found.wrong else "fine"
+                print(f"{label} {row} | {found.same} | {verdict} |", flush=True)
+    return failed + compare_selections(selections, len(cases))
 
 
-def problem(case: Case, dtype: str, selection: str) -> tuple[Any, ...]:
-    """q, k, v, proj_lin, a cotangent, masks and a map; rows of padding hold NaN."""
-    rng = np.random.default_rng(0)
-    b, n, d = case.batch, case.heads, case.head_dim
-    q_valid, k_valid = (rng.random((b, t)) < 0.9 for t in (case.q_tokens, case.k_tokens))
-    q_valid[:, 0] = k_valid[:, 0] = True
-
-    def draw(valid):
-        x = rng.standard_normal((*valid.shape, n, d))
-        return jnp.asarray(np.where(valid[..., None, None], x, np.nan), dtype)
-
-    q, k, v, up = draw(q_valid), draw(k_valid), draw(k_valid), draw(q_valid)
-    up = jnp.where(q_valid[..., None, None], up, 0)
-    w = jnp.asarray(rng.standard_normal((d, d)) * d**-0.5, jnp.float32)
-    q_valid, k_valid = jnp.asarray(q_valid), jnp.asarray(k_valid)
-    maps = select(case, selection, q, k, q_valid, k_valid)
-    return q, k, v, w, up, q_valid, k_valid, maps
-
-
-def select(case: Case, name: str, q, k, q_valid, k_valid):
-    """The block map of a case."""
-    top, bottom = case.budgets
-    return jax.jit(
-        lambda q, k, q_valid, k_valid: block_map(
-            q,
-            k,
-            q_block=case.q_block,
-            k_block=case.k_block,
-            top=top,
-            bottom=bottom,
-            always=range(case.always),
-            q_valid=q_valid,
-            k_valid=k_valid,
-            implementation=name,
-        )
-    )(q, k, q_valid, k_valid)
-
-
-def jit_both(case: Case, maps, q_valid, k_valid, implementation: str) -> Any:
-    """(q, k, v, w, up) -> o, dq, dk, dv, dproj_lin."""
-
-    def attend(q, k, v, w):
-        settings: dict[str, Any] = {
-            "routing": case.routing,
-            "phi": case.phi,
-            "implementation": implementation,
-        }
-        return sla(q, k, v, w, maps, q_valid=q_valid, k_valid=k_valid, **settings)
-
-    def both(q, k, v, w, up):
-        o, pull = jax.vjp(attend, q, k, v, w)
-        return o, *pull(up)
-
-    return jax.jit(both)
-
-
-def one_line(error: Exception) -> str:
-    """Its message, for a cell of a table."""
-    return " ".join(str(error).split()).replace("|", "/")[:300]
-
-
-def errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
-    """Largest error over largest value of every result; infinite if one is not finite."""
-    found = []
-    for x, y in zip(got, exact, strict=True):
-        error = np.abs(np.asarray(x, np.float64) - y).max() / max(np.abs(y).max(), 1)
-        found.append(float(error) if np.isfinite(error) else float("inf"))
-    return found
-
-
-def compare_selections(names: Sequence[str], cases: Sequence[Case]) -> int:
-    """Whether they choose the same of small whole numbers, whose scores are exact."""
+def compare_selections(names: Sequence[str], count: int) -> int:
+    """How many of the first cases of the selections failed; see `kernels.block_map.check`."""
     failed = 0
-    for case in cases:
-        rng = np.random.default_rng(0)
-        shapes = [
-            (case.batch, blocks, case.heads, case.head_dim)
-            for blocks in (case.q_blocks, case.k_blocks)
-        ]
-        # One value per block, so that its mean is exact too.
-        q, k = (
-            jnp.asarray(np.repeat(rng.integers(-2, 3, shape), size, 1)[:, :tokens], jnp.float32)
-            for shape, size, tokens in zip(
-                shapes,
-                (case.q_block, case.k_block),
-                (case.q_tokens, case.k_tokens),
-                strict=True,
-            )
-        )
-        masks = tuple(jnp.ones(x.shape[:2], bool) for x in (q, k))
-        wanted = select(case, "sorted", q, k, *masks)
-        for name in names:
-            if name == "sorted":
+    for name in names:
+        made = 0
+        for check in itertools.islice(checks(name), 2 * count):
+            try:
+                SELECTION.choose(name, check.call)
+                wrong = check.run()
+            except ValueError as error:
+                print(f"\nselection {name!r}, {check.name}: refused: {one_line(error)}")
                 continue
-            got = select(case, name, q, k, *masks)
-            same = np.array_equal(wanted.critical.ids, got.critical.ids)
-            same &= np.array_equal(wanted.negligible.ids, got.negligible.ids)
-            failed += not same
-            if not same:
-                print(f"\nselection {name!r} chooses other blocks than 'sorted': {case.name}")
-    print(f"\nselections {', '.join(names)}: {failed} differences in {len(cases)} cases")
+            except jax.errors.JaxRuntimeError as error:
+                wrong = one_line(error)
+            made += 1
+            failed += wrong is not None
+            if wrong:
+                print(f"\nselection {name!r}, {check.name}: FAILED: {wrong}")
+        print(f"\nselection {name}: {made} cases")
     return failed
 
 
@@ -274,9 +162,9 @@ def compare(args: argparse.Namespace, end: float) -> int:
     return missed
 
 
-def strategies(args: argparse.Namespace, which: str) -> list[AttentionSpec]:
+def strategies(args: argparse.Namespace, which: str) -> list[AttentionStrategy]:
     """Dense first. Mosaic differs from Triton in the forward pass only."""
-    found: list[AttentionSpec] = [Dense(args.dense)]
+    found: list[AttentionStrategy] = [Dense(args.dense)]
     for name in args.implementation:
         if which == "forward" or name != "mosaic":
             found += [SLA(keep=keep, implementation=name) for keep in args.keep]
@@ -297,7 +185,7 @@ def tokens(layout: TokenLayout, dtype: str) -> list[jax.Array]:
     return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 4)]
 
 
-def pairs(layout: TokenLayout, spec: AttentionSpec) -> float:
+def pairs(layout: TokenLayout, spec: AttentionStrategy) -> float:
     """Pairs of query and key that the softmax sees, places without a token included."""
     if not isinstance(spec, SLA):
         return layout.tokens**2

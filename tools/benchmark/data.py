@@ -26,7 +26,7 @@ from lite3r_jax.data.pipeline import Bucket, Part, Pipeline, PipelineOptions
 from lite3r_jax.data.synthetic.source import SyntheticScenes
 
 PREFETCH = 2  # batches of each worker, the default of both ways
-COLOURS = Augmentation(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, grey=0.05)
+COLORS = Augmentation(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, gray=0.05)
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="views of a scene")
     parser.add_argument("--batches", type=int, default=40, help="of one run")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--colours", action="store_true", help="with augmentation of colours")
+    parser.add_argument("--colors", action="store_true", help="with augmentation of colors")
     parser.add_argument("--original", action="store_true", help="also the original's recipe")
     parser.add_argument("--renderer", choices=["numpy", "jax"], default="numpy")
     args = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
             [Part(source)],
             PipelineOptions(
                 (Bucket(args.batch, args.views, size, size),),
-                augmentation=COLOURS if args.colours else Augmentation(),
+                augmentation=COLORS if args.colors else Augmentation(),
                 workers=workers,
                 prefetch=PREFETCH if workers else 0,
             ),

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lite3r_jax.export.cameras import FLIP
-from lite3r_jax.export.colmap import write_model
-from lite3r_jax.export.glb import write_glb
-from lite3r_jax.export.images import ImageSet, plan_images
-from lite3r_jax.export.ply import write_ply
-from lite3r_jax.export.points import PointCloud, PointOptions, select_points, thinned
+from lite3r_jax.exports.cameras import FLIP
+from lite3r_jax.exports.colmap import write_model
+from lite3r_jax.exports.glb import write_glb
+from lite3r_jax.exports.images import ImageSet, plan_images
+from lite3r_jax.exports.ply import write_ply
+from lite3r_jax.exports.points import PointCloud, PointOptions, select_points, thinned
 from lite3r_jax.scene import Scene
 
 SIZE = 518

@@ -2,12 +2,13 @@
 
     python -m tools.benchmark.forward WEIGHTS --views 2 --height 392 --width 518
     python -m tools.benchmark.forward --backbone da3 --views 2 --height 378 --width 504
+    python -m tools.benchmark.forward --backbone pi3 --views 2 --height 434 --width 574
     python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
     python -m tools.benchmark.forward --plan h200 --views 2 --row sla_global-fp8_dynamic
 
 WEIGHTS is a converted directory; without it a model with random weights is made, of the backbone's
-published size (VGGT-1B, DA3-Large) or of the sizes in --config. Every number of views is compiled
-apart; compile time is not part of the run time.
+published size (VGGT-1B, DA3-Large, Pi3) or of the sizes in --config. Every number of views is
+compiled apart; compile time is not part of the run time.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
 version, no GPU and no driver) and prints XLA's memory plan. cuDNN cannot be compiled for that way,
@@ -19,7 +20,7 @@ import argparse
 import resource
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,11 +30,13 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax import InputError, load
-from lite3r_jax.attention.core import Plan
 from lite3r_jax.attention.dense import Dense
-from lite3r_jax.attention.presets import plan as named
-from lite3r_jax.backbones.base import get_backbone
-from lite3r_jax.evaluate.rows import Row, held_dtype, parse_rows
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.presets import parse_plan
+from lite3r_jax.attention.strategy import AttentionStrategy
+from lite3r_jax.backbones.base import backbone_names, get_backbone
+from lite3r_jax.evaluation.variants import Variant, held_dtype, parse_variants
+from lite3r_jax.kernels import proofs
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
@@ -48,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("weights", nargs="?", type=Path)
     parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
-    parser.add_argument("--backbone", choices=["da3", "vggt"], default="vggt")
+    parser.add_argument("--backbone", choices=backbone_names(), default="vggt")
     parser.add_argument("--config", type=Path, help="JSON sizes of a model with random weights")
     parser.add_argument("--views", type=int, nargs="+", default=[2])
     parser.add_argument("--height", type=int, default=392)
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         return nnx.eval_shape(lambda: backbone.build(config, **kinds, rngs=traced_rngs(0)))
 
     if args.plan and args.row:
-        row = parse_rows(args.row, where="--row")[0]
+        row = parse_variants(args.row, where="--row")[0]
         low = row.precision.startswith("fp8")
         compute = jnp.dtype("bfloat16" if low else row.precision)
         plan(args, as_row(abstract(planned(row), compute, held_dtype(row)), row), row.name)
@@ -100,16 +103,23 @@ def run(args: argparse.Namespace) -> None:
         measure(model, views, args)
 
 
-def planned(row: Row) -> Plan:
-    """The attention of a row on a GPU, for a machine without one."""
-    dense = Dense("blocked")
-    if row.attention == "dense":
-        return Plan(default=dense)
-    found = named(row.attention, implementation="triton")
-    return replace(found, default=dense if isinstance(found.default, Dense) else found.default)
+def planned(row: Variant) -> Plan:
+    """The attention of a row as a GPU computes it, on a machine without one."""
+    plan = parse_plan(row.attention)
+    rules = tuple(replace(rule, spec=_on_gpu(rule.spec)) for rule in plan.rules)
+    return Plan(rules, _on_gpu(plan.default))
 
 
-def as_row(model: Any, row: Row) -> Any:
+def _on_gpu(spec: AttentionStrategy) -> AttentionStrategy:
+    if isinstance(spec, Dense):  # cuDNN's needs a GPU to be compiled
+        return replace(spec, implementation="blocked")
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    inner = {n: _on_gpu(v) for n, v in values.items() if isinstance(v, AttentionStrategy)}
+    kernels = {"implementation": "triton"} if "implementation" in values else {}
+    return replace(spec, **inner, **kernels)
+
+
+def as_row(model: Any, row: Variant) -> Any:
     """The abstract model with the weights of a row."""
     if not row.precision.startswith("fp8"):
         return model
@@ -206,7 +216,7 @@ def lower(
         return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
 
     images = described(jax.ShapeDtypeStruct(shape, jnp.float32))
-    with jax.sharding.use_abstract_mesh(on_gpu):
+    with proofs.assumed(), jax.sharding.use_abstract_mesh(on_gpu):
         traced = jax.jit(forward).trace(jax.tree.map(described, state), images)
         return traced.lower(lowering_platforms=("cuda",))
 

@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python -m tools.benchmark.fp8_block --views 2 8 32
 
 Compiles a block of VGGT-1B (width 1024, 518 x 518) for a described H200, with bfloat16 weights and
-deployed as fp8_dynamic in every implementation, and counts in the optimised HLO. Attention between
+deployed as fp8_dynamic in every implementation, and counts in the optimized HLO. Attention between
 q, k and v is left out: it is the same in all of them, and cuDNN's cannot be compiled for without a
 GPU. In its place stands q + k + v. Needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's version.
 This says what would run, and nothing about how long it would take.
@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lite3r_jax.attention.core import AttentionCore, Layouts, TokenLayout
+from lite3r_jax.attention.strategy import AttentionCore, AttentionInputs, Layouts, TokenLayout
 from lite3r_jax.layers.block import Block, BlockConfig
 from lite3r_jax.layers.rope import rope_table
 from lite3r_jax.precision import Fp8Rule, deploy
@@ -55,9 +55,9 @@ class Kernel:
 class Sum(AttentionCore):
     """Stands for attention: reads q, k and v, writes o."""
 
-    def __call__(self, q, k, v, layouts, *, aux=None, shared=None):
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
         """q + k + v."""
-        return q + k + v
+        return inputs.q + inputs.k + inputs.v
 
 
 class Part(nnx.Module):
@@ -102,7 +102,7 @@ def lower(form: str, views: int, mesh: jax.sharding.Mesh, config: BlockConfig = 
 
 
 def kernels(text: str) -> list[Kernel]:
-    """What the entry of an optimised program runs, in order.
+    """What the entry of an optimized program runs, in order.
 
     Args:
         text: `jax.stages.Compiled.as_text()`, without loops.

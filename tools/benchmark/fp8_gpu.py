@@ -5,7 +5,7 @@
 First every case: codes against the definition in float64, products against float64, two runs bit by
 bit. Then the four Linears of a block of VGGT-1B (width 1024) with what comes before them, and the
 block itself without its attention (see `tools.benchmark.fp8_block`), most views first: bfloat16
-weights, float8 weights by XLA ("xla"), with quantisation in our kernel ("triton"), and with scales
+weights, float8 weights by XLA ("xla"), with quantization in our kernel ("triton"), and with scales
 and bias in the product as well ("mosaic"). Prints Markdown. After `--seconds` no more is measured,
 and what is missing is named. Exit status 1 if a case failed or something is missing.
 
@@ -17,67 +17,32 @@ The same program on a CPU, small; what is for GPUs is refused there and says so:
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.core import Layouts, TokenLayout
-from lite3r_jax.kernels.fp8.fused import Product, choose, linear, quantise_before
-from lite3r_jax.kernels.fp8.quantise import quantise
-from lite3r_jax.kernels.fp8.quantised import Before, Gelu, Norm, Quantised
-from lite3r_jax.kernels.fp8.reference import gelu_reference, norm_reference
+from lite3r_jax.attention.strategy import Layouts, TokenLayout
+from lite3r_jax.kernels.fp8.check import CASES, Case, outcome
+from lite3r_jax.kernels.fp8.fused import OPERATOR
+from lite3r_jax.kernels.prove import one_line
 from lite3r_jax.layers.block import BlockConfig
 from lite3r_jax.layers.fp8 import gelu_between, normed
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import rope_table
 from lite3r_jax.precision import Fp8Rule, deploy
-from tools.benchmark.attention_gpu import milliseconds, one_line
+from tools.benchmark.attention_gpu import milliseconds
 from tools.benchmark.fp8_block import CONFIG, Sum, part
 
 SPECIAL = 5
-BEFORE = Literal["norm", "gelu", "nothing"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A Linear and what comes before it.
-
-    Attributes:
-        name: for the tables.
-        before: it.
-        inputs: K.
-        outputs: N.
-        rows: tokens, where they are checked.
-        dtype: in which it is computed.
-    """
-
-    name: str
-    before: BEFORE
-    inputs: int
-    outputs: int
-    rows: int = 0
-    dtype: str = "bfloat16"
-
-
 LINEARS = (
     Case("qkv", "norm", 1024, 3072),
     Case("proj", "nothing", 1024, 1024),
     Case("fc1", "norm", 1024, 4096),
     Case("fc2", "gelu", 4096, 1024),
-)
-CASES = (
-    Case("one tile", "nothing", 128, 128, 128),
-    Case("short last tile", "gelu", 1024, 384, 131),
-    Case("one view", "norm", 1024, 3072, 1374),
-    Case("wide, two views", "gelu", 4096, 1024, 2748),
-    Case("float32", "norm", 1024, 1024, 2748, "float32"),
-    Case("deep", "nothing", 4096, 4096, 5496),
-    Case("many tiles of each program", "norm", 1024, 4096, 43968),
 )
 
 
@@ -118,22 +83,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prove(implementations: list[str], cases: tuple[Case, ...]) -> int:
-    """A table of the largest errors; how many checks failed.
-
-    Codes: how many are not those of XLA, and how far what they stand for is from the exact value,
-    over what half a step of e4m3 allows. Product: its error
-    against float64 with the same codes, over the sum of the magnitudes that were added up; 2^-12
-    leaves room for partial sums of 128 products with 14 bits, and rounding to bfloat16 for itself.
-    """
+    """A table of the largest errors; how many checks failed. See `kernels.fp8.check`."""
     print("| case | implementation | other codes | codes, of allowed | product | bits | verdict |")
     print("|" + "---|" * 7)
     failed = 0
     for case in cases:
         for name in implementations:
             try:
-                product = Product(case.rows, case.inputs, case.outputs, jnp.dtype(case.dtype))
-                choose(name, product)
-                row, fine = check(case, name)
+                OPERATOR.choose(name, case.product)
+                found = outcome(case, name)
+                fine = found.wrong is None
+                numbers = f"{found.other_codes:.1e} | {found.of_codes:.2f} | {found.of_product:.1e}"
+                row = f"{numbers} | {found.same} | {'fine' if fine else 'FAILED'}"
             except ValueError as error:
                 # What a kernel is not made for it refuses: not a failure, but to be seen.
                 row, fine = f"refused: {one_line(error)}", True
@@ -142,78 +103,6 @@ def prove(implementations: list[str], cases: tuple[Case, ...]) -> int:
             failed += not fine
             print(f"| {case.name}, {case.dtype} | {name} | {row} |", flush=True)
     return failed
-
-
-def check(case: Case, name: str) -> tuple[str, bool]:
-    """The cells of a row, and whether all is well."""
-    rng = np.random.default_rng(0)
-    dtype = jnp.dtype(case.dtype)
-    size = np.exp2(rng.uniform(-6, 6, (case.rows, 1)))
-    x = jnp.asarray(
-        rng.standard_normal((case.rows, case.inputs)) * size,
-        jnp.float32 if case.before == "norm" else dtype,
-    )
-    scale, bias = (jnp.asarray(rng.normal(loc, 0.1, case.inputs), dtype) for loc in (1, 0))
-    before: Before = {
-        "norm": Norm(scale, bias, 1e-5, dtype), "gelu": Gelu(dtype), "nothing": None
-    }[case.before]  # fmt: skip
-    w = jnp.asarray(rng.standard_normal((case.outputs, case.inputs)) * 0.02, jnp.float32)
-    codes, weight_scale = jax.jit(quantise)(w)
-    offset = jnp.asarray(rng.standard_normal(case.outputs) * 0.1, dtype)
-
-    @jax.jit
-    def plain(x: jax.Array) -> Quantised:
-        found, scale = quantise(layer(x, before))
-        return Quantised(found, scale[:, 0], x.shape, dtype)
-
-    @jax.jit
-    def both(x, w, weight_scale, offset):
-        tokens = plain(x) if name == "xla" else quantise_before(x, before)
-        chosen = "triton" if name == "xla" else name
-        return tokens, linear(tokens, w, weight_scale, offset, implementation=chosen)
-
-    wanted = plain(x)
-    runs = [both(x, codes, weight_scale[:, 0], offset) for _ in range(2)]
-    same = all(
-        np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        for a, b in zip(*map(jax.tree.leaves, runs), strict=True)
-    )
-    tokens, y = runs[0]
-    got, got_scale = (np.asarray(a)[: case.rows] for a in (tokens.codes, tokens.scale))
-    other = np.mean(got.view(np.uint8) != np.asarray(wanted.codes).view(np.uint8))
-    values = got.astype(np.float64) * got_scale[:, None].astype(np.float64)
-    source = np.asarray(x, np.float64)
-    if case.before == "norm":
-        source = norm_reference(source, scale, bias, 1e-5)
-    elif case.before == "gelu":
-        source = gelu_reference(source)
-    allowed = (2.0**-4 + 1e-4) * np.abs(source)
-    of_codes = (np.abs(values - source) / (allowed + got_scale[:, None] * 2.0**-10)).max()
-    # A part of the rows is enough for float64 on a CPU: the first, the last, and some between.
-    some = np.unique(np.linspace(0, case.rows - 1, min(case.rows, 300)).astype(int))
-    w64 = np.asarray(codes, np.float64) * np.asarray(weight_scale, np.float64)
-    shift = np.asarray(offset, np.float64)
-    exact = values[some] @ w64.T + shift
-    added = np.abs(values[some]) @ np.abs(w64).T + np.abs(shift)
-    rounding = float(jnp.finfo(dtype).eps) * (np.abs(exact) + np.abs(exact - shift))
-    error = np.abs(np.asarray(y[: case.rows], np.float64)[some] - exact)
-    of_product = (np.maximum(error - rounding, 0) / added).max()
-    fine = bool(same and other < 0.01 and of_codes <= 1 and of_product <= 2.0**-12)
-    cells = f"{other:.1e} | {of_codes:.2f} | {of_product:.1e} | {same}"
-    return f"{cells} | {'fine' if fine else 'FAILED'}", fine
-
-
-def layer(x: jax.Array, before: Before) -> jax.Array:
-    """What the model's own layers give, in float32."""
-    x = x.astype(jnp.float32)
-    if isinstance(before, Gelu):
-        return jax.nn.gelu(x, approximate=False)
-    if before is None:
-        return x
-    assert before.scale is not None and before.bias is not None
-    x = x - x.mean(-1, keepdims=True)
-    y = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + before.eps)
-    return y * before.scale.astype(jnp.float32) + before.bias.astype(jnp.float32)
 
 
 def compare(args: argparse.Namespace, end: float) -> int:

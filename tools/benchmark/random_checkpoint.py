@@ -14,23 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
-from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.backbones.base import backbone_names, get_backbone
 from lite3r_jax.errors import InputError
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.abstract import abstract_model
-from lite3r_jax.weights.convert import CHECKPOINTS
 from lite3r_jax.weights.safetensors_file import TensorSpec
 from lite3r_jax.weights.safetensors_writer import FileRecord, SafetensorsWriter, data_order
 
 # Published model -> (tensors, parameters) of its checkpoint.
-PUBLISHED = {"vggt": (1797, 1_256_537_516), "da3": (637, 410_941_767)}
+PUBLISHED = {"vggt": (1797, 1_256_537_516), "da3": (637, 410_941_767), "pi3": (1210, 958_696_738)}
 
 
 def write_random(backbone: str, out: Path, config: dict | None = None, seed: int = 0) -> FileRecord:
     """Write the checkpoint, one tensor at a time.
 
     Weights are N(0, 1/fan_in), norms 1, biases 0, LayerScale 1 in the encoder and 0.01 elsewhere
-    (as upstream initialises them), tokens and position embedding N(0, 0.02^2), every field of view
+    (as upstream initializes them), tokens and position embedding N(0, 0.02^2), every field of view
     1 radian: every stage then works on values of ordinary size.
 
     Args:
@@ -45,16 +44,22 @@ def write_random(backbone: str, out: Path, config: dict | None = None, seed: int
     entry = get_backbone(backbone)
     settings = entry.default_config if config is None else entry.config_from_json(config)
     shapes = abstract_model(entry, settings, heads=entry.heads).shapes
-    upstream = CHECKPOINTS[backbone].names(settings).upstream_shapes(shapes)
+    names = entry.checkpoint.names(settings)
+    upstream = names.upstream_shapes(shapes)
     size = (len(upstream), sum(math.prod(shape) for shape in upstream.values()))
     if config is None and size != PUBLISHED[backbone]:
         raise AssertionError(f"{backbone}: expected {PUBLISHED[backbone]} tensors, got {size}")
     specs = {name: TensorSpec(shape, "F32") for name, shape in upstream.items()}
     specs = {name: specs[name] for name in data_order(specs)}
     rng = np.random.default_rng(seed)
+    constants = {skip.source: skip.values for skip in names.skips if skip.values is not None}
     with SafetensorsWriter(out, specs, {"format": "pt"}) as writer:
         for name, spec in specs.items():
-            writer.write(name, _values(name, spec.shape, rng))
+            if name in constants:
+                values = np.asarray(constants[name], np.float32).reshape(spec.shape)
+            else:
+                values = _values(name, spec.shape, rng)
+            writer.write(name, values)
     assert writer.record is not None
     return writer.record
 
@@ -67,7 +72,7 @@ def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
     if name.endswith("cam_dec.fc_fov.0.bias"):
         return np.ones(shape, np.float32)
     if leaf == "gamma":
-        encoder = ".patch_embed." in name or ".pretrained." in name
+        encoder = name.startswith("encoder.") or ".patch_embed." in name or ".pretrained." in name
         return np.full(shape, 1.0 if encoder else 0.01, np.float32)
     if leaf in ("bias", "in_proj_bias"):
         return np.zeros(shape, np.float32)
@@ -89,7 +94,7 @@ def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(description="Write a checkpoint of random numbers.")
-    parser.add_argument("backbone", choices=sorted(CHECKPOINTS))
+    parser.add_argument("backbone", choices=backbone_names())
     parser.add_argument("out", type=Path)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--seed", type=int, default=0)

@@ -66,16 +66,23 @@ class TorchFile:
             ) from error
         self._torch = torch
         self.path = path
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        if version < (2, 6):
+            raise InputError(
+                f"{path}: torch {torch.__version__} can run code that is in such a file"
+                " (CVE-2025-32434); pip install 'torch>=2.6'"
+            )
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         try:
+            archive = zipfile.is_zipfile(path)
+            if archive:
+                _check_archive(path)
             with warnings.catch_warnings():
                 # On unusual but readable pickles; what comes out is checked below.
                 warnings.simplefilter("ignore")
                 # Files of torch before 1.6 are no zip archives and can only be read as a whole.
-                content = torch.load(
-                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-                )
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{path}: refused, it is damaged or holds other objects than tensors, which could "
@@ -90,6 +97,12 @@ class TorchFile:
         for name, tensor in self._tensors.items():
             if tensor.layout is not torch.strided or tensor.device.type != "cpu":
                 raise InputError(f"{path}: tensor {shown(name)} is not a plain dense tensor")
+            stored, size = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.itemsize
+            if stored < size:
+                raise InputError(
+                    f"{path}: tensor {shown(name)} repeats {stored:,} stored bytes to {size:,};"
+                    " expected a tensor without strides of 0; save its .contiguous()"
+                )
             if tensor.dtype not in kinds:
                 raise InputError(
                     f"{path}: tensor {shown(name)} is {tensor.dtype}; expected float32, float16 or "
@@ -122,6 +135,13 @@ class TorchFile:
     def close(self) -> None:
         """Release the tensors and with them the mapping."""
         self._tensors = {}
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every member of the file with its CRC-32."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not have the checksum that the file gives")
 
 
 def _state_dict(content: Any, path: Path, key: str | None, kind: type) -> dict[str, Any]:

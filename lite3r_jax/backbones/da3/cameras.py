@@ -14,12 +14,14 @@ from flax import nnx
 from jax.core import Tracer
 
 from lite3r_jax import geometry
-from lite3r_jax.attention.core import Layouts, Plan, TokenLayout, build_cores, runs
+from lite3r_jax.attention.plan import Plan, build_cores, runs
+from lite3r_jax.attention.strategy import TokenLayout
 from lite3r_jax.backbones.da3.config import DA3Config
 from lite3r_jax.errors import InputError
-from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
+from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.mlp import Mlp
 from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.stacks import BlockStack, run_stacks
 
 POSE_DIM = 9
 # The half angle's tangent is at least this one, so that a field of view of 0 has a focal length.
@@ -80,7 +82,7 @@ def world_to_camera_encoding(pose_enc: jax.Array) -> jax.Array:
     return jnp.concatenate([shift, quat, pose_enc[..., 7:]], -1)
 
 
-class CameraHead(nnx.Module):
+class CameraDecoder(nnx.Module):
     """Camera token of every view to a pose encoding (depth_anything_3/model/cam_dec.py)."""
 
     def __init__(self, dim: int, *, param_dtype: Any, rngs: nnx.Rngs):
@@ -99,7 +101,7 @@ class CameraHead(nnx.Module):
         return jnp.concatenate([self.translation(x), self.quaternion(x), fov], axis=-1)
 
 
-class PriorHead(nnx.Module):
+class CameraEncoder(nnx.Module):
     """Known cameras to camera tokens (depth_anything_3/model/cam_enc.py).
 
     Attends over the S views of a scene. Sites: role "camera", one per block. Always float32.
@@ -133,15 +135,10 @@ class PriorHead(nnx.Module):
         """
         x = self.token_norm(self.pose_branch(encode_cameras(extrinsics, intrinsics, image_size)))
         # A view is one token here, without a patch grid.
-        layouts = Layouts.both(TokenLayout(x.shape[1], 1, (0, 0), "global"))
-
-        def block(x, index, modules, cores):
-            del index
-            x, _ = modules[0](x, cores[0], layouts)
-            return x, None
-
-        x, _ = scan_stacks(block, x, [self.trunk], [self.cores], self.runs)
-        return self.trunk_norm(x)
+        layout = TokenLayout(x.shape[1], 1, (0, 0), "global")
+        trunk = [BlockStack("camera", self.trunk, self.cores, layout)]
+        x, _, _ = run_stacks(x[:, :, None], trunk, self.runs, views=x.shape[1])
+        return self.trunk_norm(x[:, :, 0])
 
 
 def check_cameras(

@@ -1,12 +1,12 @@
 """Sizes of the published models, and their JSON forms: the one here and that of the hub."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from lite3r_jax.backbones.base import from_json
+from lite3r_jax.backbones.base import Published
+from lite3r_jax.backbones.config_json import from_json
 from lite3r_jax.errors import InputError
 
 
@@ -103,16 +103,23 @@ PRESETS: Mapping[str, DA3Config] = MappingProxyType(
         ),
     }
 )
+
+
+def _published(size: str, license: str, download: str, version: str = "") -> Published:
+    repo = f"depth-anything/{size.upper()}{version}"
+    return Published(size, repo, PRESETS[size.lower()], license, download)
+
+
+PUBLISHED = (
+    _published("DA3-Small", "Apache-2.0", "0.1 GB"),
+    _published("DA3-Base", "Apache-2.0", "0.5 GB"),
+    _published("DA3-Large", "CC-BY-NC-4.0", "1.6 GB"),
+    _published("DA3-Large", "CC-BY-NC-4.0", "1.6 GB", "-1.1"),
+    _published("DA3-Giant", "CC-BY-NC-4.0", "5.4 GB"),
+    _published("DA3-Giant", "CC-BY-NC-4.0", "5.4 GB", "-1.1"),
+)
 # Names of the encoders in the hub form.
 _NETS = {"vits": "da3-small", "vitb": "da3-base", "vitl": "da3-large", "vitg": "da3-giant"}
-
-
-def config_to_json(config: DA3Config) -> dict[str, Any]:
-    """The JSON form: one key per setting."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
 
 
 def config_from_json(data: dict[str, Any]) -> DA3Config:
@@ -163,13 +170,13 @@ def _from_hub(data: dict[str, Any]) -> DA3Config:
     net = next(key for key, preset in _NETS.items() if preset == name)
     expected["net"]["name"] = net
     for part, settings in expected.items():
-        found = tree.get(part, {}) if isinstance(tree, dict) else None
-        if not isinstance(found, dict):
+        given = tree.get(part, {}) if isinstance(tree, dict) else None
+        if not isinstance(given, dict):
             raise InputError(f"config.config.{part}: expected an object; see the hub's config.json")
         for key, value in settings.items():
-            if found.get(key, value) != value:
+            if given.get(key, value) != value:
                 raise InputError(
-                    f"config.config.{part}.{key}: {found[key]!r}, but {name} has {value!r}; "
+                    f"config.config.{part}.{key}: {given[key]!r}, but {name} has {value!r}; "
                     "correct model_name, or give the sizes without it"
                 )
     return config

@@ -7,7 +7,7 @@ import numpy as np
 LEAST_DISTANCE = 0.1
 
 
-def normalise(extrinsics: Any) -> np.ndarray:
+def normalize(extrinsics: Any) -> np.ndarray:
     """Known cameras as the model wants them.
 
     Relative to the first camera, in units of the median distance from it. That is the lower median

@@ -5,70 +5,97 @@ A dense head turns tokens of four blocks into depth and, where asked for, rays; 
 cameras off the tokens. Known cameras can go in as camera tokens.
 """
 
-import functools
-from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lite3r_jax.attention.core import Plan, Role
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.strategy import Role, TokenLayout
+from lite3r_jax.backbones import operations
 from lite3r_jax.backbones.base import (
-    Backbone,
+    KNOWN_CAMERAS,
+    POSE_STAGES,
+    Choice,
+    ImageInput,
+    Input,
     Prediction,
-    check_call,
-    check_heads,
-    check_images,
+    Tap,
 )
 from lite3r_jax.backbones.da3.cameras import (
-    CameraHead,
-    PriorHead,
+    POSE_DIM,
+    CameraDecoder,
+    CameraEncoder,
     check_cameras,
     decode_cameras,
     world_to_camera_encoding,
 )
-from lite3r_jax.backbones.da3.config import DA3Config, config_from_json, config_to_json
-from lite3r_jax.backbones.da3.known_cameras import normalise as normalise_cameras
+from lite3r_jax.backbones.da3.config import DA3Config
+from lite3r_jax.backbones.da3.known_cameras import normalize as normalize_cameras
 from lite3r_jax.backbones.da3.rays import RayHead, cameras_from_rays
-from lite3r_jax.backbones.da3.reference_view import Strategy, check_strategy
+from lite3r_jax.backbones.da3.reference_view import Strategy
 from lite3r_jax.backbones.da3.trunk import Trunk
 from lite3r_jax.backbones.heads import activate, map_frames
+from lite3r_jax.backbones.model import BackboneModel, Call, RoleSize
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.dpt import DPT
-from lite3r_jax.layers.patch_embed import normalise
+from lite3r_jax.layers.patch_embed import normalize
 
-# camera: cameras of tokens. depth: depth and confidence. ray: rays, from the levels of the depth
-# head. prior: known cameras to tokens.
-HEADS = ("camera", "depth", "ray", "prior")
-
-# Intermediates that can be asked for, and their shapes. L counts the sites of a role, K the out
-# layers, P = 1 + h*w the tokens of a view. Views are always in the order of the images.
+PARTS = {
+    "camera": "camera_head",
+    "depth": "depth_head",
+    "ray": "ray_head",
+    "camera_encoder": "camera_encoder",
+}
+# L counts the sites of a role, K the out layers, P = 1 + h*w the tokens of a view. Views are always
+# in the order of the images.
 TAPS = {
-    "trunk/tokens": "[B, S, P, C] input of the first block",
-    "trunk/reference": "[B] the view that was chosen as reference",
-    "frame/blocks": "[L, B, S, P, C] output of every block within views",
-    "frame/attn": "[L, B, S, P, C] output of its attention layer",
-    "global/blocks": "[L, B, S, P, C] output of every block over views",
-    "global/attn": "[L, B, S, P, C] output of its attention layer",
-    "features": "[B, S, K, h*w, 2C] what the dense head reads: one half as it is, one normed",
-    "camera/prior": "[B, S, C] tokens of the known cameras",
-    "camera/tokens": "[B, S, K, 2C] camera tokens of the out layers",
-    "camera/pose_enc": "[B, S, 9] pose encoding as upstream has it, camera-to-world",
+    "trunk/tokens": Tap("B S P C", "input of the first block"),
+    "trunk/reference": Tap("B", "the view that was chosen as reference"),
+    "frame/blocks": Tap("L B S P C", "output of every block within views"),
+    "frame/attn": Tap("L B S P C", "output of its attention layer"),
+    "global/blocks": Tap("L B S P C", "output of every block over views"),
+    "global/attn": Tap("L B S P C", "output of its attention layer"),
+    "features": Tap("B S K h*w 2C", "what the dense head reads: one half as it is, one normed"),
+    "camera/encoded": Tap("B S C", "tokens of the known cameras", "camera_encoder", KNOWN_CAMERAS),
+    "camera/tokens": Tap("B S K 2C", "camera tokens of the out layers"),
+    POSE_STAGES: Tap("1 B S 9", "pose encoding, world-to-camera", "camera"),
+    "camera/camera_to_world": Tap("B S 9", "the same of the inverse pose, as upstream", "camera"),
 }
 
 
-class DA3(nnx.Module):
+class DA3(BackboneModel):
     """The model. `prediction, taps = model(images)`."""
 
+    parts = PARTS
+    taps = TAPS
+    published_images: ClassVar = ImageInput("upper_bound_resize", 504)
+    choices: ClassVar[Mapping[str, Choice]] = {
+        "reference": Choice(
+            dict.fromkeys(get_args(Strategy)), "how the reference view is chosen", KNOWN_CAMERAS
+        ),
+        "poses": Choice({"camera": None, "ray": "ray"}, "the head that cameras come from"),
+        "rays": Choice({False: None, True: "ray"}, "whether rays are returned"),
+    }
+    inputs: ClassVar[Mapping[str, Input]] = {
+        KNOWN_CAMERAS: Input(
+            ("extrinsics", "intrinsics"),
+            "camera_encoder",
+            "[B, S, 3, 4] world-to-camera of `normalize_cameras`, [B, S, 3, 3] in pixels",
+        )
+    }
+
     # cameras of one scene to the extrinsics that the call takes
-    normalise_cameras = staticmethod(normalise_cameras)
+    normalize_cameras = staticmethod(normalize_cameras)
 
     def __init__(
         self,
         config: DA3Config,
         *,
-        heads: Sequence[str] = HEADS,
+        heads: Sequence[str] = tuple(PARTS),
         plan: Plan | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -78,9 +105,9 @@ class DA3(nnx.Module):
 
         Args:
             config: sizes.
-            heads: which of camera, depth, ray, prior to have; ray needs depth.
+            heads: which of camera, depth, ray, camera_encoder to have; ray needs depth.
             plan: attention strategy of every site; dense everywhere when None. Roles: "frame" and
-                "global" of the trunk, "camera" of the prior head.
+                "global" of the trunk, "camera" of the camera encoder.
             dtype: compute dtype of the trunk, float32 or bfloat16. LayerNorm, softmax, residual
                 stream, RoPE, position tables and the heads are float32 in any case, as upstream has
                 it under autocast.
@@ -91,25 +118,15 @@ class DA3(nnx.Module):
             InputError: an unknown head, or ray without depth.
             ValueError: the plan has a rule without a site.
         """
-        self.heads = check_heads(heads, HEADS)
+        super().__init__(config, heads=heads, plan=plan, dtype=dtype)
         if "ray" in heads and "depth" not in heads:
             raise InputError("heads: ray reads the levels of the depth head; add depth")
-        plan = Plan() if plan is None else plan
-        sites: dict[Role, int] = {
-            "frame": len(config.early_blocks) + len(config.frame_blocks),
-            "global": len(config.lead_blocks) + len(config.global_blocks),
-        }
-        if "prior" in heads:
-            sites["camera"] = config.camera_blocks
-        plan.check(sites)
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
-        self._sites = plan, tuple(sites.items())
+        plan = self.plan
         self.trunk = Trunk(config, plan=plan, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         kinds = {"param_dtype": param_dtype, "rngs": rngs}
         dim = 2 * config.embed_dim
         if "camera" in heads:
-            self.camera_head = CameraHead(dim, **kinds)
+            self.camera_head = CameraDecoder(dim, **kinds)
         if "depth" in heads:
             self.depth_head = DPT(
                 dim,
@@ -122,8 +139,8 @@ class DA3(nnx.Module):
             )
         if "ray" in heads:
             self.ray_head = RayHead(config.features, **kinds)
-        if "prior" in heads:
-            self.prior_head = PriorHead(config, plan=plan, **kinds)
+        if "camera_encoder" in heads:
+            self.camera_encoder = CameraEncoder(config, plan=plan, **kinds)
 
     def __call__(
         self,
@@ -146,7 +163,7 @@ class DA3(nnx.Module):
         Args:
             images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of the patch size.
             extrinsics: [B, S, 3, 4] or [B, S, 4, 4] world-to-camera of known cameras, as
-                `normalise_cameras` gives them.
+                `normalize_cameras` gives them.
             intrinsics: [B, S, 3, 3] of known cameras, in pixels of the images.
             reference: which view comes first, see `select_reference`; of 3 or more views without
                 known cameras.
@@ -163,72 +180,87 @@ class DA3(nnx.Module):
             (`Prediction`, {tap: array}).
 
         Raises:
-            InputError: images of wrong rank, dtype, size or range; known cameras that are none; a
-                strategy, tap or choice that is unknown or that this model has no head for;
-                frame_chunk below 1.
+            InputError: see `BackboneModel`; known cameras that are none.
             ValueError: known cameras of another shape, or one half of them.
         """
-        check_images(images, self.config.patch_size)
-        check_call(taps, TAPS, frame_chunk)
-        check_strategy(reference)
-        if poses not in ("camera", "ray"):
-            raise InputError(f"poses: {poses!r} is not known; choose camera or ray")
-        known = extrinsics is not None or intrinsics is not None
-        needs = {
-            "poses='ray'": "ray" if poses == "ray" else None,
-            "rays": "ray" if rays else None,
-            "known cameras": "prior" if known else None,
-            "tap camera/prior": "prior" if "camera/prior" in taps else None,
-            "tap camera/pose_enc": "camera" if "camera/pose_enc" in taps else None,
+        return super().__call__(
+            images,
+            extrinsics=extrinsics,
+            intrinsics=intrinsics,
+            reference=reference,
+            poses=poses,
+            rays=rays,
+            taps=taps,
+            frame_chunk=frame_chunk,
+            remat=remat,
+        )
+
+    def check_given(
+        self, given: dict[str, jax.Array], batch: int, views: int
+    ) -> dict[str, jax.Array]:
+        """Known cameras, both halves of them, with values that are cameras."""
+        if not given:
+            return given
+        extrinsics, intrinsics = given.get("extrinsics"), given.get("intrinsics")
+        extrinsics, intrinsics = check_cameras(extrinsics, intrinsics, batch, views)
+        return {"extrinsics": extrinsics, "intrinsics": intrinsics}
+
+    def roles(self) -> dict[Role, RoleSize]:
+        """See `BackboneModel`."""
+        config = self.config
+        head = config.embed_dim // config.num_heads
+        roles: dict[Role, RoleSize] = {
+            "frame": RoleSize(len(config.early_blocks) + len(config.frame_blocks), head),
+            "global": RoleSize(len(config.lead_blocks) + len(config.global_blocks), head),
         }
-        for what, head in needs.items():
-            if head is not None and head not in self.heads:
-                raise InputError(f"{what}: needs the {head} head, which this model is without")
-        if "camera/prior" in taps and not known:
-            raise InputError("tap camera/prior: needs known cameras; give them or drop it")
-        cameras = None
-        if known:
-            cameras = check_cameras(extrinsics, intrinsics, *images.shape[:2])
-        graph, state = nnx.split(self)
-        choices = (reference, poses, bool(rays), tuple(sorted(taps)), frame_chunk, remat)
-        return _forward(graph, state, images, cameras, choices)
+        if "camera_encoder" in self.heads:
+            size = config.embed_dim // config.camera_heads
+            roles["camera"] = RoleSize(config.camera_blocks, size, jnp.float32)
+        return roles
 
-    @property
-    def plan(self) -> Plan:
-        """Attention strategy of every site."""
-        return self._sites[0]
-
-    @property
-    def sites(self) -> dict[Role, int]:
-        """Number of attention layers of every role."""
-        return dict(self._sites[1])
-
-    def attention(self) -> dict[str, str]:
-        """Strategy and kernel of every role on this machine, for reports."""
-        plan, sites = self._sites
-        # the heads are float32 in any case
-        dtypes: dict[Role, Any] = {
-            role: jnp.float32 if role == "camera" else self.dtype for role, _ in sites
+    def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
+        """See `BackboneModel`; no rays, no known cameras."""
+        config, plan, sites = self.config, self.plan, self.sites
+        c, d = config.embed_dim, 2 * config.embed_dim
+        frame = TokenLayout(1, 1, grid, "frame")
+        scene = TokenLayout(views, 1, grid, "global")
+        block = (c, config.num_heads, config.mlp_ratio, config.swiglu)
+        specs = plan.specs("frame", sites["frame"], views)
+        early = len(config.early_blocks)
+        parts = {
+            "encoder": operations.patch_embed(views, grid, config.patch_size, c)
+            + operations.blocks(specs[:early], frame, views, *block),
+            "frame": operations.blocks(specs[early:], frame, views, *block),
+            "global": operations.blocks(
+                plan.specs("global", sites["global"], views), scene, 1, *block
+            ),
         }
-        c, config = self.config.embed_dim, self.config
-        trunk = c // config.num_heads
-        heads: dict[Role, int] = {
-            "frame": trunk, "global": trunk, "camera": c // config.camera_heads
-        }  # fmt: skip
-        return plan.describe(dict(sites), dtypes, heads)
+        if "camera" in self.heads:
+            parts["camera"] = Counter(layers=2 * views * (2 * d**2 + POSE_DIM * d))
+        if "depth" in self.heads:
+            parts["depth"] = operations.dpt(
+                views,
+                grid,
+                dim=d,
+                features=config.features,
+                out_channels=config.out_channels,
+                outputs=2,
+                patch=config.patch_size,
+            )
+        return parts
 
-    def _run(
-        self,
-        images: jax.Array,
-        cameras: tuple[jax.Array, jax.Array] | None,
-        choices: tuple[Strategy, str, bool, tuple[str, ...], int, bool],
+    def forward(
+        self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        reference, poses, rays, taps, frame_chunk, remat = choices
+        """See `BackboneModel`."""
+        poses, rays, taps, remat = call["poses"], call["rays"], call.taps, call.remat
         size = (images.shape[2], images.shape[3])
         patch = self.config.patch_size
         grid = (size[0] // patch, size[1] // patch)
-        prior = None if cameras is None else self.prior_head(*cameras, size)
-        encoded = self.trunk(normalise(images), prior, reference, taps, remat)
+        cameras = None
+        if given:
+            cameras = self.camera_encoder(given["extrinsics"], given["intrinsics"], size)
+        encoded = self.trunk(normalize(images), cameras, call["reference"], taps, remat)
         layers = range(len(self.config.out_layers))
         out = dict(encoded.taps)
         if "features" in taps:
@@ -237,9 +269,9 @@ class DA3(nnx.Module):
         if "camera/tokens" in taps:
             every = [self.trunk.level(encoded.kept, i)[..., 0, :] for i in layers]
             out["camera/tokens"] = encoded.restore(jnp.stack(every, 2))
-        if prior is not None:
-            out["camera/prior"] = prior
-        found: dict[str, Any] = {}
+        if cameras is not None:
+            out["camera/encoded"] = cameras
+        predicted: dict[str, Any] = {}
 
         with_rays = rays or poses == "ray"
         if "depth" in self.heads:
@@ -252,36 +284,24 @@ class DA3(nnx.Module):
                 depth, _ = depth_head.decode(maps, grid)
                 return depth, None if ray_head is None else ray_head(maps, grid)[0]
 
-            depth, ray = map_frames(dense, state, encoded.kept, frame_chunk, remat)
-            found["depth"], found["depth_conf"] = activate(encoded.restore(depth), "exp", "expp1")
+            depth, ray = map_frames(dense, state, encoded.kept, call.frame_chunk, remat)
+            predicted["depth"], predicted["depth_conf"] = activate(
+                encoded.restore(depth), "exp", "expp1"
+            )
             if ray is not None:
                 ray = activate(encoded.restore(ray), "linear", "expp1")
                 if poses == "ray":
-                    found["extrinsics"], found["intrinsics"] = cameras_from_rays(*ray, size)
+                    predicted["extrinsics"], predicted["intrinsics"] = cameras_from_rays(*ray, size)
                 if rays:
-                    found["rays"], found["rays_conf"] = ray
+                    predicted["rays"], predicted["rays_conf"] = ray
 
         if "camera" in self.heads:
             tokens = self.trunk.level(encoded.kept, -1)[:, :, 0]
             pose_enc = encoded.restore(self.camera_head(tokens))
-            out["camera/pose_enc"] = pose_enc
+            world_to_camera = world_to_camera_encoding(pose_enc)
+            out["camera/camera_to_world"] = pose_enc
+            out[POSE_STAGES] = world_to_camera[None]
             if poses == "camera":
-                found["pose_enc"] = world_to_camera_encoding(pose_enc)
-                found["extrinsics"], found["intrinsics"] = decode_cameras(pose_enc, size)
-        return Prediction(**found), {name: x for name, x in out.items() if name in taps}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _forward(graph, state, images, cameras, choices):
-    return nnx.merge(graph, state)._run(images, cameras, choices)
-
-
-BACKBONE = Backbone(
-    name="da3",
-    default_config=DA3Config(),
-    heads=HEADS,
-    config_from_json=config_from_json,
-    config_to_json=config_to_json,
-    build=DA3,
-    taps=TAPS,
-)
+                predicted["pose_enc"] = world_to_camera
+                predicted["extrinsics"], predicted["intrinsics"] = decode_cameras(pose_enc, size)
+        return Prediction(**predicted), out

@@ -1,6 +1,6 @@
 """The ray branch of the dense head, and cameras from rays.
 
-Every pixel's ray is a direction, not normalised, and an origin in the world. The directions of one
+Every pixel's ray is a direction, not normalized, and an origin in the world. The directions of one
 view are a homography of its image plane, whose factors are rotation and intrinsics
 (depth_anything_3/utils/ray_utils.py).
 """
@@ -95,7 +95,7 @@ def cameras_from_rays(
 ) -> tuple[jax.Array, jax.Array]:
     """Cameras of ray maps.
 
-    Exact for rays of a camera whose principal point is the image centre; for others upstream's
+    Exact for rays of a camera whose principal point is the image center; for others upstream's
     decomposition, which is followed here, is not that of a pinhole camera.
 
     Args:

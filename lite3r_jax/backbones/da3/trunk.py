@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.core import Layouts, Plan, Run, TokenLayout, build_cores, runs
+from lite3r_jax.attention.plan import Plan, Run, build_cores, runs
+from lite3r_jax.attention.strategy import TokenLayout
 from lite3r_jax.backbones.da3.config import DA3Config
 from lite3r_jax.backbones.da3.reference_view import (
     LEAST_VIEWS,
@@ -20,11 +21,10 @@ from lite3r_jax.backbones.da3.reference_view import (
     take_views,
 )
 from lite3r_jax.backbones.dinov2 import TokenEmbed
-from lite3r_jax.backbones.trunk import BLOCK_TAPS, alternate
-from lite3r_jax.layers.block import Block, BlockConfig, scan_stacks, stack
-from lite3r_jax.layers.chunks import chunked, in_chunks
+from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import rope_table, view_positions
+from lite3r_jax.layers.stacks import BLOCK_TAPS, BlockStack, Slots, run_stacks
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Trunk(TokenEmbed):
 
         frame = plan.specs("frame", early + pairs)
         scene = plan.specs("global", lead + pairs)
+        self.depths = (early + pairs, lead + pairs)  # of frame and global blocks
         site = (n, c // n, param_dtype, rngs)
         self.early_runs = runs(frame[:early])
         self.early_cores = build_cores(self.early_runs, 0, *site)
@@ -146,12 +147,12 @@ class Trunk(TokenEmbed):
         """Encode views.
 
         Args:
-            images: [B, S, H, W, 3], normalised.
+            images: [B, S, H, W, 3], normalized.
             camera_tokens: [B, S, C] of known cameras, or None. With known cameras the views keep
                 their order.
             reference: strategy of choice; scenes of less than 3 views keep their order.
             taps: names of intermediates to return.
-            remat: see `scan_stacks`.
+            remat: see `run_stacks`.
 
         Returns:
             See `Encoded`. Taps: `trunk/tokens` [B, S, P, C], input of the first block;
@@ -172,28 +173,23 @@ class Trunk(TokenEmbed):
         taken = [name for name in BLOCK_TAPS if name in taps]
         choose = camera_tokens is None and reference != "first" and s >= LEAST_VIEWS
 
-        def early(x, index, modules, cores):
-            del index
-            every = {}
-            if not taken and chunked(modules[0], cores[0], b * s * p):
-                x, _ = in_chunks(modules[0], x, cores[0], Layouts.both(frame))
-            else:
-                x, attended = modules[0](x, cores[0], Layouts.both(frame))
-                every = {"frame/blocks": x, "frame/attn": attended}
-            ys = {name: y.reshape(b, s, p, c) for name, y in every.items() if name in taken}
-            return x, ys | ({"class": x[:, 0]} if choose else {})
-
-        x, early_ys = scan_stacks(
-            early, x, [self.early_blocks], [self.early_cores], self.early_runs, remat
-        )
-        x = x.reshape(b, s, p, c)
+        x, _, early_ys = run_stacks(
+            x.reshape(b, s, p, c),
+            [BlockStack("frame", self.early_blocks, self.early_cores, frame,
+                        depth=self.depths[0])],
+            self.early_runs,
+            views=s,
+            taps=taken,
+            also=(lambda x: {"class": x[:, :, 0]}) if choose else None,
+            remat=remat,
+        )  # fmt: skip
 
         # Upstream chooses and reorders before the last of these blocks. It attends within views, so
         # that the order may as well change after it.
         order = None
         out["trunk/reference"] = jnp.zeros(b, jnp.int32)
         if choose:
-            classes = early_ys.pop("class")[-2].reshape(b, s, c)
+            classes = early_ys.pop("class")[-2]
             out["trunk/reference"] = select_reference(classes, reference)
             order = reference_first(out["trunk/reference"], s)
             x = take_views(x, order)
@@ -202,40 +198,35 @@ class Trunk(TokenEmbed):
             camera_tokens = jnp.broadcast_to(table[(np.arange(s) > 0).astype(int)], (b, s, c))
         x = x.at[:, :, 0].set(camera_tokens)
 
-        def lead(x, index, modules, cores):
-            del index
-            across = Layouts.both(scene)
-            if not taken and chunked(modules[0], cores[0], b * s * p):
-                x, _ = in_chunks(modules[0], x.reshape(b * s, p, c), cores[0], across, scene_rope)
-                return x.reshape(b, s * p, c), {}
-            x, attended = modules[0](x, cores[0], across, scene_rope)
-            every = {"global/blocks": x, "global/attn": attended}
-            return x, {n: y.reshape(b, s, p, c) for n, y in every.items() if n in taken}
-
         ys = [early_ys]
         if self.lead_blocks is not None:
-            x, lead_ys = scan_stacks(
-                lead,
-                x.reshape(b, s * p, c),
-                [self.lead_blocks],
-                [self.lead_cores],
+            x, _, lead_ys = run_stacks(
+                x,
+                [BlockStack("global", self.lead_blocks, self.lead_cores, scene, scene_rope,
+                            depth=self.depths[1])],
                 self.lead_runs,
-                remat,
-            )
-            x = x.reshape(b, s, p, c)
+                views=s,
+                taps=taken,
+                remat=remat,
+            )  # fmt: skip
             ys.append(self._original_order(lead_ys, order))
-        kept, pair_ys = alternate(
+        first = [depth - self.runs[-1].stop for depth in self.depths]
+        stacks = [
+            BlockStack("frame", self.frame_blocks, self.frame_cores, frame, frame_rope,
+                       first[0], self.depths[0]),
+            BlockStack("global", self.global_blocks, self.global_cores, scene, scene_rope,
+                       first[1], self.depths[1]),
+        ]  # fmt: skip
+        _, kept, pair_ys = run_stacks(
             x,
-            (self.frame_blocks, self.global_blocks),
-            (self.frame_cores, self.global_cores),
+            stacks,
             self.runs,
-            (frame, scene),
-            (frame_rope, scene_rope),
-            read=self.read,
-            dtype=self.dtype,
-            taps=taps,
+            views=s,
+            taps=taken,
+            slots=Slots(self.read, self.dtype),
             remat=remat,
         )
+        assert kept is not None
         ys.append(self._original_order(pair_ys, order))
         for name in taken:
             out[name] = jnp.concatenate([y[name] for y in ys if name in y])

@@ -90,8 +90,8 @@ class Batch:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name: what goes to devices."""
         names = ("images", "extrinsics", "intrinsics", "depth", "mask")
-        found = {name: getattr(self, name) for name in names}
-        return {name: array for name, array in found.items() if array is not None}
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 class BatchMaker:
@@ -137,7 +137,7 @@ class BatchMaker:
         bucket, rows = self.rows(step)
         maps = (len(rows), bucket.views, *bucket.size)
         arrays = {"images": np.empty((*maps, 3), np.float32)}
-        if self.schedule.options.truth:
+        if self.schedule.options.has_ground_truth:
             arrays |= {
                 "extrinsics": np.empty((*maps[:2], 3, 4), np.float32),
                 "intrinsics": np.empty((*maps[:2], 3, 3), np.float32),
@@ -176,8 +176,10 @@ class BatchMaker:
         if sample.size != read_size:
             raise ValueError(f"{sample.name}: gave views of {sample.size}, {read_size} are needed")
         sample = augment(sample, options.augmentation, self.schedule.uniform(draw), bucket.size)
-        if not options.truth:
+        if not options.has_ground_truth:
             return sample
         if not isinstance(sample, Sample):
-            raise ValueError(f"{sample.name}: has no cameras; make batches with truth=False")
+            raise ValueError(
+                f"{sample.name}: has no cameras; make batches with has_ground_truth=False"
+            )
         return normalize(sample, options.normalization) if options.normalization else sample

@@ -9,8 +9,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from lite3r_jax.data.pipeline.batch import Batch, BatchMaker, Record
 from lite3r_jax.data.pipeline.options import Part, PipelineOptions
 from lite3r_jax.data.pipeline.schedule import Schedule
 from lite3r_jax.errors import InputError
+from lite3r_jax.interrupts import kept_from_children
 
 _VERSION = 1  # of the state
 _ENDLESS = 2**62
@@ -114,7 +114,8 @@ class BatchIterator:
         self.start_prefetch()
         try:
             # grain starts a worker when its first batch is asked for
-            with _signals_held() if self._to_start else contextlib.nullcontext():
+            held = kept_from_children(signal.SIGINT, signal.SIGTERM)
+            with held if self._to_start else contextlib.nullcontext():
                 arrays, record = next(self._running[0])
             self._to_start = max(0, self._to_start - 1)
             self._count(record)
@@ -222,7 +223,7 @@ class BatchIterator:
         if digest != self._pipeline.schedule.digest:
             raise InputError(
                 "state of the data pipeline: it is of other data or other options (buckets, seed,"
-                " augmentation, normalization, shares, strategies, scenes, frames); start anew or"
+                " augmentation, normalization, weights, strategies, scenes, frames); start anew or"
                 " restore those"
             )
         self.close()
@@ -275,22 +276,6 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _end(running: list[Any]) -> None:
     while running:
         running.pop().close()
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Processes that start meanwhile never see SIGINT and SIGTERM; this one gets them afterwards.
-
-    Keyboards and schedulers signal all processes of a job; the first one decides when to stop. A
-    worker that had to decline them itself would be ended by one that comes while it starts.
-    """
-    resource_tracker.ensure_running()  # its start would let the signals through again
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _init_worker(index: int, count: int) -> None:

@@ -7,10 +7,13 @@ from typing import get_args
 from lite3r_jax.data.augment import Augmentation
 from lite3r_jax.data.sampling import MAX_VIEWS, MIN_VIEWS, Strategy
 from lite3r_jax.data.transforms import Normalization
-from lite3r_jax.data.views import ViewSource
+from lite3r_jax.data.views import RenewableSource, ViewSource
 from lite3r_jax.errors import InputError
 
-_MAX_SHARES = 10_000  # of all kinds together; a cycle of so many is laid out at once
+_MAX_BATCH, _MAX_SIDE = 1 << 16, 1 << 14
+_NUMBER = r"(\d{1,9})"
+_BUCKET = rf"{_NUMBER}x{_NUMBER}x{_NUMBER}x{_NUMBER}(?:\*{_NUMBER})?"
+_MAX_WEIGHTS = 10_000  # of all kinds together; a cycle of so many is laid out at once
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,20 @@ class Bucket:
         views: of each scene, 2 to 24.
         height: in pixels.
         width: in pixels.
-        share: how many of sum(share) steps have this shape.
+        weight: how many of sum(weight) steps have this shape.
     """
 
     batch: int
     views: int
     height: int
     width: int
-    share: int = 1
+    weight: int = 1
 
     def __post_init__(self):
-        _at_least(1, batch=self.batch, height=self.height, width=self.width, share=self.share)
+        _at_least(1, batch=self.batch, height=self.height, width=self.width, weight=self.weight)
+        for name, most in (("batch", _MAX_BATCH), ("height", _MAX_SIDE), ("width", _MAX_SIDE)):
+            if getattr(self, name) > most:
+                raise InputError(f"{name}: expected at most {most}, got {getattr(self, name)}")
         if not MIN_VIEWS <= self.views <= MAX_VIEWS:
             raise InputError(f"views: expected {MIN_VIEWS} to {MAX_VIEWS}, got {self.views}")
 
@@ -46,18 +52,19 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
     """Buckets as settings write them: "8x2x518x518, 4x4x392x518*2".
 
     Args:
-        text: batch x views x height x width, and * share where it is not 1; commas between buckets.
+        text: batch x views x height x width, and * weight where it is not 1; commas between
+            buckets.
 
     Raises:
         InputError: naming what is no bucket.
     """
     buckets = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)(?:\*(\d+))?", part.strip(), re.ASCII)
+        match = re.fullmatch(_BUCKET, part.strip(), re.ASCII)
         if match is None:
             raise InputError(
                 "buckets: expected BATCHxVIEWSxHEIGHTxWIDTH, such as 8x2x518x518, perhaps with"
-                f" *SHARE behind it, and commas between several; got {part.strip()!r}"
+                f" *WEIGHT behind it, and commas between several; got {part.strip()!r}"
             )
         buckets.append(Bucket(*(int(number or 1) for number in match.groups())))
     return tuple(buckets)
@@ -69,16 +76,23 @@ class Part:
 
     Attributes:
         source: its scenes.
-        share: how many of sum(share) samples come from it.
+        weight: how many of sum(weight) samples come from it.
         strategy: how the frames of a sample are chosen, see `data.sampling.choose_frames`.
+        renew: after so many epochs scenes are replaced by `source.renewed`; 0 for never.
     """
 
     source: ViewSource
-    share: int = 1
+    weight: int = 1
     strategy: Strategy = "random"
+    renew: int = 0
 
     def __post_init__(self):
-        _at_least(1, share=self.share)
+        _at_least(1, weight=self.weight)
+        _at_least(0, renew=self.renew)
+        if self.renew and not isinstance(self.source, RenewableSource):
+            raise InputError(
+                f"renew: {type(self.source).__name__} has the scenes that it has; set it to 0"
+            )
         if self.strategy not in get_args(Strategy):
             raise InputError(
                 f"strategy: expected one of {', '.join(get_args(Strategy))}, got {self.strategy!r}"
@@ -90,13 +104,13 @@ class PipelineOptions:
     """How batches are made.
 
     Attributes:
-        buckets: shapes; in each cycle of sum(share) steps every bucket comes just its share of
+        buckets: shapes; in each cycle of sum(weight) steps every bucket comes just its share of
             times, in random order.
         seed: of everything that is random here.
         augmentation: random changes; the default changes nothing.
         normalization: see `data.transforms.normalize`; None leaves the unit of the dataset.
-        truth: whether batches have cameras and depth. False: images alone, which is all that
-            sources without cameras have.
+        has_ground_truth: whether batches have cameras and depth. False: images alone, which is all
+            that sources without cameras have.
         workers: processes that read, decode and augment; 0 does it in this one. Their batches come
             through shared memory (/dev/shm), of which containers may have little. A program that
             uses them needs `if __name__ == "__main__":`.
@@ -111,7 +125,7 @@ class PipelineOptions:
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     normalization: Normalization | None = None
-    truth: bool = True
+    has_ground_truth: bool = True
     workers: int = 0
     prefetch: int = 2
     fault_limit: int = 10
@@ -119,13 +133,13 @@ class PipelineOptions:
     def __post_init__(self):
         if not self.buckets:
             raise InputError("buckets: got none; at least one shape of batches is needed")
-        check_shares("buckets", [bucket.share for bucket in self.buckets])
+        check_weights("buckets", [bucket.weight for bucket in self.buckets])
         if self.normalization not in (None, *get_args(Normalization)):
             raise InputError(
                 f"normalization: expected {', '.join(get_args(Normalization))} or None, got"
                 f" {self.normalization!r}"
             )
-        if self.normalization and not self.truth:
+        if self.normalization and not self.has_ground_truth:
             raise InputError(
                 f"normalization: {self.normalization} needs cameras, which batches without truth do"
                 " not have; set it to None"
@@ -134,16 +148,16 @@ class PipelineOptions:
         _at_least(1 if self.workers else 0, prefetch=self.prefetch)
 
 
-def check_shares(name: str, shares: list[int]) -> None:
-    """Refuse shares that are too fine.
+def check_weights(name: str, weights: list[int]) -> None:
+    """Refuse weights that are too fine.
 
     Raises:
         InputError: they sum to more than 10,000.
     """
-    if sum(shares) > _MAX_SHARES:
+    if sum(weights) > _MAX_WEIGHTS:
         raise InputError(
-            f"{name}: expected shares of {_MAX_SHARES} together at most, got {sum(shares)}; divide"
-            " them by a common factor"
+            f"{name}: expected weights of {_MAX_WEIGHTS} together at most, got {sum(weights)};"
+            " divide them by a common factor"
         )
 
 

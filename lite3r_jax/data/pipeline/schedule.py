@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from lite3r_jax.data.pipeline.options import Bucket, Part, PipelineOptions, check_shares
+from lite3r_jax.data.pipeline.options import Bucket, Part, PipelineOptions, check_weights
 from lite3r_jax.data.sampling import Uniform, choose_frames, scene_order, substream
-from lite3r_jax.data.views import Scores
+from lite3r_jax.data.views import RenewableSource, Scores
 from lite3r_jax.errors import InputError
 
 ATTEMPTS = 64
@@ -60,7 +60,7 @@ class Schedule:
         """
         if not parts:
             raise InputError("parts: got none; at least one dataset is needed")
-        check_shares("parts", [part.share for part in parts])
+        check_weights("parts", [part.weight for part in parts])
         self.parts, self.options = tuple(parts), options
         self._streams = [
             substream(options.seed, purpose) for purpose in range(_SCENES + len(parts))
@@ -79,7 +79,8 @@ class Schedule:
         for part in self.parts:
             if not part.source.scenes:
                 raise InputError(f"parts: {type(part.source).__name__} has no scenes")
-            digest.update(json.dumps([part.share, part.strategy]).encode())
+            said = [part.weight, part.strategy, *([part.renew] if part.renew else [])]
+            digest.update(json.dumps(said).encode())
             for scene in part.source.scenes:
                 frames = part.source.frames(scene)
                 if len(frames) < views:
@@ -94,20 +95,27 @@ class Schedule:
     @property
     def samples_per_epoch(self) -> int:
         """After so many samples every scene of every part came at least once; of one part, once."""
-        cycle, counts = sum(part.share for part in self.parts), []
+        cycle, counts = sum(part.weight for part in self.parts), []
         for part in self.parts:
-            cycles, rest = divmod(len(part.source.scenes), part.share)
-            others = cycle - part.share  # may come first in the last cycle
+            cycles, rest = divmod(len(part.source.scenes), part.weight)
+            others = cycle - part.weight  # may come first in the last cycle
             counts.append(cycles * cycle + (others + rest if rest else 0))
         return max(counts)
 
     def at(self, step: int) -> tuple[Bucket, int]:
         """(bucket of a step, number of its first sample)."""
         buckets = self.options.buckets
-        shares = tuple(bucket.share for bucket in buckets)
-        kind, before = _mixed(shares, self._streams[_BUCKETS], step)
+        weights = tuple(bucket.weight for bucket in buckets)
+        kind, before = _mixed(weights, self._streams[_BUCKETS], step)
         first = sum(b.batch * count for b, count in zip(buckets, before, strict=True))
         return buckets[kind], first
+
+    def views(self, step: int) -> int:
+        """How many images all steps before this one have."""
+        buckets = self.options.buckets
+        weights = tuple(bucket.weight for bucket in buckets)
+        _, before = _mixed(weights, self._streams[_BUCKETS], step)
+        return sum(b.batch * b.views * count for b, count in zip(buckets, before, strict=True))
 
     def draws(self, index: int) -> Iterator[Draw]:
         """A sample, and what replaces it while there are faults.
@@ -115,15 +123,16 @@ class Schedule:
         The first draw is the scene that is next in the order of its epoch. Each further one is any
         scene of the same part, with frames of its own.
         """
-        shares = tuple(part.share for part in self.parts)
-        kind, before = _mixed(shares, self._streams[_PARTS], index)
+        weights = tuple(part.weight for part in self.parts)
+        kind, before = _mixed(weights, self._streams[_PARTS], index)
         part, scenes = self.parts[kind], self.parts[kind].source.scenes
         epoch, place = divmod(before[kind], len(scenes))
         order = _scene_order(len(scenes), self._streams[_SCENES + kind], epoch)
-        yield Draw(index, 0, epoch, part, scenes[order[place]])
+        yield Draw(index, 0, epoch, part, _current(part, scenes[order[place]], epoch))
         uniform = Uniform(self._streams[_REPLACEMENTS], index)
         for attempt in range(1, ATTEMPTS):
-            yield Draw(index, attempt, epoch, part, scenes[uniform.below(len(scenes))])
+            scene = _current(part, scenes[uniform.below(len(scenes))], epoch)
+            yield Draw(index, attempt, epoch, part, scene)
 
     def frames(self, draw: Draw, views: int) -> tuple[int, ...]:
         """The frames of a draw.
@@ -147,31 +156,41 @@ class Schedule:
         return Uniform(self._streams[_AUGMENTATION], draw.index * ATTEMPTS + draw.attempt)
 
     def _scores(self, part: Part, scene: str) -> Scores | None:
+        if part.renew:  # nobody asks for these for long
+            return part.source.pairs(scene)
         key = self.parts.index(part), scene
         if key not in self._pairs:
             self._pairs[key] = part.source.pairs(scene)
         return self._pairs[key]
 
 
+def _current(part: Part, scene: str, epoch: int) -> str:
+    """The scene that stands in the place of one, see `Part.renew`."""
+    if not part.renew:
+        return scene
+    assert isinstance(part.source, RenewableSource)
+    return part.source.renewed(scene, epoch // part.renew)
+
+
 def _name(part: Part, scene: str) -> str:
     return f"{type(part.source).__name__} scene {scene}"
 
 
-def _mixed(shares: tuple[int, ...], seed: int, position: int) -> tuple[int, tuple[int, ...]]:
+def _mixed(weights: tuple[int, ...], seed: int, position: int) -> tuple[int, tuple[int, ...]]:
     """(which kind is at a position, how often each kind is before it).
 
-    In each cycle of sum(shares) positions a kind comes as often as its share says, in random order.
-    So what came before is counted without going through it.
+    In each cycle of sum(weights) positions a kind comes as often as its weight says, in random
+    order. So what came before is counted without going through it.
     """
-    cycle, place = divmod(position, sum(shares))
-    kinds = _cycle(shares, seed, cycle)
+    cycle, place = divmod(position, sum(weights))
+    kinds = _cycle(weights, seed, cycle)
     here = kinds[:place]
-    return kinds[place], tuple(cycle * share + here.count(k) for k, share in enumerate(shares))
+    return kinds[place], tuple(cycle * weight + here.count(k) for k, weight in enumerate(weights))
 
 
 @functools.lru_cache(maxsize=16)
-def _cycle(shares: tuple[int, ...], seed: int, cycle: int) -> tuple[int, ...]:
-    kinds = [kind for kind, share in enumerate(shares) for _ in range(share)]
+def _cycle(weights: tuple[int, ...], seed: int, cycle: int) -> tuple[int, ...]:
+    kinds = [kind for kind, weight in enumerate(weights) for _ in range(weight)]
     return Uniform(seed, cycle).shuffled(kinds)
 
 

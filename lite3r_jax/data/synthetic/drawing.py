@@ -9,7 +9,7 @@ import numpy as np
 from lite3r_jax.data.synthetic import oracle
 from lite3r_jax.data.synthetic.cameras import Cameras
 from lite3r_jax.data.synthetic.world import World
-from lite3r_jax.data.transforms import centre_box, fit_intrinsics
+from lite3r_jax.data.transforms import center_box, fit_intrinsics
 from lite3r_jax.errors import InputError
 
 Renderer = Literal["numpy", "jax"]
@@ -17,11 +17,11 @@ Renderer = Literal["numpy", "jax"]
 
 def cut(cameras: Cameras, views: Sequence[int], size: tuple[int, int]) -> Cameras:
     """Some of the cameras, cut from the middle of what is planned to (height, width)."""
-    at, box = list(views), centre_box(cameras.size, size)
+    at, box = list(views), center_box(cameras.size, size)
     return replace(
         cameras,
         rotation=cameras.rotation[at],
-        centre=cameras.centre[at],
+        center=cameras.center[at],
         intrinsics=fit_intrinsics(cameras.intrinsics[at], box, size),
         exposure=cameras.exposure[at],
         size=tuple(size),
@@ -46,7 +46,7 @@ def draw(
     Args:
         world: the room.
         cameras: V of them.
-        samples: colour is the mean of samples x samples rays a pixel.
+        samples: color is the mean of samples x samples rays a pixel.
         renderer: "numpy": in float64, in any process. "jax": in float32 on the CPU; several times
             faster, after a compilation for each size. It starts JAX: a process that shall not take
             an accelerator needs JAX's setting jax_platforms="cpu" first.
@@ -60,7 +60,7 @@ def draw(
     check_renderer(renderer)
     if renderer == "jax":
         return _in_jax(world, cameras, samples)
-    views = range(len(cameras.centre))
+    views = range(len(cameras.center))
     drawn = [oracle.render(world, cameras, view, samples=samples) for view in views]
     depth = np.stack([view.depth for view in drawn]).astype(np.float32)
     return np.stack([view.image for view in drawn]), depth
@@ -74,7 +74,7 @@ def _in_jax(world: World, cameras: Cameras, samples: int) -> tuple[np.ndarray, n
 
     worlds, lenses, images, depth = stack([world]), lens_of(cameras), [], []
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for view in range(len(cameras.centre)):
+        for view in range(len(cameras.center)):
             lens = Lens(*(x[None, view : view + 1] for x in lenses))
             pictures = render(worlds, lens, size=cameras.size, samples=samples)
             images.append(np.asarray(pictures.images[0, 0]))

@@ -27,6 +27,7 @@ def cast(world: World, origin: np.ndarray, direction: np.ndarray) -> tuple[np.nd
         (t [N] of the point origin + t direction, infinite in the sky; primitive [N], `SKY` there).
     """
     t = cut_room(np, world.half[ROOM], world.open_top, origin, direction)
+    t = np.where(world.void, np.inf, t)
     primitive = np.where(np.isfinite(t), ROOM, SKY)
     with np.errstate(invalid="ignore", over="ignore"):  # of rays that miss
         for kind, cut in CUTS:
@@ -68,7 +69,7 @@ def render(world: World, cameras: Cameras, view: int, *, samples: int = 1) -> Vi
         world: the room.
         cameras: some.
         view: the number of one.
-        samples: colour is the mean of samples x samples rays a pixel; all else is that of the
+        samples: color is the mean of samples x samples rays a pixel; all else is that of the
             middle of the pixel.
     """
     height, width = cameras.size
@@ -94,9 +95,9 @@ def render(world: World, cameras: Cameras, view: int, *, samples: int = 1) -> Vi
 def _trace(
     world: World, cameras: Cameras, view: int, pixels: np.ndarray, samples: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(colour [3, N], depth [N] in the unit of the world, primitive [N], normals [3, N])."""
+    """(color [3, N], depth [N] in the unit of the world, primitive [N], normals [3, N])."""
     direction = rays(cameras, view, pixels)
-    origin = cameras.centre[view][:, None]
+    origin = cameras.center[view][:, None]
     t, primitive = cast(world, origin, direction)
     hit = primitive != SKY
     onto, end, number = direction[:, hit], t[hit], primitive[hit]
@@ -105,8 +106,8 @@ def _trace(
     place = surface(np, affine, world.half[number].T, number, point)
     face = number * FACES + place.face
     rgb = np.stack(shading.sky(np, world, direction))
-    rgb[:, hit] = shading.colour(
-        np, world, place, world.looks[face].T, world.seeds[face], point, onto,
+    rgb[:, hit] = shading.color(
+        np, world, place, world.materials[face].T, world.seeds[face], point, onto,
         end / (cameras.intrinsics[view, 0, 0] * samples),
     )  # fmt: skip
     normals = np.zeros_like(rgb)
@@ -116,7 +117,7 @@ def _trace(
 
 def project(cameras: Cameras, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points of the world [3, N] to (pixels [2, N], depth [N] in the unit of the world)."""
-    moved = cameras.rotation[view] @ (points - cameras.centre[view][:, None])
+    moved = cameras.rotation[view] @ (points - cameras.center[view][:, None])
     with np.errstate(divide="ignore", invalid="ignore"):
         pixels = (cameras.intrinsics[view] @ moved)[:2] / moved[2]
     return pixels, moved[2]
@@ -129,7 +130,7 @@ def visible(world: World, cameras: Cameras, view: int, points: np.ndarray) -> np
     with np.errstate(invalid="ignore"):
         inside = (pixels >= -0.5) & (pixels <= [[width - 0.5], [height - 0.5]])
     seen = inside.all(0) & (depth > 0)
-    origin = cameras.centre[view][:, None]
+    origin = cameras.center[view][:, None]
     t, _ = cast(world, origin, points[:, seen] - origin)
     seen[seen] = t >= 1 - _BEHIND
     return seen
@@ -163,17 +164,17 @@ def tracks(world: World, cameras: Cameras, view: int, pixels: np.ndarray) -> Tra
         ValueError: one shows the sky, which has no position.
     """
     direction = rays(cameras, view, np.asarray(pixels, np.float64).T)
-    origin = cameras.centre[view][:, None]
+    origin = cameras.center[view][:, None]
     t, primitive = cast(world, origin, direction)
     if (primitive == SKY).any():
         raise ValueError("pixels: expected surfaces, one shows the sky")
     points = origin + t * direction
-    found, seen = [], []
-    for other in range(len(cameras.centre)):
+    places, seen = [], []
+    for other in range(len(cameras.center)):
         at, depth = project(cameras, other, points)
-        found.append(np.where(depth > 0, at, np.nan).T)
+        places.append(np.where(depth > 0, at, np.nan).T)
         seen.append(visible(world, cameras, other, points))
-    return Tracks(points.T * world.scale, np.stack(found), np.stack(seen))
+    return Tracks(points.T * world.scale, np.stack(places), np.stack(seen))
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,29 +204,29 @@ def probe(world: World, cameras: Cameras, grid: tuple[int, int]) -> Probe:
     v, u = (np.indices(grid).reshape(2, -1) + 0.5) * np.reshape(
         [height / grid[0], width / grid[1]], (2, 1)
     ) - 0.5
-    views = range(len(cameras.centre))
+    views = range(len(cameras.center))
     direction = np.stack([rays(cameras, view, np.stack([u, v])) for view in views])
-    origin = np.repeat(cameras.centre, len(u), axis=0).T
+    origin = np.repeat(cameras.center, len(u), axis=0).T
     t, hit = cast(world, origin, np.moveaxis(direction, 0, 1).reshape(3, -1))
     t = t.reshape(len(views), -1)
     with np.errstate(invalid="ignore"):  # infinity times 0
-        points = cameras.centre[..., None] + t[:, None] * direction
+        points = cameras.center[..., None] + t[:, None] * direction
     return Probe(t, points, hit.reshape(t.shape))
 
 
 def shared(
-    world: World, cameras: Cameras, found: Probe, view: int, others: Sequence[int]
+    world: World, cameras: Cameras, probed: Probe, view: int, others: Sequence[int]
 ) -> np.ndarray:
     """Share of what each of some other views sees that one view sees as well: [len(others)].
 
     Args:
         world: the room.
         cameras: V of them.
-        found: of `probe`; the sky counts as seen by nobody else.
+        probed: of `probe`; the sky counts as seen by nobody else.
         view: the one.
         others: the others.
     """
-    points, t = found.points[list(others)], found.t[list(others)]
+    points, t = probed.points[list(others)], probed.t[list(others)]
     hit = np.isfinite(t)
     seen = np.zeros(hit.shape, bool)
     seen[hit] = visible(world, cameras, view, np.moveaxis(points, 1, 0)[:, hit])

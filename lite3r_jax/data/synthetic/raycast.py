@@ -85,7 +85,7 @@ def _slab(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
 
 
 def _disc(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
-    """The unit circle or ball, from the point of the ray that is nearest to its centre.
+    """The unit circle or ball, from the point of the ray that is nearest to its center.
 
     This form loses no digits for small primitives far away, as b^2 - 4ac would in float32.
     """

@@ -33,14 +33,14 @@ class Lens(NamedTuple):
 
     Attributes:
         rotation: float32 [..., 3, 3], world to camera.
-        centre: float32 [..., 3], in the unit of the world.
+        center: float32 [..., 3], in the unit of the world.
         focal: float32 [..., 2], fx and fy in pixels.
         middle: float32 [..., 2], cx and cy.
         exposure: float32 [..., 3].
     """
 
     rotation: Array
-    centre: Array
+    center: Array
     focal: Array
     middle: Array
     exposure: Array
@@ -64,7 +64,7 @@ def lens_of(cameras: Cameras) -> Lens:
     """All cameras of a scene: NumPy arrays [V, ...]. For `render` they are stacked, [B, V, ...]."""
     k = cameras.intrinsics
     focal, middle = np.stack([k[:, 0, 0], k[:, 1, 1]], -1), k[:, :2, 2]
-    every = (cameras.rotation, cameras.centre, focal, middle, cameras.exposure)
+    every = (cameras.rotation, cameras.center, focal, middle, cameras.exposure)
     return Lens(*(np.asarray(x, np.float32) for x in every))
 
 
@@ -93,13 +93,13 @@ def render(
         worlds: of `stack`: arrays [B, ...].
         lens: [B, V, ...].
         size: (height, width).
-        samples: colour is the mean of samples x samples rays a pixel; depth and normals are those
+        samples: color is the mean of samples x samples rays a pixel; depth and normals are those
             of the middle of the pixel.
         chunk: how many strips are drawn at once: 1 for CPUs, whose caches hold one, more for GPUs.
         strip_pixels: a strip has about as many, but at least one row.
     """
     height, width = size
-    count, views = lens.centre.shape[:2]
+    count, views = lens.center.shape[:2]
     strips = min(-(-height * width // strip_pixels), height)
     rows = -(-height // strips)
     strips = -(-height // rows)  # none of them empty
@@ -141,17 +141,17 @@ def _trace(world: World, lens: Lens, u: jax.Array, v: jax.Array, samples: int):
     x, y = (u - lens.middle[0]) / lens.focal[0], (v - lens.middle[1]) / lens.focal[1]
     r = lens.rotation
     direction = [r[0, i] * x + r[1, i] * y + r[2, i] for i in range(3)]
-    t, hit = _cast(world, lens.centre, direction)
+    t, hit = _cast(world, lens.center, direction)
     seen = jnp.isfinite(t)
     end = jnp.where(seen, t, 1.0)
-    point = [o + end * d for o, d in zip(lens.centre, direction, strict=True)]
+    point = [o + end * d for o, d in zip(lens.center, direction, strict=True)]
     affine = jnp.moveaxis(world.affine[hit], (-2, -1), (0, 1))
     half = jnp.moveaxis(world.half[hit], -1, 0)
     place = surface(jnp, affine, half, hit, point)
     face = hit * FACES + place.face
-    looks = jnp.moveaxis(world.looks[face], -1, 0)
-    rgb = shading.colour(
-        jnp, world, place, looks, world.seeds[face], point, direction,
+    materials = jnp.moveaxis(world.materials[face], -1, 0)
+    rgb = shading.color(
+        jnp, world, place, materials, world.seeds[face], point, direction,
         end / (lens.focal[0] * samples),
     )  # fmt: skip
     sky = shading.sky(jnp, world, direction)
@@ -161,13 +161,14 @@ def _trace(world: World, lens: Lens, u: jax.Array, v: jax.Array, samples: int):
     return rgb, jnp.where(seen, t * world.scale, 0.0), normals
 
 
-def _cast(world: World, centre: Array, direction: list[jax.Array]):
-    t = cut_room(jnp, world.half[ROOM], world.open_top, centre, direction)
+def _cast(world: World, center: Array, direction: list[jax.Array]):
+    t = cut_room(jnp, world.half[ROOM], world.open_top, center, direction)
+    t = jnp.where(world.void, jnp.inf, t)
     hit = jnp.full(t.shape, ROOM, jnp.int32)
     for kind, cut in CUTS:
 
         def step(number, state, cut=cut):
-            o, d = to_unit(world.affine[number], centre, direction)
+            o, d = to_unit(world.affine[number], center, direction)
             return nearer(jnp, cut(jnp, o, d), world.active[number], number, *state)
 
         t, hit = jax.lax.fori_loop(kind.start, kind.stop, step, (t, hit))

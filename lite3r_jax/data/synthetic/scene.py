@@ -7,8 +7,9 @@ import numpy as np
 
 from lite3r_jax.data.synthetic import oracle
 from lite3r_jax.data.synthetic.cameras import Cameras, draw_cameras
-from lite3r_jax.data.synthetic.draws import Draws
-from lite3r_jax.data.synthetic.furnish import furnish, furnish_table
+from lite3r_jax.data.synthetic.other_layouts import place_corridor, place_floating
+from lite3r_jax.data.synthetic.place_objects import place_objects, place_on_table
+from lite3r_jax.data.synthetic.rng import Rng
 from lite3r_jax.data.synthetic.splits import RECIPES, Recipe, split_of
 from lite3r_jax.data.synthetic.world import ROOM, World
 
@@ -35,10 +36,10 @@ class Scene:
 
         It is counted on a coarse grid of rays, but for these it is exact.
         """
-        found = oracle.probe(self.world, self.cameras, PROBE)
-        views = range(len(self.cameras.centre))
+        probed = oracle.probe(self.world, self.cameras, PROBE)
+        views = range(len(self.cameras.center))
         return np.stack(
-            [oracle.shared(self.world, self.cameras, found, view, views) for view in views], -1
+            [oracle.shared(self.world, self.cameras, probed, view, views) for view in views], -1
         )
 
 
@@ -58,13 +59,21 @@ def make_scene(seed: int, frames: int) -> Scene:
     """
     recipe = RECIPES[split_of(seed)]
     for trial in range(_ROOMS):
-        draws = Draws(seed, frames, trial)
-        world = furnish(draws, recipe.families, open_top=recipe.open_top, scale=None)
+        rng = Rng(seed, frames, trial)
+        world = _world(rng, recipe)
         for _ in range(_PATHS_A_ROOM):
-            cameras = draw_cameras(draws, recipe, world.half[ROOM], frames)
+            cameras = draw_cameras(rng, recipe, world.half[ROOM], frames)
             if _suits(world, cameras, recipe):
                 return Scene(world, cameras)
     raise AssertionError(f"seed {seed} with {frames} frames has no scene in {_ROOMS} rooms")
+
+
+def _world(rng: Rng, recipe: Recipe) -> World:
+    if recipe.layout == "floating":
+        return place_floating(rng, recipe.families)
+    if recipe.layout == "corridor":
+        return place_corridor(rng, recipe.families)
+    return place_objects(rng, recipe.families, open_top=recipe.open_top, scale=None)
 
 
 def make_table(seed: int, cameras: Cameras) -> Scene:
@@ -78,36 +87,43 @@ def make_table(seed: int, cameras: Cameras) -> Scene:
         InputError: no split has this seed.
     """
     recipe = RECIPES[split_of(seed)]
-    return Scene(furnish_table(Draws(seed), recipe.families, scale=TABLE_SCALE), cameras)
+    return Scene(place_on_table(Rng(seed), recipe.families, scale=TABLE_SCALE), cameras)
 
 
 def _suits(world: World, cameras: Cameras, recipe: Recipe) -> bool:
     """Whether cameras stand free, see things and not just a wall, and what the next one sees."""
-    if _inside(world, cameras.centre).any():
+    if _inside(world, cameras.center).any():
         return False
-    found = oracle.probe(world, cameras, PROBE)
-    t = found.t
+    probed = oracle.probe(world, cameras, PROBE)
+    t = probed.t
     stares = (t.min(1) < _NEAREST) | ((t < _NEAR).mean(1) > _NEAR_SHARE)
     sky = np.isinf(t).mean(1)
     if (stares | (sky < recipe.sky[0]) | (sky > recipe.sky[1])).any():
         return False
-    on_things = found.primitive > ROOM
-    if on_things.mean() < _THINGS_SHARE or len(set(found.primitive[on_things])) < _THINGS:
+    on_things = probed.primitive > ROOM
+    if on_things.mean() < _THINGS_SHARE or len(set(probed.primitive[on_things])) < _THINGS:
         return False
-    at_wall = found.points / world.half[ROOM][:, None]
+    if world.void:
+        return _overlaps(world, cameras, probed, recipe)
+    at_wall = probed.points / world.half[ROOM][:, None]
     for side in (-1, 1):
         if ((at_wall * side > 1 - 1e-9).mean(-1) > _WALL_SHARE).any():
             return False
+    return _overlaps(world, cameras, probed, recipe)
+
+
+def _overlaps(world: World, cameras: Cameras, probed: oracle.Probe, recipe: Recipe) -> bool:
+    """Whether each view sees enough of what the next one sees."""
     return all(
-        oracle.shared(world, cameras, found, view, [view - 1])[0] >= recipe.overlap
-        for view in range(1, len(t))
+        oracle.shared(world, cameras, probed, view, [view - 1])[0] >= recipe.overlap
+        for view in range(1, len(probed.t))
     )
 
 
-def _inside(world: World, centre: np.ndarray) -> np.ndarray:
+def _inside(world: World, center: np.ndarray) -> np.ndarray:
     """Whether points [V, 3] are in a thing or near it, for each: bool [V]."""
     things = np.flatnonzero(world.active)[1:]
     affine = world.affine[things]
-    unit = np.einsum("pij,vj->vpi", affine[..., :3], centre) + affine[..., 3]
+    unit = np.einsum("pij,vj->vpi", affine[..., :3], center) + affine[..., 3]
     clear = 1 + 0.15 / world.half[things]
     return (np.abs(unit) < clear).all(-1).any(-1)

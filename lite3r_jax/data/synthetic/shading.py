@@ -1,4 +1,4 @@
-"""The colour of points in a room, in NumPy or in JAX.
+"""The color of points in a room, in NumPy or in JAX.
 
 One lamp with Lambert's law, ambient light that comes more from above, and corners that get less of
 it. None of this depends on the view; a highlight on some surfaces and the exposure do.
@@ -20,11 +20,11 @@ WHITE = 1.2
 """Brighter samples of a pixel count as this much in their mean."""
 
 
-def colour(
+def color(
     xp: ModuleType,
     world: World,
     place: Surface,
-    looks: Array,
+    materials: Array,
     seeds: Array,
     point: Array,
     direction: Array,
@@ -36,7 +36,7 @@ def colour(
         xp: numpy or jax.numpy.
         world: what they are in.
         place: where on their primitive they are.
-        looks: [COLUMNS, ...] of the face of each point.
+        materials: [COLUMNS, ...] of the face of each point.
         seeds: uint32 [...], likewise.
         point: [3, ...] in the world.
         direction: [3, ...] from the camera to them, of any length.
@@ -45,10 +45,10 @@ def colour(
     n = place.normal
     length = xp.sqrt(sum(x * x for x in direction))
     facing = -sum(x * y for x, y in zip(n, direction, strict=True)) / length
-    look = texture.unpack(looks)
+    material = texture.unpack(materials)
     # between the widths across and along the slope
     on_face = width / xp.sqrt(xp.clip(facing, 0.05, 1))
-    rgb = texture.albedo(xp, look, seeds, place.u, place.v, on_face)
+    rgb = texture.albedo(xp, material, seeds, place.u, place.v, on_face)
 
     to_lamp = [world.lamp[i] - point[i] for i in range(3)]
     square = sum(x * x for x in to_lamp)
@@ -64,7 +64,7 @@ def colour(
     # what is left of the lamp's direction after reflection, against the way to the eye
     mirrored = [2 * upright * a - b for a, b in zip(n, to_lamp, strict=True)]
     along = -sum(x * y for x, y in zip(mirrored, direction, strict=True)) / length
-    shine = look.shine * xp.maximum(along, 0) ** _GLOSS
+    shine = material.shine * xp.maximum(along, 0) ** _GLOSS
     return [channel * (lamp + ambient) + shine for channel in rgb]
 
 

@@ -24,7 +24,7 @@ class SyntheticScenes:
         first: int = 0,
         samples: int = 1,
         renderer: Renderer = "numpy",
-        remember: bool = False,
+        cache: bool = False,
     ):
         """Name the scenes; nothing is made yet.
 
@@ -33,9 +33,9 @@ class SyntheticScenes:
             count: how many scenes.
             frames: of each scene, 2 or more. Scenes with other numbers of frames are others.
             first: number of the first scene in its split; other ranges have other scenes.
-            samples: colour is the mean of samples x samples rays a pixel.
+            samples: color is the mean of samples x samples rays a pixel.
             renderer: see `drawing.draw`.
-            remember: keep scenes and frames in memory once they are made, 7 bytes a pixel.
+            cache: keep scenes and frames in memory once they are made, 7 bytes a pixel.
 
         Raises:
             InputError: no such split or renderer, or numbers out of range.
@@ -55,7 +55,8 @@ class SyntheticScenes:
         self.renderer: Renderer = renderer
         self.scenes = tuple(f"{split}-{first + i:09d}" for i in range(count))
         self._count, self._first = frames, seeds.start + first
-        self._scenes: dict[str, Scene] | None = {} if remember else None
+        self._generation = 0
+        self._scenes: dict[str, Scene] | None = {} if cache else None
         self._drawn: dict[tuple[str, int, tuple[int, int]], tuple[np.ndarray, np.ndarray]] = {}
 
     def seed(self, scene: str) -> int:
@@ -67,11 +68,35 @@ class SyntheticScenes:
         split, _, number = scene.rpartition("-")
         if split == self.split and len(number) == 9 and number.isdecimal():
             seed = seeds_of(self.split).start + int(number)
-            if 0 <= seed - self._first < len(self.scenes):
+            if 0 <= seed - self._first < len(self.scenes) * (self._generation + 1):
                 return seed
         raise InputError(
             f"scene: expected one of {self.scenes[0]} to {self.scenes[-1]}, got {scene!r}"
         )
+
+    def renewed(self, scene: str, generation: int) -> str:
+        """See `data.views.RenewableSource`: as many seeds further on for every generation.
+
+        Raises:
+            InputError: the split has not so many scenes.
+        """
+        count = len(self.scenes)
+        last = self._first - seeds_of(self.split).start + count * (generation + 1)
+        if last > SEEDS:
+            raise InputError(f"renew: generation {generation} of {count} scenes passes {SEEDS}")
+        split, _, number = scene.rpartition("-")
+        if generation > self._generation:
+            self._generation = generation
+            self._forget(generation - 1)
+        return f"{split}-{int(number) + generation * count:09d}"
+
+    def _forget(self, before: int) -> None:
+        """Drop what is kept of scenes of earlier generations than this one."""
+        first = self._first - seeds_of(self.split).start + before * len(self.scenes)
+        old = {scene for scene in self._scenes or () if int(scene.rpartition("-")[2]) < first}
+        if self._scenes is not None:
+            self._scenes = {k: v for k, v in self._scenes.items() if k not in old}
+            self._drawn = {k: v for k, v in self._drawn.items() if k[0] not in old}
 
     def frames(self, scene: str) -> tuple[int, ...]:
         """Numbers of the frames: 0 and up."""

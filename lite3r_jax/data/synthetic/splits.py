@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lite3r_jax.data.synthetic import looks
+from lite3r_jax.data.synthetic import materials
 from lite3r_jax.errors import InputError
 
 Split = Literal[
     "train", "validation", "test", "new_textures", "wide_baseline", "low_texture", "repetitive",
-    "sky",
+    "sky", "train_floating", "floating", "train_corridor", "corridor",
 ]  # fmt: skip
-CameraPath = Literal["orbit", "walk", "look_around"]
+CameraPath = Literal["orbit", "walk", "look_around", "sphere", "along"]
+Layout = Literal["room", "floating", "corridor"]
 
 SEEDS = 1_000_000_000
 """How many seeds a split has: those of split number n are n * SEEDS to (n + 1) * SEEDS - 1."""
@@ -21,7 +22,7 @@ class Recipe:
     """What the scenes of a split are like.
 
     Attributes:
-        families: of textures, see `looks`.
+        families: of textures, see `materials`.
         paths: how cameras move; a scene draws one.
         arc: angle from the first camera of an orbit to the last, in radians: low and high.
         reach: length of a walk in the unit of the world: low and high.
@@ -29,9 +30,10 @@ class Recipe:
         gaze: how far below the middle of the room cameras look, in its half heights: low and high.
         open_top: whether rooms have the sky in place of a ceiling.
         sky: smallest and largest share of a view that is sky.
+        layout: a furnished room, things that float in a void, or a corridor.
     """
 
-    families: tuple[str, ...] = looks.ORDINARY
+    families: tuple[str, ...] = materials.ORDINARY
     paths: tuple[CameraPath, ...] = ("orbit", "orbit", "walk", "look_around")
     arc: tuple[float, float] = (0.7, 1.7)
     reach: tuple[float, float] = (1.3, 3.0)
@@ -39,17 +41,27 @@ class Recipe:
     gaze: tuple[float, float] = (0.1, 0.5)
     open_top: bool = False
     sky: tuple[float, float] = (0.0, 0.0)
+    layout: Layout = "room"
 
+
+_FLOATING = Recipe(
+    layout="floating", paths=("sphere",), arc=(0.4, 1.4), overlap=0.25, sky=(0.0, 0.55)
+)
+_CORRIDOR = Recipe(layout="corridor", paths=("along",), reach=(1.0, 3.0), gaze=(-0.1, 0.3))
 
 RECIPES: dict[Split, Recipe] = {
     "train": Recipe(),
     "validation": Recipe(),
     "test": Recipe(),
-    "new_textures": Recipe(families=looks.UNSEEN),
+    "new_textures": Recipe(families=materials.UNSEEN),
     "wide_baseline": Recipe(paths=("orbit",), arc=(2.0, 3.0), overlap=0.1),
-    "low_texture": Recipe(families=looks.BARE),
-    "repetitive": Recipe(families=looks.REPEATED),
+    "low_texture": Recipe(families=materials.BARE),
+    "repetitive": Recipe(families=materials.REPEATED),
     "sky": Recipe(gaze=(-0.7, 0.1), open_top=True, sky=(0.05, 0.6)),
+    "train_floating": _FLOATING,
+    "floating": _FLOATING,
+    "train_corridor": _CORRIDOR,
+    "corridor": _CORRIDOR,
 }
 
 

@@ -1,6 +1,6 @@
-"""Procedural textures: the colour of a surface at (u, v), in NumPy or in JAX.
+"""Procedural textures: the color of a surface at (u, v), in NumPy or in JAX.
 
-Three layers over each other: fractal value noise between two colours; a lattice of cells (checks,
+Three layers over each other: fractal value noise between two colors; a lattice of cells (checks,
 bricks, planks, stripes) with its own tint in each cell and mortar between them; marks (discs,
 squares, rings, glyphs) strewn over it. Everything is filtered by the width of a pixel on the
 surface, so that one sample a pixel suffices: octaves finer than a pixel fade out, edges are as wide
@@ -21,15 +21,15 @@ _LACUNARITY = math.hypot(*_TURN)
 GLYPH = (5, 6)  # dots of a glyph: columns, rows; those at the edge are empty
 
 
-class Look(NamedTuple):
-    """What a surface looks like. Each field is one array [...], colours are three.
+class Material(NamedTuple):
+    """What a surface looks like. Each field is one array [...], colors are three.
 
     Lengths are in the unit of the world, frequencies in cells a unit.
 
     Attributes:
-        dark: colour where the noise is 0, each channel in [0, 1].
-        bright: colour where it is 1.
-        accent: colour of mortar and of every other check.
+        dark: color where the noise is 0, each channel in [0, 1].
+        bright: color where it is 1.
+        accent: color of mortar and of every other check.
         turn: angle of the pattern on the face.
         frequency_u: of the first octave, along u after the turn.
         frequency_v: likewise along v.
@@ -41,7 +41,7 @@ class Look(NamedTuple):
         shift: how much every other row is shifted, in cells.
         zigzag: how far rows go up and down, in cells.
         check: weight of the accent in every other cell, 0 to 1.
-        tint: how much the colours of cells vary, 0 to 1.
+        tint: how much the colors of cells vary, 0 to 1.
         mortar: width of the lines between cells.
         mark_cell: width of the lattice of marks.
         mark_share: share of its cells that have a mark.
@@ -75,25 +75,27 @@ class Look(NamedTuple):
     shine: Array
 
 
-_COLOURS = 3  # the first fields of `Look`
-COLUMNS = 3 * _COLOURS + len(Look._fields) - _COLOURS
+_COLORS = 3  # the first fields of `Material`
+COLUMNS = 3 * _COLORS + len(Material._fields) - _COLORS
 
 
-def pack(look: Look) -> np.ndarray:
+def pack(material: Material) -> np.ndarray:
     """A look of plain numbers as a row: float64 [COLUMNS]."""
-    return np.array([*look.dark, *look.bright, *look.accent, *look[_COLOURS:]], np.float64)
+    return np.array(
+        [*material.dark, *material.bright, *material.accent, *material[_COLORS:]], np.float64
+    )
 
 
-def unpack(rows: Array) -> Look:
+def unpack(rows: Array) -> Material:
     """The look of each point, of `pack`ed rows [COLUMNS, ...]."""
-    colours = [[rows[3 * i + c] for c in range(3)] for i in range(_COLOURS)]
-    return Look(*colours, *(rows[i] for i in range(3 * _COLOURS, COLUMNS)))
+    colors = [[rows[3 * i + c] for c in range(3)] for i in range(_COLORS)]
+    return Material(*colors, *(rows[i] for i in range(3 * _COLORS, COLUMNS)))
 
 
 def hashed(xp: ModuleType, i: Array, j: Array, seed: Array) -> Array:
     """32 random bits of each lattice point: uint32 of integers stored as floats.
 
-    The finaliser is lowbias32 (nullprogram.com/blog/2018/07/31).
+    The finalizer is lowbias32 (nullprogram.com/blog/2018/07/31).
     """
     x, y = (k.astype(xp.int32).astype(xp.uint32) for k in (i, j))
     h = x * np.uint32(0x9E3779B1) + y * np.uint32(0x85EBCA77) + seed
@@ -123,33 +125,33 @@ def value_noise(xp: ModuleType, x: Array, y: Array, seed: Array) -> Array:
 
 
 def albedo(
-    xp: ModuleType, look: Look, seed: Array, u: Array, v: Array, width: Array
+    xp: ModuleType, material: Material, seed: Array, u: Array, v: Array, width: Array
 ) -> tuple[Array, Array, Array]:
     """Red, green and blue of points, each [...] in [0, 1].
 
     Args:
         xp: numpy or jax.numpy.
-        look: of each point.
+        material: of each point.
         seed: uint32 [...], of the surface.
         u: [...] on the face.
         v: likewise.
         width: [...] of a pixel on the face, in the unit of u and v.
     """
-    cos, sin = xp.cos(look.turn), xp.sin(look.turn)
+    cos, sin = xp.cos(material.turn), xp.sin(material.turn)
     a, b = cos * u + sin * v, cos * v - sin * u
-    shade = _noise(xp, look, seed, a, b, width)
-    check, tint, mortar = _lattice(xp, look, seed, a, b, width)
-    mark, hue = _marks(xp, look, seed, a, b, width)
-    check = look.check * (0.5 + 0.5 * check)
-    colour = []
+    shade = _noise(xp, material, seed, a, b, width)
+    check, tint, mortar = _lattice(xp, material, seed, a, b, width)
+    mark, hue = _marks(xp, material, seed, a, b, width)
+    check = material.check * (0.5 + 0.5 * check)
+    color = []
     for c in range(3):
-        base = look.dark[c] + (look.bright[c] - look.dark[c]) * shade
-        base = base + check * (look.accent[c] * (0.6 + 0.4 * shade) - base)
-        base = base * (1 + look.tint * tint[c])
-        base = base + mortar * (look.accent[c] - base)
+        base = material.dark[c] + (material.bright[c] - material.dark[c]) * shade
+        base = base + check * (material.accent[c] * (0.6 + 0.4 * shade) - base)
+        base = base * (1 + material.tint * tint[c])
+        base = base + mortar * (material.accent[c] - base)
         base = base + mark * (hue[c] - base)
-        colour.append(xp.clip(base, 0, 1))
-    return colour[0], colour[1], colour[2]
+        color.append(xp.clip(base, 0, 1))
+    return color[0], color[1], color[2]
 
 
 def _fade(xp: ModuleType, cells: Array) -> Array:
@@ -157,9 +159,11 @@ def _fade(xp: ModuleType, cells: Array) -> Array:
     return xp.clip(1.5 - 1.5 * cells, 0, 1)
 
 
-def _noise(xp: ModuleType, look: Look, seed: Array, a: Array, b: Array, width: Array) -> Array:
-    x, y = a * look.frequency_u, b * look.frequency_v
-    cells = width * xp.maximum(look.frequency_u, look.frequency_v)
+def _noise(
+    xp: ModuleType, material: Material, seed: Array, a: Array, b: Array, width: Array
+) -> Array:
+    x, y = a * material.frequency_u, b * material.frequency_v
+    cells = width * xp.maximum(material.frequency_u, material.frequency_v)
     coarse = cells
     value, total, amplitude = xp.zeros_like(x), 0.0, xp.ones_like(x)
     for octave in range(OCTAVES):
@@ -167,67 +171,69 @@ def _noise(xp: ModuleType, look: Look, seed: Array, a: Array, b: Array, width: A
         value = value + amplitude * _fade(xp, cells) * noise
         total = total + amplitude
         x, y = _TURN[0] * x - _TURN[1] * y, _TURN[1] * x + _TURN[0] * y
-        cells, amplitude = cells * _LACUNARITY, amplitude * look.gain
+        cells, amplitude = cells * _LACUNARITY, amplitude * material.gain
     value = value / total
-    lines = 0.5 * xp.sin(look.contour * value) * _fade(xp, coarse * look.contour * 0.2)
-    return xp.clip(0.5 + xp.where(look.contour > 0, lines, look.contrast * value), 0, 1)
+    lines = 0.5 * xp.sin(material.contour * value) * _fade(xp, coarse * material.contour * 0.2)
+    return xp.clip(0.5 + xp.where(material.contour > 0, lines, material.contrast * value), 0, 1)
 
 
 def _lattice(
-    xp: ModuleType, look: Look, seed: Array, a: Array, b: Array, width: Array
+    xp: ModuleType, material: Material, seed: Array, a: Array, b: Array, width: Array
 ) -> tuple[Array, list[Array], Array]:
     """(+1 and -1 in turn, tint of three channels in [-1, 1], mortar in [0, 1])."""
-    x, y = a / look.cell_u, b / look.cell_v
-    y = y + look.zigzag * xp.abs(2 * (x - xp.floor(x)) - 1)
+    x, y = a / material.cell_u, b / material.cell_v
+    y = y + material.zigzag * xp.abs(2 * (x - xp.floor(x)) - 1)
     row = xp.floor(y)
-    x = x + look.shift * (row - 2 * xp.floor(row * 0.5))
+    x = x + material.shift * (row - 2 * xp.floor(row * 0.5))
     column = xp.floor(x)
     in_x, in_y = x - column, y - row
     # distance to the next edge; zigzags are as wide along y as straight rows
-    to_x = xp.minimum(in_x, 1 - in_x) * look.cell_u
-    to_y = xp.minimum(in_y, 1 - in_y) * look.cell_v
+    to_x = xp.minimum(in_x, 1 - in_x) * material.cell_u
+    to_y = xp.minimum(in_y, 1 - in_y) * material.cell_v
     # rows of zigzags have no columns
-    edge = xp.where(look.zigzag > 0, to_y, xp.minimum(to_x, to_y))
-    column = xp.where(look.zigzag > 0, 0, column)
-    fade = _fade(xp, width / xp.minimum(look.cell_u, look.cell_v))
+    edge = xp.where(material.zigzag > 0, to_y, xp.minimum(to_x, to_y))
+    column = xp.where(material.zigzag > 0, 0, column)
+    fade = _fade(xp, width / xp.minimum(material.cell_u, material.cell_v))
     soft = xp.clip(2 * edge / width, 0, 1) * fade
     parity = column + row
     check = soft * (1 - 2 * (parity - 2 * xp.floor(parity * 0.5)))
     h = hashed(xp, column, row, seed ^ np.uint32(0xA511E9B3))
     # cells differ in brightness more than in hue
-    grey = 1.5 * _share(h, x.dtype, 24) - 0.75
-    tint = [soft * (grey + 0.5 * _share(h, x.dtype, shift) - 0.25) for shift in (0, 8, 16)]
-    mortar = xp.clip((0.5 * look.mortar - edge) / width + 0.5, 0, 1)
-    mortar = xp.where(look.mortar > 0, mortar, 0) * fade
+    gray = 1.5 * _share(h, x.dtype, 24) - 0.75
+    tint = [soft * (gray + 0.5 * _share(h, x.dtype, shift) - 0.25) for shift in (0, 8, 16)]
+    mortar = xp.clip((0.5 * material.mortar - edge) / width + 0.5, 0, 1)
+    mortar = xp.where(material.mortar > 0, mortar, 0) * fade
     return check, tint, mortar
 
 
 def _marks(
-    xp: ModuleType, look: Look, seed: Array, a: Array, b: Array, width: Array
+    xp: ModuleType, material: Material, seed: Array, a: Array, b: Array, width: Array
 ) -> tuple[Array, list[Array]]:
-    """(opacity in [0, 1], colour of three channels)."""
-    x, y = a / look.mark_cell, b / look.mark_cell
+    """(opacity in [0, 1], color of three channels)."""
+    x, y = a / material.mark_cell, b / material.mark_cell
     i, j = xp.floor(x), xp.floor(y)
     h = hashed(xp, i, j, seed ^ np.uint32(0x63D83595))
     dtype = x.dtype
-    size = look.mark_size * (0.6 + 0.4 * _share(h, dtype, 24))
+    size = material.mark_size * (0.6 + 0.4 * _share(h, dtype, 24))
     room = 1 - 2 * size
     x = x - i - size - room * _share(h, dtype, 16)  # from the middle of the mark
     y = y - j - size - room * _share(h, dtype, 8)
-    soft = width / look.mark_cell
+    soft = width / material.mark_cell
     radius = xp.sqrt(x * x + y * y)
     disc = size - radius
     square = size - xp.maximum(xp.abs(x), xp.abs(y))
     ring = 0.3 * size - xp.abs(radius - 0.7 * size)
     inside = xp.where(
-        look.mark_kind < 0.5, disc, xp.where(look.mark_kind < 1.5, square * 1.2, ring)
+        material.mark_kind < 0.5, disc, xp.where(material.mark_kind < 1.5, square * 1.2, ring)
     )
     cover = xp.clip(inside / soft + 0.5, 0, 1)
-    cover = xp.where(look.mark_kind < 2.5, cover, _glyph(xp, x / size, y / size, h, soft / size))
+    cover = xp.where(
+        material.mark_kind < 2.5, cover, _glyph(xp, x / size, y / size, h, soft / size)
+    )
     other = hashed(xp, i, j, seed ^ np.uint32(0x2545F491))
-    there = _share(other, dtype, 24) < look.mark_share
+    there = _share(other, dtype, 24) < material.mark_share
     fade = xp.clip(1.5 - 0.75 * soft / size, 0, 1)
-    opacity = xp.where(there, cover, 0) * fade * look.mark_weight
+    opacity = xp.where(there, cover, 0) * fade * material.mark_weight
     return opacity, [_share(other, dtype, shift) for shift in (0, 8, 16)]
 
 

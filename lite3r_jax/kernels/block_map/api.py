@@ -1,8 +1,8 @@
-"""The door to the block selection: check the arguments, choose an implementation by name."""
+"""The block selection: its arguments are checked here and its implementation chosen."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,31 +10,47 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lite3r_jax.kernels.block_map.pallas_triton import refuses as refuses_triton
-from lite3r_jax.kernels.block_map.pallas_triton import select_triton
+from lite3r_jax.kernels.block_map.limits import unsupported
 from lite3r_jax.kernels.block_map.select import select_sorted
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
+from lite3r_jax.kernels.registry import Implementation, Operator
+from lite3r_jax.kernels.target import Device, without_triton
 
 
 @dataclass(frozen=True)
-class Implementation:
-    """One way to choose blocks.
+class SelectionCall:
+    """What decides which implementations can choose blocks.
 
     Attributes:
-        run: as `select.select_sorted`, but for `chunk`.
-        refuses: why it cannot run on the platform that is computed on, or None; called with
-            (head dim, dtype of the pooled tokens).
+        head_dim: D.
+        dtype: of the pooled tokens.
     """
 
-    run: Callable[..., tuple[jax.Array, jax.Array]]
-    refuses: Callable[[int, Any], str | None]
+    head_dim: int
+    dtype: Any
 
 
-IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
-    {
-        "sorted": Implementation(select_sorted, lambda head_dim, dtype: None),
-        "triton": Implementation(select_triton, refuses_triton),
-    }
+def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
+    if device.platform != "gpu":
+        return f"its kernel is for NVIDIA GPUs and this is {device.platform}"
+    return without_triton() or unsupported(call.head_dim, call.dtype)
+
+
+def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
+    # Imported when it is used: the package must not need the kernel's lowering.
+    from lite3r_jax.kernels.block_map.pallas_triton import select_triton
+
+    return select_triton(*args, **settings)
+
+
+# `run` is called as `select.select_sorted`, but for `chunk`.
+OPERATOR = Operator(
+    "block_map",
+    (
+        Implementation("sorted", select_sorted),
+        Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+    ),
+    Path(__file__).parent,
 )
 
 
@@ -91,8 +107,8 @@ def block_map(
         always: key blocks that are critical in every row (special tokens, reference view).
         q_valid: [B, Tq] bool, False for padding; None if there is none.
         k_valid: [B, Tk] bool.
-        implementation: name in `IMPLEMENTATIONS`. They choose the same but where the order in which
-            a score is summed up decides.
+        implementation: name in `OPERATOR`, or "auto" (see `registry`). They choose the same but
+            where the order in which a score is summed up decides.
 
     Returns:
         The map; its critical table has len(always) + top entries per row, its negligible one
@@ -121,16 +137,8 @@ def block_map(
             f"cannot choose {top} critical and {bottom} negligible blocks: of {columns} key blocks "
             f"{len(kept)} are always kept, which leaves {free}"
         )
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"unknown implementation {implementation!r}, there are: {known}")
-    asked = q.shape[-1], pooled_dtype(q.dtype)
-    if reason := IMPLEMENTATIONS[implementation].refuses(*asked):
-        able = [name for name, i in IMPLEMENTATIONS.items() if i.refuses(*asked) is None]
-        raise ValueError(
-            f"block selection {implementation!r} cannot run this: {reason}; {', '.join(able)} can"
-        )
-    critical, negligible = IMPLEMENTATIONS[implementation].run(
+    chosen = OPERATOR.choose(implementation, SelectionCall(q.shape[-1], pooled_dtype(q.dtype)))
+    critical, negligible = OPERATOR[chosen].run(
         *pool(lax.stop_gradient(q), q_valid, q_block),
         *pool(lax.stop_gradient(k), k_valid, k_block),
         kept=kept,

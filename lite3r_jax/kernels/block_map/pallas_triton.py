@@ -1,7 +1,6 @@
 """The block selection on NVIDIA GPUs: no sort, and no scores in memory."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from lite3r_jax.kernels import triton_call as at
+from lite3r_jax.kernels.block_map.limits import unsupported
 from lite3r_jax.kernels.block_map.table import block_count
-from lite3r_jax.kernels.target import platform
 
-HEAD_DIMS = (64, 128)
 # Query blocks of one program, key blocks whose scores it holds at a time, and the part of the head
 # dim that a product takes. Compiled for an H200: 128 registers, 172 with `bottom`, whatever the
 # head dim and the number of blocks; twice the depth or the tile spills.
@@ -27,22 +25,6 @@ _UNUSED, _FREE, _KEPT = 0, 1, 2
 _NOTHING = -(2**31)
 # Bits of the order that one pass over the scores finds: 15 comparisons beside a product over D.
 _BITS = 4
-
-
-def unsupported(head_dim: int, dtype: Any) -> str | None:
-    """Why the kernel is not made for pooled tokens of this kind, or None; whatever the device."""
-    if head_dim not in HEAD_DIMS:
-        return f"head dim {head_dim} is not one of {HEAD_DIMS}"
-    if dtype != jnp.float32:
-        return f"its scores are float32 and not {jnp.dtype(dtype)}"
-    return None
-
-
-def refuses(head_dim: int, dtype: Any) -> str | None:
-    """Why the kernel cannot run on the platform that is computed on, or None."""
-    if platform() != "gpu":
-        return f"its kernel is for NVIDIA GPUs and this is {platform()}"
-    return unsupported(head_dim, dtype)
 
 
 def select_triton(

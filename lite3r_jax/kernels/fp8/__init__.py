@@ -1,1 +1,1 @@
-"""Matrix products with scaled float8 operands: definition, quantisation, simulated and stored."""
+"""Matrix products with scaled float8 operands: definition, quantization, simulated and stored."""

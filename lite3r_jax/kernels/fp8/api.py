@@ -1,4 +1,4 @@
-"""The doors to products with float8 operands: quantised at use, or stored."""
+"""The doors to products with float8 operands: quantized at use, or stored."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite3r_jax.kernels.fp8.quantise import (
+from lite3r_jax.kernels.fp8.quantize import (
     check_dtype,
     check_format,
-    fake_quantise,
-    quantise,
+    fake_quantize,
+    quantize,
 )
 from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
-from lite3r_jax.kernels.target import platform
+from lite3r_jax.kernels.target import device
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ def fp8_dot_general(
     gradients: FormatName | None = None,
     scale: ScaleName = "row",
 ) -> jax.Array:
-    """x w with quantised operands, in the place of `lax.dot_general` in a Linear.
+    """x w with quantized operands, in the place of `lax.dot_general` in a Linear.
 
     Forward: codes are multiplied in the dtype of x, in which they are exact, and summed in float32;
     the scales come after, in float32. That is what a float8 product computes, but for the order of
-    summation, without the rounding that dequantised operands would have.
+    summation, without the rounding that dequantized operands would have.
 
-    Backward: the gradient of y = x' w' with x' and w' the dequantised operands,
+    Backward: the gradient of y = x' w' with x' and w' the dequantized operands,
 
         dx = dy w'^T,     dw = x'^T dy,
 
     handed to x and w straight through (d x' / d x = 1, scales are constants, nothing is clipped;
-    see `quantise.fake_quantise`). With `gradients`, dy is itself quantised first, with one scale
+    see `quantize.fake_quantize`). With `gradients`, dy is itself quantized first, with one scale
     per token, and the result serves both. What is not differentiated costs nothing: where w is
     frozen there is no dw, and no x' kept for it.
 
@@ -122,7 +122,7 @@ def fp8_linear(
     """x w for weights that are stored as codes and scales.
 
     The result is that of `fp8_dot_general` but for the order of summation, and so is the gradient
-    of x. Weights are constants here. On a GPU quantised activations are multiplied by them as
+    of x. Weights are constants here. On a GPU quantized activations are multiplied by them as
     float8, which those of compute capability 8.9 and more have in hardware, and summed in full
     float32: the fast mode of Hopper's tensor cores keeps about 14 bits.
 
@@ -186,7 +186,7 @@ def multiply(x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype: Any, prec
 
     Two float8 operands are multiplied as such on a GPU, and everything else in `dtype`.
     """
-    if x.dtype.itemsize == y.dtype.itemsize == 1 and platform() == "gpu":
+    if x.dtype.itemsize == y.dtype.itemsize == 1 and device().platform == "gpu":
         precision = lax.Precision.HIGHEST
     else:
         x, y = x.astype(dtype), y.astype(dtype)
@@ -204,15 +204,15 @@ def _product(how: _How, x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> ja
 
 
 def _tokens(how: _How, x: jax.Array) -> tuple[jax.Array, Any]:
-    """Codes of x [..., K] and their scales, [..., 1]; x itself and 1 where it is not quantised."""
-    return (x, 1.0) if how.activations is None else quantise(x, how.activations, how.token)
+    """Codes of x [..., K] and their scales, [..., 1]; x itself and 1 where it is not quantized."""
+    return (x, 1.0) if how.activations is None else quantize(x, how.activations, how.token)
 
 
 def _columns(how: _How, w: jax.Array) -> tuple[jax.Array, Any]:
-    """Codes of w [K, N] and their scales, [N] or [1]; w itself and 1 where it is not quantised."""
+    """Codes of w [K, N] and their scales, [N] or [1]; w itself and 1 where it is not quantized."""
     if how.weights is None:
         return w, 1.0
-    codes, scale = quantise(w, how.weights, how.column)
+    codes, scale = quantize(w, how.weights, how.column)
     # Without the barrier XLA sees two float8 operands on a GPU and multiplies them as such, which
     # needs the weight transposed: of stacked layers it would copy all of them at once.
     return lax.optimization_barrier(codes.astype(how.x_dtype)), scale[0]
@@ -256,9 +256,9 @@ _dot.defvjp(_dot_forward, _dot_backward, symbolic_zeros=True)
 
 
 def _arriving(how: _How, dy: jax.Array) -> jax.Array:
-    """dy in float32, quantised where asked for."""
+    """dy in float32, quantized where asked for."""
     dy = dy.astype(jnp.float32)
-    return dy if how.gradients is None else fake_quantise(dy, how.gradients, how.token)
+    return dy if how.gradients is None else fake_quantize(dy, how.gradients, how.token)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from lite3r_jax.kernels.fp8.tiles import COLUMNS, INPUTS, ROWS, Tiles
+from lite3r_jax.kernels.fp8.tiles import COLUMNS, INPUTS, ROWS, ProductTiles
 
 # Warpgroups that multiply, 64 rows of a tile each; one more fetches operands.
 _WORKERS, _HEIGHT = 2, ROWS // 2
@@ -29,7 +29,7 @@ def product(
     *,
     rows: int,
     dtype: Any,
-    tiles: Tiles,
+    tiles: ProductTiles,
     interpret: bool = False,
 ) -> jax.Array:
     """(x w^T) * x_scale * w_scale + bias.

@@ -5,23 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lite3r_jax.kernels.fp8.quantised import Quantised, padded_rows
-from lite3r_jax.kernels.fp8.tiles import COLUMNS, INPUTS, ROWS, tiles
-
-
-def unsupported(rows: int, inputs: int, outputs: int, dtype: Any) -> str | None:
-    """Why the kernel is not made for a product of this kind, or None; whatever the device."""
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        return f"{jnp.dtype(dtype)} is neither float32 nor bfloat16"
-    if inputs % INPUTS or outputs % COLUMNS:
-        return f"{inputs} inputs and {outputs} outputs are no multiples of {INPUTS} and {COLUMNS}"
-    if rows < ROWS:
-        return f"{rows} tokens are fewer than the {ROWS} of a tile"
-    return None
+from lite3r_jax.kernels.fp8 import mosaic_kernels
+from lite3r_jax.kernels.fp8.limits import unsupported_product
+from lite3r_jax.kernels.fp8.quantized import Quantized, padded_rows
+from lite3r_jax.kernels.fp8.tiles import tiles
 
 
 def scaled_product(
-    x: Quantised,
+    x: Quantized,
     codes: jax.Array,
     weight_scale: jax.Array,
     bias: jax.Array | None,
@@ -52,12 +43,10 @@ def scaled_product(
             whose interpreter lacks a transposed operand.
     """
     outputs, inputs = codes.shape
-    if reason := unsupported(x.rows, inputs, outputs, dtype):
+    if reason := unsupported_product(x.rows, inputs, outputs, dtype):
         raise ValueError(f"the Mosaic kernel cannot run this: {reason}")
     if interpret and jax.__version_info__ < (0, 11):
         raise ValueError(f"jax {jax.__version__} cannot interpret the Mosaic kernel, 0.11 can")
-    from lite3r_jax.kernels.fp8 import mosaic_kernels  # a third of a second that few calls need
-
     rows = padded_rows(x.rows)
     bias = jnp.zeros((outputs,), jnp.float32) if bias is None else bias
     return mosaic_kernels.product(

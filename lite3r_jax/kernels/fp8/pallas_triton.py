@@ -1,7 +1,6 @@
-"""Quantisation of tokens on NVIDIA GPUs, in one kernel with what comes before it."""
+"""Quantization of tokens on NVIDIA GPUs, in one kernel with what comes before it."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from lite3r_jax.kernels import triton_call as at
-from lite3r_jax.kernels.fp8.quantised import Before, Gelu, Norm, Quantised, padded_rows
+from lite3r_jax.kernels.fp8.limits import unsupported_rows
+from lite3r_jax.kernels.fp8.quantized import Before, Gelu, Norm, Quantized, padded_rows
 from lite3r_jax.kernels.fp8.reference import FORMATS, LEAST_SCALE
 
 # Values that one program holds, 32 of each thread: four tokens of width 1024, one of width 4096.
 _VALUES, _LAUNCH = 4096, at.Launch(warps=4, stages=1)
-# A token has to stay in registers.
-_MOST_INPUTS = 8192
 
 # erfc(z) = t exp(p(t) - z^2) for z >= 0, with t = 2.5 / (2.5 + z) and this p, from t^0 to t^7: the
 # interpolation of log(erfc(z) / t) + z^2 at the Chebyshev nodes of 0 <= z <= 10. Its error is at
@@ -33,21 +31,12 @@ _ERFC = (
 )
 
 
-def unsupported(inputs: int, dtype: Any) -> str | None:
-    """Why the kernel is not made for tokens of this kind, or None; whatever the device."""
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        return f"{jnp.dtype(dtype)} is neither float32 nor bfloat16"
-    if inputs % 16 or inputs > _MOST_INPUTS:
-        return f"{inputs} inputs are no multiple of 16 up to {_MOST_INPUTS}"
-    return None
-
-
-def quantise_rows(x: jax.Array, before: Before = None, *, interpret: bool = False) -> Quantised:
+def quantize_rows(x: jax.Array, before: Before = None, *, interpret: bool = False) -> Quantized:
     """Codes (e4m3) and a scale for every token of before(x), which itself is never in memory.
 
-    They are those of `quantise.quantise` for what the layer itself gives in float32. In between
+    They are those of `quantize.quantize` for what the layer itself gives in float32. In between
     nothing is rounded to the compute dtype: XLA does not for LayerNorm either where it compiles it
-    together with quantisation, but does for GELU, which is therefore more exact here, by up to
+    together with quantization, but does for GELU, which is therefore more exact here, by up to
     2^-8 of a value in bfloat16. Sums over a token are added up in another order and quotients may
     be rounded otherwise, so that now and then a code is the one next to it. A token that has a NaN
     or an infinity gets the scale NaN; its codes do not matter.
@@ -61,7 +50,7 @@ def quantise_rows(x: jax.Array, before: Before = None, *, interpret: bool = Fals
         ValueError: a K or a dtype that the kernel is not made for.
     """
     inputs = x.shape[-1]
-    if reason := unsupported(inputs, x.dtype):
+    if reason := unsupported_rows(inputs, x.dtype):
         raise ValueError(f"the Triton kernel cannot run this: {reason}")
     tokens = x.reshape(-1, inputs)
     step, parameters, dtype = _as_it_is, [], x.dtype
@@ -90,7 +79,7 @@ def quantise_rows(x: jax.Array, before: Before = None, *, interpret: bool = Fals
         ],
         interpret=interpret,
     )
-    return Quantised(codes, scale, x.shape, jnp.dtype(dtype))
+    return Quantized(codes, scale, x.shape, jnp.dtype(dtype))
 
 
 def _whole(shape: tuple[int, ...]) -> pl.BlockSpec:

@@ -1,4 +1,4 @@
-"""The definition of quantisation and of the products, in numpy.
+"""The definition of quantization and of the products, in numpy.
 
 Float8 (arXiv 2209.05433; e4m3fn has no infinity, its largest value is 448). A group of values,
 which is a row of weights, a token, or a whole array, has one float32 scale s, and every value
@@ -15,7 +15,7 @@ Lite3R (lite3r_kit/fp8_fake_quant.py) has the same formulas but for the lower li
 at least 1e-8, which takes small gradients to zero.
 
 Integers of b bits, as in the first stage of Lite3R's recipe (lite3r_kit/fake_quant.py), in groups
-of neighbouring inputs of one output, likewise with round(x / s) as code and q for top:
+of neighboring inputs of one output, likewise with round(x / s) as code and q for top:
 
     x' = round(x / s) * s,     q = 2^(b-1) - 1
 """
@@ -62,7 +62,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 
 
-def quantise_reference(x: np.ndarray, form: FormatName, axis: Axis) -> tuple[np.ndarray, Any]:
+def quantize_reference(x: np.ndarray, form: FormatName, axis: Axis) -> tuple[np.ndarray, Any]:
     """Codes (float8, of the shape of x) and scales (float32, size 1 along `axis`)."""
     f = FORMATS[form]
     codes = np.arange(256, dtype=np.uint8).view(f.dtype)
@@ -86,9 +86,9 @@ def quantise_reference(x: np.ndarray, form: FormatName, axis: Axis) -> tuple[np.
     return codes[np.where(up, above, below)], scale
 
 
-def fake_quantise_reference(x: np.ndarray, form: FormatName, axis: Axis) -> np.ndarray:
+def fake_quantize_reference(x: np.ndarray, form: FormatName, axis: Axis) -> np.ndarray:
     """x' of x, float32."""
-    codes, scale = quantise_reference(x, form, axis)
+    codes, scale = quantize_reference(x, form, axis)
     return codes.astype(np.float32) * scale
 
 
@@ -135,7 +135,7 @@ def linear_reference(
     With scale "tensor" x and w have one scale each. None leaves an operand as it is.
     """
     if activations is not None:
-        x = fake_quantise_reference(x, activations, -1 if scale == "row" else None)
+        x = fake_quantize_reference(x, activations, -1 if scale == "row" else None)
     if weights is not None:
-        w = fake_quantise_reference(w, weights, 0 if scale == "row" else None)
+        w = fake_quantize_reference(w, weights, 0 if scale == "row" else None)
     return np.asarray(x, np.float64) @ np.asarray(w, np.float64)

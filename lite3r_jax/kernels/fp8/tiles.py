@@ -14,7 +14,7 @@ _PROGRAMS = 132
 
 
 @dataclass(frozen=True)
-class Tiles:
+class ProductTiles:
     """Of one product.
 
     Attributes:
@@ -28,7 +28,7 @@ class Tiles:
     programs: int
 
 
-def tiles(rows: int, outputs: int, dtype: Any) -> Tiles:
+def tiles(rows: int, outputs: int, dtype: Any) -> ProductTiles:
     """From counting; nothing was timed.
 
     A tile of 256 columns reads a quarter less from the L2 cache than two of 128. Narrow ones are
@@ -41,14 +41,14 @@ def tiles(rows: int, outputs: int, dtype: Any) -> Tiles:
         dtype: of the result.
     """
     if jnp.dtype(dtype).itemsize > 2:
-        return Tiles(COLUMNS, 4, min(_PROGRAMS, _count(rows, outputs, COLUMNS)))
+        return ProductTiles(COLUMNS, 4, min(_PROGRAMS, _count(rows, outputs, COLUMNS)))
     wide = 2 * COLUMNS
     rounds = {c: -(-_count(rows, outputs, c) // _PROGRAMS) for c in (wide, COLUMNS)}
     columns = wide
     if outputs % wide or rounds[COLUMNS] * COLUMNS < rounds[wide] * wide:
         columns = COLUMNS
     stages = 3 if columns == wide else 5
-    return Tiles(columns, stages, min(_PROGRAMS, _count(rows, outputs, columns)))
+    return ProductTiles(columns, stages, min(_PROGRAMS, _count(rows, outputs, columns)))
 
 
 def _count(rows: int, outputs: int, columns: int) -> int:

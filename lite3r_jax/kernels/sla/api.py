@@ -1,7 +1,7 @@
-"""The door to Sparse Linear Attention: check the arguments, choose an implementation by name."""
+"""Sparse Linear Attention: its arguments are checked here and its implementation chosen."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -10,83 +10,68 @@ import jax.numpy as jnp
 
 from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
+from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.sla.blocked import sla_blocked
+from lite3r_jax.kernels.sla.limits import SlaCall, unsupported_mosaic, unsupported_triton
 from lite3r_jax.kernels.sla.linear import linear
-from lite3r_jax.kernels.sla.pallas_mosaic import refuses as refuses_mosaic
-from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
-from lite3r_jax.kernels.sla.pallas_triton import refuses as refuses_triton
-from lite3r_jax.kernels.sla.pallas_triton import sla_triton
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
+from lite3r_jax.kernels.target import Device, without_triton
 
 
-@dataclass(frozen=True)
-class Implementation:
-    """One way to compute `sla`.
-
-    Attributes:
-        run: computes it; called with all arguments of `sla` but `implementation`, checked, and
-            with masks that are arrays. Differentiable in q, k, v and proj_lin. What invalid rows
-            of q, k and v hold must not matter, NaN included.
-        refuses: why it cannot run a call with this routing and these inputs on the platform that
-            is computed on (`target.platform`), or None; called with (routing, q, block_map).
-        selection: name in `block_map.api.IMPLEMENTATIONS` of the block selection that goes with
-            it: one that runs wherever it does.
-    """
-
-    run: Callable[..., jax.Array]
-    refuses: Callable[[Routing, Any, BlockMap | None], str | None]
-    selection: str = "sorted"
+def _not_token(device: Device, call: SlaCall) -> str | None:
+    del device
+    return "routing 'token' is not made of blocks" if call.routing == "token" else None
 
 
-def _never(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> None:
-    del routing, q, block_map
+def _refuses_triton(device: Device, call: SlaCall) -> str | None:
+    if device.platform != "gpu":
+        return f"its kernels are for NVIDIA GPUs and this is {device.platform}"
+    return without_triton() or unsupported_triton(call)
 
 
-def _not_token(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str | None:
-    del q, block_map
-    return "routing 'token' is not made of blocks" if routing == "token" else None
+def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
+    if device.platform == "gpu" and not device.is_hopper:
+        return f"its kernel is for Hopper GPUs (H100, H200, ...) and this is {device.kind}"
+    return _refuses_triton(device, call) or unsupported_mosaic(call)
 
 
-# The last one that can run is what "auto" stands for.
-IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
-    {
-        "reference": Implementation(sla_reference, _never),
-        "blocked": Implementation(sla_blocked, _not_token),
-        "mosaic": Implementation(sla_mosaic, refuses_mosaic, selection="triton"),
-        "triton": Implementation(sla_triton, refuses_triton, selection="triton"),
-    }
+def _triton(*args: Any, **settings: Any) -> jax.Array:
+    from lite3r_jax.kernels.sla.pallas_triton import sla_triton
+
+    return sla_triton(*args, **settings)
+
+
+def _mosaic(*args: Any, **settings: Any) -> jax.Array:
+    from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
+
+    return sla_mosaic(*args, **settings)
+
+
+# `run` is called with all arguments of `sla` but `implementation`, checked, and with masks that are
+# arrays. It is differentiable in q, k, v and proj_lin. What invalid rows of q, k and v hold, NaN
+# included, must not matter.
+OPERATOR = Operator(
+    "sla",
+    (
+        Implementation("reference", sla_reference),
+        Implementation("blocked", sla_blocked, _not_token),
+        Implementation("mosaic", _mosaic, _refuses_mosaic, needs_proof=True),
+        Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+    ),
+    Path(__file__).parent,
 )
 
 
-def choose(
-    name: str,
-    routing: Routing,
-    q: jax.Array | jax.ShapeDtypeStruct,
-    block_map: BlockMap | None,
-) -> str:
-    """The name itself where it can run such a call; for "auto" the last listed one that can.
-
-    Args:
-        name: one of `IMPLEMENTATIONS`, or "auto".
-        routing: of the call.
-        q: [B, Tq, N, D] queries; only shape and dtype matter.
-        block_map: of the call; only block sizes matter.
-
-    Raises:
-        ValueError: an unknown name, or one that cannot run this.
-    """
-    if name not in ("auto", *IMPLEMENTATIONS):
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"unknown implementation {name!r}, there are: {known}")
-    refusals = {n: i.refuses(routing, q, block_map) for n, i in IMPLEMENTATIONS.items()}
-    able = [n for n, reason in refusals.items() if reason is None]
-    if name == "auto":
-        return able[-1]
-    if refusals[name] is not None:
-        raise ValueError(
-            f"implementation {name!r} cannot run this: {refusals[name]}; {', '.join(able)} can"
-        )
-    return name
+# The block selection that goes with an implementation that is asked for by name.
+SELECTION = MappingProxyType(
+    {
+        "auto": "auto",
+        "reference": "sorted",
+        "blocked": "sorted",
+        "mosaic": "triton",
+        "triton": "triton",
+    }
+)
 
 
 def sla(
@@ -126,9 +111,9 @@ def sla(
             in the papers.
         q_valid: [B, Tq] bool, False for padding, whose output is 0; None if there is none.
         k_valid: [B, Tk] bool, False for padding, which no query sees.
-        implementation: see `choose`.
+        implementation: name in `OPERATOR`, or "auto"; see `registry`.
         project: product of the linear part [B, Tq, N, D], float32 or float64, with proj_lin, for
-            products that are quantised. With it the linear part is computed by itself and in
+            products that are quantized. With it the linear part is computed by itself and in
             memory. None: a plain product, which the implementations fold into the state.
 
     Returns:
@@ -139,7 +124,7 @@ def sla(
             cannot run this here.
     """
     _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps)
-    run = IMPLEMENTATIONS[choose(implementation, routing, q, block_map)].run
+    run = OPERATOR[OPERATOR.choose(implementation, SlaCall.of(routing, q, block_map))].run
     settings: dict[str, Any] = {
         "routing": routing,
         "phi": phi,

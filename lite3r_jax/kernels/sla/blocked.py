@@ -19,7 +19,7 @@ _MASKED = -2e30
 
 
 @dataclass(frozen=True)
-class Tiles:
+class BlockedTiles:
     """How much is worked on at a time: rows * q_block queries times entries * k_block keys.
 
     The default is the fastest of what was tried on a CPU for VGGT's blocks: few query blocks with
@@ -47,7 +47,7 @@ def sla_blocked(
     eps: float,
     q_valid: jax.Array,
     k_valid: jax.Array,
-    tiles: Tiles = Tiles(),
+    tiles: BlockedTiles = BlockedTiles(),
 ) -> jax.Array:
     """See `api.sla`, whose arguments these are; not for routing "token".
 
@@ -67,7 +67,7 @@ def sla_blocked(
 
 
 def sparse(
-    q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, ids: jax.Array, tiles: Tiles
+    q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, ids: jax.Array, tiles: BlockedTiles
 ) -> jax.Array:
     """Softmax attention of every query block to its listed key blocks.
 
@@ -185,7 +185,7 @@ _sparse = jax.custom_vjp(_value, nondiff_argnums=(5,))
 _sparse.defvjp(_save, _backward)
 
 
-def _fit(tiles: Tiles, ids: jax.Array, columns: int) -> tuple[int, int, jax.Array]:
+def _fit(tiles: BlockedTiles, ids: jax.Array, columns: int) -> tuple[int, int, jax.Array]:
     """Rows and entries of a tile, and the table [H, Mq, K] with K a multiple of the entries."""
     rows = min(tiles.rows, ids.shape[1])
     steps = block_count(ids.shape[2], tiles.entries)
@@ -211,6 +211,6 @@ def _tile(step, q, k, v, ok, ids, entries):
 
 
 def _steps(ids: jax.Array, columns: int, entries: int) -> jax.Array:
-    """Tiles that the fullest of these rows needs."""
+    """BlockedTiles that the fullest of these rows needs."""
     counts = (ids < columns).sum(axis=-1, dtype=jnp.int32)
     return -(-counts.max() // entries)

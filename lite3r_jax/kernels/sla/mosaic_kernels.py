@@ -10,8 +10,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from lite3r_jax.kernels.block_map.table import BlockTable
-from lite3r_jax.kernels.sla.pallas_mosaic import Q_BLOCK
-from lite3r_jax.kernels.sla.pallas_triton import K_BLOCK
+from lite3r_jax.kernels.sla.limits import K_BLOCK
+from lite3r_jax.kernels.sla.limits import MOSAIC_Q_BLOCK as Q_BLOCK
 from lite3r_jax.kernels.sla.triton_kernels import LOG2E, LOWEST
 
 # Rows of a warpgroup's wgmma, and warpgroups that have some; one more fetches keys and values.

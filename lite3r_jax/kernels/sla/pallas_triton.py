@@ -11,44 +11,10 @@ from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
 from lite3r_jax.kernels.sla import triton_kernels as kernels
 from lite3r_jax.kernels.sla.blocks import to_blocks
+from lite3r_jax.kernels.sla.limits import K_BLOCK, SlaCall, unsupported_triton
 from lite3r_jax.kernels.sla.linear import linear_marginal
 from lite3r_jax.kernels.sla.reference import Phi, Routing
-from lite3r_jax.kernels.sla.tiles import Tiles, tiles
-from lite3r_jax.kernels.target import platform
-
-HEAD_DIMS = (64, 128)
-Q_BLOCKS = (64, 128)
-K_BLOCK = 64
-DTYPES = ("bfloat16", "float16", "float32")
-
-
-def unsupported(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str | None:
-    """Why the kernels are not made for this call, or None; whatever the device.
-
-    Args:
-        routing: of the call.
-        q: [B, Tq, N, D] queries.
-        block_map: of the call.
-    """
-    if block_map is None or routing == "token":
-        return "routing 'token' is not made of blocks"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"head dim {q.shape[-1]} is not one of {HEAD_DIMS}"
-    if block_map.q_block not in Q_BLOCKS or block_map.k_block != K_BLOCK:
-        return (
-            f"query blocks of {block_map.q_block} and key blocks of {block_map.k_block} are not "
-            f"{Q_BLOCKS} and {K_BLOCK}"
-        )
-    if q.dtype not in DTYPES:
-        return f"{q.dtype} is not one of {', '.join(DTYPES)}"
-    return None
-
-
-def refuses(routing: Routing, q: jax.Array, block_map: BlockMap | None) -> str | None:
-    """Why the kernels cannot run this call on the platform that is computed on, or None."""
-    if platform() != "gpu":
-        return f"its kernels are for NVIDIA GPUs and this is {platform()}"
-    return unsupported(routing, q, block_map)
+from lite3r_jax.kernels.sla.tiles import TritonTiles, tiles
 
 
 def sla_triton(
@@ -64,7 +30,7 @@ def sla_triton(
     eps: float,
     q_valid: jax.Array,
     k_valid: jax.Array,
-    launch: Tiles | None = None,
+    launch: TritonTiles | None = None,
     forward: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -83,7 +49,7 @@ def sla_triton(
         ValueError: a head dim, block or dtype that the kernels are not made for.
     """
     del keep  # which is in the map
-    if reason := unsupported(routing, q, block_map):
+    if reason := unsupported_triton(SlaCall.of(routing, q, block_map)):
         raise ValueError(f"the Triton kernels cannot run this: {reason}")
     table = block_map.critical
     q_pad = _pad(q, q_valid, table.ids.shape[2] * block_map.q_block)
@@ -135,7 +101,7 @@ def _pad(x: jax.Array, valid: jax.Array, length: int) -> jax.Array:
 class _Plan:
     """What is fixed when a call is traced."""
 
-    tiles: Tiles
+    tiles: TritonTiles
     q_block: int
     forward: Callable[..., tuple[jax.Array, jax.Array]] | None
     interpret: bool
@@ -206,13 +172,13 @@ def _sparse_backward(plan, residuals, do):
         plan.tiles.key_gradient,
         (table.columns, n, b),
         [
-            (q, at.all_rows(q)),
+            (q, at.all_variants(q)),
             (k, k_rows),
             (v, k_rows),
             (bias, at.mask(K_BLOCK)),
             (transposed.rows, at.head(transposed.rows.shape[-1])),
             (transposed.offsets, at.head(table.columns + 1)),
-            (do, at.all_rows(do)),
+            (do, at.all_variants(do)),
             (lse, at.head(tokens)),
             (delta, at.head(tokens)),
         ],
@@ -230,8 +196,8 @@ def _over_table(q, k, v, bias, table, plan):
     """Inputs of a kernel whose programs have one query block each."""
     return [
         (q, at.rows(plan.q_block, q.shape[-1])),
-        (k, at.all_rows(k)),
-        (v, at.all_rows(v)),
+        (k, at.all_variants(k)),
+        (v, at.all_variants(v)),
         (bias, at.all_mask(bias)),
         (table.ids, at.part(table.ids.shape[-1])),
         (table.counts, at.head(table.ids.shape[2])),
@@ -262,7 +228,7 @@ def _linear_forward(q, k, v, proj_lin, bias, phi, eps, plan):
     b, tokens, n, d = q.shape
     size = plan.tiles.slice
     kernel = functools.partial(kernels.sla_linear_state, phi=phi)
-    inputs = [(k, at.all_rows(k)), (v, at.all_rows(v)), (bias, at.all_mask(bias))]
+    inputs = [(k, at.all_variants(k)), (v, at.all_variants(v)), (bias, at.all_mask(bias))]
     means = [x / k.shape[1] for x in _sums(kernel, k, inputs, plan)]
     [o] = at.call(
         functools.partial(kernels.sla_linear_forward, phi=phi, eps=eps),
@@ -290,7 +256,7 @@ def _linear_backward(phi, eps, plan, residuals, do):
         interpret=plan.interpret,
     )
     kernel = functools.partial(kernels.sla_linear_state_gradient, phi=phi, eps=eps)
-    inputs = [(q, at.all_rows(q)), *states, (do, at.all_rows(do))]
+    inputs = [(q, at.all_variants(q)), *states, (do, at.all_variants(do))]
     dstate, dtotal = _sums(kernel, q, inputs, plan)
     dproj = _product("bnij,bnik->jk", means[0], dstate)
     dmean = _product("bnik,jk->bnij", dstate, proj_lin.astype(jnp.float32)) / k.shape[1]

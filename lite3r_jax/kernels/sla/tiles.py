@@ -9,7 +9,7 @@ from lite3r_jax.kernels.triton_call import Launch
 
 
 @dataclass(frozen=True)
-class Tiles:
+class TritonTiles:
     """Of all kernels of `pallas_triton`.
 
     Attributes:
@@ -30,7 +30,7 @@ class Tiles:
     chunk: int = 16
 
 
-def tiles(head_dim: int, dtype: Any, q_block: int) -> Tiles:
+def tiles(head_dim: int, dtype: Any, q_block: int) -> TritonTiles:
     """The default, from what compiling for an H200 shows (README.md); nothing was timed.
 
     Five stages hold three pairs of key and value blocks: looking up the block id takes as many as
@@ -43,9 +43,9 @@ def tiles(head_dim: int, dtype: Any, q_block: int) -> Tiles:
     """
     linear = Launch(warps=8, stages=2)
     if jnp.dtype(dtype).itemsize > 2:
-        return Tiles(linear, linear, linear, linear)
+        return TritonTiles(linear, linear, linear, linear)
     if head_dim > 64:
         over_table = Launch(warps=8, stages=3 if q_block > 64 else 5)
-        return Tiles(over_table, over_table, Launch(warps=8, stages=5), linear)
+        return TritonTiles(over_table, over_table, Launch(warps=8, stages=5), linear)
     over_table = Launch(warps=q_block // 16, stages=5)
-    return Tiles(over_table, over_table, Launch(warps=4, stages=5), linear)
+    return TritonTiles(over_table, over_table, Launch(warps=4, stages=5), linear)

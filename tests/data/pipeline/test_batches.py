@@ -17,7 +17,7 @@ from tests.data.pipeline.numbers import Numbers
 from tests.data.world import pfm_bytes, views, write_blendedmvs
 
 ONE = (Bucket(2, 2, 14, 28),)
-TWO = (Bucket(4, 3, 14, 28, share=2), Bucket(2, 4, 28, 14))
+TWO = (Bucket(4, 3, 14, 28, weight=2), Bucket(2, 4, 28, 14))
 ARRAYS = ("images", "extrinsics", "intrinsics", "depth", "mask")
 
 
@@ -122,14 +122,14 @@ def test_samples_without_depth_have_an_empty_mask():
 
 
 def test_batches_without_truth_are_the_same_images_alone():
-    posed, alone = pipeline(normalization="lite3r"), pipeline(truth=False)
+    posed, alone = pipeline(normalization="lite3r"), pipeline(has_ground_truth=False)
     for step in range(3):
         batch = alone.batch(step)
         assert batch.arrays().keys() == {"images"} and batch.extrinsics is batch.depth is None
         np.testing.assert_array_equal(batch.images, posed.batch(step).images)
         assert batch.record == posed.batch(step).record
     with pytest.raises(InputError, match="normalization: vggt needs cameras"):
-        pipeline(truth=False, normalization="vggt")
+        pipeline(has_ground_truth=False, normalization="vggt")
 
 
 def test_a_source_without_cameras_needs_batches_without_truth():
@@ -138,9 +138,11 @@ def test_a_source_without_cameras_needs_batches_without_truth():
             sample = super().read(scene, frames, size)
             return Views(sample.dataset, sample.scene, sample.frames, sample.images)
 
-    wanted = pipeline(truth=False).batch(0)
-    np.testing.assert_array_equal(pipeline(Seen(), truth=False).batch(0).images, wanted.images)
-    with pytest.raises(ValueError, match=r"numbers \d: has no cameras; make batches with truth="):
+    wanted = pipeline(has_ground_truth=False).batch(0)
+    np.testing.assert_array_equal(
+        pipeline(Seen(), has_ground_truth=False).batch(0).images, wanted.images
+    )
+    with pytest.raises(ValueError, match=r"numbers \d: has no cameras; make batches with has_"):
         pipeline(Seen()).batch(0)
 
 

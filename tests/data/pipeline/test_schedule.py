@@ -17,7 +17,7 @@ from tests.data.pipeline.numbers import Numbers
 from tests.data.world import views, write_blendedmvs
 
 ONE = (Bucket(2, 2, 14, 28),)
-THREE = (Bucket(4, 2, 14, 28), Bucket(2, 3, 28, 14, share=3), Bucket(6, 4, 14, 14, share=2))
+THREE = (Bucket(4, 2, 14, 28), Bucket(2, 3, 28, 14, weight=3), Bucket(6, 4, 14, 14, weight=2))
 RECORDED = [("1", (2, 5, 1)), ("0", (2, 5, 4)), ("1", (5, 2, 3)), ("0", (5, 4, 3))]
 RECORDED_BATCHES = [1, 2, 1, 2, 2, 1]
 
@@ -70,17 +70,17 @@ def test_steps_far_away_follow_each_other_too(step):
     assert plan.at(step + 1)[1] == first + bucket.batch
 
 
-def test_each_cycle_has_every_bucket_as_often_as_its_share_says():
+def test_each_cycle_has_every_bucket_as_often_as_its_weight_says():
     plan, orders = schedule(buckets=THREE), set()
     for cycle in range(20):
         order = tuple(plan.at(6 * cycle + i)[0] for i in range(6))
-        assert Counter(order) == {bucket: bucket.share for bucket in THREE}
+        assert Counter(order) == {bucket: bucket.weight for bucket in THREE}
         orders.add(order)
     assert len(orders) > 10
 
 
-def test_a_mixture_has_its_shares_and_every_part_its_own_epochs():
-    large, small = Part(Numbers(scenes=9), share=3), Part(Numbers(scenes=2), share=1)
+def test_a_mixture_has_its_weights_and_every_part_its_own_epochs():
+    large, small = Part(Numbers(scenes=9), weight=3), Part(Numbers(scenes=2), weight=1)
     plan = schedule([large, small])
     assert plan.samples_per_epoch == 12
     draws = [next(plan.draws(index)) for index in range(4 * 18)]
@@ -95,10 +95,12 @@ def test_a_mixture_has_its_shares_and_every_part_its_own_epochs():
             assert len({draw.scene for draw in of_part[start : start + scenes]}) == scenes
 
 
-@pytest.mark.parametrize("shares", [(1, 1), (3, 1), (3, 3), (2, 5)])
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (3, 3), (2, 5)])
 @pytest.mark.parametrize("scenes", [(2, 7), (6, 1), (5, 5)])
-def test_an_epoch_is_long_enough_for_every_scene(shares, scenes):
-    parts = [Part(Numbers(scenes=n), share=share) for n, share in zip(scenes, shares, strict=True)]
+def test_an_epoch_is_long_enough_for_every_scene(weights, scenes):
+    parts = [
+        Part(Numbers(scenes=n), weight=weight) for n, weight in zip(scenes, weights, strict=True)
+    ]
     for seed in range(20):
         plan = schedule(parts, seed=seed)
         draws = [next(plan.draws(index)) for index in range(plan.samples_per_epoch)]
@@ -106,7 +108,7 @@ def test_an_epoch_is_long_enough_for_every_scene(shares, scenes):
 
 
 def test_a_seed_names_the_same_run_for_ever():
-    parts = [Part(Numbers(), share=2), Part(Numbers(3, 9))]
+    parts = [Part(Numbers(), weight=2), Part(Numbers(3, 9))]
     plan = schedule(parts, (Bucket(2, 3, 14, 14), Bucket(1, 3, 14, 14)), seed=7)
     assert first_draws(plan, range(4)) == RECORDED
     assert [plan.at(step)[0].batch for step in range(6)] == RECORDED_BATCHES
@@ -139,7 +141,7 @@ def test_the_digest_tells_orders_apart():
         schedule(seed=1),
         schedule([Part(Numbers(scenes=6))]),
         schedule([Part(Numbers(frames=7))]),
-        schedule([Part(Numbers(), share=2)]),
+        schedule([Part(Numbers(), weight=2)]),
         schedule([Part(Numbers(), strategy="consecutive")]),
         schedule([Part(Numbers()), Part(Numbers())]),
         schedule(buckets=THREE),
@@ -158,8 +160,8 @@ def test_what_cannot_be_scheduled_is_refused_at_once():
         schedule([Part(Numbers(frames=3))], THREE)
     with pytest.raises(InputError, match="Numbers scene 0: has no overlap scores"):
         schedule([Part(Numbers(), strategy="pairs")])
-    with pytest.raises(InputError, match="parts: expected shares of 10000 together at most"):
-        schedule([Part(Numbers(), share=10_001)])
+    with pytest.raises(InputError, match="parts: expected weights of 10000 together at most"):
+        schedule([Part(Numbers(), weight=10_001)])
 
 
 @pytest.mark.parametrize(
@@ -186,3 +188,35 @@ def test_images_with_another_ending_are_no_images(tmp_path):
         image.rename(image.with_suffix(".png"))
     with pytest.raises(InputError, match=f"{folder}: has no image; expected files named like 0000"):
         schedule([Part(BlendedMVS(tmp_path))])
+
+
+class Endless(Numbers):
+    """Scenes that are replaced by others."""
+
+    def renewed(self, scene, generation):
+        return f"{scene}+{generation}" if generation else scene
+
+    def frames(self, scene):
+        return super().frames(scene.partition("+")[0])
+
+
+def test_scenes_are_replaced_after_so_many_epochs():
+    part = Part(Endless(scenes=3), renew=2)
+    names = [next(schedule([part]).draws(index)).scene for index in range(18)]
+    for generation in range(3):
+        here = names[6 * generation : 6 * generation + 6]
+        assert {name.partition("+")[2] for name in here} == {str(generation or "")}
+        assert set(Counter(here).values()) == {2}
+    assert schedule([part]).digest != schedule([Part(Endless(scenes=3))]).digest
+
+
+def test_a_source_with_a_fixed_number_of_scenes_cannot_renew_them():
+    with pytest.raises(InputError, match="renew: Numbers has the scenes that it has"):
+        Part(Numbers(), renew=1)
+
+
+def test_images_are_counted_over_all_steps_before():
+    plan = schedule(buckets=THREE)
+    counts = [plan.at(step)[0] for step in range(20)]
+    for step in (0, 1, 7, 20):
+        assert plan.views(step) == sum(b.batch * b.views for b in counts[:step])

@@ -20,7 +20,7 @@ from tests.data.pipeline.numbers import Numbers
 from tests.data.pipeline.test_batches import assert_equal
 from tests.data.world import views, write_blendedmvs
 
-BUCKETS = (Bucket(1, 3, 40, 56, share=2), Bucket(3, 2, 56, 40))
+BUCKETS = (Bucket(1, 3, 40, 56, weight=2), Bucket(3, 2, 56, 40))
 CHANGES = Augmentation(brightness=0.4, hue=0.1, blur=0.3, crop=0.8, mirror=0.5, shuffle=True)
 ROOT = Path(__file__).parents[3]
 
@@ -38,7 +38,7 @@ def room(tmp_path_factory):
 
 def pipeline(root: Path, workers: int, *, augmentation=CHANGES, **options) -> Pipeline:
     bright = Numbers(levels=100, depth=False)  # values that are no multiples of 1/255
-    parts = [Part(BlendedMVS(root), share=2, strategy="pairs"), Part(bright)]
+    parts = [Part(BlendedMVS(root), weight=2, strategy="pairs"), Part(bright)]
     return Pipeline(
         parts, PipelineOptions(BUCKETS, augmentation=augmentation, workers=workers, **options)
     )

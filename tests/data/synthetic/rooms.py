@@ -23,11 +23,11 @@ def empty(world):
     return replace(world, active=np.arange(len(world.active)) == 0)
 
 
-def with_one(world, kind: range, centre, half, rotation):
+def with_one(world, kind: range, center, half, rotation):
     """The room with nothing but one primitive in it."""
     active, affine, sizes = world.active & False, world.affine.copy(), world.half.copy()
     active[[0, kind.start]] = True
-    affine[kind.start] = affine_of(np.asarray(centre), np.asarray(half), rotation)
+    affine[kind.start] = affine_of(np.asarray(center), np.asarray(half), rotation)
     sizes[kind.start] = half
     return replace(world, active=active, affine=affine, half=sizes)
 

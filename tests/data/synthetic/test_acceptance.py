@@ -47,11 +47,11 @@ def test_sift_and_the_essential_matrix_recover_the_poses():
     sift, measured = cv2.SIFT_create(2000, contrastThreshold=0.02), []
     for scene in source.scenes:
         sample = source.read(scene, range(FRAMES), SIZE)
-        grey = [
+        gray = [
             cv2.cvtColor(np.rint(image * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
             for image in sample.images
         ]
-        found = [sift.detectAndCompute(image, None) for image in grey]
+        found = [sift.detectAndCompute(image, None) for image in gray]
         pairs = [(i, j) for i in range(FRAMES) for j in (i + 1, i + 2) if j < FRAMES]
         measured += [errors(sample, found, i, j) for i, j in pairs]
     assert len(measured) >= 40 and SCENES >= 10

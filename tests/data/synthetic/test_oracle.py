@@ -8,14 +8,14 @@ from lite3r_jax.data.synthetic.drawing import cut
 from lite3r_jax.data.synthetic.world import BOXES, CYLINDERS, ELLIPSOIDS
 from tests.data.synthetic.rooms import depth_inside, empty, filled, scene, turn, with_one
 
-CENTRE, HALF = np.array([0.3, 0.2, 0.5]), np.array([0.5, 0.8, 0.7])
+CENTER, HALF = np.array([0.3, 0.2, 0.5]), np.array([0.5, 0.8, 0.7])
 
 
 def some_rays(world, cameras, count=300):
     """(origin [3, 1], directions [3, count] of depth 1) of view 0."""
     height, width = cameras.size
     pixels = np.random.default_rng(0).uniform(0, [[width - 1], [height - 1]], (2, count))
-    return cameras.centre[0][:, None], oracle.rays(cameras, 0, pixels)
+    return cameras.center[0][:, None], oracle.rays(cameras, 0, pixels)
 
 
 def towards(point, count=300):
@@ -46,7 +46,7 @@ def test_depth_of_a_room_is_z_and_its_normals_are_those_of_its_walls():
     v, u = np.mgrid[0:12, 0:16]
     ray = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(cameras.intrinsics[0]).T
     points = ray * view.depth[..., None] / world.scale
-    points = points @ cameras.rotation[0] + cameras.centre[0]
+    points = points @ cameras.rotation[0] + cameras.center[0]
     on_wall = np.abs(np.abs(points) / world.half[0] - 1) < 1e-6
     assert (on_wall.sum(-1) == 1).all()
     inwards = view.normals @ cameras.rotation[0]
@@ -54,10 +54,10 @@ def test_depth_of_a_room_is_z_and_its_normals_are_those_of_its_walls():
 
 
 def test_ball_is_cut_where_the_quadratic_formula_says():
-    world = with_one(scene().world, ELLIPSOIDS, CENTRE, [0.6] * 3, turn(2))
-    o, d = towards(CENTRE)
+    world = with_one(scene().world, ELLIPSOIDS, CENTER, [0.6] * 3, turn(2))
+    o, d = towards(CENTER)
     t, primitive = oracle.cast(world, o, d)
-    at = o - CENTRE[:, None]
+    at = o - CENTER[:, None]
     a, b, c = (d * d).sum(0), 2 * (d * at).sum(0), (at * at).sum() - 0.36
     root = b * b - 4 * a * c
     hit = root > 0
@@ -69,8 +69,8 @@ def test_ball_is_cut_where_the_quadratic_formula_says():
 def test_ball_has_the_normals_of_a_ball():
     made = scene()
     cameras = cut(made.cameras, (0,), (24, 32))
-    centre = cameras.centre[0] + 1.6 * cameras.rotation[0, 2]
-    world = with_one(made.world, ELLIPSOIDS, centre, [0.5] * 3, turn(2))
+    center = cameras.center[0] + 1.6 * cameras.rotation[0, 2]
+    world = with_one(made.world, ELLIPSOIDS, center, [0.5] * 3, turn(2))
     view = oracle.render(world, cameras, 0)
     seen = view.primitive == ELLIPSOIDS.start
     v, u = np.nonzero(seen)
@@ -82,14 +82,14 @@ def test_ball_has_the_normals_of_a_ball():
 
 def test_box_is_cut_by_its_six_planes():
     rotation = turn(3)
-    world = with_one(scene().world, BOXES, CENTRE, HALF, rotation)
-    o, d = towards(CENTRE)
+    world = with_one(scene().world, BOXES, CENTER, HALF, rotation)
+    o, d = towards(CENTER)
     t, primitive = oracle.cast(world, o, d)
     near, far = np.zeros(300), np.full(300, np.inf)
     for axis in range(3):
         for side in (-1, 1):  # outwards normal n, points inside have n x < offset
             n = side * rotation[:, axis]
-            offset = n @ CENTRE + HALF[axis]
+            offset = n @ CENTER + HALF[axis]
             plane = (offset - n @ o) / (n @ d)
             near = np.where(n @ d < 0, np.maximum(near, plane), near)
             far = np.where(n @ d > 0, np.minimum(far, plane), far)
@@ -101,12 +101,12 @@ def test_box_is_cut_by_its_six_planes():
 
 def test_cylinder_ends_rays_on_its_side_or_on_its_ends():
     rotation = turn(4)
-    world = with_one(scene().world, CYLINDERS, CENTRE, [0.5, 0.8, 0.5], rotation)
-    o, d = towards(CENTRE)
+    world = with_one(scene().world, CYLINDERS, CENTER, [0.5, 0.8, 0.5], rotation)
+    o, d = towards(CENTER)
     t, primitive = oracle.cast(world, o, d)
     hit = primitive == CYLINDERS.start
     assert 50 < hit.sum() < 290
-    local = rotation.T @ (o + t * d - CENTRE[:, None])[:, hit]
+    local = rotation.T @ (o + t * d - CENTER[:, None])[:, hit]
     radius, high = np.hypot(local[0], local[2]), np.abs(local[1])
     on_side = (np.abs(radius - 0.5) < 1e-9) & (high <= 0.8 + 1e-9)
     on_end = (np.abs(high - 0.8) < 1e-9) & (radius <= 0.5 + 1e-9)
@@ -148,7 +148,7 @@ def test_points_are_hidden_where_something_stands_between(number):
     hidden = 0
     for view in range(1, 4):
         seen = oracle.visible(world, cameras, view, points)
-        k, r, c = (x[view] for x in (cameras.intrinsics, cameras.rotation, cameras.centre))
+        k, r, c = (x[view] for x in (cameras.intrinsics, cameras.rotation, cameras.center))
         pixel = k @ r @ (points - c[:, None])
         u, v = pixel[:2] / pixel[2]
         inside = (pixel[2] > 0) & (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5)
@@ -181,7 +181,7 @@ def test_tracks_are_the_same_point_in_all_views():
         )
         # the ray through the pixel where a point is seen ends at that point
         direction = oracle.rays(cameras, view, tracks.pixels[view, seen].T)
-        t, _ = oracle.cast(world, cameras.centre[view][:, None], direction)
+        t, _ = oracle.cast(world, cameras.center[view][:, None], direction)
         np.testing.assert_allclose(t * world.scale, moved[seen, 2], rtol=1e-6)
 
 

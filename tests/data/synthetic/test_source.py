@@ -38,8 +38,8 @@ def test_views_of_a_sample_agree(sample):
     assert check.error[near].max() < 0.02
 
 
-def test_colours_agree_across_views(sample):
-    """Points seen in two views have one colour there, but for exposure and pixel sizes."""
+def test_colors_agree_across_views(sample):
+    """Points seen in two views have one color there, but for exposure and pixel sizes."""
     e, k = sample.extrinsics.astype(float), sample.intrinsics.astype(float)
     v, u = np.mgrid[0 : SIZE[0], 0 : SIZE[1]].reshape(2, -1)
     z = sample.depth[0, v, u].astype(float)
@@ -131,12 +131,12 @@ def test_remembered_frames_are_those_that_are_drawn_and_are_drawn_once(monkeypat
     drawn = []
 
     def counted(world, cameras, **how):
-        drawn.append(len(cameras.centre))
+        drawn.append(len(cameras.center))
         return draw(world, cameras, **how)
 
     draw = module.draw
     monkeypatch.setattr(module, "draw", counted)
-    anew, kept = SyntheticScenes("test", 2, 4), SyntheticScenes("test", 2, 4, remember=True)
+    anew, kept = SyntheticScenes("test", 2, 4), SyntheticScenes("test", 2, 4, cache=True)
     for frames, count in (((0, 2), 2), ((2, 1), 3), ((1, 0, 2), 3)):
         got = kept.read(kept.scenes[1], frames, (24, 32))
         assert len(drawn) == count

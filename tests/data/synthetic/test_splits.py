@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from lite3r_jax.data.synthetic import looks
+from lite3r_jax.data.synthetic import materials
 from lite3r_jax.data.synthetic.drawing import cut, draw
-from lite3r_jax.data.synthetic.draws import Draws
+from lite3r_jax.data.synthetic.rng import Rng
 from lite3r_jax.data.synthetic.splits import RECIPES, seeds_of, split_of
 from lite3r_jax.data.synthetic.texture import unpack
 from lite3r_jax.errors import InputError
@@ -46,9 +46,9 @@ def worlds(split):
 
 def unseen(world):
     """Whether each face in use has a pattern that training must not show."""
-    look = unpack(world.looks.T)
-    marks = (look.mark_kind > 1.5) & (look.mark_weight > 0)
-    return (marks | (look.zigzag > 0) | (look.contour > 0))[np.repeat(world.active, 6)]
+    material = unpack(world.materials.T)
+    marks = (material.mark_kind > 1.5) & (material.mark_weight > 0)
+    return (marks | (material.zigzag > 0) | (material.contour > 0))[np.repeat(world.active, 6)]
 
 
 def test_splits_share_no_seed():
@@ -60,7 +60,7 @@ def test_splits_share_no_seed():
 
 
 @pytest.mark.parametrize(
-    "split,number,half,seed,centre",
+    "split,number,half,seed,center",
     [
         ("train", 0, [4.672601420, 1.344303771, 3.349810468], 4092803930,
          [0.566357996, -0.346621284, -0.293165785]),
@@ -70,10 +70,10 @@ def test_splits_share_no_seed():
          [0.527246964, 0.077491572, 1.614071855]),
     ],
 )  # fmt: skip
-def test_seeds_name_the_scenes_that_they_have_always_named(split, number, half, seed, centre):
+def test_seeds_name_the_scenes_that_they_have_always_named(split, number, half, seed, center):
     made = scene(split, number)
     np.testing.assert_allclose(made.world.half[0], half, atol=1e-8)
-    np.testing.assert_allclose(made.cameras.centre[0], centre, atol=1e-8)
+    np.testing.assert_allclose(made.cameras.center[0], center, atol=1e-8)
     assert made.world.seeds[0] == seed
 
 
@@ -88,15 +88,20 @@ def test_new_textures_are_never_in_training():
     assert all(unseen(world).all() for world in worlds("new_textures"))
 
 
-@pytest.mark.parametrize("families", [looks.ORDINARY, looks.UNSEEN, looks.BARE, looks.REPEATED])
-def test_families_draw_looks_that_are_colours_and_lengths(families):
+@pytest.mark.parametrize(
+    "families", [materials.ORDINARY, materials.UNSEEN, materials.BARE, materials.REPEATED]
+)
+def test_families_draw_looks_that_are_colors_and_lengths(families):
     for family in families:
         for seed in range(10):
-            look = looks.draw_look(Draws(seed), family, 0.7)
-            colours = np.concatenate([look.dark, look.bright, look.accent])
-            assert colours.min() >= 0 and colours.max() <= 1
-            assert min(look.frequency_u, look.frequency_v, look.cell_u, look.cell_v) > 0
-            assert 0 < look.mark_size < 0.5 and look.mark_cell > 0
+            material = materials.draw_material(Rng(seed), family, 0.7)
+            colors = np.concatenate([material.dark, material.bright, material.accent])
+            assert colors.min() >= 0 and colors.max() <= 1
+            assert (
+                min(material.frequency_u, material.frequency_v, material.cell_u, material.cell_v)
+                > 0
+            )
+            assert 0 < material.mark_size < 0.5 and material.mark_cell > 0
 
 
 def test_wide_baselines_have_larger_angles():

@@ -1,6 +1,5 @@
 """The selection kernel: what it picks, by running its code on a CPU, and its lowering to CUDA."""
 
-import dataclasses
 import functools
 import re
 
@@ -10,38 +9,16 @@ import numpy as np
 import pytest
 
 from lite3r_jax.kernels.block_map import reference
-from lite3r_jax.kernels.block_map.api import IMPLEMENTATIONS
-from lite3r_jax.kernels.block_map.pallas_triton import refuses, select_triton, unsupported
-from tests.kernels.sla.test_triton import described_gpu
+from lite3r_jax.kernels.block_map.api import OPERATOR, SelectionCall
+from lite3r_jax.kernels.block_map.check import CASES as ALL_CASES
+from lite3r_jax.kernels.block_map.limits import unsupported
+from lite3r_jax.kernels.block_map.pallas_triton import select_triton
+from tests.kernels.devices import described_gpu
 
 slow = pytest.mark.slow
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Pooled tokens and budgets."""
-
-    name: str
-    rows: int
-    columns: int
-    top: int
-    bottom: int = 0
-    always: tuple[int, ...] = ()
-    heads: int = 1
-    batch: int = 1
-    head_dim: int = 64
-
-
-CASES = [Case("lowest and highest, two programs, two tiles", 40, 90, 17, 30, (0, 5), 2, 2)]
-SLOW_CASES = [
-    Case("more tiles than a table is wide", 3, 200, 2, heads=2, head_dim=128),
-    Case("one of one", 1, 1, 1),
-    Case("all are kept anyway", 5, 9, 0, always=tuple(range(9))),
-    Case("all but one", 33, 65, 64),
-    Case("none are marginal", 32, 64, 20, 44),
-    Case("a table of more than one tile", 10, 150, 140, 0, (3,)),
-    Case("lowest, head dim 128", 20, 130, 1, 129, batch=2, head_dim=128),
-]
+CASES, SLOW_CASES = ALL_CASES[:1], ALL_CASES[1:-1]
 USED = {"all": lambda rng, shape: np.ones(shape, bool), "few": lambda rng, s: rng.random(s) < 0.4}
 
 
@@ -124,10 +101,11 @@ def test_states_what_it_is_not_made_for():
     assert unsupported(64, jnp.float32) is None and unsupported(128, jnp.float32) is None
     assert "head dim 96 is not one of (64, 128)" in (unsupported(96, jnp.float32) or "")
     assert "float32 and not float64" in (unsupported(64, np.float64) or "")
-    assert (refuses(64, jnp.float32) is None) == (jax.default_backend() == "gpu")
+    usual = SelectionCall(64, jnp.float32)
     with described_gpu():
-        assert refuses(64, jnp.float32) is None
-        assert "head dim 32" in (refuses(32, jnp.float32) or "")
+        assert OPERATOR.choose("triton", usual) == "triton"
+        with pytest.raises(ValueError, match=r"head dim 32 .*; sorted can"):
+            OPERATOR.choose("triton", SelectionCall(32, jnp.float32))
     x, used = jnp.zeros((1, 1, 2, 32)), jnp.ones((1, 2), bool)
     with pytest.raises(ValueError, match="cannot run this: head dim 32"):
         select_triton(x, used, x, used, kept=np.zeros(0, np.int32), top=1, bottom=0)
@@ -137,7 +115,7 @@ def test_states_what_it_is_not_made_for():
 @pytest.mark.parametrize("head_dim,bottom", [(64, 0), (128, 100)])
 def test_lowers_to_cuda_at_the_size_of_1000_views(head_dim, bottom):
     run = functools.partial(
-        IMPLEMENTATIONS["triton"].run, kept=np.arange(101, dtype=np.int32), top=2_000, bottom=bottom
+        OPERATOR["triton"].run, kept=np.arange(101, dtype=np.int32), top=2_000, bottom=bottom
     )
     q, k = (jax.ShapeDtypeStruct((1, 16, m, head_dim), jnp.float32) for m in (11_000, 22_079))
     used = (jax.ShapeDtypeStruct((1, m), bool) for m in (11_000, 22_079))

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from lite3r_jax.kernels.fp8.api import fp8_dot_general, fp8_linear
 from lite3r_jax.kernels.fp8.cases import ODD
-from lite3r_jax.kernels.fp8.quantise import quantise
-from lite3r_jax.kernels.fp8.reference import fake_quantise_reference, linear_reference
+from lite3r_jax.kernels.fp8.quantize import quantize
+from lite3r_jax.kernels.fp8.reference import fake_quantize_reference, linear_reference
 
 BOTH = {"weights": "e4m3", "activations": "e4m3", "scale": "row"}
 OPTIONS = [
@@ -42,7 +42,7 @@ def product(x, w, **options):
 
 @partial(jax.jit, static_argnames=NAMES)
 def stored(x, w, weights="e4m3", scale="row", **options):
-    codes, s = quantise(w.T, weights, -1 if scale == "row" else None)
+    codes, s = quantize(w.T, weights, -1 if scale == "row" else None)
     return fp8_linear(x, codes, s[:, 0], scale=scale, **options)
 
 
@@ -53,7 +53,7 @@ def near(got, wanted, tolerance):
     )
 
 
-def test_product_is_that_of_the_dequantised_operands():
+def test_product_is_that_of_the_dequantized_operands():
     problems = [(case, BOTH) for case in ODD] + [(ODD[1], options) for options in OPTIONS[1:]]
     inputs = [draw(case) for case, _ in problems]
 
@@ -114,11 +114,11 @@ def test_gradient_is_that_of_the_surrogate():
         row = options["scale"] == "row"
         x_used, w_used, dy_used = np.asarray(x), np.asarray(w), dy
         if options["activations"]:
-            x_used = fake_quantise_reference(x_used, options["activations"], -1 if row else None)
+            x_used = fake_quantize_reference(x_used, options["activations"], -1 if row else None)
         if options["weights"]:
-            w_used = fake_quantise_reference(w_used, options["weights"], 0 if row else None)
+            w_used = fake_quantize_reference(w_used, options["weights"], 0 if row else None)
         if gradients:
-            dy_used = fake_quantise_reference(dy, gradients, -1 if row else None)
+            dy_used = fake_quantize_reference(dy, gradients, -1 if row else None)
             assert np.abs(dy_used - dy).max() > 0.01
         x_used, w_used, dy_used = (a.astype(np.float64) for a in (x_used, w_used, dy_used))
         for got in (dx, *dx_stored):
@@ -264,7 +264,7 @@ def test_refuses_what_it_cannot_do():
         product(x, w, scale="block")
     with pytest.raises(ValueError, match="'int8' is not known"):
         product(x, w, gradients="int8")
-    codes, scale = quantise(w.T)
+    codes, scale = quantize(w.T)
     with pytest.raises(ValueError, match=r"codes \[N, K\]"):
         fp8_linear(x, codes.T, scale[:, 0])
     with pytest.raises(ValueError, match=r"scales \[N\] or \[1\]"):

@@ -9,20 +9,20 @@ import pytest
 from flax import nnx
 
 from lite3r_jax.kernels.fp8.api import fp8_linear
-from lite3r_jax.kernels.fp8.fused import Product, choose, linear, quantise_before
+from lite3r_jax.kernels.fp8.fused import OPERATOR, Product, linear, quantize_before
 from lite3r_jax.kernels.fp8.pallas_mosaic import scaled_product
-from lite3r_jax.kernels.fp8.pallas_triton import gelu, quantise_rows
-from lite3r_jax.kernels.fp8.quantise import quantise
-from lite3r_jax.kernels.fp8.quantised import Gelu, Norm, Quantised, padded_rows
+from lite3r_jax.kernels.fp8.pallas_triton import gelu, quantize_rows
+from lite3r_jax.kernels.fp8.quantize import quantize
+from lite3r_jax.kernels.fp8.quantized import Gelu, Norm, Quantized, padded_rows
 from lite3r_jax.kernels.fp8.reference import (
     LEAST_SCALE,
     gelu_reference,
     norm_reference,
-    quantise_reference,
+    quantize_reference,
 )
-from lite3r_jax.kernels.fp8.tiles import COLUMNS, INPUTS, ROWS, Tiles, tiles
+from lite3r_jax.kernels.fp8.tiles import COLUMNS, INPUTS, ROWS, ProductTiles, tiles
 from lite3r_jax.layers.norm import layer_norm
-from tests.kernels.sla.test_triton import described_gpu
+from tests.kernels.devices import described_gpu, proven_gpu
 
 slow = pytest.mark.slow
 F8 = jnp.float8_e4m3fn
@@ -55,7 +55,7 @@ def affine(dtype="float32"):
 
 
 def run(x, before):
-    found = jax.jit(lambda x: quantise_rows(x, before, interpret=True))(x)
+    found = jax.jit(lambda x: quantize_rows(x, before, interpret=True))(x)
     rows = x.size // x.shape[-1]
     assert found.shape == x.shape and found.rows == rows
     assert found.codes.shape == (padded_rows(rows), x.shape[-1]) and found.codes.dtype == F8
@@ -64,12 +64,12 @@ def run(x, before):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=slow)])
-def test_quantises_as_is_defined(dtype):
+def test_quantizes_as_is_defined(dtype):
     x = tokens(dtype)
     codes, scale = run(x, None)
     flat = np.asarray(x, np.float32).reshape(-1, INPUT)
     with np.errstate(invalid="ignore"):
-        wanted, wanted_scale = quantise_reference(flat, "e4m3", -1)
+        wanted, wanted_scale = quantize_reference(flat, "e4m3", -1)
     np.testing.assert_array_equal(scale, wanted_scale[:, 0])
     names = list(EDGES)
     assert (scale[names.index("zero")], scale[names.index("tiny")]) == (LEAST_SCALE, LEAST_SCALE)
@@ -117,7 +117,7 @@ def test_what_comes_before_is_that_of_the_model(name, dtype):
     x = tokens(dtype)
     before, layer, exact = layers(x)[name]
     codes, scale = run(x, before)
-    wanted, wanted_scale = jax.jit(lambda x: quantise(layer(x).reshape(-1, INPUT)))(x)
+    wanted, wanted_scale = jax.jit(lambda x: quantize(layer(x).reshape(-1, INPUT)))(x)
     wanted, wanted_scale = np.asarray(wanted), np.asarray(wanted_scale)[:, 0]
     flat = np.asarray(x, np.float64).reshape(-1, INPUT)
     # Squares of a norm end at 1e19.
@@ -156,7 +156,7 @@ def problem(rows, inputs, outputs, dtype, seed=0):
     exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
     exact = exact * np.asarray(scales[0], np.float64)[:, None] * np.asarray(scales[1], np.float64)
     exact = exact[:rows] + np.asarray(bias, np.float64)
-    return Quantised(x, scales[0], (rows, inputs), jnp.dtype(dtype)), w, scales[1], bias, exact
+    return Quantized(x, scales[0], (rows, inputs), jnp.dtype(dtype)), w, scales[1], bias, exact
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=slow)])
@@ -175,9 +175,9 @@ TAIL = (150, 2 * INPUTS, 4 * COLUMNS)
 @pytest.mark.parametrize(
     "dtype,cut",
     [
-        ("bfloat16", Tiles(2 * COLUMNS, 3, 1)),  # one program for all tiles
-        pytest.param("bfloat16", Tiles(COLUMNS, 5, 3), marks=slow),  # some have a tile more
-        pytest.param("float32", Tiles(COLUMNS, 4, 8), marks=slow),
+        ("bfloat16", ProductTiles(2 * COLUMNS, 3, 1)),  # one program for all tiles
+        pytest.param("bfloat16", ProductTiles(COLUMNS, 5, 3), marks=slow),  # some have a tile more
+        pytest.param("float32", ProductTiles(COLUMNS, 4, 8), marks=slow),
     ],
 )
 def test_the_product_of_the_hopper_kernel(dtype, cut, monkeypatch):
@@ -206,9 +206,9 @@ def test_lowers_to_cuda_at_the_sizes_of_many_views():
     rows = 1000 * 1374  # not a multiple of 8, and codes of 4096 inputs above 4 GiB
 
     def call(x, gamma, w, scale, bias):
-        codes = quantise_before(x, Norm(gamma, bias[:1024], 1e-5, jnp.bfloat16))
+        codes = quantize_before(x, Norm(gamma, bias[:1024], 1e-5, jnp.bfloat16))
         y = linear(codes, w, scale, bias, implementation="mosaic")
-        return quantise_before(y, Gelu(jnp.bfloat16))
+        return quantize_before(y, Gelu(jnp.bfloat16))
 
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
@@ -229,7 +229,7 @@ def test_lowers_to_cuda_at_the_sizes_of_many_views():
 def test_codes_of_two_to_four_gigabytes_get_an_array_that_is_addressed_with_64_bits():
     for rows in (2**19 - 8, 2**19 + 8, 2**20, 2**20 + 8):
         x = jax.ShapeDtypeStruct((rows, 4096), jnp.bfloat16)
-        held = jax.eval_shape(quantise_rows, x).codes.size
+        held = jax.eval_shape(quantize_rows, x).codes.size
         assert held >= rows * 4096 and not 2**31 < held <= 2**32
         assert held == rows * 4096 or held < 2**32 + 2**17
 
@@ -249,12 +249,12 @@ def test_tiles_fit_and_leave_few_processors_idle():
 
 
 def test_chosen_by_device_sizes_and_formats():
-    usual = Product(2748, 1024, 3072, jnp.bfloat16)
+    usual, choose = Product(2748, 1024, 3072, jnp.bfloat16), OPERATOR.choose
     assert choose("auto", usual) == "xla"
     for name in ("triton", "mosaic"):
         with pytest.raises(ValueError, match="for NVIDIA GPUs and this is cpu; xla can"):
             choose(name, usual)
-    with described_gpu():
+    with proven_gpu():
         assert choose("auto", usual) == "mosaic"
         for name in ("xla", "triton", "mosaic"):
             assert choose(name, usual) == name
@@ -277,7 +277,7 @@ def test_chosen_by_device_sizes_and_formats():
             assert choose("auto", product) == chosen
             with pytest.raises(ValueError, match=message):
                 choose("mosaic", product)
-    with described_gpu("NVIDIA A100-SXM4-80GB"):
+    with proven_gpu("NVIDIA A100-SXM4-80GB"):
         assert choose("auto", usual) == "xla"
         with pytest.raises(ValueError, match="float8 products, which NVIDIA A100-SXM4-80GB has"):
             choose("triton", usual)
@@ -286,25 +286,25 @@ def test_chosen_by_device_sizes_and_formats():
 
 
 def test_is_left_to_xla_where_it_splits_arrays():
-    usual = Product(2748, 1024, 3072, jnp.bfloat16)
+    usual, choose = Product(2748, 1024, 3072, jnp.bfloat16), OPERATOR.choose
     gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
     mesh = jax.sharding.AbstractMesh(
         (2,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=gpu
     )
-    with jax.sharding.use_abstract_mesh(mesh):
+    with proven_gpu(), jax.sharding.use_abstract_mesh(mesh):
         assert choose("auto", usual) == "xla"
         with pytest.raises(ValueError, match="split over several devices"):
             choose("mosaic", usual)
     manual = jax.sharding.AbstractMesh(
         (2,), ("data",), (jax.sharding.AxisType.Manual,), abstract_device=gpu
     )
-    with jax.sharding.use_abstract_mesh(manual):
+    with proven_gpu(), jax.sharding.use_abstract_mesh(manual):
         assert choose("auto", usual) == "mosaic"
 
 
 def test_has_no_gradient_and_says_so():
     x = jnp.ones((4, 16))
     with pytest.raises(ValueError, match="no gradient; deploy the model with implementation='xla'"):
-        jax.grad(lambda x: quantise_before(x, None).scale.sum())(x)
+        jax.grad(lambda x: quantize_before(x, None).scale.sum())(x)
     w = jnp.ones((8, 16), F8)
     assert jax.eval_shape(jax.grad(lambda x: fp8_linear(x, w, jnp.ones(8)).sum()), x) is not None

@@ -1,5 +1,6 @@
 """The Hopper forward kernel: its numbers in its interpreter, its lowering, what it refuses."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,14 +9,15 @@ import numpy as np
 import pytest
 
 from lite3r_jax.kernels.block_map.table import BlockMap
-from lite3r_jax.kernels.sla.api import choose
+from lite3r_jax.kernels.sla.api import OPERATOR
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
+from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
+from tests.kernels.devices import described_gpu, proven_gpu
 from tests.kernels.sla.test_sla import Problem, table
 from tests.kernels.sla.test_triton import (
     LINEAR_KERNELS,
     check,
-    described_gpu,
     gradient,
     lowered_kernels,
     values,
@@ -65,28 +67,26 @@ def test_lowers_to_cuda_at_the_size_of_100_views():
 
 def test_runs_where_it_is_asked_for_by_name_and_can():
     x = jnp.zeros((1, 256, 1, 64), jnp.bfloat16)
-    maps = BlockMap(*[table(np.ones((1, 1, 2, 4), bool))] * 2, 128, 64)
     small = BlockMap(*[table(np.ones((1, 1, 4, 4), bool))] * 2, 64, 64)
-    with described_gpu():
-        assert choose("mosaic", "block", x, maps) == "mosaic"
-        assert choose("auto", "block", x, maps) == "triton"
-        for args, message in [
-            ((x, small), "query blocks of 64 are not 128; .*triton can"),
-            (
-                (x.astype(jnp.float32), maps),
-                "float32 is not one of bfloat16, float16; .*triton can",
-            ),
-            ((x[..., :32], maps), "head dim 32"),
+    usual = SlaCall("block", 64, jnp.bfloat16, 128, 64)
+    choose = OPERATOR.choose
+    with proven_gpu():
+        assert choose("mosaic", usual) == "mosaic"
+        assert choose("auto", usual) == "triton"
+        for other, message in [
+            ({"q_block": 64}, "query blocks of 64 are not 128; .*triton can"),
+            ({"dtype": jnp.float32}, "float32 is not one of bfloat16, float16; .*triton can"),
+            ({"head_dim": 32}, "head dim 32"),
         ]:
             with pytest.raises(ValueError, match=f"'mosaic' cannot run this: {message}"):
-                choose("mosaic", "block", *args)
+                choose("mosaic", dataclasses.replace(usual, **other))
     with described_gpu("NVIDIA A100-SXM4-80GB"), pytest.raises(ValueError, match="Hopper GPUs"):
-        choose("mosaic", "block", x, maps)
+        choose("mosaic", usual)
     if jax.default_backend() == "cpu":
         with pytest.raises(
             ValueError, match=r"'mosaic' cannot run this: .*this is cpu; .*blocked can"
         ):
-            choose("mosaic", "block", x, maps)
+            choose("mosaic", usual)
     with pytest.raises(ValueError, match="the Mosaic kernel cannot run this: query blocks of 64"):
         sla_mosaic(
             x, x, x, jnp.eye(64), small, routing="block", phi="elu1", keep=None, eps=0.0,

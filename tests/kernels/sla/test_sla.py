@@ -13,11 +13,11 @@ from lite3r_jax.attention.dense import dense_attention
 from lite3r_jax.kernels.block_map.api import block_map
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.api import sla
-from lite3r_jax.kernels.sla.blocked import Tiles, sla_blocked, sparse
+from lite3r_jax.kernels.sla.blocked import BlockedTiles, sla_blocked, sparse
 from lite3r_jax.kernels.sla.cases import ODD, REAL, Case
 from tests.kernels.sla.oracle import sla_and_gradients
 
-SMALL = Tiles(rows=2, entries=3)
+SMALL = BlockedTiles(rows=2, entries=3)
 
 # Those that are fast; the definition is checked by itself below.
 IMPLEMENTATIONS = ["blocked"]
@@ -348,7 +348,7 @@ def test_blocks_that_are_not_listed_are_not_read():
 
     @jax.jit
     def both(*args):
-        f = lambda *x: sparse(*x, jnp.ones((1, 9, 8), bool), ids, Tiles(2, 2))  # noqa: E731
+        f = lambda *x: sparse(*x, jnp.ones((1, 9, 8), bool), ids, BlockedTiles(2, 2))  # noqa: E731
         o, pull = jax.vjp(f, *args)
         return o, *pull(up)
 
@@ -405,7 +405,7 @@ def test_bad_arguments_are_named():
         ({"block_map": maps}, r"the block map is for \[B, N, Mq\] \(1, 1, 5\)"),
         ({"k_valid": jnp.ones((1, 10), bool)}, r"k_valid must be bool of shape \(1, 20\)"),
         ({"q_valid": jnp.ones((1, 10))}, "q_valid must be bool"),
-        ({"implementation": "flash"}, "there are: reference, blocked"),
+        ({"implementation": "flash"}, "there are: auto, reference, blocked"),
     ]:
         with pytest.raises(ValueError, match=message):
             call(**changes)

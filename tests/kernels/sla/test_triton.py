@@ -12,7 +12,9 @@ import pytest
 
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
-from lite3r_jax.kernels.sla.pallas_triton import refuses, sla_triton, unsupported
+from lite3r_jax.kernels.sla.limits import SlaCall, unsupported_triton
+from lite3r_jax.kernels.sla.pallas_triton import sla_triton
+from tests.kernels.devices import described_gpu
 from tests.kernels.sla.test_sla import (
     NAMES,
     PADDINGS,
@@ -158,9 +160,8 @@ def test_states_say_what_they_are_not_made_for():
         ("block3", x, maps(64, 128), "key blocks of 128"),
         ("block", x.astype(jnp.float8_e5m2), maps(64, 64), "float8_e5m2 is not one of bfloat16"),
     ]:
-        assert message in unsupported(routing, q, block_map)
-    assert unsupported("block", x, maps(128, 64)) is None
-    assert (refuses("block", x, maps(64, 64)) is None) == (jax.default_backend() == "gpu")
+        assert message in unsupported_triton(SlaCall.of(routing, q, block_map))
+    assert unsupported_triton(SlaCall.of("block", x, maps(128, 64))) is None
     with pytest.raises(ValueError, match="cannot run this: head dim 32"):
         sla_triton(
             *[x[..., :32]] * 3, jnp.eye(32), maps(64, 64), routing="block", phi="elu1", keep=None,
@@ -181,12 +182,6 @@ def shapes(case, dtype, sharding=None):
     negligible = BlockTable(described((*case.table_shape[:3], width), jnp.int32), case.k_blocks)
     masks = (described((b, t), bool) for t in (case.q_tokens, case.k_tokens))
     return q, k, k, described((d, d), jnp.float32), critical, negligible, *masks, q
-
-
-def described_gpu(kind="NVIDIA H200"):
-    """What is traced inside is for that GPU, which need not be there."""
-    gpu = jax.sharding.AbstractDevice(kind, num_cores=None, platform="cuda")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu))
 
 
 SOFTMAX_KERNELS = {"sla_forward", "sla_query_gradient", "sla_key_gradient"}

@@ -1,0 +1,100 @@
+"""Attention to some heads after the others, in the memory of these."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lite3r_jax.mesh import split_ways
+
+Attend = Callable[..., jax.Array]
+
+_QUERIES = 2**20
+
+
+def heads_at_a_time(q: jax.Array) -> int:
+    """How many heads of q [B, T, N, D] keep a GPU busy; all of them where they are spread.
+
+    A million queries are 8192 blocks of 128, and a copy of them takes 128 MiB with 64 channels of
+    two bytes.
+    """
+    b, t, n, _ = q.shape
+    most = n if split_ways() > 1 else max(1, min(n, _QUERIES // (b * t)))
+    return max(size for size in range(1, most + 1) if n % size == 0)
+
+
+def map_head_groups(
+    attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, *shared: Any, size: int = 1
+) -> jax.Array:
+    """`attend(q, k, v, *shared)` for some heads at a time.
+
+    Heads are cut out of q, k and v when their turn comes, and their outputs and gradients are
+    written to their places; outputs to those of the queries where dtypes allow, which are not
+    needed any more. Of all heads together there is only what `attend` keeps for its backward pass;
+    `lax.map` would also hold q, k, v and the output with their heads in front.
+
+    Args:
+        attend: of [B, Tq, size, D], twice [B, Tk, size, D] and what is shared, to
+            [B, Tq, size, D] in the dtype of v.
+        q: [B, Tq, N, D].
+        k: [B, Tk, N, D].
+        v: [B, Tk, N, D].
+        *shared: arrays that the heads share.
+        size: heads at a time; divides N.
+
+    Returns:
+        [B, Tq, N, D] in the dtype of v.
+    """
+    if size == q.shape[2]:
+        return attend(q, k, v, *shared)
+    firsts = np.arange(0, q.shape[2], size)
+
+    def cut(x: jax.Array, first: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(x, first, size, axis=2)
+
+    def put(x: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(x, part, first, axis=2)
+
+    def over_queries(
+        turn: Callable[..., tuple[jax.Array, Any]], q: jax.Array, dtype: Any
+    ) -> tuple[jax.Array, Any]:
+        """Outputs of turn(queries of some heads, first one), and what else it gives, stacked."""
+        in_place = q.dtype == dtype
+
+        def step(o, first):
+            part, kept = turn(cut(o if in_place else q, first), first)
+            return put(o, part, first), kept
+
+        return lax.scan(step, q if in_place else jnp.zeros(q.shape, dtype), firsts)
+
+    @jax.custom_vjp
+    def run(q, k, v, *shared):
+        def turn(some, first):
+            return attend(some, cut(k, first), cut(v, first), *shared), None
+
+        return over_queries(turn, q, v.dtype)[0]
+
+    def forward(q, k, v, *shared):
+        def turn(some, first):
+            return jax.vjp(attend, some, cut(k, first), cut(v, first), *shared)
+
+        return over_queries(turn, q, v.dtype)
+
+    def backward(pulls, up):
+        def step(carry, xs):
+            first, pull = xs
+            dq, dk, dv, *more = pull(cut(up, first))
+            whole, totals = carry
+            whole = [put(x, part, first) for x, part in zip(whole, (dq, dk, dv), strict=True)]
+            return (whole, jax.tree.map(jnp.add, totals, more)), None
+
+        start = [jnp.zeros(x.shape, x.dtype) for x in (q, k, v)]
+        totals = jax.tree.map(jnp.zeros_like, list(shared))
+        (whole, totals), _ = lax.scan(step, (start, totals), (firsts, pulls))
+        return *whole, *totals
+
+    run.defvjp(forward, backward)
+    return run(q, k, v, *shared)

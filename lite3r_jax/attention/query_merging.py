@@ -1,0 +1,276 @@
+"""Attention of fewer queries, without training: similar ones within groups of views are merged."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.matching import best_match, merge, padded, unmerge
+from lite3r_jax.attention.strategy import (
+    AttentionCore,
+    AttentionInputs,
+    AttentionStrategy,
+    IrregularTokens,
+    Layouts,
+    Role,
+    TokenLayout,
+)
+
+MOST = 4
+"""Largest factor that there is a pattern for."""
+_TURNS = (0, 3, 1, 2)  # which patch of 2 x 2 is kept, in views one after the other
+
+
+@dataclass(frozen=True)
+class MergeQueries(AttentionStrategy):
+    """Of `factor` queries one attends to all keys, averaged over those that are most like it.
+
+    The query side of Spark3R (arXiv 2605.06270). Views are cut into groups of `group` that follow
+    one another. In each of them a fixed pattern says which patches stay, other ones from view to
+    view; every other patch of the group is merged into the one whose query has the largest cosine,
+    all heads together, and gets its output. Special tokens and the reference view are never merged
+    into others. The paper leaves the pattern open: `kept_patches` is ours.
+
+    Attributes:
+        factor: of how many queries one stays, 1 to 4; 1 merges none.
+        group: views of a group.
+        protect_reference: whether all queries of the reference view stay.
+        inner: how the merged queries attend; it must take queries without a grid, as dense does.
+    """
+
+    name: ClassVar[str] = "merge_queries"
+    headline: ClassVar[frozenset[str]] = frozenset({"factor"})
+    roles: ClassVar[tuple[Role, ...]] = ("global",)
+
+    factor: int = 2
+    group: int = 20
+    protect_reference: bool = True
+    inner: AttentionStrategy = Dense()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self):
+        check_merging(self.factor, self.group)
+        if self.factor > 1 and not self.inner.takes_merged_queries:
+            raise ValueError(
+                f"inner={self.inner.name} needs queries with a grid of patches, which merged ones"
+                " do not have; choose dense, or merge none with factor=1"
+            )
+
+    @property
+    def takes_some_views(self) -> bool:
+        """See `AttentionStrategy.takes_some_views`."""
+        return self.inner.takes_some_views
+
+    @property
+    def views_in_order(self) -> bool:
+        """See `AttentionStrategy.views_in_order`."""
+        return self.factor > 1 or super().views_in_order
+
+    def context(self, x: jax.Array, layout: TokenLayout) -> Any:
+        """See `AttentionStrategy.context`."""
+        return self.inner.context(x, layout)
+
+    def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "MergedCore":
+        """A core with the parameters of the inner strategy."""
+        inner = self.inner.build(heads=heads, head_dim=head_dim, param_dtype=param_dtype, rngs=rngs)
+        return MergedCore(self, inner)
+
+    def describe(self, dtype: Any, head_dim: int) -> str:
+        """See `AttentionStrategy.describe`."""
+        return f"queries merged by {self.factor}, {self.inner.describe(dtype, head_dim)}"
+
+    def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
+        """See `AttentionStrategy.flops`; `selection` has the comparison of queries."""
+        return merged_flops(
+            layouts, head_dim, self.inner, self.factor, self.group, self.protect_reference
+        )
+
+
+class MergedCore(AttentionCore):
+    """See `MergeQueries`.
+
+    Attributes:
+        inner: core of the inner strategy.
+    """
+
+    spec: MergeQueries
+
+    def __init__(self, spec: MergeQueries, inner: AttentionCore):
+        self.spec = spec
+        self.inner = inner
+
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
+        """See `AttentionCore.__call__`."""
+        spec = self.spec
+        return with_merged_queries(
+            inputs, self.inner, spec.factor, spec.group, spec.protect_reference
+        )
+
+
+def with_merged_queries(
+    inputs: AttentionInputs,
+    attend: Callable[[AttentionInputs], jax.Array],
+    factor: int,
+    group: int,
+    protect_reference: bool,
+) -> jax.Array:
+    """What `attend` gives for merged queries, for every token.
+
+    Args:
+        inputs: of a layer.
+        attend: attention of irregular queries.
+        factor: see `MergeQueries`, likewise the others.
+        group: views.
+        protect_reference: whether the reference view stays as it is.
+
+    Returns:
+        [B, Tq, N, D].
+    """
+    if factor == 1:
+        return attend(inputs)
+    layout, _ = inputs.layouts.regular(MergeQueries.name)
+    q, rows = merge_queries(inputs.q, groups(layout, factor, group, protect_reference))
+    return unmerge(attend(inputs.with_queries(q)), rows)
+
+
+def merge_queries(q: jax.Array, of: Sequence["Groups"]) -> tuple[jax.Array, jax.Array]:
+    """Merged queries, and where every token is among them.
+
+    Args:
+        q: [B, T, N, D].
+        of: groups that have every token once.
+
+    Returns:
+        (q [B, T', N, D], rows [B, T] int32 below T').
+    """
+    b, _, heads, d = q.shape
+    flat = q.reshape(b, -1, heads * d)
+    merged, tokens, rows, first = [], [], [], 0
+    for some in of:
+        count, m = some.destinations.shape
+
+        def one(parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            match = best_match(parts[1], parts[0])[0]
+            return merge(*parts, match), match
+
+        parts = (flat[:, some.destinations], flat[:, some.sources])
+        kept, match = lax.map(one, tuple(jnp.moveaxis(x, 1, 0) for x in parts))
+        merged.append(jnp.moveaxis(kept, 0, 1).reshape(b, count * m, heads, d))
+        start = first + m * np.arange(count, dtype=np.int32)
+        own = (start[:, None] + np.arange(m, dtype=np.int32)).reshape(-1)
+        rows.append(jnp.broadcast_to(own, (b, count * m)))
+        rows.append(jnp.moveaxis(match + start[:, None, None], 0, 1).reshape(b, -1))
+        tokens += [some.destinations.reshape(-1), some.sources.reshape(-1)]
+        first += count * m
+    place = np.argsort(np.concatenate(tokens))
+    return jnp.concatenate(merged, axis=1), jnp.concatenate(rows, axis=1)[:, place]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of views with one pattern; indices of tokens in the sequence.
+
+    Attributes:
+        destinations: [groups, m] int32, tokens that stay.
+        sources: [groups, n] int32, tokens that are merged into these.
+    """
+
+    destinations: np.ndarray
+    sources: np.ndarray
+
+
+@functools.lru_cache(maxsize=64)
+def groups(
+    layout: TokenLayout, factor: int, group: int, protect_reference: bool
+) -> tuple[Groups, ...]:
+    """The groups of a scene, those of one pattern together; known from the layout alone.
+
+    Args:
+        layout: of the queries.
+        factor: see `MergeQueries`, likewise the others.
+        group: views; the last group has the rest.
+        protect_reference: whether the reference view stays as it is.
+    """
+    p, special = layout.tokens_per_view, layout.special
+    alike: dict[tuple[int, int], list[np.ndarray]] = {}
+    for first in range(0, layout.views, group):
+        views = range(first, min(first + group, layout.views))
+        stays = np.ones((len(views), p), bool)
+        for i, view in enumerate(views):
+            if not (protect_reference and view == layout.reference):
+                stays[i, special:] = kept_patches(layout.grid, factor, i).reshape(-1)
+        where = np.arange(first * p, (first + len(views)) * p, dtype=np.int32)
+        split = np.concatenate([where[stays.reshape(-1)], where[~stays.reshape(-1)]])
+        alike.setdefault((int(stays.sum()), len(views)), []).append(split)
+    result = []
+    for (kept, _), splits in alike.items():
+        together = np.stack(splits)
+        result.append(Groups(together[:, :kept], together[:, kept:]))
+    return tuple(result)
+
+
+def kept_patches(grid: tuple[int, int], factor: int, view: int) -> np.ndarray:
+    """Which patches stay, one of `factor`, other ones in every view.
+
+    Args:
+        grid: rows and columns.
+        factor: 1 to 4; 2 is a chessboard, 3 diagonals, 4 one patch of 2 x 2.
+        view: number within the group.
+
+    Returns:
+        [h, w] bool.
+    """
+    y, x = np.mgrid[: grid[0], : grid[1]]
+    if factor == MOST:
+        return 2 * (y % 2) + x % 2 == _TURNS[view % 4]
+    return (y + x + view) % factor == 0
+
+
+def merged_flops(
+    layouts: Layouts,
+    head_dim: int,
+    inner: AttentionStrategy,
+    factor: int,
+    group: int,
+    protect_reference: bool,
+) -> dict[str, int]:
+    """Operations of one head with merged queries, the comparison among them.
+
+    Args:
+        layouts: as they are without merging.
+        head_dim: D.
+        inner: attention of the merged queries.
+        factor: see `MergeQueries`, likewise the others.
+        group: views.
+        protect_reference: whether the reference view stays as it is.
+    """
+    if factor == 1:
+        return dict(inner.flops(layouts, head_dim))
+    layout, _ = layouts.regular(MergeQueries.name)
+    of = groups(layout, factor, group, protect_reference)
+    tokens = sum(some.destinations.size for some in of)
+    work = dict(inner.flops(replace(layouts, query=IrregularTokens(tokens)), head_dim))
+    pairs = sum(
+        len(some.sources) * padded(some.sources.shape[1]) * some.destinations.shape[1]
+        for some in of
+    )
+    work["selection"] = work.get("selection", 0) + 2 * pairs * head_dim
+    return work
+
+
+def check_merging(factor: int, group: int, setting: str = "factor") -> None:
+    """Refuse what there is no pattern or group for.
+
+    Raises:
+        ValueError: with the setting and what it may be.
+    """
+    if not 1 <= factor <= MOST:
+        raise ValueError(f"{setting} must be 1 to {MOST}, got {factor}")
+    if group < 1:
+        raise ValueError(f"group must be at least 1, got {group}")

@@ -1,0 +1,219 @@
+"""Spark3R: fewer queries and fewer keys by layer and number of views, without training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import jax
+from flax import nnx
+
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.key_views import (
+    check_layers,
+    check_takes_views,
+    keep_views,
+    split_context,
+    view_context,
+)
+from lite3r_jax.attention.query_merging import check_merging, merged_flops, with_merged_queries
+from lite3r_jax.attention.strategy import (
+    AttentionCore,
+    AttentionInputs,
+    AttentionStrategy,
+    Layouts,
+    Role,
+    TokenLayout,
+)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What is known of a backbone that was probed.
+
+    Attributes:
+        sensitive: global layers, of all of them, that lose much when keys are dropped.
+        reference: whether its first view is the reference view, whose queries are not merged.
+    """
+
+    sensitive: tuple[int, ...]
+    reference: bool = True
+
+
+PROBED: Mapping[int, Probed] = MappingProxyType(
+    {
+        24: Probed(tuple(range(11, 17))),  # VGGT
+        14: Probed(tuple(range(3, 13))),  # Depth Anything 3 giant
+    }
+)
+"""By number of global layers, which is all that a strategy knows of a backbone (arXiv 2605.06270,
+section IV). Of other backbones all layers count as sensitive."""
+
+
+@dataclass(frozen=True)
+class Spark3R(AttentionStrategy):
+    """Queries are merged within groups of views, and keys are those of some views only.
+
+    Asymmetric token reduction as published (arXiv 2605.06270), of which there is no public code;
+    `attention.query_merging` and `attention.key_views` have the two sides. Of S views, queries are
+    merged by 1 up to 100, 2 up to 300, 3 up to 500 and 4 above. One of r views gives keys: r is 1
+    up to 100 and S / 40 above, rounded up, in sensitive layers, and `others` times as large in the
+    rest. Not in the paper: r is at most S / 10, rounded up, since the rule would leave one view of
+    three; from 21 views on that changes nothing.
+
+    Attributes:
+        query_factor: of how many queries one attends, 1 to 4; none for the published schedule.
+        key_factor: of how many views one gives keys, in sensitive layers; none for the published
+            schedule. A number holds for all numbers of views, with no bound by S.
+        others: factor of the number of dropped views in layers that are not sensitive.
+        sensitive: layers of the role; none for the published ones (`PROBED`), and all where
+            nobody has looked.
+        choose: "stride" (every r-th view, as published; for videos) or "diverse" (as many views by
+            farthest-point sampling; for photos in no order, with query_factor=1).
+        group: views within which queries are merged.
+        protect_reference: whether queries of the reference view are never merged; none for what the
+            backbone asks for.
+        inner: how the rest attends. Where queries are merged, it must take them without a grid.
+    """
+
+    name: ClassVar[str] = "spark3r"
+    roles: ClassVar[tuple[Role, ...]] = ("global",)
+
+    query_factor: int | None = None
+    key_factor: int | None = None
+    others: int = 3
+    sensitive: tuple[int, ...] | None = None
+    choose: Literal["stride", "diverse"] = "stride"
+    group: int = 20
+    protect_reference: bool | None = None
+    inner: AttentionStrategy = Dense()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self):
+        for name in ("key_factor", "others"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        factor = 1 if self.query_factor is None else self.query_factor
+        check_merging(factor, self.group, "query_factor")
+        check_takes_views(self.inner)
+        if self.query_factor != 1 and not self.inner.takes_merged_queries:
+            raise ValueError(
+                f"inner={self.inner.name} needs queries with a grid of patches, which merged ones"
+                " do not have; set query_factor=1, or choose dense"
+            )
+
+    @property
+    def takes_some_views(self) -> bool:
+        """See `AttentionStrategy.takes_some_views`."""
+        return False
+
+    @property
+    def views_in_order(self) -> bool:
+        """See `AttentionStrategy.views_in_order`."""
+        return (self.query_factor or 1) > 1 or (
+            self.choose == "stride" and (self.key_factor or 1) > 1
+        )
+
+    def check(self, depth: int) -> None:
+        """See `AttentionStrategy.check`."""
+        super().check(depth)
+        check_layers("sensitive", self.sensitive or (), depth)
+
+    def resolve(self, role: Role, layer: int, depth: int, views: int) -> "Spark3R":
+        """See `AttentionStrategy.resolve`."""
+        here = super().resolve(role, layer, depth, views)
+        probed = PROBED.get(depth, Probed(tuple(range(depth))))
+        sensitive = probed.sensitive if self.sensitive is None else self.sensitive
+        protect = probed.reference if self.protect_reference is None else self.protect_reference
+        keys = self._keys(1 if layer in sensitive else self.others, views)
+        return replace(
+            here,
+            query_factor=self.query_factor or published_query_factor(views),
+            key_factor=keys,
+            others=1,
+            sensitive=(),
+            protect_reference=protect,
+        )
+
+    def context(self, x: jax.Array, layout: TokenLayout) -> Any:
+        """See `AttentionStrategy.context`: the views that any layer may choose, in order."""
+        views = layout.views
+        factors = {self._keys(times, views) for times in (1, self.others)} - {1}
+        if self.choose == "stride" or not factors:
+            return view_context(x, layout, views, self.inner)
+        return view_context(x, layout, -(-views // min(factors)), self.inner)
+
+    def build(
+        self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
+    ) -> "Spark3RCore":
+        """A core with the parameters of the inner strategy."""
+        inner = self.inner.build(heads=heads, head_dim=head_dim, param_dtype=param_dtype, rngs=rngs)
+        return Spark3RCore(self, inner)
+
+    def describe(self, dtype: Any, head_dim: int) -> str:
+        """See `AttentionStrategy.describe`."""
+        factors = (("queries", self.query_factor), ("keys", self.key_factor))
+        told = [f"{side} / {factor or 'by views'}" for side, factor in factors]
+        return f"spark3r {' and '.join(told)}, {self.inner.describe(dtype, head_dim)}"
+
+    def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
+        """See `AttentionStrategy.flops`; for settings of `resolve`."""
+        key = layouts.regular_keys(self.name)
+        kept = replace(layouts, key=key.keep(self.kept(key.views)))
+        factor, protect = _resolved(self.query_factor), bool(_resolved(self.protect_reference))
+        return merged_flops(kept, head_dim, self.inner, factor, self.group, protect)
+
+    def kept(self, views: int) -> tuple[int, ...]:
+        """The views that give keys, in order; -1 for one that only the data decides."""
+        factor = _resolved(self.key_factor)
+        if self.choose == "diverse" and factor > 1:
+            return (0, *[-1] * (-(-views // factor) - 1))
+        return tuple(range(0, views, factor))
+
+    def _keys(self, times: int, views: int) -> int:
+        """Of how many views one gives keys, in layers with that factor."""
+        if self.key_factor is None:
+            return min(times * published_key_factor(views), -(-views // 10))
+        return times * self.key_factor
+
+
+class Spark3RCore(AttentionCore):
+    """See `Spark3R`.
+
+    Attributes:
+        inner: core of the inner strategy.
+    """
+
+    spec: Spark3R
+
+    def __init__(self, spec: Spark3R, inner: AttentionCore):
+        self.spec = spec
+        self.inner = inner
+
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
+        """See `AttentionCore.__call__`; with settings of `resolve`."""
+        spec = self.spec
+        order, inputs = split_context(inputs)
+        views = inputs.layouts.regular_keys(spec.name).views
+        return with_merged_queries(
+            keep_views(inputs, spec.kept(views), order),
+            self.inner,
+            _resolved(spec.query_factor),
+            spec.group,
+            bool(_resolved(spec.protect_reference)),
+        )
+
+
+def published_query_factor(views: int) -> int:
+    """Of how many queries one attends in a scene of so many views (arXiv 2605.06270)."""
+    return 1 + sum(views > limit for limit in (100, 300, 500))
+
+
+def published_key_factor(views: int) -> int:
+    """Of how many views one gives keys in sensitive layers (arXiv 2605.06270)."""
+    return 1 if views <= 100 else -(-views // 40)
+
+
+def _resolved(setting: int | None) -> int:
+    if setting is None:
+        raise ValueError("spark3r: its schedule is known in a model only; call resolve first")
+    return setting

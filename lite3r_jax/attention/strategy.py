@@ -1,0 +1,477 @@
+"""The contract of an attention strategy: what a layer gives it, and what it gives back.
+
+Every attention site of every backbone builds its core from an `AttentionStrategy`. A core maps
+queries, keys and values [B, T, N, D] (already normed and rotated) to outputs of the same layout;
+qkv, qk-norm, RoPE and the output projection belong to the layer around it
+(`lite3r_jax.layers.attention`), so a new strategy touches one file and works in every backbone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Role = Literal["patch", "frame", "global", "camera", "head"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the tokens of one side (queries or keys) come from. Static.
+
+    Tokens are ordered view by view; within a view the special tokens come first, then the patches
+    row by row.
+
+    Attributes:
+        views: number of views S that share one sequence (1 when each view attends to itself).
+        special: special tokens per view (camera and register tokens).
+        grid: patch grid (h, w) of a view; (0, 0) where a view has no patches.
+        scope: "frame" when a sequence is one view, "global" when it spans all views of a scene.
+        kept: which views of the scene these are, where a strategy has dropped others: their numbers
+            in this order, -1 for one that only the data decides. None: all of them.
+        has_reference: whether the first view of a scene is its reference view, which strategies may
+            treat apart; False for models in which all views are equal.
+    """
+
+    views: int
+    special: int
+    grid: tuple[int, int]
+    scope: Literal["frame", "global"]
+    kept: tuple[int, ...] | None = None
+    has_reference: bool = True
+
+    @property
+    def tokens_per_view(self) -> int:
+        """P, tokens per view."""
+        return self.special + self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """T, tokens of one sequence."""
+        return self.views * self.tokens_per_view
+
+    @property
+    def reference(self) -> int | None:
+        """Position of the scene's reference view among these; None if it is not one of several."""
+        if self.scope == "frame" or not self.has_reference:
+            return None
+        if self.kept is None:
+            return 0
+        return self.kept.index(0) if 0 in self.kept else None
+
+    def keep(self, views: Sequence[int]) -> "TokenLayout":
+        """The layout of some of these views.
+
+        Args:
+            views: their positions here, -1 for one that only the data decides.
+        """
+        here = range(self.views) if self.kept is None else self.kept
+        kept = tuple(-1 if view < 0 else here[view] for view in views)
+        return replace(self, views=len(kept), kept=kept)
+
+    def keep_patches(self, step: int) -> "TokenLayout":
+        """The layout with every `step`-th row and column of patches, the first ones among them."""
+        h, w = self.grid
+        return replace(self, grid=(-(-h // step), -(-w // step)))
+
+
+@dataclass(frozen=True)
+class IrregularTokens:
+    """Tokens without a grid, as merging leaves them: their number is all that is known. Static."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layouts of the query side and of the key side.
+
+    They are equal unless a strategy reduces one of the sides.
+    """
+
+    query: TokenLayout | IrregularTokens
+    key: TokenLayout | IrregularTokens
+
+    @classmethod
+    def both(cls, layout: TokenLayout) -> "Layouts":
+        """Queries and keys are the same tokens."""
+        return cls(layout, layout)
+
+    def regular(self, who: str) -> tuple[TokenLayout, TokenLayout]:
+        """Both sides, for a strategy that needs views and grids of patches.
+
+        Args:
+            who: name of the strategy, for the message.
+
+        Raises:
+            ValueError: one of them is irregular.
+        """
+        return _regular(self.query, "queries", who), _regular(self.key, "keys", who)
+
+    def regular_keys(self, who: str) -> TokenLayout:
+        """The side of the keys alone; likewise."""
+        return _regular(self.key, "keys", who)
+
+
+def _regular(layout: TokenLayout | IrregularTokens, side: str, who: str) -> TokenLayout:
+    if isinstance(layout, IrregularTokens):
+        raise ValueError(
+            f"attention strategy {who} needs views with a grid of patches, but its {side} are"
+            f" {layout.tokens} tokens without one; use dense inside of a strategy that merges"
+            " tokens"
+        )
+    return layout
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFunctions:
+    """What a strategy may compute with the weights of its layer. All of them are pure.
+
+    Attributes:
+        project: x [B, T, C] -> queries, keys and values [B, T, N, D], before norm and rotation; T
+            may be any tokens.
+        norm: (queries, keys) [B, T, N, D] -> likewise, float32; what is given if there is no norm.
+        rotate: (queries or keys [B, T, N, D], positions [T, 2] (y, x)) -> likewise, float32; what
+            is given if the layer rotates nothing. Positions may be of any sequence of tokens; where
+            T is a multiple of their number they repeat.
+        positions: [P, 2] int32 (y, x) of the tokens of one view, alike in all views; None if the
+            layer rotates nothing.
+    """
+
+    project: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+    norm: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    rotate: Callable[[jax.Array, Any], jax.Array]
+    positions: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """All that a strategy gets in one layer. What it does not ask for is not computed.
+
+    Attributes:
+        q: [B, Tq, N, D] queries, normed and rotated.
+        k: [B, Tk, N, D] keys, normed and rotated.
+        v: [B, Tk, N, D] values.
+        layouts: layouts of queries and keys.
+        shared: what `AttentionStrategy.context` gave for this forward pass, or None.
+        layer: functions of the layer; None where attention is called without one.
+        of_queries: gives the layer's normed input at the queries; see `x`.
+        of_keys: likewise at the keys; see `key_x`.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    layouts: Layouts
+    shared: Any = None
+    layer: LayerFunctions | None = None
+    of_queries: Callable[[], jax.Array] | None = None
+    of_keys: Callable[[], jax.Array] | None = None
+
+    @property
+    def x(self) -> jax.Array:
+        """[B, Tq, C] the layer's normed input, of the tokens that are the queries.
+
+        Raises:
+            ValueError: queries are no tokens of the layer any more, or there is no layer.
+        """
+        return _called(self.of_queries, "queries")
+
+    @property
+    def key_x(self) -> jax.Array:
+        """[B, Tk, C] likewise, of the tokens that are the keys.
+
+        Raises:
+            ValueError: keys are no tokens of the layer any more, or there is no layer.
+        """
+        return _called(self.of_keys, "keys")
+
+    @property
+    def functions(self) -> LayerFunctions:
+        """`layer`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.layer is None:
+            raise ValueError("this attention strategy needs the functions of its layer")
+        return self.layer
+
+    def keep_key_views(
+        self, views: Sequence[int], chosen: jax.Array | None = None
+    ) -> "AttentionInputs":
+        """The same with the keys of some views only, which stay regular.
+
+        Args:
+            views: their positions among the views of the keys, static; with `chosen`, -1 for one
+                that only the data decides.
+            chosen: [B, K] int32, the positions for every scene, where the data decides.
+
+        Raises:
+            ValueError: keys are irregular.
+        """
+        layout = self.layouts.regular_keys("keep_key_views")
+        at = np.asarray(views)
+
+        def cut(x: jax.Array) -> jax.Array:
+            by_view = x.reshape(x.shape[0], layout.views, -1, *x.shape[2:])
+            if chosen is None:
+                some = by_view[:, at]
+            else:
+                where = chosen.reshape(*chosen.shape, *[1] * (by_view.ndim - 2))
+                some = jnp.take_along_axis(by_view, where, axis=1)
+            return some.reshape(x.shape[0], -1, *x.shape[2:])
+
+        return self._cut_keys(cut, layout.keep(views))
+
+    def keep_key_patches(self, step: int) -> "AttentionInputs":
+        """The same with the keys of every `step`-th row and column of patches, and special tokens.
+
+        Raises:
+            ValueError: keys are irregular.
+        """
+        layout = self.layouts.regular_keys("keep_key_patches")
+        h, w = layout.grid
+        patches = layout.special + np.arange(h * w).reshape(h, w)[::step, ::step]
+        kept = np.concatenate([np.arange(layout.special), patches.reshape(-1)])
+
+        def cut(x: jax.Array) -> jax.Array:
+            by_view = x.reshape(x.shape[0], layout.views, -1, *x.shape[2:])
+            return by_view[:, :, kept].reshape(x.shape[0], -1, *x.shape[2:])
+
+        return self._cut_keys(cut, layout.keep_patches(step))
+
+    def within_views(self) -> "AttentionInputs":
+        """Every view as a sequence of its own, [B * S, P, N, D]; `shared` once for each of them.
+
+        Raises:
+            ValueError: queries and keys are not the tokens of the same views.
+        """
+        query, key = self.layouts.regular("within_views")
+        if query != key:
+            raise ValueError("within_views: queries and keys must be the same tokens")
+        layout = TokenLayout(1, key.special, key.grid, "frame")
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, layout.tokens, *x.shape[2:])
+
+        q_x, k_x = self.of_queries, self.of_keys
+        return replace(
+            self,
+            q=split(self.q),
+            k=split(self.k),
+            v=split(self.v),
+            layouts=Layouts.both(layout),
+            shared=jax.tree.map(lambda x: jnp.repeat(x, key.views, axis=0), self.shared),
+            of_queries=None if q_x is None else lambda: split(q_x()),
+            of_keys=None if k_x is None else lambda: split(k_x()),
+        )
+
+    def _cut_keys(
+        self, cut: Callable[[jax.Array], jax.Array], layout: TokenLayout
+    ) -> "AttentionInputs":
+        of_keys = self.of_keys
+        return replace(
+            self,
+            k=cut(self.k),
+            v=cut(self.v),
+            layouts=replace(self.layouts, key=layout),
+            of_keys=None if of_keys is None else lambda: cut(of_keys()),
+        )
+
+    def with_queries(self, q: jax.Array) -> "AttentionInputs":
+        """The same with other queries [B, any number, N, D], which are irregular from then on."""
+        layouts = replace(self.layouts, query=IrregularTokens(q.shape[1]))
+        return replace(self, q=q, layouts=layouts, of_queries=None)
+
+
+def _called(of: Callable[[], jax.Array] | None, side: str) -> jax.Array:
+    if of is None:
+        raise ValueError(
+            f"this attention strategy looks at the layer's input at its {side}, which are no tokens"
+            " of a layer here"
+        )
+    return of()
+
+
+class AttentionCore(nnx.Module):
+    """What stands between q, k, v and o: the parameters of one site. Subclasses are called.
+
+    Attributes:
+        spec: settings of the strategy. A core inside of another one has the name of the setting
+            that it is made of, so that a schedule reaches it.
+    """
+
+    spec: "AttentionStrategy"
+
+    def adopt(self, spec: "AttentionStrategy") -> None:
+        """Go on with settings that `AttentionStrategy.resolve` gave.
+
+        Raises:
+            TypeError: of another strategy.
+        """
+        if type(spec) is not type(self.spec):
+            raise TypeError(
+                f"attention strategy {self.spec.name}: its schedule gave settings of {spec.name};"
+                " resolve must give its own"
+            )
+        for entry in fields(spec):
+            if isinstance(inner := getattr(self, entry.name, None), AttentionCore):
+                inner.adopt(getattr(spec, entry.name))
+        self.spec = spec
+
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
+        """Attend.
+
+        Args:
+            inputs: queries, keys, values and what else there is.
+
+        Returns:
+            [B, Tq, N, D] in the dtype of `v`.
+        """
+        raise TypeError(f"{type(self).__name__} does not define __call__")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the name of a plan stands for, besides the strategy.
+
+    Attributes:
+        role: the sites that get the strategy, others being dense; None for all of them.
+        settings: other than the strategy's defaults.
+    """
+
+    role: Role | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttentionStrategy:
+    """Frozen, hashable settings of one strategy; a subclass is a frozen dataclass.
+
+    It is made known by `attention.registry`, which has the rules for its settings.
+
+    Attributes:
+        name: in plans, in files and on the command line.
+        runtime: settings that say how it is computed and not what: kernels, mesh axes. They are no
+            part of a model and stand in no file.
+        headline: settings that the text of a plan says in any case, since figures depend on them.
+        presets: further names of plans with this strategy; one of them may be `name` itself, which
+            stands for the strategy at all of its sites otherwise.
+        roles: the sites where it makes sense; a plan with others is refused.
+    """
+
+    name: ClassVar[str] = ""
+    runtime: ClassVar[frozenset[str]] = frozenset()
+    headline: ClassVar[frozenset[str]] = frozenset()
+    presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
+    roles: ClassVar[tuple[Role, ...]] = ROLES
+
+    @property
+    def takes_merged_queries(self) -> bool:
+        """Whether its queries may be tokens without a grid, as merging leaves them."""
+        return False
+
+    @property
+    def takes_some_views(self) -> bool:
+        """Whether its keys may be those of some of the views."""
+        return True
+
+    @property
+    def views_in_order(self) -> bool:
+        """Whether settings of `resolve` take views that follow one another for similar ones.
+
+        Photos in no order are then reconstructed worse, which entrances say.
+        """
+        inner = (getattr(self, f.name) for f in fields(self))
+        return any(x.views_in_order for x in inner if isinstance(x, AttentionStrategy))
+
+    def check(self, depth: int) -> None:
+        """Refuse settings that do not fit a backbone.
+
+        Args:
+            depth: number of layers of the role.
+
+        Raises:
+            ValueError: settings name a layer that is not there.
+        """
+        for inner in (getattr(self, f.name) for f in fields(self)):
+            if isinstance(inner, AttentionStrategy):
+                inner.check(depth)
+
+    def model(self) -> Self:
+        """The same strategy with the defaults of `runtime`, here and in strategies inside of it.
+
+        Equal ones compute the same.
+        """
+        usual: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in self.runtime}
+        inner = {f.name: getattr(self, f.name) for f in fields(self)}
+        inner = {k: v.model() for k, v in inner.items() if isinstance(v, AttentionStrategy)}
+        return replace(self, **usual | inner)
+
+    def resolve(self, role: Role, layer: int, depth: int, views: int) -> Self:
+        """The settings at one site, for schedules; strategies inside of this one are asked, too.
+
+        Args:
+            role: of the site.
+            layer: its number among the layers of the role.
+            depth: number of these.
+            views: S of the scene, or 1 where that is not known (encoders of single images).
+
+        Returns:
+            Settings of the same strategy with parameters of the same shapes.
+        """
+        inner = {f.name: getattr(self, f.name) for f in fields(self)}
+        inner = {
+            name: value.resolve(role, layer, depth, views)
+            for name, value in inner.items()
+            if isinstance(value, AttentionStrategy)
+        }
+        return replace(self, **inner) if inner else self
+
+    def context(self, x: jax.Array, layout: TokenLayout) -> Any:
+        """What all layers of a stack share in one forward pass, computed before the first of them.
+
+        Args:
+            x: [B, T, C] float32, tokens that enter the stack.
+            layout: of these.
+
+        Returns:
+            Arrays with B first, in any pytree, which layers get as `AttentionInputs.shared`; None
+            for none. A strategy around another one hands on what that one wants.
+        """
+        del x, layout
+        return None
+
+    def build(
+        self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
+    ) -> AttentionCore:
+        """The core for one attention site, whose layer has C = heads x head_dim channels."""
+        raise NotImplementedError(f"attention strategy {self.name} does not define build")
+
+    def describe(self, dtype: Any, head_dim: int) -> str:
+        """Strategy and kernel that run here for that compute dtype and head size, for reports."""
+        del dtype, head_dim
+        told = [
+            f"{f.name} {getattr(self, f.name)}" for f in fields(self) if f.name in self.headline
+        ]
+        return ", ".join([self.name, *told])
+
+    def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
+        """Floating-point operations of one head over one sequence, two per multiply-add.
+
+        Args:
+            layouts: layouts of queries and keys.
+            head_dim: size of the head.
+
+        Returns:
+            Of the matrix products between q, k and v: `softmax`; `selection`, which keys it sees;
+            `linear`, the linear part; and `layers`, with own weights. Those that a strategy does
+            not have may be absent.
+        """
+        raise NotImplementedError(f"attention strategy {self.name} does not define flops")

@@ -1,0 +1,291 @@
+"""What the models of all backbones share: plan and sites, checks of a call, the compiled pass."""
+
+import functools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.strategy import Role
+from lite3r_jax.backbones.base import Choice, ImageInput, Input, Prediction, Tap
+from lite3r_jax.errors import InputError, did_you_mean, unknown_name
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a forward pass goes; static.
+
+    Attributes:
+        choices: (name, value) of every choice that the model has.
+        taps: names of intermediates that are returned.
+        frame_chunk: frames that the dense heads handle at a time.
+        remat: whether gradients compute layers again.
+    """
+
+    choices: tuple[tuple[str, Any], ...] = ()
+    taps: tuple[str, ...] = ()
+    frame_chunk: int = 1
+    remat: bool = False
+
+    def __getitem__(self, choice: str) -> Any:
+        """The value of a choice."""
+        return dict(self.choices)[choice]
+
+
+@dataclass(frozen=True)
+class RoleSize:
+    """The attention layers of one role.
+
+    Attributes:
+        layers: how many.
+        head_dim: size of a head.
+        dtype: in which they compute; None for the dtype of the model.
+    """
+
+    layers: int
+    head_dim: int
+    dtype: Any = None
+
+
+_PUBLISHED_TABLE = 518  # side of the images that position tables of published models are for
+
+
+class BackboneModel(nnx.Module):
+    """A model of a backbone; the contract is `backbones.base.Backbone`.
+
+    A subclass declares `parts` and `taps`, and `choices` and `inputs` where it has some; its
+    `__init__` calls this one's first; it defines `roles`, `forward` and `operations`.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {}
+    taps: ClassVar[Mapping[str, Tap]] = {}
+    choices: ClassVar[Mapping[str, Choice]] = {}
+    inputs: ClassVar[Mapping[str, Input]] = {}
+    published_images: ClassVar[ImageInput] = ImageInput("crop", 518)
+
+    def __init__(self, config: Any, *, heads: Sequence[str], plan: Plan | None, dtype: Any):
+        """Check and keep what a model is built for.
+
+        Args:
+            config: sizes.
+            heads: which heads to have, of `parts`.
+            plan: attention strategy of every site; dense everywhere when None.
+            dtype: compute dtype of encoder and trunk.
+
+        Raises:
+            InputError: an unknown head.
+            ValueError: the plan has a rule without a site.
+        """
+        self.heads = check_heads(heads, self.parts)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        plan = Plan() if plan is None else plan
+        sites: dict[Role, int] = {role: size.layers for role, size in self.roles().items()}
+        plan.check(sites)
+        self._sites = plan, tuple(sites.items())
+
+    @classmethod
+    def images_for(cls, config: Any) -> ImageInput:
+        """See `Backbone`: those of the authors for models with their table of positions.
+
+        A table for other images (`config.img_size`) is of a model that was trained here, and is
+        taken to be for squares of that side.
+        """
+        side = getattr(config, "img_size", _PUBLISHED_TABLE)
+        return cls.published_images if side == _PUBLISHED_TABLE else ImageInput("pad", side)
+
+    def roles(self) -> dict[Role, RoleSize]:
+        """The attention layers of every role, for `config` and `heads`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define roles")
+
+    def forward(
+        self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        """The pass itself, traced.
+
+        Args:
+            images: checked.
+            given: arrays of `inputs` that went in, by their names.
+            call: see there.
+
+        Returns:
+            (`Prediction`, intermediates by name, those of `call.taps` among them; what is not asked
+            for costs nothing).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
+        """See `Backbone`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define operations")
+
+    @property
+    def plan(self) -> Plan:
+        """Attention strategy of every site."""
+        return self._sites[0]
+
+    @property
+    def sites(self) -> dict[Role, int]:
+        """Number of attention layers of every role."""
+        return dict(self._sites[1])
+
+    @property
+    def patch_size(self) -> int:
+        """What height and width of images have to be multiples of, in pixels."""
+        return self.config.patch_size
+
+    def attention(self) -> dict[str, str]:
+        """Strategy and kernel of every role on this machine, for reports."""
+        roles = self.roles()
+        dtypes: dict[Role, Any] = {role: x.dtype or self.dtype for role, x in roles.items()}
+        head_dims: dict[Role, int] = {role: x.head_dim for role, x in roles.items()}
+        return self.plan.describe(self.sites, dtypes, head_dims)
+
+    @staticmethod
+    def normalize_cameras(extrinsics: Any) -> Any:
+        """Known cameras [S, 3, 4] of one scene in the frame that the call takes: as they are."""
+        return extrinsics
+
+    def check_given(
+        self, given: dict[str, jax.Array], batch: int, views: int
+    ) -> dict[str, jax.Array]:
+        """Refuse arrays beside the images that are none; the others as the model wants them."""
+        del batch, views
+        return given
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        taps: Collection[str] = (),
+        frame_chunk: int = 1,
+        remat: bool = False,
+        **more: Any,
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        """Reconstruct scenes. Compiled once per shape and choice.
+
+        Args:
+            images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of `patch_size`.
+            taps: names of intermediates to return.
+            frame_chunk: frames that the dense heads handle at a time: memory against speed, the
+                result is the same.
+            remat: for training: whether the gradient computes layers and dense heads again instead
+                of keeping all that is in them. Memory against about a third more time; values are
+                the same.
+            **more: arrays of `inputs`, None counting as not given, and values of `choices`.
+
+        Returns:
+            (`Prediction`, {tap: array}).
+
+        Raises:
+            InputError: images of wrong rank, dtype, size or range; an input, choice or tap that is
+                unknown or that this model has no head for; frame_chunk below 1.
+        """
+        check_images(images, self.patch_size)
+        if frame_chunk < 1:
+            raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
+        arrays = [name for each in self.inputs.values() for name in each.arrays]
+        for name in more:
+            if name not in (*arrays, *self.choices):
+                known = (*arrays, *self.choices)
+                raise InputError(
+                    f"{name}: {type(self).__name__} takes no such argument"
+                    f"{did_you_mean(name, known)}"
+                )
+        given = {name: more[name] for name in arrays if more.get(name) is not None}
+        choices = {name: more.get(name, each.default) for name, each in self.choices.items()}
+        self._check_heads_of(given, choices, taps)
+        given = self.check_given(given, *images.shape[:2])
+        graph, state = nnx.split(self)
+        call = Call(tuple(choices.items()), tuple(sorted(taps)), frame_chunk, bool(remat))
+        return _forward(graph, state, images, given, call)
+
+    def _check_heads_of(
+        self, given: Collection[str], choices: Mapping[str, Any], taps: Collection[str]
+    ) -> None:
+        """Refuse values, inputs and taps that are unknown or that need what is not there."""
+        needs: dict[str, str | None] = {}
+        for name, value in choices.items():
+            values = self.choices[name].values
+            if value not in values:
+                raise unknown_name(f"{name}:", str(value), map(str, values))
+            needs[f"{name}={value}"] = values[value]
+        there = {n for n, each in self.inputs.items() if set(each.arrays) & set(given)}
+        needs |= {name: self.inputs[name].head for name in there}
+        if unknown := sorted(set(taps) - set(self.taps)):
+            raise unknown_name("tap", unknown[0], self.taps)
+        needs |= {f"tap {name}": self.taps[name].head for name in taps}
+        for what, head in needs.items():
+            if head is not None and head not in self.heads:
+                raise InputError(f"{what}: needs the head {head}, which this model is without")
+        for name in taps:
+            wanted = self.taps[name].given
+            if wanted is not None and wanted not in there:
+                raise InputError(f"tap {name}: needs {wanted}; give them or drop the tap")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _forward(graph, state, images, given, call):
+    prediction, taps = nnx.merge(graph, state).forward(images, given, call)
+    return prediction, {name: taps[name] for name in call.taps}
+
+
+def check_images(images: Any, patch: int) -> None:
+    """Refuse what no backbone can read.
+
+    Values are looked at only where they are known, that is outside of jit.
+
+    Args:
+        images: expected [B, S, H, W, 3] float32 in [0, 1].
+        patch: patch size that H and W must be multiples of.
+
+    Raises:
+        InputError: wrong type, rank, channels, dtype, size or range.
+    """
+    wanted = "images: expected [B, S, H, W, 3] float32 in [0, 1]"
+    if not isinstance(images, (jax.Array, np.ndarray)):
+        raise InputError(f"{wanted}, got {type(images).__name__}; convert to a NumPy or JAX array")
+    if images.ndim != 5:
+        hint = "; add a batch axis with images[None]" if images.ndim == 4 else ""
+        raise InputError(f"{wanted}, got rank {images.ndim} {images.shape}{hint}")
+    if images.shape[-1] != 3:
+        hint = "; move channels last" if images.shape[2] == 3 else ""
+        raise InputError(f"{wanted}, got shape {images.shape}{hint}")
+    if images.dtype != jnp.float32:
+        hint = " / 255" if images.dtype == jnp.uint8 else ""
+        raise InputError(f"{wanted}, got {images.dtype}; use images.astype('float32'){hint}")
+    height, width = images.shape[2:4]
+    if 0 in images.shape or height % patch or width % patch:
+        raise InputError(
+            f"{wanted} with H and W multiples of {patch}, got {images.shape}; resize or pad, for "
+            f"example to {max(1, round(height / patch)) * patch} x "
+            f"{max(1, round(width / patch)) * patch}"
+        )
+    if not isinstance(images, Tracer):
+        low, high = float(images.min()), float(images.max())
+        # Not (0 <= low): a NaN must fail too.
+        if not (low >= 0 and high <= 1):
+            hint = "; divide by 255" if high > 1 else ""
+            raise InputError(f"{wanted}, got values from {low:g} to {high:g}{hint}")
+
+
+def check_heads(heads: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """The heads in the order of `known`.
+
+    Raises:
+        InputError: one of them is unknown.
+    """
+    if unknown := sorted(set(heads) - set(known)):
+        raise InputError(f"heads {unknown} are not known; choose from {', '.join(known)}")
+    return tuple(head for head in known if head in heads)
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Number of scalars in all parameters; the model may be abstract."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,151 @@
+"""Sizes of a pi^3, and their JSON form."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax import nnx
+
+from lite3r_jax.backbones.base import Published
+from lite3r_jax.backbones.config_json import from_json
+from lite3r_jax.backbones.model import count_parameters
+from lite3r_jax.errors import InputError
+from lite3r_jax.layers.rngs import traced_rngs
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """The DINOv2 encoder of single views.
+
+    Attributes:
+        img_size: side of the images that the position table was made for.
+        dim: C.
+        depth: number of blocks.
+        heads: attention heads of a block.
+        registers: register tokens, which the trunk does not see.
+    """
+
+    img_size: int = 518
+    dim: int = 1024
+    depth: int = 24
+    heads: int = 16
+    registers: int = 4
+
+
+@dataclass(frozen=True)
+class TrunkSizes:
+    """The blocks over several views.
+
+    Attributes:
+        dim: C, that of the encoder.
+        depth: number of blocks; even ones attend within a view, odd ones over all views.
+        heads: attention heads of a block.
+        registers: R, register tokens of every view.
+    """
+
+    dim: int = 1024
+    depth: int = 36
+    heads: int = 16
+    registers: int = 5
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """The three decoders in front of the heads.
+
+    Attributes:
+        dim: channels of their blocks.
+        heads: attention heads of a block.
+        depth: blocks of each.
+        point_out: channels that points and confidence are read from.
+        camera_out: channels that cameras are read from.
+    """
+
+    dim: int = 1024
+    heads: int = 16
+    depth: int = 5
+    point_out: int = 1024
+    camera_out: int = 512
+
+
+@dataclass(frozen=True)
+class Pi3Config:
+    """Sizes of a pi^3; the defaults are the published model."""
+
+    patch_size: int = 14
+    mlp_ratio: float = 4.0
+    encoder: EncoderSizes = field(default_factory=EncoderSizes)
+    decoder: TrunkSizes = field(default_factory=TrunkSizes)
+    heads: HeadSizes = field(default_factory=HeadSizes)
+
+    @property
+    def pairs(self) -> int:
+        """Number of frame blocks, and of global blocks."""
+        return self.decoder.depth // 2
+
+
+PUBLISHED = (Published("Pi3", "yyfz233/Pi3", Pi3Config(), "CC-BY-NC-4.0", "3.8 GB"),)
+
+# Keys of the JSON form that describe a test run and not the model.
+_RUN_KEYS = {"input", "input_axes"}
+# What every pi^3 has; files may say so.
+_CONSTANTS: dict[str, Any] = {
+    "rope_base": 100.0,
+    "encoder_norm_eps": 1e-6,
+    "decoder_norm_eps": 1e-6,
+    "head_norm_eps": 1e-6,
+    "qk_norm_eps": 1e-5,
+    "layer_scale": {"encoder": True, "decoder": True, "heads": False},
+    "qk_norm": {"encoder": False, "decoder": True, "heads": False},
+    "rope": {"encoder": False, "decoder": True, "heads": True},
+}
+
+
+def config_from_json(data: dict[str, Any]) -> Pi3Config:
+    """Read the JSON form; settings that are absent keep the published values.
+
+    `parameters`, if present, is checked against the model with all heads, and so are constants of
+    the architecture (eps, RoPE). Keys of a test run (input, input_axes) are accepted and ignored.
+
+    Raises:
+        InputError: unknown keys, wrong types, sizes that do not fit together.
+    """
+    expected = None
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key not in _RUN_KEYS}
+        expected = data.pop("parameters", None)
+        for key, value in _CONSTANTS.items():
+            if (given := data.pop(key, value)) != value:
+                raise InputError(f"config.{key}: {given!r}, but every pi^3 has {value!r}")
+    config = from_json(Pi3Config, data, "config")
+    _check(config)
+    if expected is not None:
+        from lite3r_jax.backbones.pi3.model import Pi3
+
+        count = count_parameters(nnx.eval_shape(lambda: Pi3(config, rngs=traced_rngs(0))))
+        if count != expected:
+            raise InputError(
+                f"config: parameters says {expected!r} but these sizes give {count:,}; correct one"
+            )
+    return config
+
+
+def _check(config: Pi3Config) -> None:
+    encoder, trunk, heads = config.encoder, config.decoder, config.heads
+    rules = [
+        (
+            encoder.img_size % config.patch_size == 0,
+            "encoder.img_size must be a multiple of patch_size",
+        ),
+        (encoder.dim == trunk.dim, "encoder.dim and decoder.dim must be equal"),
+        (encoder.dim % encoder.heads == 0, "encoder.heads must divide encoder.dim"),
+        (trunk.dim % (4 * trunk.heads) == 0, "decoder.dim / decoder.heads: a multiple of 4"),
+        (heads.dim % (4 * heads.heads) == 0, "heads.dim / heads.heads: a multiple of 4"),
+        (trunk.depth % 2 == 0, "decoder.depth must be even"),
+    ]
+    if broken := [text for ok, text in rules if not ok]:
+        raise InputError(f"config: {'; '.join(broken)}")
+
+
+def license_of(config: Pi3Config) -> str | None:
+    """The license of the published weights of these sizes."""
+    return next((known.license for known in PUBLISHED if known.config == config), None)

@@ -1,0 +1,260 @@
+"""VGGT: the model (arXiv 2503.11651; vggt/models/vggt.py).
+
+A DINOv2 encoder turns every view into patch tokens; 24 pairs of blocks attend in turn within each
+view ("frame") and over all views of the scene ("global"); heads read the tokens of four layers.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lite3r_jax import geometry
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.strategy import Role, TokenLayout
+from lite3r_jax.backbones import operations
+from lite3r_jax.backbones.base import POSE_STAGES, Input, Prediction, Tap, Tracks
+from lite3r_jax.backbones.heads import activate, run_frames
+from lite3r_jax.backbones.model import BackboneModel, Call, RoleSize
+from lite3r_jax.backbones.vggt.aggregator import Aggregator
+from lite3r_jax.backbones.vggt.camera_head import IterativeCameraHead
+from lite3r_jax.backbones.vggt.config import VGGTConfig
+from lite3r_jax.backbones.vggt.tracker import TrackConfig, Tracker
+from lite3r_jax.layers.dpt import DPT
+
+PARTS = {
+    "camera": "camera_head",
+    "depth": "depth_head",
+    "point": "point_head",
+    "track": "track_head",
+}
+QUERIES = "query points"
+# L is the depth of the stack, P the tokens of a view in the trunk, T = 1 + R + h*w in the encoder,
+# K and I camera and track iterations.
+TAPS = {
+    "patch/embed": Tap("B*S h*w C", "patches before the position embedding"),
+    "patch/tokens": Tap("B*S T C", "input of the first encoder block"),
+    "patch/blocks": Tap("L B*S T C", "output of every encoder block"),
+    "patch/attn": Tap("L B*S T C", "output of its attention layer"),
+    "patch/norm": Tap("B*S h*w C", "output of the encoder"),
+    "trunk/tokens": Tap("B S P C", "input of the first frame block"),
+    "frame/blocks": Tap("L B S P C", "output of every frame block"),
+    "frame/attn": Tap("L B S P C", "output of its attention layer"),
+    "global/blocks": Tap("L B S P C", "output of every global block"),
+    "global/attn": Tap("L B S P C", "output of its attention layer"),
+    POSE_STAGES: Tap("K B S 9", "pose encoding after every iteration", "camera"),
+    "camera/attn": Tap(
+        "K L B S 2C", "output of the attention layers of the camera trunk", "camera"
+    ),
+    "track/features": Tap("B S H/2 W/2 F", "feature maps of the tracker", "track", QUERIES),
+    "track/coords": Tap("I B S N 2", "tracks in pixels after every iteration", "track", QUERIES),
+}
+
+
+class TrackHead(nnx.Module):
+    """Feature maps by DPT, then the tracker (vggt/heads/track_head.py)."""
+
+    def __init__(
+        self, config: TrackConfig, dim: int, patch: int, *, param_dtype: Any, rngs: nnx.Rngs
+    ):
+        self.feature_extractor = DPT(
+            dim,
+            features=config.features,
+            out_channels=config.dpt_out_channels,
+            outputs=None,
+            patch=patch,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.tracker = Tracker(config, param_dtype=param_dtype, rngs=rngs)
+
+
+class VGGT(BackboneModel):
+    """The model. `prediction, taps = model(images)`."""
+
+    parts = PARTS
+    taps = TAPS
+    inputs: ClassVar[Mapping[str, Input]] = {
+        QUERIES: Input(("query_points",), "track", "[B, N, 2] (x, y) in pixels of the first view")
+    }
+
+    def __init__(
+        self,
+        config: VGGTConfig,
+        *,
+        heads: Sequence[str] = tuple(PARTS),
+        plan: Plan | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Build with random weights.
+
+        Args:
+            config: sizes.
+            heads: which of camera, depth, point, track to have.
+            plan: attention strategy of every site; dense everywhere when None.
+            dtype: compute dtype of encoder and trunk, float32 or bfloat16. LayerNorm, softmax,
+                residual stream, RoPE, position tables and the heads are float32 in any case, as
+                upstream has it under autocast.
+            param_dtype: dtype in which parameters are held.
+            rngs: random streams.
+
+        Raises:
+            InputError: an unknown head.
+            ValueError: the plan has a rule without a site.
+        """
+        super().__init__(config, heads=heads, plan=plan, dtype=dtype)
+        plan = self.plan
+        dense_heads = {*self.heads} & {"depth", "point", "track"}
+        self.aggregator = Aggregator(
+            config,
+            read=config.dpt.intermediate_layer_idx if dense_heads else (),
+            plan=plan,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        dim = 2 * config.embed_dim
+        kinds = {"param_dtype": param_dtype, "rngs": rngs}
+
+        def dense_head(outputs: int) -> DPT:
+            return DPT(
+                dim,
+                features=config.dpt.features,
+                out_channels=config.dpt.out_channels,
+                outputs=outputs,
+                patch=config.patch_size,
+                **kinds,
+            )
+
+        if "camera" in heads:
+            self.camera_head = IterativeCameraHead(config.camera_head, dim, plan=plan, **kinds)
+        if "depth" in heads:
+            self.depth_head = dense_head(2)
+        if "point" in heads:
+            self.point_head = dense_head(4)
+        if "track" in heads:
+            self.track_head = TrackHead(config.track, dim, config.patch_size, **kinds)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        query_points: jax.Array | None = None,
+        *,
+        taps: Collection[str] = (),
+        frame_chunk: int = 1,
+        remat: bool = False,
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        """Reconstruct scenes. Compiled once per shape.
+
+        Args:
+            images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of the patch size. The
+                first view defines the world frame.
+            query_points: [B, N, 2] (x, y) in pixels of the first view, to be tracked; None for no
+                tracks.
+            taps: names of intermediates to return, from `TAPS`, which gives their shapes.
+            frame_chunk: frames that the dense heads handle at a time: memory against speed, the
+                result is the same.
+            remat: for training: whether the gradient computes layers and dense heads again instead
+                of keeping all that is in them. Memory against about a third more time; values are
+                the same.
+
+        Returns:
+            (`Prediction`, {tap: array}).
+
+        Raises:
+            InputError: see `BackboneModel`.
+        """
+        return super().__call__(
+            images, query_points=query_points, taps=taps, frame_chunk=frame_chunk, remat=remat
+        )
+
+    def roles(self) -> dict[Role, RoleSize]:
+        """See `BackboneModel`."""
+        c, config = self.config.embed_dim, self.config
+        vit, trunk, camera = config.vit, config.aggregator, config.camera_head
+        roles: dict[Role, RoleSize] = {
+            "patch": RoleSize(vit.depth, c // vit.num_heads),
+            "frame": RoleSize(trunk.depth, c // trunk.num_heads),
+            "global": RoleSize(trunk.depth, c // trunk.num_heads),
+        }
+        if "camera" in self.heads:
+            roles["camera"] = RoleSize(camera.trunk_depth, 2 * c // camera.num_heads, jnp.float32)
+        return roles
+
+    def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
+        """See `BackboneModel`; nothing is tracked."""
+        config, plan, sites = self.config, self.plan, self.sites
+        c, special = config.embed_dim, 1 + config.num_register_tokens
+        frame = TokenLayout(1, special, grid, "frame")
+        scene = TokenLayout(views, special, grid, "global")
+        vit, trunk, camera = config.vit, config.aggregator, config.camera_head
+        block = (c, trunk.num_heads, trunk.mlp_ratio)
+        encoder = (c, vit.num_heads, vit.mlp_ratio)
+        parts = {
+            "encoder": operations.patch_embed(views, grid, config.patch_size, c)
+            + operations.blocks(plan.specs("patch", sites["patch"], views), frame, views, *encoder),
+            "frame": operations.blocks(
+                plan.specs("frame", trunk.depth, views), frame, views, *block
+            ),
+            "global": operations.blocks(plan.specs("global", trunk.depth, views), scene, 1, *block),
+        }
+        if "camera" in self.heads:
+            parts["camera"] = self.camera_head.operations(
+                plan.specs("camera", camera.trunk_depth, views), views
+            )
+        for head, outputs in (("depth", 2), ("point", 4)):
+            if head in self.heads:
+                parts[head] = operations.dpt(
+                    views,
+                    grid,
+                    dim=2 * c,
+                    features=config.dpt.features,
+                    out_channels=config.dpt.out_channels,
+                    outputs=outputs,
+                    patch=config.patch_size,
+                )
+        return parts
+
+    def forward(
+        self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
+    ) -> tuple[Prediction, dict[str, jax.Array]]:
+        """See `BackboneModel`."""
+        query_points = given.get("query_points")
+        config = self.config
+        size = images.shape[2:4]
+        grid = (size[0] // config.patch_size, size[1] // config.patch_size)
+        kept, taps = self.aggregator(images, call.taps, call.remat)
+        predicted: dict[str, Any] = {}
+
+        if "camera" in self.heads:
+            pose_encs, taps["camera/attn"] = self.camera_head.attended(kept[:, :, -1, 0])
+            taps[POSE_STAGES] = pose_encs
+            predicted["pose_enc"] = pose_encs[-1]
+            predicted["extrinsics"], predicted["intrinsics"] = geometry.pose_encoding_to_cameras(
+                pose_encs[-1], size
+            )
+
+        def dense(head: DPT) -> jax.Array:
+            read, special = self.aggregator.read, self.aggregator.special
+            levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
+            return run_frames(head, kept, levels, special, call.frame_chunk, grid, call.remat)
+
+        if "depth" in self.heads:
+            logits = dense(self.depth_head)
+            predicted["depth"], predicted["depth_conf"] = activate(logits, "exp", "expp1")
+        if "point" in self.heads:
+            logits = dense(self.point_head)
+            predicted["world_points"], predicted["world_points_conf"] = activate(
+                logits, "inv_log", "expp1"
+            )
+        if query_points is not None:
+            head = self.track_head
+            maps = dense(head.feature_extractor)
+            tracked, _ = head.tracker(query_points, maps)
+            taps["track/features"], taps["track/coords"] = maps, tracked.coords
+            predicted["tracks"] = Tracks(tracked.coords[-1], tracked.visibility, tracked.confidence)
+        return Prediction(**predicted), taps

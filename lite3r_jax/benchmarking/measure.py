@@ -1,0 +1,191 @@
+"""Latency and memory of one row, one number of views after the other."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.allocator import give_back_freed_memory
+from lite3r_jax.benchmarking.flops import Work
+from lite3r_jax.errors import InputError
+from lite3r_jax.infer.memory import (
+    Forward,
+    MemoryPlan,
+    out_of_memory,
+    peak_device,
+    peak_process,
+    restart_peak,
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a row is measured.
+
+    Attributes:
+        views: numbers of views, ascending.
+        height: of the network images in pixels.
+        width: likewise.
+        warmup: passes before those that are timed.
+        runs: passes that are timed.
+        seconds: limit of the time that a pass is expected to take; 0: none.
+        frame_chunk: frames that the dense heads handle at a time; None: chosen by memory.
+        limit: bytes that may be used; None: what the device has.
+        seed: of the images.
+    """
+
+    views: tuple[int, ...]
+    height: int
+    width: int
+    warmup: int = 2
+    runs: int = 10
+    seconds: float = 0.0
+    frame_chunk: int | None = None
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row at one number of views.
+
+    Attributes:
+        row: its name.
+        views: of the scene.
+        missing: why there are no figures; "" if there are.
+        seconds: every timed pass, in order; images are on the device, results are computed.
+        compile_seconds: tracing and compilation, with head chunks that were tried and did not fit.
+        frame_chunk: frames that the dense heads handled at a time.
+        weights: bytes of the parameters.
+        planned: bytes that the compiled program was expected to need in all, see `MemoryPlan`.
+        working: of these, working memory.
+        peak: bytes in use at most during the passes, None where that is not known; of the device,
+            or on a CPU of the process.
+        peak_note: what the peak is of, or why it is not known.
+        flops: of `flops.Work`.
+    """
+
+    row: str
+    views: int
+    missing: str = ""
+    seconds: tuple[float, ...] = ()
+    compile_seconds: float = 0.0
+    frame_chunk: int = 0
+    weights: int = 0
+    planned: int = 0
+    working: int = 0
+    peak: int | None = None
+    peak_note: str = ""
+    flops: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        """Of the timed passes, in seconds; NaN without any."""
+        return float(np.median(self.seconds)) if self.seconds else float("nan")
+
+    @property
+    def p95(self) -> float:
+        """The time that 95 % of the passes stay under, between passes by straight lines."""
+        return float(np.quantile(self.seconds, 0.95)) if self.seconds else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, with median and p95 of what was measured."""
+        body = asdict(self)
+        if self.seconds:
+            body |= {"median_seconds": self.median, "p95_seconds": self.p95}
+        return body
+
+
+def measure(
+    row: str,
+    model: Any,
+    protocol: Protocol,
+    *,
+    count: Callable[[Any, int, int, int], Work],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Cell]:
+    """The cells of a row, each when it is done.
+
+    Sizes go up until one does not fit or would take too long; from there on cells say so. Nothing
+    is run that does not fit the memory plan.
+
+    Args:
+        row: its name.
+        model: a backbone.
+        protocol: how.
+        count: operations of (model, views, height, width), as `flops.count`.
+        clock: seconds.
+    """
+    forward = Forward(model, protocol.limit)
+    weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
+    height, width = protocol.height, protocol.width
+    stopped, before = "", None
+    for views in protocol.views:
+        work = count(model, views, height, width)
+        if before is not None and protocol.seconds and not stopped:
+            expected = before.median * work.total / before.flops["total"]
+            if expected > protocol.seconds:
+                stopped = (
+                    f"a pass of {views} views is expected to take {expected:.0f} s, more than"
+                    f" bench.seconds={protocol.seconds:g}"
+                )
+        cell = Cell(row, views, stopped, weights=weights, flops=work.to_json())
+        if not stopped:
+            try:
+                start = clock()
+                plan = forward.try_plan(views, height, width, protocol.frame_chunk)
+                cell = replace(cell, compile_seconds=clock() - start, **_planned(plan))
+                if plan.fits:
+                    before = cell = replace(cell, **_run(forward, plan, protocol, clock))
+                else:
+                    stopped = f"does not fit: {plan}"
+            except InputError as error:  # memory ran out all the same
+                stopped = str(error)
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                stopped = f"memory ran out while {views} views were compiled or placed"
+            if stopped:
+                cell = replace(cell, missing=stopped)
+        yield cell
+
+
+def _planned(plan: MemoryPlan) -> dict[str, Any]:
+    return {
+        "frame_chunk": plan.frame_chunk,
+        "planned": plan.peak,
+        "working": plan.temporary,
+    }
+
+
+def _run(
+    forward: Forward, plan: MemoryPlan, protocol: Protocol, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """Times and peak of the passes of one plan."""
+    rng = np.random.default_rng(protocol.seed)
+    shape = (1, plan.views, plan.height, plan.width, 3)
+    images = jax.block_until_ready(jnp.asarray(rng.random(shape, dtype=np.float32)))
+    gc.collect()
+    give_back_freed_memory()  # of compiling, which is no part of a pass
+    anew = restart_peak()
+    earlier = peak_device()
+    seconds = []
+    for turn in range(protocol.warmup + protocol.runs):
+        start = clock()
+        forward(images, plan)
+        if turn >= protocol.warmup:
+            seconds.append(clock() - start)
+    if earlier is not None:  # the device's statistics cannot be begun anew
+        peak = peak_device()
+        known = peak is not None and peak > earlier
+        note = "device" if known else f"no more than the {earlier} bytes of a pass before"
+    else:
+        peak, known = peak_process(), anew
+        note = "process" if known else "this system cannot restart the peak of a process"
+    return {"seconds": tuple(seconds), "peak": peak if known else None, "peak_note": note}

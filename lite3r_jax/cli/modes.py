@@ -1,0 +1,17 @@
+"""What can be run with the settings of an experiment, by name."""
+
+from collections.abc import Callable
+
+from lite3r_jax.experiment import Experiment
+from lite3r_jax.runs import bench, evaluate, export, probe, reconstruct, train, view
+
+MODES: dict[str, Callable[[Experiment], int]] = {
+    "bench": bench.run,
+    "eval": evaluate.run,
+    "export": export.run,
+    "probe": probe.run,
+    "reconstruct": reconstruct.run,
+    "train": train.run,
+    "view": view.run,
+}
+"""Mode -> what runs it and gives the exit code."""

@@ -1,0 +1,136 @@
+"""Which parameters of a student are trained, by name, and the low-rank ones among them."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.attention.strategy import AttentionCore
+from lite3r_jax.distillation.surgery import Stack, node_at, path_of, put, stacks, variables
+from lite3r_jax.errors import InputError
+from lite3r_jax.layers.attention import Attention
+
+Trainable = Literal["strategy", "strategy+attention", "lora"]
+_LEAVES = {
+    "strategy+attention": ("qkv/kernel", "qkv/bias", "proj/kernel", "proj/bias"),
+    "lora": ("qkv_lora/down", "qkv_lora/up", "proj_lora/down", "proj_lora/up"),
+}
+
+
+class LowRank(nnx.Module):
+    """x A B with A [C, r] drawn and B [r, O] zero, so that it begins as nothing (arXiv 2106.09685).
+
+    Parameters have the leading axis of the stack that this is in.
+    """
+
+    def __init__(self, linear: nnx.Linear, rank: int, rngs: nnx.Rngs):
+        """Args: the layer to whose output this is added; r; rngs."""
+        *layers, inputs, outputs = linear.kernel.shape
+        draw = nnx.initializers.normal(1 / math.sqrt(inputs))
+        self.dtype = linear.dtype
+        self.down = nnx.Param(draw(rngs.params(), (*layers, inputs, rank), jnp.float32))
+        self.up = nnx.Param(jnp.zeros((*layers, rank, outputs), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., O] in the compute dtype."""
+        down, up = (w[...].astype(self.dtype) for w in (self.down, self.up))
+        return (x.astype(self.dtype) @ down) @ up
+
+
+class LowRankAttention(Attention):
+    """An attention layer with low-rank additions to qkv and proj, which stay what they are."""
+
+    def __init__(self, attention: Attention, rank: int, rngs: nnx.Rngs):
+        """Args: the layer, whose variables this takes over; r; rngs."""
+        self.heads = attention.heads
+        self.head_dim = attention.head_dim
+        self.dtype = attention.dtype
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.qkv_lora = LowRank(attention.qkv, rank, rngs)
+        self.proj_lora = LowRank(attention.proj, rank, rngs)
+
+    def pack(self, x: jax.Array) -> jax.Array:
+        """See `Attention.pack`."""
+        return self.qkv(x) + self.qkv_lora(x)
+
+    def unpack(self, o: jax.Array) -> jax.Array:
+        """See `Attention.unpack`."""
+        o = o.reshape(*o.shape[:2], -1)
+        return self.proj(o) + self.proj_lora(o)
+
+
+def add_low_rank(model: nnx.Module, rank: int, seed: int = 0) -> None:
+    """Give replaced attention low-rank additions, in place. The model computes what it did.
+
+    Args:
+        model: a student.
+        rank: r.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: nothing is replaced, or only some layers of a stack are.
+    """
+    rngs = nnx.Rngs(seed)
+    for stack in _replaced(model, "lora"):
+        place = (*stack.blocks, "attn")
+        put(model, place, LowRankAttention(node_at(model, place), rank, rngs))
+
+
+def trained_paths(model: nnx.Module, name: Trainable) -> tuple[str, ...]:
+    """Paths of the parameters that a set has.
+
+    `strategy`: the strategies' own parameters; of SLA at every site, as published (arXiv
+    2605.11354), 360,448 of VGGT-1B and 114,688 of Depth Anything 3 Large with all heads.
+
+    `strategy+attention`: also weights and biases of qkv and proj wherever attention is replaced.
+
+    `lora`: those of `strategy`, and the low-rank parts that `add_low_rank` made.
+
+    Args:
+        model: a student.
+        name: of the set.
+
+    Raises:
+        InputError: nothing is replaced; for the wider sets, only some layers of a stack are.
+    """
+    paths = [
+        path_of((*place, *key))
+        for place, node in nnx.iter_graph(model)
+        if isinstance(node, AttentionCore)
+        for key, _ in nnx.to_flat_state(nnx.state(node, nnx.Param))
+    ]
+    if name != "strategy":
+        paths += [
+            f"{stack.name}/attn/{leaf}"
+            for stack in _replaced(model, name)
+            for leaf in _LEAVES[name]
+        ]
+    known = variables(model)
+    if missing := [path for path in paths if path not in known]:
+        raise InputError(f"trainable {name}: the model has no {missing[0]}")
+    if not paths:
+        raise InputError(f"trainable {name}: the plan replaces no attention, nothing can learn")
+    return tuple(sorted({*paths}))  # a strategy inside of another one is met twice
+
+
+def _replaced(model: nnx.Module, name: str) -> list[Stack]:
+    changed = [stack for stack in stacks(model) if any(stack.replaced)]
+    if not changed:
+        raise InputError(f"trainable {name}: the plan replaces no attention, nothing can learn")
+    for stack in changed:
+        if not all(stack.replaced):
+            raise InputError(
+                f"trainable {name}: the plan replaces some layers of {stack.name} only, and layers"
+                " of a stack are trained together; replace all of them, or train strategy"
+            )
+    return changed
+
+
+def sizes(model: nnx.Module, paths: tuple[str, ...]) -> dict[str, int]:
+    """Path -> number of scalars."""
+    known = variables(model)
+    return {path: math.prod(np.shape(known[path][1].get_value())) for path in paths}

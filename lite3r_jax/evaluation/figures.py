@@ -1,0 +1,240 @@
+"""The pictures of one scene: photos and the truth, then what every row makes of it."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lite3r_jax import geometry
+from lite3r_jax import metrics as m
+from lite3r_jax.errors import printable
+from lite3r_jax.evaluation import render
+from lite3r_jax.evaluation.record import Record
+from lite3r_jax.evaluation.score import NO_CAMERA_HEAD, NO_DEPTH, NO_DEPTH_HEAD, ScoreOptions
+from lite3r_jax.evaluation.thumbnails import Thumbnails
+from lite3r_jax.html_report.colors import VIRIDIS, color_map
+
+ERROR_RANGE = (0.005, 0.5)
+"""Relative errors of depth from the first color to the last."""
+TRUE, PREDICTED = (195, 202, 214), (255, 158, 51)
+"""Colors of cameras."""
+_NOTHING = (128, 128, 128)
+_QUALITY = 88
+
+
+@dataclass(frozen=True, eq=False)
+class SceneFigures:
+    """What pictures are made of.
+
+    Attributes:
+        protocol: with number of views, as tables call it.
+        record: of the first row; scene and frames are those of all.
+        truth: None if the sample could not be read.
+        rows: name -> its record, and what it predicts, None after a failure.
+    """
+
+    protocol: str
+    record: Record
+    truth: Thumbnails | None
+    rows: Mapping[str, tuple[Record, Thumbnails | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One column.
+
+    Attributes:
+        name: heading.
+        note: line below it.
+        points: JPEG of points and cameras, or why there is none.
+        views: for every shown view, what it is -> JPEG, or why there is none.
+    """
+
+    name: str
+    note: str
+    points: bytes | str
+    views: Sequence[Mapping[str, bytes | str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """A scene in pictures, the truth first."""
+
+    caption: str
+    panels: Sequence[Panel]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pictures in a page."""
+        files = [
+            one
+            for panel in self.panels
+            for one in (panel.points, *(x for view in panel.views for x in view.values()))
+        ]
+        return sum((len(one) + 2) // 3 * 4 for one in files if isinstance(one, bytes))
+
+
+def figures(scene: SceneFigures, options: ScoreOptions) -> Figures:
+    """Draw a scene.
+
+    Args:
+        scene: the truth and the predictions.
+        options: alignment of depth.
+
+    Raises:
+        InputError: a prediction that cannot be aligned.
+    """
+    record, truth = scene.record, scene.truth
+    frames = ", ".join(map(str, record.frames))
+    caption = f"{printable(record.scene)}, frames {frames}"
+    if truth is None or truth.images is None:
+        return Figures(f"{caption}: failed: {record.failure}", ())
+    if len(truth.views) < len(record.frames):
+        shown = ", ".join(str(record.frames[n]) for n in truth.views)
+        caption += f"; maps and points of {shown}"
+    stage = _Stage(truth, [row[1] for row in scene.rows.values()], options)
+    panels = [stage.truth_panel()]
+    for n, (name, (row, shown)) in enumerate(scene.rows.items()):
+        panels.append(stage.panel(n, name, row, shown))
+    return Figures(caption, panels)
+
+
+class _Stage:
+    """What all panels of a scene share: reference, color scale, and place of the viewer."""
+
+    def __init__(self, truth: Thumbnails, rows: Sequence[Thumbnails | None], options: ScoreOptions):
+        assert truth.images is not None
+        self.truth, self.images, self.options = truth, truth.images, options
+        with_depth = [truth, *(row for row in rows if row is not None)]
+        self.reference = next((one for one in with_depth if one.depth is not None), truth)
+        depth = self.reference.depth
+        self.mask = None
+        self.near, self.far = 0.0, 1.0  # of the logarithm of depth
+        if depth is not None:
+            self.mask = np.isfinite(depth) & (depth > 0)
+            if self.mask.any():
+                near, far = np.percentile(np.log(depth[self.mask]), [2, 98])
+                self.near, self.far = float(near), float(far)
+        self.cloud = self._cloud(self.reference)
+        self.moved = [None if row is None else self._moved(row) for row in rows]
+        self.view = None
+        if self.cloud is not None:
+            places = [render.centers(one.extrinsics) for one in self.moved if one is not None]
+            self.view = render.viewpoint(self.cloud, np.concatenate([np.zeros((0, 3)), *places]))
+
+    def truth_panel(self) -> Panel:
+        """Photos and the true depth."""
+        depth = self.truth.depth
+        views = []
+        for n, image in enumerate(self.images):
+            true = NO_DEPTH
+            if depth is not None:
+                true = self._depth(depth[n]) if (depth[n] > 0).any() else "no true depth"
+            views.append({"photo": _jpeg(image), "true depth": true})
+        points: bytes | str = "no true points"
+        if depth is not None and self.cloud is not None and self.view is not None:
+            cameras = [(self.cloud.extrinsics, self.cloud.intrinsics, TRUE)]
+            points = _jpeg(render.draw(self.cloud, self.view, cameras))
+        return Panel("truth", "photo and true depth", points, views)
+
+    def panel(self, n: int, name: str, record: Record, shown: Thumbnails | None) -> Panel:
+        """Depth, its error, points and cameras of row number n."""
+        if shown is None:
+            return Panel(name, f"failed: {record.failure}", "failed", ())
+        depth = self._aligned(shown)
+        views = []
+        for v in range(len(shown.views)):
+            if depth is None:
+                views.append({"depth": NO_DEPTH_HEAD})
+                continue
+            error = "stands in for the truth"
+            if shown is not self.reference:
+                error = self._error(depth[v], v)
+            views.append({"depth": self._depth(depth[v]), "error": error})
+        return Panel(name, _note(record), self._points(shown, self.moved[n]), views)
+
+    def _aligned(self, shown: Thumbnails) -> np.ndarray | None:
+        depth, true = shown.depth, self.reference.depth
+        if depth is None or true is None or self.mask is None or not self.mask.any():
+            return depth
+        if shown is self.reference:
+            return depth
+        return m.align_depth(
+            depth, true, self.mask, alignment=self.options.alignment, scope=self.options.scope
+        )
+
+    def _depth(self, depth: np.ndarray) -> bytes:
+        known = np.isfinite(depth) & (depth > 0)
+        logarithm = np.log(np.where(known, depth, 1))
+        rgb = color_map((self.far - logarithm) / ((self.far - self.near) or 1.0))
+        rgb[~known] = _NOTHING
+        return _jpeg(rgb)
+
+    def _error(self, depth: np.ndarray, n: int) -> bytes | str:
+        true, mask = self.reference.depth, self.mask
+        if true is None or mask is None or not mask[n].any():
+            return "no true depth"
+        share = np.abs(depth - true[n]) / np.where(mask[n], true[n], 1)
+        low, high = np.log(ERROR_RANGE)
+        rgb = color_map((np.log(np.maximum(share, 1e-9)) - low) / (high - low), VIRIDIS)
+        rgb[~mask[n] | ~np.isfinite(share)] = _NOTHING
+        return _jpeg(rgb)
+
+    def _cloud(self, shown: Thumbnails) -> render.Cloud | None:
+        if shown.depth is None or shown.extrinsics is None or shown.intrinsics is None:
+            return None
+        cameras = shown.extrinsics, shown.intrinsics
+        cloud = render.cloud(shown.depth, self.images, shown.views, *cameras)
+        return cloud if len(cloud.xyz) else None
+
+    def _moved(self, shown: Thumbnails) -> render.Cloud | None:
+        """Where the reference is."""
+        cloud = self._cloud(shown)
+        if cloud is None or self.cloud is None or shown is self.reference:
+            return cloud
+        fit = self._similarity(shown)
+        return None if fit is None else render.moved(cloud, fit)
+
+    def _points(self, shown: Thumbnails, moved: render.Cloud | None) -> bytes | str:
+        if shown.depth is None or shown.extrinsics is None:
+            return NO_DEPTH_HEAD if shown.depth is None else NO_CAMERA_HEAD
+        if moved is None or self.cloud is None or self.view is None:
+            return "no points"
+        cameras = [(moved.extrinsics, moved.intrinsics, PREDICTED)]
+        if self.truth.depth is not None:  # else their unit is not that of the points
+            cameras.insert(0, (self.cloud.extrinsics, self.cloud.intrinsics, TRUE))
+        return _jpeg(render.draw(moved, self.view, cameras))
+
+    def _similarity(self, shown: Thumbnails) -> geometry.Sim3 | None:
+        """That brings the points onto those of the reference, pixel by pixel; None for too few."""
+        both, known = [], np.asarray(self.mask)
+        for one in (shown, self.reference):
+            assert one.depth is not None
+            assert one.extrinsics is not None and one.intrinsics is not None
+            cameras = one.extrinsics[one.views], one.intrinsics[one.views]
+            xyz, there = render.unproject(one.depth, *cameras)
+            both.append(xyz)
+            known = known & there
+        if known.sum() < 3:
+            return None
+        return geometry.fit_sim3(both[0][known], both[1][known], xp=np)
+
+
+def _note(record: Record) -> str:
+    """The errors of this scene."""
+    names = {"AbsRel": ("abs_rel", 3), "AUC@30": ("auc_30", 2), "Chamfer": ("chamfer", 3)}
+    texts = []
+    for heading, (metric, decimals) in names.items():
+        value = record.metrics.get(metric)
+        if isinstance(value, float):
+            texts.append(f"{heading} {value:.{decimals}f}")
+    return ", ".join(texts)
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=_QUALITY, optimize=True, subsampling=0)
+    return file.getvalue()

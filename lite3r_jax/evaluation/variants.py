@@ -1,0 +1,129 @@
+"""The models of a table: one for each row, that is attention x precision."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax.numpy as jnp
+
+from lite3r_jax.attention.presets import parse_plan, plan_name, plan_names, split_plans
+from lite3r_jax.deploy.checkpoint import deployed_rules
+from lite3r_jax.deploy.manifest import Deployment, find_deployment
+from lite3r_jax.distillation.checkpoint import read_student
+from lite3r_jax.errors import InputError
+from lite3r_jax.models import ModelSpec, Precision, check_model
+
+STUDENT, UNTRAINED = "student", "untrained"
+PRECISION = ("float32", "bfloat16", "fp8_weight_only", "fp8_dynamic")
+HEADS = ("camera", "depth")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model.
+
+    Attributes:
+        attention: a plan as text, see `attention.presets.parse_plan`; or student: that of a
+            distilled student; or untrained: that of the same student before its first step. Plans
+            other than dense take the teacher's weights as they are, too: the parameters that they
+            add have their first values, nothing has learned to use them.
+        precision: dtype of weights and compute, or a kind of `precision.deploy`.
+    """
+
+    attention: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """ATTENTION-PRECISION."""
+        return f"{self.attention}-{self.precision}"
+
+
+def parse_variants(
+    text: str,
+    student: str = "",
+    where: str = "evaluate.variants",
+    deployment: Deployment | None = None,
+) -> tuple[Variant, ...]:
+    """Rows from ATTENTION-PRECISION, commas between.
+
+    ATTENTION is student, untrained, or a plan such as dense or sla_global(keep=0.1); PRECISION is
+    float32, bfloat16, fp8_weight_only or fp8_dynamic.
+
+    Args:
+        text: the rows.
+        student: folder of the student; needed by the rows student and untrained.
+        where: name of the setting, for messages.
+        deployment: the weights, if they are a deployed model, which is one row and no other.
+
+    Raises:
+        InputError: a row that is none, one twice, none at all, or no student; another row than that
+            of the deployed model.
+    """
+    rows = []
+    for name in split_plans(text):
+        attention, _, precision = name.rpartition("-")
+        if not attention or precision not in PRECISION:
+            known = ", ".join((*plan_names(), STUDENT, UNTRAINED))
+            raise InputError(
+                f"{where}: expected ATTENTION-PRECISION of {known} and {', '.join(PRECISION)},"
+                f" got {name!r}"
+            )
+        if attention not in (STUDENT, UNTRAINED):
+            # the whole name: it says what is kept, and names a folder
+            attention = plan_name(parse_plan(attention, where))
+        if deployment is not None and f"{attention}-{precision}" != deployment.row:
+            raise InputError(
+                f"{where}: the weights are a deployed model, {deployment.row}, which cannot be"
+                f" {name!r}; set {where}={deployment.row}"
+            )
+        if attention in (STUDENT, UNTRAINED) and not student and deployment is None:
+            raise InputError(f"{where.rpartition('.')[0]}.student: not set, but {name!r} needs it")
+        rows.append(Variant(attention, precision))
+    if not rows or len(set(rows)) < len(rows):
+        raise InputError(f"{where}: expected at least one row and each once, got {text!r}")
+    return tuple(rows)
+
+
+def held_dtype(row: Variant) -> Any:
+    """The dtype that weights are loaded in; those that become float8 are rounded once, from it."""
+    return jnp.dtype("float32" if row.precision.startswith("fp8") else row.precision)
+
+
+def spec_of(
+    row: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
+) -> ModelSpec:
+    """The description of the model of a row; arguments as for `build_variant`.
+
+    Raises:
+        InputError: there is no such student.
+    """
+    low = row.precision.startswith("fp8")
+    compute = dtype if low else None
+    if find_deployment(Path(weights)) is not None:
+        return ModelSpec(weights, dtype=compute)
+    precision = cast(Precision, row.precision)
+    if row.attention == STUDENT:
+        return ModelSpec(weights, student, precision=precision, dtype=compute)
+    if row.attention == UNTRAINED:
+        made = read_student(Path(student))[0]
+        rules = deployed_rules(made)
+        return ModelSpec(weights, "", made.plan, precision, rules, dtype=compute)
+    return ModelSpec(weights, "", row.attention, precision, dtype=compute)
+
+
+def build_variant(
+    row: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
+) -> Any:
+    """The model of a row, with camera and depth head.
+
+    Args:
+        row: which.
+        weights: of the teacher, as for `load`, or a deployed model of this row.
+        student: folder of the student; not for a deployed model, which is complete.
+        dtype: compute dtype of rows with float8 weights; None: bfloat16.
+
+    Raises:
+        InputError: weights or student cannot be read, or do not fit together.
+    """
+    return check_model(spec_of(row, weights, student, dtype=dtype)).build(HEADS)

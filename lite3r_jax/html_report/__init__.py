@@ -1,0 +1,1 @@
+"""What results are shown with: the frame of an HTML page, charts as SVG, colors of maps."""

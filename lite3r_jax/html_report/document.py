@@ -1,0 +1,154 @@
+"""The frame of an HTML page of results, and what stands in it: one style for all of them.
+
+A page needs nothing but itself: no script, nothing is loaded, pictures are inside as data URIs, and
+its Content-Security-Policy allows nothing else. It follows the reader's light or dark scheme.
+"""
+
+import base64
+import json
+from collections.abc import Collection, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lite3r_jax.html_report.chart import Chart, svg
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_STYLE = """
+:root { color-scheme: light dark; --ground: #f7f7f5; --raised: #fff; --line: #d6d7d3;
+  --ink: #1d2025; --soft: #5c636e; --accent: #b35a00; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14161a; --raised: #1d2026;
+  --line: #2e333c; --ink: #e8eaee; --soft: #a0a7b3; --accent: #ff9e33; } }
+body { margin: 0 auto; max-width: 1240px; padding: 24px 20px 60px; background: var(--ground);
+  color: var(--ink); font: 15px/1.5 system-ui, "Noto Sans", "DejaVu Sans", sans-serif; }
+h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; }
+h2 { font-size: 18px; margin: 36px 0 8px; }
+h3 { font-size: 15px; margin: 20px 0 6px; }
+p, li { max-width: 90ch; } .soft { color: var(--soft); font-size: 13px; }
+.charts { display: grid; gap: 16px; margin-bottom: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr)); }
+.charts svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 8px; }
+@media (prefers-color-scheme: dark) { .charts svg { filter: invert(0.9) hue-rotate(180deg);
+  border-color: #ccc; } }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--raised); }
+table { border-collapse: collapse; width: 100%; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 7px; text-align: right; white-space: nowrap;
+  border-top: 1px solid var(--line); }
+th { border-top: 0; color: var(--soft); font-weight: 600; white-space: normal; }
+th.text, td.text { text-align: left; }
+td small { display: block; color: var(--soft); font-size: 11px; }
+tr.next td { border-top: 2px solid var(--soft); }
+nav a, summary { color: var(--accent); }
+nav { display: flex; gap: 16px; flex-wrap: wrap; margin-top: 8px; }
+pre { overflow-x: auto; font-size: 12px; padding: 12px; background: var(--raised);
+  border-radius: 8px; }
+.scene { display: grid; gap: 14px; padding: 12px; overflow-x: auto; margin-bottom: 20px;
+  grid-auto-flow: column; grid-auto-columns: minmax(250px, 1fr);
+  border: 1px solid var(--line); border-radius: 8px; background: var(--raised); }
+.scene figure { margin: 0; display: flex; flex-direction: column; gap: 4px; }
+.scene figcaption { min-height: 40px; font-size: 12px; color: var(--soft); }
+.scene figcaption b { color: var(--ink); font-size: 13px; }
+.scene div { display: flex; gap: 4px; } .scene div img { flex: 1; min-width: 0; }
+.scene img { width: 100%; height: auto; display: block; border-radius: 4px; }
+.scene .none { flex: 1; display: grid; place-items: center; min-height: 90px; font-size: 12px;
+  color: var(--soft); border: 1px dashed var(--line); border-radius: 4px; text-align: center; }
+.scales { display: flex; flex-wrap: wrap; gap: 6px 28px; font-size: 12px; color: var(--soft); }
+.scales span { display: flex; align-items: center; gap: 8px; }
+.scales i { display: block; width: 130px; height: 10px; border-radius: 3px; }
+.scales i.line { width: 22px; height: 3px; }
+"""
+
+
+def document(title: str, note: str, sections: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        title: heading, plain text.
+        note: line below it, plain text.
+        sections: heading -> HTML, with a link to each on top.
+    """
+    links = "".join(f'<a href="#{_id(name)}">{escape(name)}</a>' for name in sections)
+    body = "\n".join(
+        f'<section id="{_id(name)}"><h2>{escape(name)}</h2>\n{text}</section>'
+        for name, text in sections.items()
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f'<body><h1>{escape(title)}</h1><p class="soft">{escape(note)}</p><nav>{links}</nav>\n'
+        f"{body}\n</body></html>\n"
+    )
+
+
+def table(
+    cells: Sequence[Sequence[str]], words: Collection[str] = ("row",), group: int | None = None
+) -> str:
+    """A table of plain text, its head first.
+
+    A bracket that follows a number, which is its interval, stands below it.
+
+    Args:
+        cells: rows of equal length.
+        words: headings of the columns that are text and not numbers.
+        group: a new value in this column begins with a heavier line.
+    """
+    head, *rows = cells
+    marks = [' class="text"' if name in words else "" for name in head]
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        return "".join(f"<{tag}{m}>{_cell(c)}</{tag}>" for m, c in zip(marks, row, strict=True))
+
+    text, before = [], None
+    for row in rows:
+        here = None if group is None else row[group]
+        mark = ' class="next"' if here != before else ""
+        text.append(f"<tr{mark}>{line('td', row)}</tr>")
+        before = here
+    return f'<div class="wide"><table><tr>{line("th", head)}</tr>{"".join(text)}</table></div>\n'
+
+
+def _cell(text: str) -> str:
+    number, bracket, rest = text.partition(" [")
+    if bracket and rest.endswith("]"):
+        return f"{escape(number)} <small>[{escape(rest)}</small>"
+    return escape(text)
+
+
+def charts(shown: Sequence[Chart]) -> str:
+    """Charts, as many beside each other as there is room for."""
+    return f'<div class="charts">{"".join(svg(chart) for chart in shown)}</div>\n' if shown else ""
+
+
+def paragraph(text: str) -> str:
+    """Plain text that explains."""
+    return f'<p class="soft">{escape(text)}</p>\n'
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list of plain text; nothing where there are no lines."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="soft">{items}</ul>\n' if lines else ""
+
+
+def details(name: str, data: Mapping[str, Any]) -> str:
+    """Data as JSON, folded away below `name`."""
+    text = escape(json.dumps(data, indent=2, ensure_ascii=False), quote=False)
+    return f"<details><summary>{escape(name)}</summary><pre>{text}</pre></details>\n"
+
+
+def image(jpeg: bytes, meaning: str) -> str:
+    """A JPEG picture, and in plain text what it shows."""
+    data = base64.b64encode(jpeg).decode()
+    return f'<img alt="{escape(meaning)}" src="data:image/jpeg;base64,{data}">'
+
+
+def without(body: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """All entries but these."""
+    return {name: value for name, value in body.items() if name not in names}
+
+
+def _id(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower())

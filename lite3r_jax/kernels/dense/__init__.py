@@ -1,0 +1,1 @@
+"""Softmax attention over all keys: definition, plain JAX in bounded memory, cuDNN."""

@@ -1,0 +1,65 @@
+"""The implementations of dense attention, softmax(q k^T / sqrt(D)) v."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lite3r_jax.kernels.dense.blocked import blocked
+from lite3r_jax.kernels.dense.reference import reference
+from lite3r_jax.kernels.registry import Implementation, Operator
+from lite3r_jax.kernels.target import Device
+
+
+@dataclass(frozen=True)
+class DenseCall:
+    """What decides which implementations can run a call.
+
+    Attributes:
+        head_dim: D.
+        dtype: of q, k and v.
+    """
+
+    head_dim: int
+    dtype: Any
+
+
+def _reference(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
+    return reference(q, k, v)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _refuses_cudnn(device: Device, call: DenseCall) -> str | None:
+    """What jax checks when it is lowered (jax/_src/cudnn/fused_attention_stablehlo.py), and where.
+
+    It asks the GPU that is there, and so lowers it for no other one.
+    """
+    if jnp.dtype(call.dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 or float16 and this is {jnp.dtype(call.dtype)}"
+    if device.platform != "gpu":
+        return f"it is for NVIDIA GPUs and this is {device.platform}"
+    if device.described:
+        return f"jax lowers it only where the GPU is, and {device.kind} is only described here"
+    capability = device.compute_capability
+    if capability is not None and capability < 8:
+        return f"it is for compute capability 8.0 or more and {device.kind} has {capability}"
+    most = 128 if capability is None or capability < 9 else 256
+    if call.head_dim % 8 or call.head_dim > most:
+        return f"head dim {call.head_dim} is no multiple of 8 up to {most}"
+    return None
+
+
+# `run` is called with q, k and v [B, T, N, D] and with q_block and k_block, the tokens that
+# "blocked" works on at a time. cuDNN is NVIDIA's and jax's to prove.
+OPERATOR = Operator(
+    "dense",
+    (
+        Implementation("reference", _reference),
+        Implementation("blocked", blocked),
+        Implementation("cudnn", _cudnn, _refuses_cudnn),
+    ),
+)

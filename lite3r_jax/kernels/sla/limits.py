@@ -1,0 +1,69 @@
+"""What the GPU kernels of Sparse Linear Attention are made for; importing this needs no kernel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from lite3r_jax.kernels.block_map.table import BlockMap
+from lite3r_jax.kernels.sla.reference import Routing
+
+HEAD_DIMS = (64, 128)
+Q_BLOCKS = (64, 128)
+K_BLOCK = 64
+DTYPES = ("bfloat16", "float16", "float32")
+MOSAIC_Q_BLOCK = 128
+MOSAIC_DTYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class SlaCall:
+    """All of a call of `api.sla` that decides which implementations can run it.
+
+    Attributes:
+        routing: of the call.
+        head_dim: D.
+        dtype: of q, k and v.
+        q_block: queries per block; None for "token", which has no blocks.
+        k_block: keys per block, or None.
+    """
+
+    routing: Routing
+    head_dim: int
+    dtype: Any
+    q_block: int | None = None
+    k_block: int | None = None
+
+    @classmethod
+    def of(cls, routing: Routing, q: Any, block_map: BlockMap | None) -> "SlaCall":
+        """That of queries [B, T, N, D], or of their description."""
+        if block_map is None:
+            return cls(routing, q.shape[-1], q.dtype)
+        return cls(routing, q.shape[-1], q.dtype, block_map.q_block, block_map.k_block)
+
+
+def unsupported_triton(call: SlaCall) -> str | None:
+    """Why the Triton kernels are not made for this call, or None; whatever the device."""
+    if call.q_block is None or call.routing == "token":
+        return "routing 'token' is not made of blocks"
+    if call.head_dim not in HEAD_DIMS:
+        return f"head dim {call.head_dim} is not one of {HEAD_DIMS}"
+    if call.q_block not in Q_BLOCKS or call.k_block != K_BLOCK:
+        return (
+            f"query blocks of {call.q_block} and key blocks of {call.k_block} are not "
+            f"{Q_BLOCKS} and {K_BLOCK}"
+        )
+    if jnp.dtype(call.dtype) not in DTYPES:
+        return f"{jnp.dtype(call.dtype)} is not one of {', '.join(DTYPES)}"
+    return None
+
+
+def unsupported_mosaic(call: SlaCall) -> str | None:
+    """Why the Mosaic forward kernel is not made for this call, or None; whatever the device."""
+    if reason := unsupported_triton(call):
+        return reason
+    if call.q_block != MOSAIC_Q_BLOCK:
+        return f"query blocks of {call.q_block} are not {MOSAIC_Q_BLOCK}"
+    if jnp.dtype(call.dtype) not in MOSAIC_DTYPES:
+        return f"{jnp.dtype(call.dtype)} is not one of {', '.join(MOSAIC_DTYPES)}"
+    return None

@@ -1,0 +1,273 @@
+"""Stacks of blocks run by one scan: strategies by layer, remat, frame chunks, taps, kept layers."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from lite3r_jax.attention.plan import Run, resolve, runs
+from lite3r_jax.attention.strategy import AttentionCore, Layouts, Role, TokenLayout
+from lite3r_jax.layers.frame_chunks import chunked, map_frame_chunks
+from lite3r_jax.layers.rope import RopeTable
+
+BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
+"""Taps of a trunk with blocks within views and over views."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockStack:
+    """Blocks of one role that are run one after the other, and how they attend.
+
+    Attributes:
+        role: of their attention.
+        blocks: the stacked `Block`.
+        cores: its stacked strategy of every run.
+        layout: of the tokens of a sequence: of a view, or of all views of a scene.
+        rope: table of `rope_table` or None.
+        first: number of the first of them among the layers of the role.
+        depth: number of all layers of the role; 0 if these are all.
+    """
+
+    role: Role
+    blocks: nnx.Module
+    cores: Sequence[AttentionCore]
+    layout: TokenLayout
+    rope: RopeTable | None = None
+    first: int = 0
+    depth: int = 0
+
+    def sequences(self, x: jax.Array) -> jax.Array:
+        """[B, S, P, C] to what attends together: [B * S, P, C] or [B, S * P, C]."""
+        return x.reshape(-1, self.layout.tokens, x.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Which layers of a scan are kept, for heads: every layer writes into the slot of the next one.
+
+    So that after the scan a slot holds just the layer that is read, and no other was kept.
+
+    Attributes:
+        read: numbers of the layers that are kept, ascending, the last one among them.
+        dtype: of what is kept.
+    """
+
+    read: Sequence[int]
+    dtype: Any
+
+
+def run_stacks(
+    x: jax.Array,
+    stacks: Sequence[BlockStack],
+    plan_runs: Sequence[Run],
+    *,
+    views: int,
+    taps: Collection[str] = (),
+    slots: Slots | None = None,
+    also: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
+    remat: bool = False,
+    unroll: bool = False,
+) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+    """Run stacks that advance together: in every layer one block of each, in their order.
+
+    Args:
+        x: [B, S, P, C] float32, the residual stream, which passes through all blocks.
+        stacks: of one depth.
+        plan_runs: runs of their layers, with one strategy for each stack.
+        views: S of the scene, for schedules; 1 where it is not known.
+        taps: names of intermediates to return; others than these are ignored.
+        slots: which layers are kept; None for none.
+        also: further taps of every layer, from its output [B, S, P, C].
+        remat: see `scan_layers`.
+        unroll: likewise.
+
+    Returns:
+        (x; what is kept [B, S, K, P, n C], outputs of the n stacks side by side, or None; taps
+        `ROLE/blocks` and `ROLE/attn` [L, B, S, P, C], outputs of blocks and of their attention
+        layers, and those of `also` with L first).
+    """
+    depth = plan_runs[-1].stop
+    contexts = [_contexts(stack, i, plan_runs, x) for i, stack in enumerate(stacks)]
+    names = [tuple(f"{s.role}/{n}" for n in ("blocks", "attn")) for s in stacks]
+    b, s, p, c = x.shape
+    kept, slot_of = None, None
+    if slots is not None:
+        kept = jnp.zeros((b, s, len(slots.read), p, len(stacks) * c), slots.dtype)
+        slot_of = jnp.asarray([sum(i < layer for i in slots.read[:-1]) for layer in range(depth)])
+
+    def layer(carry: Any, index: Any, modules: Any, cores: Any, run: int) -> Any:
+        x, kept = carry
+        ys: dict[str, jax.Array] = {}
+        for i, (stack, block, core) in enumerate(zip(stacks, modules, cores, strict=True)):
+            place = None if slot_of is None else (slot_of[index], i * c)
+            wanted = [name for name in names[i] if name in taps]
+            x, kept, attended = _block(
+                block, x, core, stack, contexts[i][run], kept, place, bool(wanted)
+            )
+            both = dict(zip(names[i], (x, attended), strict=True))
+            ys |= {name: both[name].reshape(x.shape) for name in wanted}
+        return (x, kept), ys | dict(also(x) if also else {})
+
+    resolved = zip(
+        *(
+            resolve(specs, stack.role, views, stack.first, stack.depth)
+            for stack, specs in zip(stacks, _by_stack(plan_runs), strict=True)
+        ),
+        strict=True,
+    )
+    (x, kept), ys = scan_layers(
+        layer,
+        (x, kept),
+        [stack.blocks for stack in stacks],
+        [stack.cores for stack in stacks],
+        plan_runs,
+        remat,
+        tuple(resolved),
+        unroll,
+    )
+    return x, kept, ys
+
+
+def _by_stack(plan_runs: Sequence[Run]) -> list[list[Any]]:
+    """For each stack the strategies of its layers."""
+    per_layer = [run.specs for run in plan_runs for _ in range(run.start, run.stop)]
+    return [list(specs) for specs in zip(*per_layer, strict=True)]
+
+
+def _contexts(
+    stack: BlockStack, position: int, plan_runs: Sequence[Run], x: jax.Array
+) -> list[Any]:
+    """What the strategy of every run shares; equal strategies share it, too."""
+    made: dict[Any, Any] = {}
+    for run in plan_runs:
+        spec = run.specs[position]
+        if spec not in made:
+            made[spec] = spec.context(stack.sequences(x), stack.layout)
+    return [made[run.specs[position]] for run in plan_runs]
+
+
+def _block(
+    block: Any,
+    x: jax.Array,
+    core: AttentionCore,
+    stack: BlockStack,
+    shared: Any,
+    kept: jax.Array | None,
+    place: tuple[Any, int] | None,
+    tapped: bool,
+) -> tuple[jax.Array, jax.Array | None, Any]:
+    """One block over x [B, S, P, C]: (its output, kept, output of its attention layer)."""
+    b, s, p, c = x.shape
+    layouts = Layouts.both(stack.layout)
+    if tapped or not chunked(block, b * s * p):
+        y, attended = block(stack.sequences(x), core, layouts, stack.rope, shared)
+        y = y.reshape(x.shape)
+        if kept is not None and place is not None:
+            part = y.astype(kept.dtype)[:, :, None]
+            kept = lax.dynamic_update_slice(kept, part, (0, 0, place[0], 0, place[1]))
+        return y, kept, attended
+
+    def write(kept: jax.Array, frames: jax.Array, first: Any) -> jax.Array:
+        """As they come, after which nobody needs them."""
+        assert place is not None
+        part = frames.astype(kept.dtype)[:, None]
+        return lax.dynamic_update_slice(kept, part, (first, place[0], 0, place[1]))
+
+    frames = x.reshape(b * s, p, c)
+    if kept is None:
+        y, _ = map_frame_chunks(block, frames, core, layouts, stack.rope, shared)
+        return y.reshape(x.shape), None, None
+    flat = kept.reshape(b * s, *kept.shape[2:])
+    y, flat = map_frame_chunks(block, frames, core, layouts, stack.rope, shared, flat, write)
+    return y.reshape(x.shape), flat.reshape(kept.shape), None
+
+
+def scan_layers(
+    body: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    stacks: Sequence[nnx.Module],
+    cores: Sequence[Sequence[AttentionCore]],
+    plan_runs: Sequence[Run],
+    remat: bool = False,
+    resolved: Sequence[tuple[Any, ...]] | None = None,
+    unroll: bool = False,
+) -> tuple[Any, Any]:
+    """Scan over layers, compiling each run of equal strategies once.
+
+    Args:
+        body: (carry, layer index, modules, cores, number of the run) -> (carry, ys), with one
+            module and one core of the current layer for each stack.
+        carry: initial carry.
+        stacks: stacked modules that advance together, all of the same depth.
+        cores: for each stack, its stacked core of every run.
+        plan_runs: the runs, covering the whole depth.
+        remat: whether a gradient keeps only the carry of every layer and computes the layer again,
+            instead of keeping all that is in it.
+        resolved: for each layer the strategies that its schedules say; None: those of the runs. A
+            run in which they change is compiled in parts.
+        unroll: whether layers are compiled one after the other instead of as a loop. What a
+            gradient keeps is then not copied into arrays of all layers: on a CPU, of a small model,
+            a third of its time. Compilation takes longer by the number of layers.
+
+    Returns:
+        (carry, ys stacked over all layers).
+    """
+    depth = plan_runs[-1].stop
+    graphs, params = _split_all(stacks)
+    collected = []
+    for r, run in enumerate(plan_runs):
+        core_graphs, core_params = _split_all([c[r] for c in cores])
+        parts = [Run(0, run.stop - run.start, run.specs)]
+        if resolved is not None:
+            parts = runs(*zip(*resolved[run.start : run.stop], strict=True))
+        for part in parts:
+
+            def step(
+                carry: Any,
+                xs: Any,
+                core_graphs: Sequence[Any] = core_graphs,
+                specs: Any = part.specs if resolved is not None else None,
+                r: int = r,
+            ) -> Any:
+                index, here, here_cores = xs
+                modules = [nnx.merge(g, p) for g, p in zip(graphs, here, strict=True)]
+                sites = [nnx.merge(g, p) for g, p in zip(core_graphs, here_cores, strict=True)]
+                for site, spec in zip(sites, specs or (), strict=bool(specs)):
+                    site.adopt(spec)
+                return body(carry, index, modules, sites, r)
+
+            if remat:  # CSE stays prevented: XLA opens the loop of a run of one layer
+                step = jax.checkpoint(step)
+            layers = slice(run.start + part.start, run.start + part.stop)
+            # A slice copies the weights, so all layers go without.
+            here = params if part.stop - part.start == depth else _layers(params, layers)
+            own = core_params
+            if len(parts) > 1:
+                own = _layers(core_params, slice(part.start, part.stop))
+            count = part.stop - part.start
+            xs = (jnp.arange(depth)[layers], here, own)
+            carry, ys = lax.scan(step, carry, xs, unroll=count if unroll else 1)
+            collected.append(ys)
+    return carry, collected[0] if len(collected) == 1 else jax.tree.map(_join, *collected)
+
+
+def _layers(params: Any, which: slice) -> Any:
+    return jax.tree.map(lambda x: x[which], params)
+
+
+def _join(*parts: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts)
+
+
+def _split_all(modules: Sequence[nnx.Module]) -> tuple[list[Any], list[Any]]:
+    """Graph definitions and states of several modules."""
+    graphs, states = [], []
+    for module in modules:
+        graph, state = nnx.split(module)
+        graphs.append(graph)
+        states.append(state)
+    return graphs, states

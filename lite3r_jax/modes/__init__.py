@@ -1,1 +1,0 @@
-"""The modes of the command line, one file each: `run(experiment) -> exit code`."""

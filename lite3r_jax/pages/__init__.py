@@ -1,1 +1,0 @@
-"""What results are shown with: the frame of an HTML page, charts as SVG, colours of maps."""

@@ -1,0 +1,52 @@
+"""Lists of precision rules by name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lite3r_jax.errors import unknown_name
+from lite3r_jax.precision.rules import Fp8Rule, Int4Rule, PrecisionRule
+
+# Whatever a backbone calls its parts: the dense heads keep full precision, and what is no head is
+# encoder or trunk.
+_PARTS = r"^(?!(depth|point|ray|track)_head/)"
+_TRUNK = Fp8Rule(r"^(?!\w+_head/|camera_encoder/)")
+_HEADS = Fp8Rule(r"^(camera_head|camera_encoder)/", optional=True)
+_STRATEGIES = r"(^|/)(\w+_)?cores/"  # what attention strategies have of their own
+_LAST = r"^camera_head/(pose_branch/fc2|translation|quaternion|rotation|field_of_view)$"
+
+PRESETS: Mapping[str, tuple[PrecisionRule, ...]] = MappingProxyType(
+    {
+        "none": (),
+        "default": (
+            Fp8Rule(f"{_STRATEGIES}|{_LAST}", weights=None, activations=None, optional=True),
+            _TRUNK, _HEADS,
+        ),
+        "paper": (_TRUNK, _HEADS),
+        "paper_w4a16": (Int4Rule(_PARTS + r"(?!(.*/)?attn/)(?!(.*/)?(\w+_)?cores/)"),),
+        "paper_w4a8": (Int4Rule(_PARTS + r"(?!(.*/)?(\w+_)?cores/)", activation_bits=8),),
+    }
+)  # fmt: skip
+
+
+def preset(name: str) -> tuple[PrecisionRule, ...]:
+    """Give the rules of a preset; they fit all backbones with any heads and plan.
+
+    `none`: full precision.
+
+    `default`: every Linear of the trunk, of the camera head and of the head for known cameras, but
+    not what attention strategies have of their own (`proj_lin`) and the layers whose outputs are
+    cameras.
+
+    `paper`: those as well, which are all that Lite3R wraps (lite3r_kit/fp8_fake_quant.py): 384 of
+    VGGT-1B with camera and depth heads and the plan "sla_paper", 147 of DA3-Large.
+
+    `paper_w4a16` and `paper_w4a8`: the first stage of Lite3R's recipe for VGGT (four-bit weights
+    outside of attention, 156 Linears; its 16-bit activations are finer than bfloat16 and are left)
+    and for Depth Anything 3 (with attention, but not `proj_lin`, and 8-bit activations; 119).
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise unknown_name("precision", name, PRESETS)
+    return PRESETS[name]

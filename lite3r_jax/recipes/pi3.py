@@ -1,0 +1,75 @@
+"""pi^3: views in any order, without a reference view; 959 M parameters (arXiv 2507.13347).
+
+Photos or a video to cameras, depth, points and files that other programs open:
+
+    python -m lite3r_jax.main --config=configs/pi3.py --mode=reconstruct \
+        --config.input=PHOTOS_OR_VIDEO --config.weights=WEIGHTS --config.output=OUT
+
+WEIGHTS is a directory made by `lite3r convert pi3`, or yyfz233/Pi3, which is downloaded and
+converted once (license: CC-BY-NC-4.0, non-commercial).
+
+The world is the camera frame of the first photo; --config.cameras.choices=world=model leaves the
+model's own. Intrinsics are fitted to the rays of every view; intrinsics=shared there fits one
+camera for all. --config.export.points.source=head has the model's own points, and
+--config.export.points.drop_edges leaves out those at edges, as its authors do. Known cameras cannot
+go in.
+
+Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
+published weights: not yet measured.
+
+A student with sparse attention in its 18 global layers and simulated float8:
+
+    python -m lite3r_jax.main --config=configs/pi3.py --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
+
+`:backbone` trains the model itself further. Hardware: one GPU of 80 GB or more; time and expected
+result: not yet measured. Without weights or data: configs/vggt.py:tiny.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lite3r_jax.errors import unknown_name
+from lite3r_jax.experiment import Experiment, to_config
+
+# What the recipe changes in the defaults of `lite3r_jax.experiment.Experiment`.
+RECIPE: Mapping[str, Any] = {
+    "train.dtype": "bfloat16",
+    "train.remat": True,
+    "train.data.source": "",
+    "train.data.buckets": "1x4x434x574",
+    "train.data.workers": 4,
+    "train.data.held_out": 7,
+    "train.loss.kind": "scale_aligned",
+    "train.loop.steps": 2000,
+    "train.loop.evaluate_every": 500,
+    "train.checkpoint.every": 250,
+    "train.optimizer.learning_rate": 2e-4,
+    "train.optimizer.warmup": 50,
+    "train.optimizer.final_lr_scale": 0.05,
+    "train.optimizer.weight_decay": 0.0,
+    "distill.plan": "sla_global",
+    "distill.trainable": "lora",
+    "distill.precision": "default",
+}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"backbone": {"distill.plan": ""}}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The settings, to be changed by --config.NAME=VALUE.
+
+    Args:
+        variant: names of `VARIANTS` with commas between.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    config = to_config(Experiment(backbone="pi3"))
+    config.update_from_flattened_dict(RECIPE)
+    for name in filter(None, variant.split(",")):
+        if name not in VARIANTS:
+            raise unknown_name("configs/pi3.py: variant", name, VARIANTS)
+        config.update_from_flattened_dict(VARIANTS[name])
+    return config

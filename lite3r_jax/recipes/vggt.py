@@ -1,0 +1,200 @@
+"""VGGT-1B (arXiv 2503.11651), and students of it.
+
+Photos or a video to cameras, depth, points and files that other programs open:
+
+    python -m lite3r_jax.main --config=configs/vggt.py --mode=reconstruct \
+        --config.input=PHOTOS_OR_VIDEO --config.weights=WEIGHTS --config.output=OUT
+
+WEIGHTS is a directory made by `lite3r convert`, or facebook/VGGT-1B, which
+is downloaded and converted once (license: CC-BY-NC-4.0, non-commercial).
+
+Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
+published weights: not yet measured.
+
+A student with sparse attention and simulated float8, distilled from these weights:
+
+    python -m lite3r_jax.main --config=configs/vggt.py --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
+
+FOLDER is that of its low-resolution set. RUN/student holds what was trained. Hardware:
+one GPU of 80 GB or more; time and expected result: not yet measured.
+
+The same from own photos and videos, of which no cameras are known:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:unlabeled --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=photos:FOLDER --config.output=RUN
+
+FOLDER holds the photos of one scene, or a folder for each scene. For layers that learn apart from
+each other, without a task loss: `:unlabeled,apart`. Hardware as above; not yet measured.
+
+The same without weights or data, on any machine:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:tiny --mode=train --config.output=RUN
+
+Layers learn apart from each other there, which keeps students nearer to their teacher than the
+whole objective (`:tiny,whole`) and takes less time (docs/results.md). It ends with a table.
+Hardware: CPU, 4 to 5 minutes on one core. Expected result: AbsRel within 2 % and AUC@30 within 0.01
+of the teacher.
+
+Lite3R as published (arXiv 2605.11354; its code trains in two stages, its text has the second only):
+
+    python -m lite3r_jax.main --config=configs/vggt.py:paper_stage1 --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN1
+    python -m lite3r_jax.main --config=configs/vggt.py:paper --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN2 \
+        --config.distill.init_from=RUN1/student
+
+One epoch each, a sample of every training scene. Different from the original: the 7 validation
+scenes are held out. Published: AbsRel 0.0271 on BlendedMVS against 0.0184 of the teacher, with
+another operator in use than in training; here not yet measured.
+
+Further variants, several with commas between, the later ones change the earlier:
+
+    strategy, attention, lora   what is trained
+    keep10, keep30              fraction of the key blocks that softmax sees
+    token, block3               how keys are chosen
+    every_site                  all 76 attention layers, not the 24 over views
+    block16                     key blocks of 16 tokens
+    apart                       layers learn on the teacher's inputs, without a task loss
+    whole                       after tiny: the student learns as a whole, with a task loss
+    unlabeled                  the teacher's predictions are the truth, frames near each other
+    no_match                    task loss only
+    no_fp8, paper_fp8           precision that is simulated
+    backbone                    no student: the weights themselves are trained further
+
+Each has the command, hardware and time of the recipe that it changes; what was measured of them
+stands in docs/results.md:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:tiny,keep10,no_fp8 --mode=train ...
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lite3r_jax.attention.presets import change_plan
+from lite3r_jax.errors import unknown_name
+from lite3r_jax.experiment import Experiment, to_config
+
+# What the recipe changes in the defaults of `lite3r_jax.experiment.Experiment`.
+RECIPE: Mapping[str, Any] = {
+    "train.dtype": "bfloat16",
+    "train.remat": True,
+    "train.data.source": "",
+    "train.data.buckets": "1x4x518x518",
+    "train.data.workers": 4,
+    "train.data.held_out": 7,
+    "train.loss.kind": "multitask",
+    "train.loop.steps": 2000,
+    "train.loop.evaluate_every": 500,
+    "train.checkpoint.every": 250,
+    "train.optimizer.learning_rate": 2e-4,
+    "train.optimizer.warmup": 50,
+    "train.optimizer.final_lr_scale": 0.05,
+    "train.optimizer.weight_decay": 0.0,
+    "distill.plan": "sla_global",
+    "distill.trainable": "lora",
+    "distill.precision": "default",
+}
+_PAPER = {
+    "train.seed": 42,
+    "train.data.buckets": "1x2x518x518",
+    "train.data.normalization": "lite3r",
+    "train.data.held_out": 7,
+    "train.loop.steps": 106,
+    "train.loop.evaluate_every": 0,
+    "train.optimizer.learning_rate": 1e-3,
+    "train.optimizer.warmup": 30,
+    "train.optimizer.schedule": "linear",
+    "train.optimizer.final_lr_scale": 0.5,
+    "train.count": 360_448,
+    "distill.plan": "sla_paper",
+    "distill.trainable": "strategy",
+}
+# "plan" changes the plan that there is, see `change_plan`.
+_APART = {"distill.match.mode": "layerwise", "distill.targets": "none"}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "paper_stage1": _PAPER
+    | {
+        "distill.precision": "paper_w4a16",
+        "distill.match.weight": 0.0,
+        "distill.match.final_weight": 0.0,
+    },
+    "paper": _PAPER | {"distill.precision": "paper"},
+    "tiny": {
+        "weights": "vggt-tiny",
+        "train.dtype": "float32",
+        "train.remat": False,
+        "train.data.source": "synthetic",
+        "train.data.buckets": "4x4x112x112",
+        "train.data.workers": 0,
+        "train.data.held_out": 4,
+        "train.loss.kind": "scratch",
+        "train.loop.steps": 400,
+        "train.loop.evaluate_every": 200,
+        "train.checkpoint.every": 200,
+        "train.optimizer.learning_rate": 5e-3,
+        "train.optimizer.warmup": 20,
+        # 16 blocks a view at 112 x 112 pixels; blocks of 64 make 22 of them at 518 x 518
+        "plan": {"block": 4},
+        **_APART,
+        "distill.match.weight": 1.0,
+        "distill.match.schedule": "constant",
+        "distill.final_variants": "dense-float32,untrained-float32,untrained-fp8_dynamic,"
+        "student-float32,student-fp8_dynamic",
+        "evaluate.protocols": "synthetic:new_textures",
+        "evaluate.views": "4",
+        "evaluate.scenes": 32,
+        "evaluate.score.alignment": "median",
+        "evaluate.score.points": False,
+        "evaluate.score.wrong_partner": False,
+    },
+    "strategy": {"distill.trainable": "strategy", "train.count": 0},
+    "attention": {"distill.trainable": "strategy+attention", "train.count": 0},
+    "lora": {"distill.trainable": "lora", "train.count": 0},
+    "keep10": {"plan": {"keep": 0.1}},
+    "keep30": {"plan": {"keep": 0.3}},
+    "token": {"plan": {"routing": "token", "keep_special": False}},
+    "block3": {"plan": {"routing": "block3", "negligible_fraction": 0.1}},
+    "every_site": {"plan": {"name": "sla"}},
+    "block16": {"plan": {"block": 16}},
+    "apart": _APART,
+    "whole": {
+        "train.loop.steps": 200,
+        "train.optimizer.learning_rate": 1e-3,
+        "distill.match.mode": "end_to_end",
+        "distill.match.weight": 0.1,
+        "distill.match.schedule": "cosine",
+        "distill.targets": "truth",
+    },
+    "unlabeled": {"distill.targets": "teacher", "train.data.strategy": "spaced"},
+    "no_match": {"distill.match.weight": 0.0, "distill.match.final_weight": 0.0},
+    "no_fp8": {"distill.precision": "none"},
+    "paper_fp8": {"distill.precision": "paper"},
+    "backbone": {"distill.plan": "", "train.count": 0},
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The settings, to be changed by --config.NAME=VALUE.
+
+    Args:
+        variant: names of `VARIANTS` with commas between.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    config = to_config(Experiment(backbone="vggt"))
+    config.update_from_flattened_dict(RECIPE)
+    plan = RECIPE["distill.plan"]
+    for name in filter(None, variant.split(",")):
+        if name not in VARIANTS:
+            raise unknown_name("configs/vggt.py: variant", name, VARIANTS)
+        change = dict(VARIANTS[name])
+        settings = change.pop("plan", {})
+        plan = change.get("distill.plan", plan)
+        if settings and plan:
+            plan = change_plan(plan, **settings)
+        config.update_from_flattened_dict(change | {"distill.plan": plan})
+    return config

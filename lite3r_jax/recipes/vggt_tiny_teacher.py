@@ -1,0 +1,66 @@
+"""A small VGGT, trained from random weights on the generated world: the teacher of the package.
+
+    python -m lite3r_jax.main --config=configs/vggt_tiny_teacher.py --mode=train --config.output=OUT
+
+goes on where OUT is, and writes the moving average of the weights to OUT/weights at the end. On
+another machine, from the state that `python -m tools.training_state save OUT FOLDER` wrote, in a
+folder of its own: --config.train.init_from=FOLDER. The rate is constant; to end from any point,
+over the last 6,000 steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+6000
+--config.train.optimizer.decay_steps=6000.
+
+Hardware and time: one CPU core, 32 to 39 views a second (docs/benchmarks.md), so 3.2 million views
+are 23 to 28 hours; 3 to 4 GB of memory. Expected result: docs/results.md, which has the model of an
+earlier recipe and how far this one has come.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lite3r_jax.data.augment import Augmentation
+from lite3r_jax.experiment import Experiment, to_config
+from lite3r_jax.losses.scratch import LogDepth
+from lite3r_jax.small_teacher.options import AuxiliaryOptions, SmallTeacherOptions
+from lite3r_jax.training.checkpoint import CheckpointOptions
+from lite3r_jax.training.loop import LoopOptions
+from lite3r_jax.training.optimizer import OptimizerOptions
+from lite3r_jax.training.options import DataOptions, TrainOptions
+from lite3r_jax.training.step import StepOptions
+from lite3r_jax.training.task import LossOptions
+
+
+def get_config() -> ConfigDict:
+    """The settings, to be changed by --config.NAME=VALUE."""
+    train = TrainOptions(
+        model=str(Path(__file__).with_name("vggt_tiny.json")),
+        task="small_teacher",
+        data=DataOptions(
+            source="synthetic:train*4,synthetic:train_floating*4,synthetic:train_corridor*1",
+            buckets="16x2x112x112*2, 8x4x112x112*2, 4x8x112x112",
+            scenes=1000,
+            renew=24,
+            prefetch=0,
+            cache=True,
+            strategy="pairs",
+            augmentation=Augmentation(channels=0.5, mirror=0.5),
+        ),
+        loss=LossOptions(depth=LogDepth(conf=0.1), frame_chunk=32),
+        optimizer=OptimizerOptions(
+            name="muon",
+            learning_rate=3e-3,
+            warmup=100,
+            schedule="constant",
+            weight_decay=0.05,
+            b2=0.98,
+            muon=r"(blocks|trunk)/.*kernel$",
+        ),
+        step=StepOptions(average=0.999),
+        loop=LoopOptions(steps=100_000, log_every=20),
+        checkpoint=CheckpointOptions(every=400, keep=2, keep_every=10_000),
+    )
+    teacher = SmallTeacherOptions(
+        dense_fraction=0.5,
+        unroll=True,
+        auxiliary=AuxiliaryOptions(fade_from=30_000, fade_steps=15_000),
+    )
+    return to_config(Experiment(backbone="vggt", train=train, small_teacher=teacher))

@@ -1,0 +1,252 @@
+"""`--mode=bench`: models to latency and memory against views, in tables and charts."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.benchmarking import report
+from lite3r_jax.benchmarking.flops import count
+from lite3r_jax.benchmarking.literature import published_for
+from lite3r_jax.benchmarking.measure import Cell, Protocol, measure
+from lite3r_jax.benchmarking.page import page
+from lite3r_jax.benchmarking.subprocess_runs import Died, in_subprocess
+from lite3r_jax.deploy.manifest import Deployment
+from lite3r_jax.errors import InputError
+from lite3r_jax.evaluation.page import pictures
+from lite3r_jax.evaluation.report_file import read_report
+from lite3r_jax.evaluation.results import thumbnail_scenes
+from lite3r_jax.evaluation.score import ScoreOptions
+from lite3r_jax.evaluation.variants import (
+    HEADS,
+    Variant,
+    build_variant,
+    held_dtype,
+)
+from lite3r_jax.experiment import Experiment, from_config, refuse_model_settings, require
+from lite3r_jax.files import atomic_write
+from lite3r_jax.folder_lock import locked
+from lite3r_jax.html_report.chart import svg
+from lite3r_jax.html_report.screen import on_screen
+from lite3r_jax.infer.memory import check_weights
+from lite3r_jax.infer.report import environment
+from lite3r_jax.layers.fp8 import describe_products
+from lite3r_jax.progress import Progress
+from lite3r_jax.runs.evaluate import check_models
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.manifest import Manifest
+
+JSON = "bench.json"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark has measured.
+
+    Attributes:
+        folder: of bench.json, bench.md, report.html and the charts.
+        text: the tables.
+        cells: one for each row and number of views, measured or with the reason why not.
+        empty: rows that have no figures at all.
+    """
+
+    folder: Path
+    text: str
+    cells: Sequence[Cell]
+    empty: Sequence[str]
+
+
+def run(experiment: Experiment) -> int:
+    """`--mode=bench`: exit code 0, or 1 if a row has no figures at all; see `bench`."""
+    outcome = bench(experiment)
+    if not experiment.quiet:
+        print(on_screen(outcome.text))
+    measured = sum(not cell.missing for cell in outcome.cells)
+    print(f"{measured} of {len(outcome.cells)} measured\nopen {outcome.folder / 'report.html'}")
+    return int(bool(outcome.empty))
+
+
+def bench(experiment: Experiment) -> Benchmark:
+    """Measure every row, the baselines first, and write tables, charts and one page.
+
+    Files: bench.json, bench.md, report.html, and NAME.svg for every chart.
+
+    What does not fit or would take too long is left out and listed. Runs in subprocesses mean that
+    this process touches no device.
+
+    Args:
+        experiment: `weights`, `output`, `bench`, and of `compute` frame_chunk and memory_limit.
+
+    Raises:
+        InputError: nothing was measured: settings, weights or the evaluation are wrong, there are
+            results already, or the output cannot be written or is being written by another process.
+    """
+    require(experiment, "weights", "output")
+    refuse_model_settings(
+        experiment,
+        {
+            "student": "bench.student",
+            "attention.plan": "bench.variants",
+            "precision": "bench.variants",
+        },
+    )
+    with locked(Path(experiment.output), "bench"):
+        return _bench(experiment)
+
+
+def _bench(experiment: Experiment) -> Benchmark:
+    options = experiment.bench
+    rows, views = options.all_variants(), options.numbers_of_views()
+    models = check_models(experiment, rows, options.student)
+    model = models[rows[0]]
+    if isinstance(manifest := model.manifest, Deployment):
+        raise InputError(
+            f"{experiment.weights}: a deployed model, which is one row alone; name the weights that"
+            " it was made from"
+        )
+    config = model.config
+    own = get_backbone(manifest.backbone).model.images_for(config)
+    height, width = options.pixels(config.patch_size, own.size_in("square", config.patch_size))
+    evaluation, shown = _evaluation(experiment, rows, views)
+    folder = Path(experiment.output)
+    if (folder / JSON).exists() and not experiment.overwrite:
+        raise InputError(
+            f"{folder / JSON}: exists; choose another config.output, or --config.overwrite"
+        )
+    protocol = Protocol(
+        views, height, width, options.warmup, options.runs, options.seconds,
+        experiment.compute.frame_chunk or None, experiment.compute.limit, options.seed,
+    )  # fmt: skip
+    cells: list[Cell] = []
+    about: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
+    for row in rows:
+        found = row_of(experiment, manifest, row, protocol)
+        if options.isolate:
+            found = in_subprocess(row_of, experiment, manifest, row, protocol)
+        with Progress(not experiment.quiet).stage(row.name, len(views), "size") as tick:
+            for item in _to_the_end(found, row, views):
+                if isinstance(item, Cell):
+                    cells.append(item)
+                    tick()
+                else:
+                    machine = item["environment"]
+                    if item["row"]:
+                        about[row.name] = models[row].facts() | item["row"]
+    published = published_for(config)
+    body = {
+        "backbone": experiment.backbone,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **(machine or {"versions": {"jax": jax.__version__}, "device": _NOWHERE}),
+        "settings": asdict(experiment),
+        "weights": {name: file.sha256 for name, file in sorted(manifest.files.items())},
+        "rows": about,
+        "cells": report.entries(cells),
+        "published": [asdict(p) for p in published],
+    }
+    _write(folder, {JSON: strict_json.dump(body)})  # before anything is made of it
+    text = report.markdown(body)
+    files = {"bench.md": text.encode()}
+    charts = report.charts(body, published, evaluation)
+    files |= {f"{name}.svg": svg(chart).encode() for name, chart in charts.items()}
+    files["report.html"] = page(body, charts, evaluation, shown).encode()
+    _write(folder, files)
+    measured = {cell.row for cell in cells if not cell.missing}
+    return Benchmark(
+        folder, text, tuple(cells), tuple(row.name for row in rows if row.name not in measured)
+    )
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        with atomic_write(folder / name, overwrite=True) as partial:
+            partial.write_bytes(data)
+
+
+_NOWHERE = {"platform": "", "kind": "no device", "count": 0, "machine": ""}
+
+
+def row_of(
+    experiment: Experiment, manifest: Manifest, row: Variant, protocol: Protocol
+) -> Iterator[Any]:
+    """Everything about one row: first a dict with `environment` and `row`, then its cells.
+
+    Args:
+        experiment: see `run`.
+        manifest: of the weights.
+        row: which.
+        protocol: how it is measured.
+
+    Raises:
+        InputError: weights or student cannot be read.
+    """
+    options, precision = experiment.bench, contextlib.nullcontext()
+    if options.matmul == "highest":
+        precision = jax.default_matmul_precision("highest")
+    try:
+        check_weights(manifest, HEADS, held_dtype(row), experiment.compute.limit)
+    except InputError as error:
+        yield {"environment": environment(), "row": None}
+        yield from (Cell(row.name, views, str(error)) for views in protocol.views)
+        return
+    model = build_variant(
+        row, experiment.weights, options.student, dtype=experiment.compute.jax_dtype
+    )
+    held = sorted({str(x.dtype) for x in jax.tree.leaves(nnx.state(model))})
+    yield {
+        "environment": environment(),
+        "row": {
+            "compute": str(np.dtype(model.dtype)),
+            "weights": ", ".join(held),
+            "attention": model.attention(),
+            "float8_products": describe_products(model),
+        },
+    }
+    with precision:
+        yield from measure(row.name, model, protocol, count=count)
+
+
+def _to_the_end(found: Iterator[Any], row: Variant, views: Sequence[int]) -> Iterator[Any]:
+    """The items; where the process of the row is killed, cells that say so in place of the rest."""
+    left = list(views)
+    try:
+        for item in found:
+            if isinstance(item, Cell):
+                left.remove(item.views)
+            yield item
+    except Died as died:
+        yield from (Cell(row.name, number, str(died)) for number in left)
+
+
+def _evaluation(
+    experiment: Experiment, rows: Sequence[Variant], views: Sequence[int]
+) -> tuple[dict[str, Any] | None, str]:
+    """The report that `bench.quality` names, or None, and its pictures as HTML.
+
+    Raises:
+        InputError: it is no report of an evaluation, of another backbone, has nothing in common
+            with what is measured, or what lies beside it is damaged.
+    """
+    if not (name := experiment.bench.quality):
+        return None, ""
+    evaluation = read_report(Path(name), "bench.quality")
+    backbone, options = evaluation["settings"]["backbone"], evaluation["settings"]["evaluate"]
+    if backbone != experiment.backbone:
+        raise InputError(f"bench.quality: {name} is of {backbone}, not of {experiment.backbone}")
+    common = report.in_common(evaluation, [row.name for row in rows], views)
+    if not common:
+        raise InputError(
+            f"bench.quality: {name} has none of these rows at these numbers of views; correct"
+            " bench.variants or bench.views"
+        )
+    where = f"bench.quality: {name}: settings.evaluate.score"
+    score = from_config(options["score"], ScoreOptions, where)
+    scenes = thumbnail_scenes(Path(name).parent, evaluation["results"], options["pictures"])
+    return evaluation, pictures(scenes, score) if scenes else ""

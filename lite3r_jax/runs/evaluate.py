@@ -1,0 +1,283 @@
+"""`--mode=eval`: models and protocols to figures, in a folder that can be gone on with."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lite3r_jax.allocator import keep_freed_memory
+from lite3r_jax.backbones.base import AREA, get_backbone
+from lite3r_jax.data.bounds import pixel_limit_size
+from lite3r_jax.data.views import SceneSource
+from lite3r_jax.deploy.manifest import Deployment, find_deployment
+from lite3r_jax.errors import printable
+from lite3r_jax.evaluation import table
+from lite3r_jax.evaluation.cached_scenes import CachedScenes
+from lite3r_jax.evaluation.evaluator import Report, measure, report
+from lite3r_jax.evaluation.page import page
+from lite3r_jax.evaluation.predictor import Output, Predictor
+from lite3r_jax.evaluation.protocols import Protocol, open_protocol
+from lite3r_jax.evaluation.record import Record
+from lite3r_jax.evaluation.results import TRUTH, Results, folder_name, thumbnail_scenes
+from lite3r_jax.evaluation.score import in_unit
+from lite3r_jax.evaluation.thumbnails import predicted, truth
+from lite3r_jax.evaluation.variants import (
+    HEADS,
+    STUDENT,
+    UNTRAINED,
+    Variant,
+    build_variant,
+    parse_variants,
+    spec_of,
+)
+from lite3r_jax.experiment import Experiment, refuse_model_settings, require
+from lite3r_jax.folder_lock import locked
+from lite3r_jax.html_report.screen import on_screen
+from lite3r_jax.infer.memory import check_weights
+from lite3r_jax.infer.report import environment
+from lite3r_jax.models import CheckedModel, check_model, student_hash
+from lite3r_jax.progress import Progress
+from lite3r_jax.weights import strict_json
+
+FREE = ("batch", "pictures", "resamples", "seed", "variants", "protocols", "views")
+"""Settings that the result of a sample does not depend on."""
+KEPT = 2 << 30
+"""Bytes of samples that are kept in memory for the next row."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation has measured.
+
+    Attributes:
+        folder: of report.json, report.md and report.html.
+        text: the tables.
+        results: one entry for each row and protocol, as in report.json: "row", "protocol",
+            "views", "metrics" and "failures" among others.
+        failed: samples without a result.
+    """
+
+    folder: Path
+    text: str
+    results: Sequence[Mapping[str, Any]]
+    failed: int
+
+
+def run(experiment: Experiment) -> int:
+    """`--mode=eval`: exit code 0, or 1 if some samples failed; see `evaluate`."""
+    outcome = evaluate(experiment)
+    if not experiment.quiet:
+        print(on_screen(outcome.text))
+    print(f"{len(outcome.results)} results, {outcome.failed} samples failed")
+    print(f"open {printable(outcome.folder / 'report.html')}")
+    return 1 if outcome.failed else 0
+
+
+def evaluate(experiment: Experiment) -> Evaluation:
+    """Evaluate every row on every protocol: report.json, report.md and report.html.
+
+    Samples that are done already are not done again, so that a run that was stopped goes on, and
+    rows and protocols can be added. Other settings or weights are refused. Samples that fail are
+    listed with their reason and tried again by the next run.
+
+    Args:
+        experiment: `weights`, `output` and `evaluate`.
+
+    Raises:
+        InputError: nothing was done: settings, data or weights are wrong, or the folder has results
+            of other settings, cannot be written or is being written by another process.
+    """
+    require(experiment, "weights", "output")
+    refuse_model_settings(
+        experiment,
+        {
+            "student": "evaluate.student",
+            "attention.plan": "evaluate.variants",
+            "precision": "evaluate.variants",
+        },
+    )
+    keep_freed_memory()
+    with locked(Path(experiment.output), "evaluate"):
+        return _evaluate_all(experiment)
+
+
+def _evaluate_all(experiment: Experiment) -> Evaluation:
+    options = experiment.evaluate
+    deployment = find_deployment(Path(experiment.weights))
+    rows = parse_variants(options.variants, options.student, deployment=deployment)
+    opened = [
+        open_protocol(source, views=views, size=options.pixels(), scenes=options.scenes)
+        for source, views in options.tasks()
+    ]
+    models = check_models(experiment, rows, options.student, dtype=experiment.compute.jax_dtype)
+    _note_sizes(models[rows[0]], [protocol for protocol, _ in opened])
+    results = Results(
+        Path(experiment.output), settings(experiment, models), overwrite=experiment.overwrite
+    )
+    results.claim([protocol for protocol, _ in opened], [source for source, _ in options.tasks()])
+    # rows look at the same samples one after the other
+    limit = KEPT // len(opened) if len(rows) > 1 else 0
+    tasks = [(protocol, CachedScenes(source, limit)) for protocol, source in opened]
+    found = {}
+    for row in rows:
+        model = _Lazy(experiment, row)
+        for protocol, source in tasks:
+            found[row, protocol] = _evaluate(
+                experiment, rows, row, model, protocol, source, results
+            )
+    failed = 0
+    text, entries = table.legend(asdict(options.score)), []
+    for protocol, _ in tasks:
+        reports = {row.name: found[row, protocol] for row in rows}
+        text += "\n" + table.markdown(reports)
+        entries += table.to_json(reports)
+        failed += sum(len(each.failures) for each in reports.values())
+    body = {
+        "settings": asdict(experiment),
+        "models": {row.name: model.facts() for row, model in models.items()},
+        **environment(),
+        "results": entries,
+    }
+    results.write("report.json", strict_json.dump(body))
+    results.write("report.md", text.encode("utf-8", "backslashreplace"))
+    scenes = thumbnail_scenes(results.root, entries, options.pictures)
+    results.write("report.html", page(body, scenes).encode("utf-8", "backslashreplace"))
+    return Evaluation(results.root, text, entries, failed)
+
+
+def _note_sizes(model: CheckedModel, protocols: Sequence[Protocol]) -> None:
+    """Say once, of all protocols, where images are not of the size that the weights are for."""
+    own = get_backbone(model.manifest.backbone).model.images_for(model.config)
+
+    def fits(height: int, width: int) -> bool:
+        if own.mode == AREA:
+            return pixel_limit_size(width, height, own.size) == (width, height)
+        return max(height, width) == own.size
+
+    other = {protocol.size for protocol in protocols if not fits(*protocol.size)}
+    if other:
+        sizes = ", ".join(f"{width}x{height}" for height, width in sorted(other))
+        print(
+            f"note: images of {sizes} pixels; these weights were made for {own} and may do worse",
+            file=sys.stderr,
+        )
+
+
+def check_models(
+    experiment: Experiment, rows: Sequence[Variant], student: str, *, dtype: Any = None
+) -> dict[Variant, CheckedModel]:
+    """The models of all rows, before weights are read.
+
+    Args:
+        experiment: `weights` and `backbone` count.
+        rows: which.
+        student: folder of the student.
+        dtype: compute dtype of rows with float8 weights; None: bfloat16.
+
+    Raises:
+        InputError: weights or student are not there, or of another backbone or teacher.
+    """
+    return {
+        row: check_model(
+            spec_of(row, experiment.weights, student, dtype=dtype), experiment.backbone
+        )
+        for row in rows
+    }
+
+
+def settings(experiment: Experiment, models: Mapping[Variant, CheckedModel]) -> dict[str, Any]:
+    """What the result of a sample depends on.
+
+    Raises:
+        InputError: weights do not fit into memory.
+    """
+    options = {k: v for k, v in asdict(experiment.evaluate).items() if k not in FREE}
+    for model in models.values():
+        check_weights(model.manifest, HEADS, model.held_dtype, experiment.compute.limit)
+    first, student = next(iter(models)), None
+    manifest = models[first].manifest
+    if {STUDENT, UNTRAINED} & {row.attention for row in models}:
+        student = student_hash(experiment.evaluate.student)
+    return {
+        "backbone": experiment.backbone,
+        "dtype": experiment.compute.dtype,
+        "first_row": first.name,
+        "evaluate": options,
+        "weights": {name: record.sha256 for name, record in sorted(manifest.files.items())},
+        "student": None if isinstance(manifest, Deployment) else student,
+    }
+
+
+def _evaluate(
+    experiment: Experiment,
+    rows: Sequence[Variant],
+    row: Variant,
+    model: "_Lazy",
+    protocol: Protocol,
+    source: SceneSource,
+    results: Results,
+) -> Report:
+    options = experiment.evaluate
+    done = results.records(row.name, protocol)
+    first = row == rows[0]
+    compared = first and len(rows) > 1
+    if compared:  # a row that was alone until now left no predictions to compare with
+        done = {n: record for n, record in done.items() if results.has_output(protocol, n)}
+    done = {
+        n: record
+        for n, record in done.items()
+        if n >= options.pictures
+        or all(results.has_shown(name, protocol, n) for name in (TRUTH, row.name))
+    }
+
+    def keep(n: int, record: Record, output: Output | None) -> None:
+        if compared and output is not None:
+            results.keep_output(protocol, n, output)
+        if n < options.pictures and output is not None:
+            item = protocol.items[n]
+            sample = source.read(item.scene, item.frames, protocol.size)
+            results.keep_thumbnails(TRUTH, protocol, n, truth(in_unit(sample)))
+            shown = predicted(output, protocol.views, protocol.size)
+            results.keep_thumbnails(row.name, protocol, n, shown)
+        results.keep(row.name, protocol, n, record)
+
+    name = f"{row.name} {folder_name(protocol)}"
+    left = len(protocol.items) - len(done)
+    with Progress(not experiment.quiet).stage(name, left, "sample") as tick:
+        records = measure(
+            model,
+            protocol,
+            source,
+            options=options.score,
+            batch=options.batch * jax.local_device_count(),
+            done=done,
+            reference=None if first else lambda n: results.output(protocol, n),
+            keep=keep,
+            progress=tick,
+        )
+    return report(protocol, records, resamples=options.resamples, seed=options.seed)
+
+
+class _Lazy:
+    """The predictor of a row, which is built when a sample needs it."""
+
+    def __init__(self, experiment: Experiment, row: Variant):
+        self._experiment, self._row = experiment, row
+        self._predictor: Predictor | None = None
+
+    def __call__(self, images: np.ndarray) -> list[Output]:
+        if self._predictor is None:
+            experiment = self._experiment
+            model = build_variant(
+                self._row,
+                experiment.weights,
+                experiment.evaluate.student,
+                dtype=experiment.compute.jax_dtype,
+            )
+            chunk = experiment.compute.frame_chunk or 8
+            self._predictor = Predictor(model, batch=experiment.evaluate.batch, frame_chunk=chunk)
+        return self._predictor(images)

@@ -1,0 +1,349 @@
+"""`--mode=reconstruct`: inputs to folders of results, scene by scene."""
+
+import sys
+import webbrowser
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lite3r_jax import exports
+from lite3r_jax.backbones.base import POINTS, get_backbone
+from lite3r_jax.data.known_cameras import KnownCameras
+from lite3r_jax.data.photos import PhotoSet, UnopenedScene, list_scenes
+from lite3r_jax.errors import InputError, printable
+from lite3r_jax.experiment import Experiment, require, to_config
+from lite3r_jax.folder_lock import locked
+from lite3r_jax.infer import report as reports
+from lite3r_jax.infer.cameras import CameraOptions
+from lite3r_jax.infer.memory import check_weights
+from lite3r_jax.infer.reconstruct import Reconstructor
+from lite3r_jax.models import CheckedModel, check_model
+from lite3r_jax.progress import Progress
+from lite3r_jax.runs.results import ResultFolder, made_of, refuse_other
+from lite3r_jax.scene import PointSource, check_names
+from lite3r_jax.weights import hub
+from lite3r_jax.weights.load import BUNDLED
+
+DEFAULT_OUTPUT = "lite3r_output"
+"""Where results go unless the settings say otherwise: beside other things that were made here, and
+never into a folder of photos."""
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What was reconstructed.
+
+    Attributes:
+        folders: scene -> folder of its results.
+        failures: scene -> why it has none.
+    """
+
+    folders: Mapping[str, Path]
+    failures: Mapping[str, str]
+
+
+def run(experiment: Experiment) -> int:
+    """`--mode=reconstruct`: exit code 0, or 1 if some scenes of several failed."""
+    return 1 if reconstruct_files(experiment).failures else 0
+
+
+def reconstruct_files(experiment: Experiment) -> Reconstructions:
+    """Reconstruct and export every scene of the input.
+
+    What can be known to fail is found out before anything is computed. Of several scenes one that
+    fails does not keep the others from being done; its error goes to stderr. Scenes that were done
+    before, with the same settings, weights and photos, are not done again, unless `overwrite` is
+    set; what an older run wrote and this one does not is then removed.
+
+    Args:
+        experiment: `input` and `weights` have to be set. Without `output` every scene gets a folder
+            in `lite3r_output`.
+
+    Raises:
+        InputError: nothing was done: the input, the weights or the settings are wrong, other
+            results exist already, or the output cannot be written or is being written by another
+            process.
+    """
+    require(experiment, "input", "weights")
+    formats = exports.parse_formats(experiment.formats)
+    with ExitStack() as locks:
+        if experiment.output:
+            locks.enter_context(locked(Path(experiment.output), "reconstruct"))
+        return _reconstruct_files(experiment, formats, locks)
+
+
+def _reconstruct_files(
+    experiment: Experiment, formats: tuple[str, ...], locks: ExitStack
+) -> Reconstructions:
+    started = Progress(not experiment.quiet)
+    scenes = find(experiment)
+    several = len(scenes) > 1
+    # one scene is looked at before anything else; many videos do not fit into memory at once
+    opened = {} if several else {scenes[0].name: open_scene(experiment, scenes[0], started)}
+    known = known_cameras(experiment, scenes, opened)
+    checked = check(experiment, experiment.export.points.source, started)
+    folders = result_folders(experiment, scenes, formats, checked)
+    mine = Path(experiment.output) if experiment.output else folders[scenes[0].name].path
+    if not experiment.output:  # others may write beside it
+        locks.enter_context(locked(mine, "reconstruct"))
+    states = {name: folder.state() for name, folder in folders.items()}
+    before: list[str] = []
+    if not experiment.overwrite:
+        refuse_other([folders[name] for name, state in states.items() if state == "other"])
+        before = [name for name, state in states.items() if state == "done"]
+    done = {name: folders[name].path for name in before}
+    failures: dict[str, str] = {}
+    left = len(before) < len(scenes)
+    run_one = _Run(experiment, checked, known, formats, started) if left else None
+    for number, unopened in enumerate(scenes, 1):
+        name, where = unopened.name, f"[{number}/{len(scenes)}] {printable(unopened.name)}"
+        if run_one is None or name in before:
+            if not experiment.quiet:
+                print(f"{where}: done before; overwrite does it again", flush=True)
+            continue
+        progress = Progress(not experiment.quiet)
+        try:
+            photos = opened.get(name) or open_scene(experiment, unopened, progress)
+            if not experiment.quiet:
+                print(f"{where}: {len(photos.photos)} views", flush=True)
+            progress.seconds = started.seconds | progress.seconds
+            path = folders[name].path
+            with nullcontext() if path == mine else locked(path, "reconstruct"):
+                run_one(photos, folders[name], progress)
+            done[name] = path
+        except InputError as error:
+            if not several:
+                raise
+            print(f"error: {printable(name)}: {printable(error)}", file=sys.stderr, flush=True)
+            failures[name] = str(error)
+    for line in _closing(experiment, done, failures, formats, len(before)):
+        print(printable(line), flush=True)
+    if done and experiment.open:
+        _open(exports.to_look_at(next(iter(done.values())), formats))
+    return Reconstructions(done, failures)
+
+
+class _Run:
+    """The model, and what it does with a scene."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        checked: CheckedModel,
+        known: KnownCameras | None,
+        formats: tuple[str, ...],
+        progress: Progress,
+    ):
+        points = experiment.export.points.source
+        model, self.description = build(experiment, checked, points, progress)
+        used = experiment.images.of(model)
+        self.reconstructor = Reconstructor(
+            model,
+            images=used,
+            cameras=experiment.cameras.with_points(model, points),
+            known=known,
+            compute=experiment.compute,
+        )
+        self.settings = to_config(replace(experiment, images=used)).to_dict()
+        self.experiment, self.formats = experiment, formats
+
+    def __call__(self, photos: PhotoSet, folder: ResultFolder, progress: Progress) -> None:
+        state = folder.state()  # again: since the first look others may have written there
+        if not self.experiment.overwrite and state in ("done", "other"):
+            refuse_other([folder])
+        scene = self.reconstructor(photos, progress)
+        assert self.reconstructor.plan is not None
+        facts = reports.describe_run(
+            scene,
+            model=self.description,
+            settings=self.settings,
+            ignored=photos.ignored,
+            cameras=self.reconstructor.alignment,
+        )
+        older = folder.begin()
+        try:
+            with progress.stage("export", len(self.formats), "format") as tick:
+                outputs = exports.write(
+                    scene,
+                    folder.path,
+                    self.formats,
+                    _titled(self.experiment.export, photos.name),
+                    overwrite=self.experiment.overwrite or state == "unfinished",
+                    progress=tick,
+                    report={key: facts[key] for key in ("model", "versions", "device")},
+                )
+        except InputError:
+            folder.give_up()
+            raise
+        report = facts | reports.measure_run(
+            self.reconstructor.plan, progress.seconds, outputs, folder.path
+        )
+        folder.finish(report, older)
+        if not self.experiment.quiet:
+            print(reports.summary(report), flush=True)
+
+
+def result_folders(
+    experiment: Experiment,
+    scenes: Sequence[UnopenedScene],
+    formats: tuple[str, ...],
+    checked: CheckedModel,
+) -> dict[str, ResultFolder]:
+    """Scene -> its folder: `output` itself for one scene, else a folder in it."""
+    output = Path(experiment.output or DEFAULT_OUTPUT)
+    alone = bool(experiment.output) and len(scenes) == 1
+    model = checked.facts()
+    return {
+        scene.name: ResultFolder(
+            output if alone else output / scene.name,
+            formats,
+            made_of(experiment, model, scene.files),
+        )
+        for scene in scenes
+    }
+
+
+def _closing(
+    experiment: Experiment,
+    done: Mapping[str, Path],
+    failures: Mapping[str, str],
+    formats: tuple[str, ...],
+    before: int,
+) -> list[str]:
+    """The last lines: what to open, and of several scenes how many there are and which failed."""
+    if len(done) + len(failures) == 1:
+        return [f"open {exports.to_look_at(folder, formats)}" for folder in done.values()]
+    lines = []
+    if done:
+        first = exports.to_look_at(next(iter(done.values())), formats)
+        output = experiment.output or DEFAULT_OUTPUT
+        lines = [f"open {first}, or another scene of {output}"]
+    count = f"{len(done)} of {len(done) + len(failures)} scenes done"
+    count += f", {before} of them before" if before else ""
+    return [*lines, f"{count}; failed: {', '.join(failures)}" if failures else count]
+
+
+def about_bundled(name: str) -> str:
+    """What a model of the package is, and what to take for photos."""
+    repo = "facebook/VGGT-1B"
+    model = hub.known()[repo].model
+    return (
+        f"{name} comes with the package: a small model of generated rooms, to try things with.\n"
+        f"For real photos add --weights {repo} ({model.download}, downloaded once,"
+        f" {model.license})."
+    )
+
+
+def _open(path: Path) -> None:
+    """Open a file in the user's browser, or say that there is none."""
+    if not webbrowser.open(path.absolute().as_uri()):
+        print(f"--open: no browser was found on this machine; open {path}", file=sys.stderr)
+
+
+def find(experiment: Experiment) -> list[UnopenedScene]:
+    """The scenes of the input, not opened yet.
+
+    Raises:
+        InputError: there is none.
+    """
+    images = experiment.images
+    return list_scenes(
+        experiment.input,
+        video=experiment.video,
+        max_pixels=images.max_pixels,
+        min_views=images.min_views,
+    )
+
+
+def open_scene(experiment: Experiment, unopened: UnopenedScene, progress: Progress) -> PhotoSet:
+    """The photos of a scene.
+
+    Raises:
+        InputError: it has too few, a video cannot be read, or results cannot have such names.
+    """
+    with progress.stage("find photos") as tick:
+        photos = unopened.open(tick)
+    check_names(tuple(photo.name for photo in photos.photos))
+    return photos
+
+
+def known_cameras(
+    experiment: Experiment, scenes: Sequence[UnopenedScene], opened: Mapping[str, PhotoSet]
+) -> KnownCameras | None:
+    """Known cameras of the scene, where there are any.
+
+    Args:
+        experiment: the settings.
+        scenes: of the input.
+        opened: name -> photos, if it is one scene.
+
+    Raises:
+        InputError: they cannot be read, do not fit the photos, or there are several scenes; the
+            backbone does not have what is asked of cameras.
+    """
+    if experiment.cameras != CameraOptions():
+        model = get_backbone(experiment.backbone).model
+        experiment.cameras.arguments(model, bool(experiment.cameras.known))
+    if experiment.cameras.known and len(scenes) > 1:
+        raise InputError(
+            f"cameras.known: {experiment.cameras.known} is of one scene, the input has"
+            f" {len(scenes)}; reconstruct them one by one"
+        )
+    return experiment.cameras.read(list(opened.values()))
+
+
+def check(experiment: Experiment, points: PointSource, progress: Progress) -> CheckedModel:
+    """The model, before its weights are read.
+
+    Args:
+        experiment: `weights`, `student`, `attention`, `precision`, `backbone`, `cameras` and
+            `compute` count.
+        points: where the points will come from.
+        progress: takes the time.
+
+    Raises:
+        InputError: the weights cannot be had, are of another backbone, or do not fit into memory.
+    """
+    with progress.stage("load weights"):
+        checked = check_model(experiment.model_spec(), experiment.backbone)
+        heads = _heads(experiment, checked, points)
+        check_weights(checked.manifest, heads, checked.held_dtype, experiment.compute.limit)
+    return checked
+
+
+def build(
+    experiment: Experiment, checked: CheckedModel, points: PointSource, progress: Progress
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model with the heads that are needed, and its description for the report.
+
+    Args:
+        experiment: as for `check`, and `quiet`.
+        checked: from `check`.
+        points: where the points will come from.
+        progress: takes the time.
+
+    Raises:
+        InputError: a file of the weights is damaged.
+    """
+    if experiment.weights in BUNDLED and not experiment.quiet:
+        print(about_bundled(experiment.weights), flush=True)
+    with progress.stage("load weights"):
+        model = checked.build(_heads(experiment, checked, points))
+    return model, checked.describe(model)
+
+
+def _heads(experiment: Experiment, checked: CheckedModel, points: PointSource) -> list[str]:
+    kind = get_backbone(checked.manifest.backbone).model
+    heads = ["camera", "depth"]
+    if points == "head" and POINTS not in kind.choices:
+        heads.append("point")
+    return heads + list(experiment.cameras.heads(kind))
+
+
+def _titled(options: exports.ExportOptions, name: str) -> exports.ExportOptions:
+    """With the name of the scene as the title of the page, unless another was asked for."""
+    if options.page.title != exports.PageOptions.title:
+        return options
+    return replace(options, page=replace(options.page, title=name))

@@ -1,0 +1,136 @@
+"""Folders of results: what they were made of, which are done, what of older runs goes."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lite3r_jax import exports
+from lite3r_jax.errors import InputError
+from lite3r_jax.experiment import Experiment, to_config
+from lite3r_jax.infer import report as reports
+from lite3r_jax.weights import strict_json
+
+DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "export")
+"""Settings and groups of settings that results depend on, besides the model and the input."""
+State = Literal["new", "done", "unfinished", "other"]
+
+
+def made_of(experiment: Experiment, model: Mapping[str, Any], files: Sequence[str]) -> str:
+    """What results are made of, as a hash: settings, model, and the files of the input.
+
+    Args:
+        experiment: the settings.
+        model: from `models.CheckedModel.facts`.
+        files: photos or video; they count by name, size and time of their last change, and so do
+            those of known cameras.
+    """
+    settings = to_config(experiment).to_dict()
+    known = Path(experiment.cameras.known) if experiment.cameras.known else None
+    cameras = sorted(known.iterdir()) if known and known.is_dir() else [known] if known else []
+    given = [*files, *map(str, cameras)]
+    stats = [(os.path.basename(name), os.stat(name)) for name in given if os.path.exists(name)]
+    body = {
+        "settings": {name: settings[name] for name in DEPENDS_ON},
+        "model": model,
+        "version": reports.environment()["versions"]["lite3r_jax"],
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """The folder of one scene.
+
+    Attributes:
+        path: of it.
+        formats: that it will have.
+        key: `made_of`.
+    """
+
+    path: Path
+    formats: tuple[str, ...]
+    key: str
+
+    def planned(self) -> list[Path]:
+        """All files and folders that will be in it."""
+        return [*exports.planned(self.path, self.formats), self.path / reports.FILE_NAME]
+
+    def existing(self) -> list[Path]:
+        """Those that are there."""
+        return [path for path in self.planned() if os.path.lexists(path)]
+
+    def state(self) -> State:
+        """new: nothing is there; done: all is, of the same settings, model and input.
+
+        unfinished: a run with the same began and was stopped; other: something else is there.
+        """
+        existing = self.existing()
+        if not existing:
+            return "new"
+        report = self._report()
+        if report.get("made_of") != self.key:
+            return "other"
+        complete = report.get("finished") is True and len(existing) == len(self.planned())
+        return "done" if complete else "unfinished"
+
+    def begin(self) -> frozenset[str]:
+        """Note that a run has begun; gives the formats of the run before."""
+        report = self._report()
+        older = report.get("outputs")
+        names = set(older) if isinstance(older, dict) else set()
+        outputs = {name: {} for name in (*sorted(names & set(exports.FORMATS)), *self.formats)}
+        note = {"made_of": self.key, "finished": False, "outputs": outputs}
+        reports.write_report(note, self.path / reports.FILE_NAME, overwrite=True)
+        return frozenset(names & set(exports.FORMATS))
+
+    def finish(self, report: Mapping[str, Any], older: frozenset[str]) -> None:
+        """Write the report; formats of older runs that this one does not have go."""
+        mine = set(self.planned())
+        for path in exports.planned(self.path, sorted(older)) if older else ():
+            if path not in mine:
+                _remove(path)
+        whole = {**report, "made_of": self.key, "finished": True}
+        reports.write_report(whole, self.path / reports.FILE_NAME, overwrite=True)
+
+    def give_up(self) -> None:
+        """The scene failed: what `begin` made goes, if nothing else was written."""
+        if self.existing() == [self.path / reports.FILE_NAME]:
+            with suppress(OSError):
+                (self.path / reports.FILE_NAME).unlink()
+                self.path.rmdir()
+
+    def _report(self) -> Mapping[str, Any]:
+        try:
+            return strict_json.read_object(self.path / reports.FILE_NAME)
+        except InputError:  # there is none, or none of ours
+            return {}
+
+
+def refuse_other(folders: Sequence[ResultFolder]) -> None:
+    """Refuse folders with results of something else.
+
+    Raises:
+        InputError: naming what is there.
+    """
+    there = [str(path) for folder in folders for path in folder.existing()]
+    if there:
+        more = f" and {len(there) - 3} more" if len(there) > 3 else ""
+        raise InputError(
+            f"{', '.join(there[:3])}{more}: exist already, made with other settings, weights or"
+            " photos; choose another config.output or add --config.overwrite"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,187 @@
+"""What is trained, by name, and what teacher and student share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.plan import Plan, Rule
+from lite3r_jax.attention.presets import plan
+from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import Layouts, TokenLayout
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.distillation.surgery import stacks
+from lite3r_jax.distillation.teacher_student import make_pair, of_student, selectors
+from lite3r_jax.distillation.trainable import LowRankAttention, add_low_rank, sizes, trained_paths
+from lite3r_jax.errors import InputError
+from lite3r_jax.layers.attention import Attention
+from lite3r_jax.layers.rngs import traced_rngs
+from lite3r_jax.precision import Fp8Rule, apply_precision, deploy
+from lite3r_jax.training.parameters import size, split
+from tests.distillation.mini import build, images
+
+
+def mini(spec=None, layers=None):
+    return build(Plan((Rule("global", spec or SLA(), layers),)))
+
+
+def arrays(model):
+    return split(model)[1]
+
+
+def test_teacher_and_student_hold_what_they_share_once():
+    student = mini()
+    pair = make_pair(student, trained_paths(student, "strategy"))
+    found = arrays(pair)
+    assert all(path.startswith("student/") for path in found)
+    assert size(found) == size(arrays(student))
+    assert found["student/embed/kernel"] is student.embed.kernel.get_value()
+    # ... also after the model was taken apart and put together.
+    again = split(pair)[0].merge(found)
+    for a, b in ((again.teacher, again.student), (pair.teacher, pair.student)):
+        assert a.global_blocks.attn.qkv.kernel is b.global_blocks.attn.qkv.kernel
+        assert a.head.bias is b.head.bias
+
+
+def test_of_what_is_trained_the_teacher_has_originals_and_nothing_else():
+    student = mini()
+    trained = trained_paths(student, "strategy+attention")
+    assert trained == (
+        "global_blocks/attn/proj/bias",
+        "global_blocks/attn/proj/kernel",
+        "global_blocks/attn/qkv/bias",
+        "global_blocks/attn/qkv/kernel",
+        "global_cores/0/proj_lin",
+    )
+    pair = make_pair(student, trained)
+    own = {p.removeprefix("teacher/") for p in arrays(pair) if p.startswith("teacher/")}
+    assert own == set(trained[:4])
+    _, params, frozen = split(pair, selectors(trained))
+    assert set(of_student(params)) == set(trained)
+    assert own == {p.removeprefix("teacher/") for p in frozen if p.startswith("teacher/")}
+    kernel = pair.teacher.global_blocks.attn.qkv.kernel
+    np.testing.assert_array_equal(kernel[...], student.global_blocks.attn.qkv.kernel[...])
+    student.global_blocks.attn.qkv.kernel.set_value(jnp.zeros_like(kernel[...]))
+    assert np.any(kernel[...])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone,heads,parameters", [
+    ("vggt", ("camera", "depth"), 360_448),
+    ("da3", ("camera", "depth", "camera_encoder"), 114_688),
+])  # fmt: skip
+def test_the_published_set_has_as_many_parameters_as_the_published_code(
+    backbone, heads, parameters
+):
+    entry = get_backbone(backbone)
+    student = nnx.eval_shape(
+        lambda: entry.build(
+            entry.default_config, heads=heads, plan=plan("sla_paper"), rngs=traced_rngs(0)
+        )
+    )
+    trained = trained_paths(student, "strategy")
+    assert sum(sizes(student, trained).values()) == parameters
+    assert all(path.endswith("/proj_lin") for path in trained)
+    found = {stack.name for stack in stacks(student) if all(stack.replaced)}
+    wide = trained_paths(student, "strategy+attention")
+    assert {path.partition("/attn/")[0] for path in wide if "/attn/" in path} == found
+    pair = make_pair(student, trained)  # abstract arrays will do
+    assert sum(math.prod(x.shape) for x in arrays(pair).values()) == sum(
+        math.prod(x.shape) for x in arrays(student).values()
+    )
+
+
+def test_low_rank_parts_begin_as_nothing_and_are_the_product_of_two_matrices():
+    attention = Attention(8, 2, kernel_init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(0))
+    low = LowRankAttention(attention, 3, nnx.Rngs(1))
+    x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
+    core = Dense("reference").build(heads=2, head_dim=4, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layouts = Layouts.both(TokenLayout(1, 1, (2, 2), "frame"))
+    np.testing.assert_array_equal(low(x, core, layouts), attention(x, core, layouts))
+
+    rng = np.random.default_rng(1)
+    merged = Attention(8, 2, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    for name in ("qkv", "proj"):
+        part, linear = getattr(low, f"{name}_lora"), getattr(merged, name)
+        part.up.set_value(jnp.asarray(rng.standard_normal(part.up.shape, np.float32)))
+        kernel = getattr(attention, name).kernel[...] + part.down[...] @ part.up[...]
+        linear.kernel.set_value(kernel)
+        linear.bias.set_value(getattr(attention, name).bias[...])
+    want = merged(x, core, layouts)
+    assert np.abs(want - attention(x, core, layouts)).max() > 0.1
+    np.testing.assert_allclose(low(x, core, layouts), want, rtol=2e-5, atol=2e-5)
+
+
+def test_low_rank_leaves_have_their_place_in_the_tree_and_leave_the_others_where_they_were():
+    student = mini()
+    before = arrays(student)
+    add_low_rank(student, 3)
+    after = arrays(student)
+    new = {path: x.shape for path, x in after.items() if path not in before}
+    at = "global_blocks/attn"
+    assert new == {
+        f"{at}/proj_lora/down": (2, 16, 3), f"{at}/proj_lora/up": (2, 3, 16),
+        f"{at}/qkv_lora/down": (2, 16, 3), f"{at}/qkv_lora/up": (2, 3, 48),
+    }  # fmt: skip
+    assert all(after[path] is x for path, x in before.items())
+    assert set(trained_paths(student, "lora")) == {*new, "global_cores/0/proj_lin"}
+    assert not any("lora" in path for path in arrays(mini()))
+
+
+@pytest.mark.parametrize("name", ["strategy+attention", "lora"])
+def test_layers_of_a_stack_that_are_not_replaced_cannot_be_trained_with_it(name):
+    student = mini(layers=(1,))
+    assert trained_paths(student, "strategy") == ("global_cores/1/proj_lin",)
+    with pytest.raises(InputError, match="replaces some layers of global_blocks only"):
+        add_low_rank(student, 2) if name == "lora" else trained_paths(student, name)
+
+
+def test_a_plan_that_replaces_nothing_leaves_nothing_to_learn():
+    for name in ("strategy", "strategy+attention", "lora"):
+        with pytest.raises(InputError, match=f"trainable {name}".replace("+", r"\+")):
+            trained_paths(mini(Dense()), name)
+
+
+@pytest.mark.slow
+def test_low_rank_parts_stay_where_weights_are_stored_as_float8():
+    student = mini()
+    add_low_rank(student, 2)
+    for name in ("qkv_lora", "proj_lora"):
+        up = getattr(student.global_blocks.attn, name).up
+        up.set_value(jnp.asarray(np.random.default_rng(0).standard_normal(up.shape, np.float32)))
+    rules = (Fp8Rule("blocks/attn/", activations=None),)
+
+    @jax.jit
+    def run(x):
+        models = (
+            student,
+            apply_precision(student, rules),
+            deploy(student, rules, "fp8_weight_only"),
+        )
+        return [model(x, taps=("global/attn",))[1]["global/attn"] for model in models]
+
+    full, simulated, stored = run(images())
+    size = np.abs(full).max()
+    np.testing.assert_allclose(stored, simulated, atol=1e-5 * size)
+    assert np.abs(simulated - full).max() > 1e-3 * size
+
+
+@pytest.mark.slow
+def test_simulated_precision_is_the_students_alone():
+    plain = mini()
+    student = apply_precision(plain, (Fp8Rule("blocks/"),))
+    pair = make_pair(student, trained_paths(student, "strategy"))
+    assert arrays(pair).keys() == {f"student/{path}" for path in arrays(plain)}
+
+    @jax.jit
+    def attended(x):
+        models = (pair.teacher, make_pair(plain, ()).teacher, pair.student, plain)
+        return [model(x, taps=("frame/attn",))[1]["frame/attn"] for model in models]
+
+    teacher, dense, simulated, full = attended(images())
+    np.testing.assert_array_equal(teacher, dense)
+    assert np.abs(simulated - full).max() > 1e-3 * np.abs(full).max()

@@ -1,0 +1,571 @@
+"""The HTML page: what it holds, read back here, and what it shows, seen by Chromium."""
+
+import base64
+import io
+import json
+import re
+import zlib
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.exports.page import PageOptions, _pack, write_page
+from lite3r_jax.exports.points import PointOptions, diagonal, select_points
+from lite3r_jax.scene import Scene
+from tests.chromium import Chromium
+
+ODD_NAMES = (
+    "a/Tom & Jerry's.jpg",
+    "\u00fcber \u6771\u4eac \U0001f3e0.png",
+    "{{data}} &lt;b&gt;.jpg",
+    "d.jpg",
+)
+
+
+class PageReader(HTMLParser):
+    """Elements by id with their text, and everything that could load or run something."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.texts: dict[str, str] = {}
+        self.scripts: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style", "title"):
+            self._open = [dict(attrs).get("id") or tag]
+            self.texts[self._open[0]] = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style", "title"):
+            self._open = []
+
+    def handle_data(self, data):
+        for name in self._open:
+            self.texts[name] += data
+
+
+def unpack(text: str, count: int, widths: list[int]) -> list[np.ndarray]:
+    """The packing as its definition says, number by number."""
+    planes = zlib.decompress(base64.b64decode(text))
+    assert len(planes) == count * sum(widths)
+    streams, at = [], 0
+    for width in widths:
+        values, value = [], 0
+        for i in range(count):
+            coded = 0
+            for plane in range(width):
+                coded = coded * 256 + planes[at + plane * count + i]
+            value += -(coded + 1) // 2 if coded % 2 else coded // 2
+            values.append(value)
+        at += width * count
+        streams.append(np.array(values))
+    return streams
+
+
+def read(path) -> tuple[PageReader, dict]:
+    reader = PageReader(path.read_text(encoding="utf-8"))
+    return reader, json.loads(reader.texts["scene"])
+
+
+def read_points(reader: PageReader, data: dict) -> list[np.ndarray]:
+    x, y, z, *rest = unpack(
+        reader.texts["points"], data["points"]["count"], [4, 4, 4, 2, 2, 2, 2, 4]
+    )
+    low, step = np.array(data["points"]["low"]), data["points"]["step"]
+    return [low + step * np.stack([x, y, z], -1), np.stack(rest[:3], -1), rest[3], rest[4]]
+
+
+@pytest.fixture(scope="module")
+def page(room, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "scene.html"
+    write_page(room.scene, path, PageOptions(title="A <b>wall</b>", max_points=3000))
+    return path
+
+
+# -- content ----------------------------------------------------------------------------------
+
+
+def test_points_are_those_of_every_confidence(page, room):
+    reader, data = read(page)
+    want = select_points(room.scene, PointOptions(conf_percentile=0, max_points=3000))
+    xyz, rgb, level, view = read_points(reader, data)
+    assert data["points"]["count"] == len(want) == 3000
+    assert np.abs(xyz - want.xyz).max() < 2e-5 * diagonal(want.xyz)
+    np.testing.assert_array_equal(rgb, want.rgb)
+    np.testing.assert_array_equal(view, want.view)
+    levels = np.array(data["points"]["confidence"])
+    assert len(levels) == 256 and (levels[level] <= want.conf).all()
+    above = np.append(levels, np.inf)[level + 1]
+    assert (want.conf < above).all()
+
+
+def test_slider_begins_at_the_percentile_of_the_other_exports(page, room):
+    reader, data = read(page)
+    assert data["points"]["percentile"] == PointOptions().conf_percentile == 50
+    _, _, level, _ = read_points(reader, data)
+    shown = level >= 256 * 50 // 100
+    assert abs(shown.mean() - 0.5) < 0.01
+
+
+def test_outliers_cost_the_scene_no_precision(room, tmp_path):
+    depth = room.scene.depth.copy()
+    depth[1, 20:22, 30] = 3000.0
+    scene = replace(room.scene, depth=depth)
+    write_page(scene, tmp_path / "p.html", PageOptions(max_points=0))
+    reader, data = read(tmp_path / "p.html")
+    want = select_points(scene, PointOptions(conf_percentile=0, max_points=0))
+    xyz, *_ = read_points(reader, data)
+    assert np.ptp(want.xyz[:, 2]) > 1000 > 100 * diagonal(want.xyz)
+    assert np.abs(xyz - want.xyz).max() < 1e-4 * diagonal(want.xyz)
+
+
+def test_depth_and_confidence_are_those_of_the_scene(page, room):
+    reader, data = read(page)
+    scene = room.scene
+    assert data["pictureSize"] == [84, 70]
+    levels = np.array(data["depth"]["confidence"])
+    for s in range(scene.views):
+        codes, level = unpack(reader.texts[f"maps-{s}"], 84 * 70, [3, 2])
+        codes, level = codes.reshape(70, 84), level.reshape(70, 84)
+        valid = scene.inside()[s] & np.isfinite(scene.depth[s]) & (scene.depth[s] > 0)
+        np.testing.assert_array_equal(codes > 0, valid)
+        depth = np.exp(data["depth"]["low"] + (codes - 1) * data["depth"]["step"])
+        np.testing.assert_allclose(depth[valid], scene.depth[s][valid], rtol=1.1e-4)
+        assert (levels[level] <= scene.depth_conf[s]).all()
+        assert (scene.depth_conf[s] < np.append(levels, np.inf)[level + 1]).all()
+    assert (codes == 0).any()
+
+
+def test_photos_are_those_of_the_scene(page, room):
+    reader, _ = read(page)
+    for s, want in enumerate(room.scene.images):
+        with Image.open(io.BytesIO(base64.b64decode(reader.texts[f"photo-{s}"]))) as photo:
+            assert photo.format == "JPEG"
+            assert np.abs(np.asarray(photo, int) - want).mean() < 4
+
+
+def test_cameras_are_those_of_the_scene(page, room):
+    _, data = read(page)
+    for s, view in enumerate(data["views"]):
+        assert view["name"] == room.scene.names[s]
+        np.testing.assert_array_equal(
+            np.reshape(view["extrinsics"], (3, 4)), room.scene.extrinsics[s]
+        )
+        fx, fy, cx, cy = view["intrinsics"]
+        np.testing.assert_array_equal(
+            [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], room.scene.intrinsics[s]
+        )
+    assert data["views"][1]["crop"] == [0, 0, 84, 70]
+    assert data["views"][3]["crop"] == [3.25, 7.5, 80.75, 62.5]
+
+
+def test_large_pictures_are_scaled_and_depth_stays_measured(room, tmp_path):
+    write_page(room.scene, tmp_path / "p.html", PageOptions(max_image_side=64))
+    reader, data = read(tmp_path / "p.html")
+    assert data["pictureSize"] == [64, 53]
+    codes, _ = unpack(reader.texts["maps-1"], 64 * 53, [3, 2])
+    depth = np.exp(data["depth"]["low"] + (codes - 1) * data["depth"]["step"])
+    nearest = np.abs(depth[:, None] - room.scene.depth[1].ravel()).min(-1)
+    assert nearest.max() < 1e-3
+    # the same place: a map that was scaled with an offset would be off by the slope of the wall
+    at = room.scene.depth[1][35, 42]
+    assert abs(depth.reshape(53, 64)[26, 32] - at) < 0.01 * at
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-(2**21), 2**21), min_size=1, max_size=40))
+def test_packing_keeps_every_number(values):
+    got = unpack(_pack((np.array(values), 4), (np.array(values) % 7, 2)), len(values), [4, 2])
+    np.testing.assert_array_equal(got[0], values)
+    np.testing.assert_array_equal(got[1], np.array(values) % 7)
+
+
+# -- self-contained and safe ------------------------------------------------------------------
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(
+        r"https?:|//[a-z]+\.|\bimport\b|@import|url\(|fetch\(|XMLHttp|WebSocket", text
+    )
+    reader = PageReader(text)
+    for tag, attributes in reader.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "a"}
+        assert not {"src", "href", "srcset", "action", "style"} & attributes.keys()
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+def test_policy_allows_only_what_is_inside(page):
+    reader, _ = read(page)
+    policy = next(a["content"] for t, a in reader.tags if a.get("http-equiv"))
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert "unsafe" not in policy and "*" not in policy and "connect-src" not in rules
+    assert rules["script-src"].startswith("'sha256-") and " " not in rules["script-src"]
+
+
+def test_names_and_report_cannot_leave_their_place(room, tmp_path):
+    scene = replace(room.scene, names=ODD_NAMES)
+    report = {"note": "</script><script>alert(1)</script><!--", "\u2028": {"seconds": 1.5}}
+    path = tmp_path / "p.html"
+    write_page(
+        scene,
+        path,
+        PageOptions(title="</title><script>{{data}} & '\"", max_points=100),
+        report=report,
+    )
+    reader, data = read(path)
+    assert [view["name"] for view in data["views"]] == list(ODD_NAMES)
+    assert data["report"] == report
+    assert reader.texts["title"] == "</title><script>{{data}} & '\""
+    scripts = [attributes for tag, attributes in reader.tags if tag == "script"]
+    assert len(scripts) == 3 + 2 * scene.views
+    assert sum("type" not in attributes for attributes in scripts) == 1
+    assert path.read_text(encoding="utf-8").count('id="points"') == 1
+
+
+def test_equal_scenes_give_equal_bytes(page, room, tmp_path):
+    write_page(room.scene, tmp_path / "p.html", PageOptions(title="A <b>wall</b>", max_points=3000))
+    assert (tmp_path / "p.html").read_bytes() == page.read_bytes()
+
+
+# -- limits and bad input ---------------------------------------------------------------------
+
+
+def noisy(views: int, height: int = 140, width: int = 182) -> Scene:
+    """Views that hardly compress."""
+    rng = np.random.default_rng(0)
+    shape = (views, height, width)
+    pose = np.concatenate([np.eye(3), np.zeros((3, 1))], -1)
+    lens = [[150, 0, width / 2], [0, 150, height / 2], [0, 0, 1]]
+    return Scene(
+        names=tuple(f"{i}.jpg" for i in range(views)),
+        images=rng.integers(0, 256, (*shape, 3), np.uint8),
+        depth=rng.uniform(1, 9, shape).astype(np.float32),
+        depth_conf=rng.uniform(1, 9, shape).astype(np.float32),
+        extrinsics=np.tile(pose, (views, 1, 1)).astype(np.float32),
+        intrinsics=np.tile(lens, (views, 1, 1)).astype(np.float32),
+        boxes=np.tile(np.array([0, 0, width, height]), (views, 1)).astype(np.float32),
+        source_sizes=np.tile([width, height], (views, 1)),
+    )
+
+
+def test_page_stays_below_its_limit_with_smaller_pictures(tmp_path):
+    scene, calls = noisy(12), []
+    whole = PageOptions(max_points=2000)
+    write_page(scene, tmp_path / "whole.html", whole)
+    size = (tmp_path / "whole.html").stat().st_size
+    write_page(
+        scene, tmp_path / "p.html", replace(whole, max_megabytes=size / 2e6),
+        progress=lambda: calls.append(1),
+    )  # fmt: skip
+    _, data = read(tmp_path / "p.html")
+    assert 0.25 * size < (tmp_path / "p.html").stat().st_size <= size / 2
+    assert 64 <= data["pictureSize"][0] < 182
+    assert len(calls) == scene.views
+
+
+def test_impossible_limit_is_refused_and_nothing_is_left(tmp_path):
+    with pytest.raises(InputError, match=r"12 views do not fit into page\.max_megabytes"):
+        write_page(noisy(12), tmp_path / "p.html", PageOptions(max_points=100, max_megabytes=0.15))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_file_is_kept_unless_overwriting_is_allowed(room, tmp_path):
+    path = tmp_path / "p.html"
+    path.write_text("mine")
+    with pytest.raises(InputError, match=r"p\.html: exists already"):
+        write_page(room.scene, path)
+    assert path.read_text() == "mine"
+    write_page(room.scene, path, PageOptions(max_points=10), overwrite=True)
+    assert path.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("report", [{"a": float("nan")}, {"a": np.zeros(2)}, {"a": object()}])
+def test_report_that_is_not_plain_data_is_refused(room, tmp_path, report):
+    with pytest.raises(InputError, match="report must hold strings, finite numbers"):
+        write_page(room.scene, tmp_path / "p.html", report=report)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "key,value", [("max_points", -1), ("max_image_side", 8), ("max_megabytes", 0.0)]
+)
+def test_impossible_options_are_refused_by_name(key, value):
+    with pytest.raises(InputError, match=rf"^page\.{key}: expected .*{value}"):
+        PageOptions(**{key: value})
+
+
+# -- in the browser ---------------------------------------------------------------------------
+
+TARGET = np.array([0.35, -0.2, 2.0])  # in the camera frame of the first view
+RED, BLUE = np.array([230, 20, 20]), np.array([20, 60, 220])
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """A blue wall, red around one place, and two cameras with principal points of their own."""
+    height, width = 112, 154
+    poses, lenses, images, depths = [], [], [], []
+    for angle, cx in ((0.0, 70.0), (0.35, 90.0)):
+        turn = np.array(
+            [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+        )
+        shift = np.array([0, 0, 2.0]) - turn @ [0, 0, 2.0]
+        lens = np.array([[120.0, 0, cx], [0, 126.0, 50.0], [0, 0, 1]])
+        v, u = np.mgrid[0:height, 0:width]
+        rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(lens).T @ turn
+        center = -turn.T @ shift
+        depth = (2.0 - center[2]) / rays[..., 2]
+        world = center + rays * depth[..., None]
+        near = np.linalg.norm(world - TARGET, axis=-1) < 0.12
+        images.append(np.where(near[..., None], RED, BLUE))
+        depths.append(depth)
+        poses.append(np.concatenate([turn, shift[:, None]], -1))
+        lenses.append(lens)
+    scene = Scene(
+        names=("one & 'only'.jpg", "two \u6771.jpg"),
+        images=np.stack(images).astype(np.uint8),
+        depth=np.stack(depths).astype(np.float32),
+        depth_conf=np.linspace(1, 5, 2 * height * width)
+        .reshape(2, height, width)
+        .astype(np.float32),
+        extrinsics=np.stack(poses).astype(np.float32),
+        intrinsics=np.stack(lenses).astype(np.float32),
+        boxes=np.tile([0, 0, width, height], (2, 1)).astype(np.float32),
+        source_sizes=np.tile([width, height], (2, 1)),
+    )
+    path = tmp_path_factory.mktemp("marked") / "page.html"
+    write_page(
+        scene,
+        path,
+        points=PointOptions(conf_percentile=0),
+        report={"dtype": "float32"},
+    )
+    return scene, path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Chromium(timeout=300) as chromium:
+        yield chromium
+
+
+def opened(browser: Chromium, path, fragment: str = "", **options) -> Chromium:
+    browser.errors.clear()
+    browser.open(path.as_uri() + fragment, **options)
+    browser.wait("document.documentElement.classList.contains('complete')")
+    return browser
+
+
+def reddish(image: np.ndarray) -> np.ndarray:
+    return (image[..., 0] > 150) & (image[..., 1] < 90) & (image[..., 2] < 90)
+
+
+def stage(browser: Chromium) -> np.ndarray:
+    left, top, width, height = (round(v) for v in browser.box("#canvas"))
+    return browser.screenshot()[top : top + height, left : left + width]
+
+
+def center_of(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.nonzero(mask)
+    return np.array([columns.mean(), rows.mean()]) + 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", [0, 1])
+@pytest.mark.parametrize("size", [(1200, 800), (420, 900)])
+def test_points_are_where_the_camera_saw_them(browser, marked, view, size):
+    scene, path = marked
+    opened(browser, path, f"#points={view}", size=size)
+    browser.run("overlay.value = 0; overlay.dispatchEvent(new Event('input'))")
+    # on a slope, points cover their neighbors on the far side by their radius
+    browser.run("size.value = -1; size.dispatchEvent(new Event('input'))")
+    image = stage(browser)
+    height, width = image.shape[:2]
+    camera = scene.extrinsics[view, :, :3] @ TARGET + scene.extrinsics[view, :, 3]
+    u, v = (scene.intrinsics[view] @ camera)[:2] / camera[2]
+    zoom = min(width / 154, height / 112)
+    want = [(u + 0.5 - 77) * zoom + width / 2, (v + 0.5 - 56) * zoom + height / 2]
+    seen = reddish(image)
+    radius = 0.12 * scene.intrinsics[view, 0, 0] / camera[2] * zoom
+    assert 0.4 < seen.sum() / (np.pi * radius**2) < 1.2
+    assert np.abs(center_of(seen) - want).max() < 0.5 * zoom
+    # the photo, laid over the points, shows the same thing at the same place
+    browser.run("overlay.value = 100; overlay.dispatchEvent(new Event('input'))")
+    assert np.abs(center_of(reddish(stage(browser))) - want).max() < 0.5 * zoom
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("size", [(1200, 800), (390, 844)])
+@pytest.mark.parametrize("part", ["points", "depth", "about"])
+def test_page_opens_from_disk_without_errors_or_requests(browser, marked, theme, size, part):
+    _, path = marked
+    opened(browser, path, f"#{part}", theme=theme, size=size, touch=size[0] < 600)
+    image = browser.screenshot()
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
+    ground = np.median(image.reshape(-1, 3), axis=0).mean()
+    assert ground > 200 if theme == "light" else ground < 80
+    assert browser.errors == []
+    assert [r for r in browser.requests if not r.startswith("data:image/jpeg")] == [path.as_uri()]
+    # nothing is wider than the screen
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.slow
+def test_policy_stops_what_is_not_part_of_the_page(browser, marked):
+    _, path = marked
+    opened(browser, path)
+    browser.run(
+        "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/a.png'}))"
+    )
+    browser.run(
+        "window.hacked = 0; document.body.insertAdjacentHTML('beforeend',"
+        " '<img src=data:, onerror=hacked=1>')"
+    )
+    browser.wait("document.images.length > 3")
+    browser.settle()
+    assert browser.run("hacked") == 0
+    assert any("Content Security Policy" in error for error in browser.errors)
+
+
+@pytest.mark.slow
+def test_film_strip_flies_to_the_camera_and_escape_leaves_it(browser, marked):
+    _, path = marked
+    opened(browser, path)
+    assert browser.run("document.getElementById('through').hidden")
+    start = stage(browser)
+    left, top, width, height = browser.box("#strip li:nth-child(2) button")
+    browser.click(left + width / 2, top + height / 2)
+    assert browser.run("document.getElementById('through-name').textContent") == "two \u6771.jpg"
+    assert (
+        browser.run("document.querySelector('#strip [aria-current=true]').title")
+        == "two \u6771.jpg"
+    )
+    assert np.abs(stage(browser).astype(int) - start).mean() > 5
+    browser.press("Escape")
+    assert browser.run("document.getElementById('through').hidden")
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_clicking_a_frustum_looks_through_it(browser, marked):
+    _, path = marked
+    opened(browser, path)
+    left, top, *_ = browser.box("#canvas")
+    browser.run("threshold.value = 99; threshold.dispatchEvent(new Event('input'))")
+    mask = reddish(stage(browser))  # with the points gone, the photos on the frusta are left
+    x, y = center_of(mask)
+    rows, columns = np.nonzero(mask)
+    i = np.argmin(np.hypot(columns - x, rows - y))
+    browser.click(left + float(columns[i]), top + float(rows[i]))
+    assert not browser.run("document.getElementById('through').hidden")
+
+
+@pytest.mark.slow
+def test_dragging_turns_and_double_click_keeps_the_point(browser, marked):
+    _, path = marked
+    opened(browser, path)
+    browser.press("c")  # without cameras
+    before = stage(browser)
+    left, top, width, height = browser.box("#canvas")
+    middle = (left + width / 2, top + height / 2)
+    browser.drag(middle, (middle[0] + 120, middle[1]))
+    turned = stage(browser)
+    assert np.abs(turned.astype(int) - before).mean() > 2
+    # after a double click on the red place it is in the middle and stays there while turning
+    x, y = center_of(reddish(turned))
+    browser.click(left + float(x), top + float(y), count=2)
+    browser.settle()
+    want = [width / 2, height / 2]
+    assert np.abs(center_of(reddish(stage(browser))) - want).max() < 12
+    browser.drag(middle, (middle[0] - 60, middle[1] - 30))
+    assert np.abs(center_of(reddish(stage(browser))) - want).max() < 12
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_confidence_slider_hides_the_least_sure_points(browser, marked):
+    _, path = marked
+    opened(browser, path, "#points=0")
+    browser.run("overlay.value = 0; overlay.dispatchEvent(new Event('input'))")
+    count = "parseInt(document.getElementById('shown').textContent.replace(/\\s/g, ''))"
+    everything, all_points = stage(browser), browser.run(count)
+    browser.run("threshold.value = 60; threshold.dispatchEvent(new Event('input'))")
+    fewer, few_points = stage(browser), browser.run(count)
+    assert all_points == 2 * 112 * 154
+    assert few_points == pytest.approx(0.4 * all_points, rel=0.02)
+    ground = np.array([13, 15, 18])  # --stage of the dark theme
+
+    def covered(image):  # above the bar with the name of the camera
+        return (np.abs(image[:-120] - ground).max(-1) > 20).mean()
+
+    assert covered(fewer) < 0.9 * covered(everything)
+    # confidence grows downwards and with the view: the first view is below the limit
+    browser.run("only.click()")
+    assert covered(stage(browser)) < 0.001
+
+
+@pytest.mark.slow
+def test_depth_panel_reads_the_depth_under_the_pointer(browser, marked):
+    scene, path = marked
+    opened(browser, path, "#depth=1")
+    left, top, width, height = browser.box("#depth-map")
+    u, v = 40, 60
+    x, y = left + (u + 0.5) * width / 154, top + (v + 0.5) * height / 112
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    browser.wait("document.getElementById('readout').textContent.startsWith('Pixel')")
+    text = browser.run("document.getElementById('readout').textContent")
+    column, row, depth, conf = map(float, re.findall(r"\d+(?:\.\d+)?", text))
+    assert (column, row) == (u, v)
+    assert depth == pytest.approx(scene.depth[1, v, u], rel=2e-3)
+    assert conf == pytest.approx(scene.depth_conf[1, v, u], abs=0.03)
+    # the map's colors follow the depth: a rank correlation of -1, near is bright
+    image = browser.screenshot()
+    box = [round(value) for value in (left, top, width, height)]
+    drawn = image[box[1] : box[1] + box[3], box[0] : box[0] + box[2]].astype(float).mean(-1)
+    columns = ((np.arange(box[2]) + 0.5) * 154 / box[2]).astype(int)
+    profile, truth = drawn[box[3] // 2][8:-8], scene.depth[1, 56][columns][8:-8]
+    assert np.corrcoef(profile, truth)[0, 1] < -0.9
+
+
+@pytest.mark.slow
+def test_depth_panel_is_scrubbed_with_arrow_keys(browser, marked):
+    _, path = marked
+    opened(browser, path, "#depth")
+    name = "document.getElementById('depth-name').textContent"
+    assert browser.run(name) == "one & 'only'.jpg"
+    browser.press("ArrowRight")
+    assert browser.run(name) == "two \u6771.jpg"
+    browser.press("ArrowRight")  # the last one stays
+    assert browser.run(name) == "two \u6771.jpg"
+    browser.press("ArrowLeft")
+    assert browser.run(name) == "one & 'only'.jpg"
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_without_webgl_the_page_says_so_and_shows_depth(marked):
+    _, path = marked
+    with Chromium("--disable-3d-apis") as browser:
+        opened(browser, path)
+        browser.wait("!document.getElementById('depth-panel').hidden")
+        browser.wait("document.getElementById('level-bar').textContent.length > 3")
+        browser.press("1")
+        assert "WebGL 2" in browser.run("document.getElementById('loading').textContent")
+        assert not browser.run("document.getElementById('loading').hidden")
+        assert browser.errors == []

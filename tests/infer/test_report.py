@@ -1,0 +1,54 @@
+"""Reports of runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lite3r_jax.infer.report import summary, write_report
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path):
+    name = os.fsdecode(b"caf\xe9.txt")
+    write_report({"ignored_files": [name, "東.txt"]}, tmp_path / "report.json")
+    data = (tmp_path / "report.json").read_bytes()
+    assert json.loads(data)["ignored_files"] == [name, "東.txt"]
+    assert "東".encode() in data
+
+
+def test_a_report_is_utf8_in_every_locale(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from lite3r_jax.infer.report import write_report\n"
+        "write_report({'scene': '\\u6771'}, Path(sys.argv[1]))"
+    )
+    for value in ("C", "C.UTF-8"):
+        path = tmp_path / f"{value}.json"
+        subprocess.run(
+            [sys.executable, "-X", "utf8=0", "-c", program, str(path)], check=True,
+            env={**os.environ, "LC_ALL": value, "PYTHONCOERCECLOCALE": "0"},
+            cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert json.loads(path.read_bytes())["scene"] == "東"
+
+
+def test_the_table_of_a_run_fits_the_screen():
+    report = {
+        "scene": {
+            "views": 2, "network_size": {"width": 518, "height": 392}, "known_cameras": None,
+            "ignored_files": [f"a file with a name {i}.txt" for i in range(9)],
+        },
+        "model": {
+            "weights": {"name": "a/long/folder/" * 5}, "backbone": "vggt", "parameters": 1e9,
+            "name": "sla_global(keep=0.1,block=32)-fp8_dynamic", "precision": "fp8_dynamic",
+            "dtype": {"compute": "bfloat16"}, "plan": "sla_global(keep=0.1,block=32)",
+            "attention": dict.fromkeys(("patch", "frame", "global"), "dense (blocked)"),
+        },
+        "device": {"kind": "cpu", "machine": "Linux x86_64, 2 cores"},
+        "memory_GiB": {"measured_peak": 1.0, "measured": "process", "predicted_peak": 1.0},
+        "seconds": {"run": 1.5}, "outputs": {"npz": {"path": "predictions.npz", "bytes": 1e6}},
+    }  # fmt: skip
+    lines = summary(report).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.split() == ["run", "1.50", "s"] for line in lines)
+    assert any(line.split()[:2] == ["npz", "predictions.npz"] for line in lines)

@@ -1,0 +1,105 @@
+"""Weights stored as float8: their size, their dtype, and the whole model that runs with them."""
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.layers.fp8 import Fp8Linear
+from lite3r_jax.precision import (
+    Fp8Rule,
+    apply_precision,
+    deploy,
+    freeze_quantized,
+    preset,
+)
+from lite3r_jax.training import parameters
+from tests.precision.net import ALL
+
+
+def test_stored_weights_take_a_byte_each_and_are_no_parameters(published):
+    model = published("vggt")
+    student = freeze_quantized(apply_precision(model, preset("default")), ("proj_lin",))
+    _, _, frozen = parameters.split(student, ("proj_lin",), count=360_448)
+    before = parameters.split(model, ("proj_lin",))[2]
+    weights = {path for path in frozen if path.endswith("/weight")}
+    assert len(weights) == 3 * 4 + 4 + 3
+    for path in weights:
+        *lead, inputs, outputs = before[path.removesuffix("weight") + "kernel"].shape
+        assert frozen[path].shape == (*lead, outputs, inputs)
+        assert frozen[path].dtype == ml_dtypes.float8_e4m3fn
+        assert frozen[path + "_scale"].shape == (*lead, outputs)
+    with pytest.raises(InputError, match="is in the path of no parameter"):
+        parameters.split(student, (r"qkv/weight",))
+
+    def size(arrays):
+        return sum(np.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
+
+    assert size(frozen) < 0.52 * size(before)
+
+
+def test_what_no_rule_is_for_is_held_in_the_dtype_that_is_asked_for(net):
+    before = {path: np.asarray(x) for path, x in nnx.to_flat_state(nnx.state(net))}
+    stored = deploy(net, (Fp8Rule("layers"),), "fp8_weight_only", rest=jnp.bfloat16)
+    found = dict(nnx.to_flat_state(nnx.state(stored)))
+    rest = {path for path in found.keys() & before.keys() if type(found[path]) is nnx.Param}
+    assert rest
+    for path in rest:
+        assert found[path].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found[path], before[path].astype(jnp.bfloat16))
+    kept = {str(x.dtype) for path, x in found.items() if path not in rest}
+    assert kept == {"float8_e4m3fn", "float32"}
+    for path, x in nnx.to_flat_state(nnx.state(net)):  # the model is not changed
+        np.testing.assert_array_equal(x, before[path])
+
+
+def test_deployment_names_what_it_does_not_know(net):
+    with pytest.raises(InputError, match="choose fp8_weight_only, fp8_dynamic"):
+        deploy(net, ALL, "int8")  # pyright: ignore
+    with pytest.raises(InputError, match="can only be simulated"):
+        deploy(net, (Fp8Rule("layers", weights=None),), "fp8_dynamic")
+    with pytest.raises(InputError, match="quantize 5 Linears, expected 6"):
+        deploy(net, ALL, "fp8_dynamic", count=6)
+
+
+@pytest.mark.slow
+def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
+    def forward(model):
+        prediction, _ = model(tiny_images)
+        return [np.asarray(a) for a in (prediction.depth, prediction.pose_enc)]
+
+    rules = preset("default")
+    plain, simulated = forward(tiny_vggt), forward(apply_precision(tiny_vggt, rules))
+    frozen = forward(freeze_quantized(apply_precision(tiny_vggt, rules)))
+    deployed = forward(deploy(tiny_vggt, rules, "fp8_dynamic"))
+    for a, b, c, d in zip(plain, simulated, frozen, deployed, strict=True):
+        size = np.abs(a).max()
+        assert 1e-4 * size < np.abs(b - a).max() < 0.3 * size
+        # An order of summation may move a value over the edge between two codes.
+        assert np.abs(c - b).max() < 0.02 * size and np.abs(d - c).max() < 0.02 * size
+
+
+@pytest.mark.slow
+def test_the_whole_deployed_model_with_fused_kernels(tiny_vggt, tiny_images):
+    def forward(model):
+        prediction, _ = model(tiny_images[:1, :2])
+        return [np.asarray(a, np.float64) for a in (prediction.depth, prediction.pose_enc)]
+
+    model = deploy(tiny_vggt, preset("default"), "fp8_dynamic")
+    plain, deployed = forward(tiny_vggt), forward(model)
+    fused = 0
+    for _, module in nnx.iter_modules(model):
+        # What the kernels are made for, with their code as plain JAX.
+        if isinstance(module, Fp8Linear) and module.weight.shape[-1] % 16 == 0:
+            module.implementation, module.interpret = "triton", True
+            fused += 1
+    assert fused >= 4 * 4  # Linears of the encoder, of two stacks of the trunk, of the camera head
+    for a, b, c, part in zip(plain, deployed, forward(model), (0.5, 1.5), strict=True):
+        # Sums in another order move values over the edge between two codes, at every layer again,
+        # and poses are refined four times: beside quantization itself it counts for depth half at
+        # most, and for poses as much as another quantization.
+        quantization, kernels = (np.sqrt(np.mean((x - y) ** 2)) for x, y in ((a, b), (b, c)))
+        print(f"of {np.abs(a).max():.3g}: quantization {quantization:.2g}, kernels {kernels:.2g}")
+        assert 0 < kernels < part * quantization

@@ -1,0 +1,14 @@
+"""Plans of programs for a GPU that are compiled on a machine without one."""
+
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.presets import parse_plan, plan
+from lite3r_jax.evaluation.variants import parse_variants
+from tools.benchmark.forward import planned
+
+
+def test_a_variant_has_its_settings_and_the_forms_of_a_gpu():
+    dense, sparse = map(planned, parse_variants("dense-float32,sla_global(keep=0.1)-fp8_dynamic"))
+    assert dense.default == Dense("blocked") and not dense.rules
+    (rule,) = plan("sla_global", keep=0.1, implementation="triton").rules
+    assert sparse.rules == (rule,) and sparse.default == Dense("blocked")
+    assert parse_plan("sla_global(keep=0.1)").rules[0].spec != rule.spec

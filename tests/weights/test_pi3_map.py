@@ -1,0 +1,103 @@
+"""The map of pi^3 against the golden names and the published counts."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.backbones.pi3.config import Pi3Config, license_of
+from lite3r_jax.backbones.pi3.weight_map import CHECKPOINT, name_map
+from lite3r_jax.cli.convert import main as convert_command
+from lite3r_jax.errors import InputError
+from lite3r_jax.weights.abstract import abstract_model
+from lite3r_jax.weights.convert import convert
+from lite3r_jax.weights.export import export
+from lite3r_jax.weights.manifest import read_manifest
+from lite3r_jax.weights.safetensors_file import open_safetensors
+
+FOLDER = Path(__file__).parents[1] / "golden" / "pi3"
+GOLDEN = FOLDER / "model.safetensors"
+BACKBONE = get_backbone("pi3")
+
+
+def test_published_counts_and_shapes():
+    model = abstract_model(BACKBONE, Pi3Config(), heads=BACKBONE.heads)
+    shapes = name_map(Pi3Config()).upstream_shapes(model.shapes)
+    assert (len(shapes), sum(map(math.prod, shapes.values()))) == (1210, 958_696_738)
+
+    def count(part):
+        return sum(math.prod(s) for n, s in shapes.items() if n.startswith(f"{part}."))
+
+    assert count("encoder") == 304_371_712 and count("decoder") == 453_547_008
+    assert count("point_decoder") == count("conf_decoder") == 66_128_896
+    assert count("camera_decoder") == 65_604_096 and count("camera_head") == 2_107_404
+    assert (count("point_head"), count("conf_head")) == (602_700, 200_900)
+    assert shapes["register_token"] == (1, 1, 5, 1024)
+    assert shapes["image_mean"] == shapes["image_std"] == (1, 3, 1, 1)
+    assert shapes["decoder.35.attn.k_norm.bias"] == (64,)
+    assert shapes["camera_head.res_conv.1.res_conv3.weight"] == (512, 512)
+    assert "point_decoder.blocks.0.ls1.gamma" not in shapes
+
+
+@pytest.mark.parametrize(
+    ("block", "stack", "place"), [(0, "frame", 0), (1, "global", 0), (34, "frame", 17),
+                                  (35, "global", 17)]
+)  # fmt: skip
+def test_even_blocks_are_frame_blocks(block, stack, place):
+    (pair,) = name_map(Pi3Config()).to_here(f"decoder.{block}.norm1.bias")
+    assert (pair.target, pair.index) == (f"trunk/{stack}_blocks/norm1/bias", place)
+
+
+def test_from_the_command_line_and_back_the_file_is_the_same(tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again.safetensors"
+    words = ["pi3", str(GOLDEN), str(out), "--config", str(FOLDER / "config.json")]
+    assert convert_command(words) == 0
+    manifest = read_manifest(out)
+    assert set(manifest.skipped) == {"image_mean", "image_std"}
+    assert manifest.heads == ("camera", "depth")
+    export(out, again)
+    assert again.read_bytes() == GOLDEN.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    with safe_open(GOLDEN, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("decoder.5.ls1.gamma"), "1 missing.*decoder.5.ls1.gamma"),
+        (lambda t: t.update({"decoder.5.x": np.zeros(1, "f4")}), "1 not known here .decoder.5.x"),
+        (
+            lambda t: t.update({"image_mean": t["image_mean"] + 0.1}),
+            r"tensor image_mean holds \[0.58.*but the model here has \[0.485",
+        ),
+        (
+            lambda t: t.update({"local_decoder.0.norm1.bias": np.zeros(1, "f4")}),
+            "not a pi.3 checkpoint but Speed3R's .* lite3r convert pi3, with",
+        ),
+        (
+            lambda t: t.update({"point_head.output_block.0.weight": np.zeros(1, "f4")}),
+            "not a pi.3 checkpoint but Pi3X, .* lite3r convert pi3, with",
+        ),
+    ],
+)
+def test_other_checkpoints_are_refused(
+    tensors, write_tensors, tmp_path, tiny_pi3_json, change, message
+):
+    changed = dict(tensors)
+    change(changed)
+    path = write_tensors(tmp_path / "changed.safetensors", changed)
+    with open_safetensors(path) as source, pytest.raises(InputError, match=message):
+        convert(source, tmp_path / "out", backbone="pi3", config=tiny_pi3_json)
+
+
+def test_the_license_is_that_of_the_published_size(tiny_pi3_dir):
+    assert license_of(Pi3Config()) == "CC-BY-NC-4.0" == BACKBONE.published[0].license
+    assert read_manifest(tiny_pi3_dir).origin.license == "unknown"
+    assert set(CHECKPOINT.heads) == set(BACKBONE.heads)

@@ -1,0 +1,114 @@
+"""The state of a training as a small folder to be committed, and the weights in it.
+
+    python -m tools.training_state save RUN FOLDER
+    python -m tools.training_state weights RUN OUT [--raw] [--dtype bfloat16]
+
+`save` writes weights and their moving average of the newest checkpoint of RUN, 12 MB for the small
+teacher; a training goes on from FOLDER with --config.train.init_from=FOLDER, on any machine.
+`weights` writes the moving average (--raw: the weights themselves) as weights that `load` and
+--config.weights take. Both may be called while the run goes on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from lite3r_jax import InputError
+from lite3r_jax.experiment import Experiment, from_config
+from lite3r_jax.runs.train import build, open_data
+from lite3r_jax.training.checkpoint import newest_step, read_arrays
+from lite3r_jax.training.parameters import split
+from lite3r_jax.training.portable import write_portable
+from lite3r_jax.training.run_dir import CHANGES, CONFIG, EVENTS
+from lite3r_jax.training.tasks import make_task
+from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.save import save
+
+
+def main() -> None:
+    """Parse and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("save")
+    two = commands.add_parser("weights")
+    for command, name in ((one, "folder"), (two, "out")):
+        command.add_argument("run", type=Path)
+        command.add_argument(name, type=Path)
+        command.add_argument("--step", type=int, help="of which checkpoint; default: the newest")
+    two.add_argument("--raw", action="store_true")
+    two.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    args = parser.parse_args()
+    try:
+        if args.command == "save":
+            print(json.dumps(save_state(args.run, args.folder, args.step)))
+        else:
+            print(json.dumps(save_weights(args.run, args.out, args.step, args.raw, args.dtype)))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def settings(run: Path) -> Experiment:
+    """The settings of a run."""
+    found = strict_json.read_object(run / CONFIG)
+    return from_config({k: v for k, v in found.items() if k not in ("code", CHANGES)})
+
+
+def counted(run: Path, step: int) -> tuple[int, list[dict[str, Any]]]:
+    """(images seen up to a step of a run, over all parts of the training; the parts)."""
+    experiment = settings(run)
+    config = strict_json.read_object(run / CONFIG)
+    lines = [json.loads(line) for line in (run / EVENTS).read_text().splitlines()]
+    begun = next(line for line in lines if line["event"] == "start")
+    base = begun.get("init_from") or {"step": 0, "views": 0, "parts": []}
+    schedule = open_data(experiment.train)[0].schedule
+    views = schedule.views(step) - schedule.views(base["step"])
+    part = {
+        "begun": begun["time"],
+        "steps": [base["step"], step],
+        "views": views,
+        "versions": begun.get("versions"),
+        "train": config["train"],
+        "code": config.get("code"),
+        "changes": config.get(CHANGES, []),
+    }
+    return base["views"] + views, [_without_places(each) for each in (*base["parts"], part)]
+
+
+def _without_places(part: dict[str, Any]) -> dict[str, Any]:
+    """The record of a part without where files were on the machine."""
+    train = {**part["train"], "model": Path(part["train"]["model"]).name}
+    return {**part, "train": train | {"init_from": bool(train.get("init_from"))}}
+
+
+def save_state(run: Path, folder: Path, step: int | None = None) -> dict[str, int]:
+    """Write what `training.portable` describes."""
+    step = newest_step(run) if step is None else step
+    views, parts = counted(run, step)
+    write_portable(run, folder, views=views, parts=parts, step=step)
+    return {"step": step, "views": views}
+
+
+def save_weights(
+    run: Path, out: Path, step: int | None = None, raw: bool = False, dtype: str = "float32"
+) -> dict[str, int]:
+    """Write weights for `load`: of the model alone, without what only its training needs."""
+    step = newest_step(run) if step is None else step
+    experiment = settings(run)
+    task = make_task(experiment)
+    module = task.wrap(build(experiment), experiment.train.seed)
+    layout, params, frozen = split(module, (experiment.train.trainable,), None)
+    found = {} if raw else read_arrays(run, step, "average")
+    params = params | {k: jnp.asarray(x) for k, x in (found or read_arrays(run, step)).items()}
+    model = task.unwrap(layout.merge(params, frozen))
+    save(model, out, backbone=experiment.backbone, dtype=jnp.dtype(dtype), overwrite=True)
+    return {"step": step, "views": counted(run, step)[0]}
+
+
+if __name__ == "__main__":
+    main()
