@@ -125,7 +125,8 @@ def test_commands_that_are_terminated_leave_nothing_half_written(command, tmp_pa
         words += ["--output", str(out)]
         words += ["--weights", "vggt-tiny"] if command != "distill" else []
     rng, codes = random.Random(command), set()
-    for _ in range(4):
+    # the first while it still sets up, so that it cannot have ended; the others whenever they come
+    for delay in (0, *(rng.uniform(0, 12) for _ in range(3))):
         process = subprocess.Popen(
             [sys.executable, "-m", "lite3r_jax.cli.lite3r", command, *words],
             cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL,
@@ -134,16 +135,18 @@ def test_commands_that_are_terminated_leave_nothing_half_written(command, tmp_pa
         locks = out / ".lock", tmp_path / ".out.lock"  # who holds one listens to signals
         while process.poll() is None and not any(lock.exists() for lock in locks):
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 12))
+        time.sleep(delay)
         process.terminate()
         _, errors = process.communicate(timeout=120)
         codes.add(process.returncode)
-        assert process.returncode in (0, 2, 75, 143), errors
+        # by the signal itself only when all is done, and the interpreter was being taken down
+        assert process.returncode in (0, 2, 75, 143, -signal.SIGTERM), errors
         assert "Traceback" not in errors
         if process.returncode == 143:
             assert errors.splitlines()[-1] == "terminated; no file is half-written"
         hidden = [path.name for path in tmp_path.rglob(".*")]
         assert not hidden
-        if process.returncode in (0, 2):  # the next has something to do
+        if process.returncode in (0, 2, -signal.SIGTERM):  # the next has something to do
             shutil.rmtree(out, ignore_errors=True)
-    assert codes & {75, 143}
+        if delay == 0:
+            assert codes <= {75, 143}
