@@ -32,6 +32,9 @@ class KeyViews(AttentionStrategy):
     Spark3R (arXiv 2605.06270). The cost of a layer grows with the number of views instead of its
     square. The plan `gotohunt` has the published settings for VGGT.
 
+    In models without a reference view, where all views are equal, "diverse" begins with the view
+    that is most like all others, so that the choice does not depend on the order of the views.
+
     Attributes:
         choose: "diverse" (`count` views that differ most, by farthest-point sampling; views may
             come in any order), "stride" (every `every`-th view; for videos) or "own" (each view
@@ -125,16 +128,16 @@ class KeyViews(AttentionStrategy):
             own = TokenLayout(1, key.special, key.grid, "frame")
             cut = Layouts(own, own.keep_patches(self.patch_step))
             return {k: key.views * n for k, n in self.inner.flops(cut, head_dim).items()}
-        kept = key.keep(self.kept(key.views)).keep_patches(self.patch_step)
+        kept = key.keep(self.kept(key)).keep_patches(self.patch_step)
         return dict(self.inner.flops(replace(layouts, key=kept), head_dim))
 
-    def kept(self, views: int) -> tuple[int, ...]:
-        """The views that are kept of so many, in order; -1 for one that only the data decides."""
+    def kept(self, layout: TokenLayout) -> tuple[int, ...]:
+        """The views that are kept of these, in order; -1 for one that only the data decides."""
         if self.choose == "stride":
-            return tuple(range(0, views, self.every))
-        if self.choose == "own" or self.count >= views:
-            return tuple(range(views))
-        return (0, *[-1] * (self.count - 1))
+            return tuple(range(0, layout.views, self.every))
+        if self.choose == "own" or self.count >= layout.views:
+            return tuple(range(layout.views))
+        return diverse_views(layout, self.count)
 
 
 class ViewsCore(AttentionCore):
@@ -160,11 +163,21 @@ class ViewsCore(AttentionCore):
             if spec.patch_step > 1:
                 inputs = inputs.keep_key_patches(spec.patch_step)
             return self.inner(inputs).reshape(shape)
-        views = inputs.layouts.regular_keys(spec.name).views
-        inputs = keep_views(inputs, spec.kept(views), order)
+        layout = inputs.layouts.regular_keys(spec.name)
+        inputs = keep_views(inputs, spec.kept(layout), order)
         if spec.patch_step > 1:
             inputs = inputs.keep_key_patches(spec.patch_step)
         return self.inner(inputs)
+
+
+def diverse_views(layout: TokenLayout, count: int) -> tuple[int, ...]:
+    """What is known of `count` diverse views before the data is: the reference view, if any.
+
+    Returns:
+        Positions in order, -1 for one that only the data decides.
+    """
+    first = () if layout.reference is None else (layout.reference,)
+    return (*first, *[-1] * (count - len(first)))
 
 
 def keep_views(
@@ -206,7 +219,8 @@ def view_context(
     shared = {}
     if count < layout.views:
         by_view = x.reshape(x.shape[0], layout.views, layout.tokens_per_view, -1)
-        shared["order"] = farthest_views(by_view[:, :, layout.special :].mean(axis=2), count)
+        described = by_view[:, :, layout.special :].mean(axis=2)
+        shared["order"] = farthest_views(described, count, layout.reference)
     if (of_inner := inner.context(x, layout)) is not None:
         shared["inner"] = of_inner
     return shared or None
@@ -218,16 +232,18 @@ def split_context(inputs: AttentionInputs) -> tuple[jax.Array | None, AttentionI
     return shared.get("order"), replace(inputs, shared=shared.get("inner"))
 
 
-def farthest_views(descriptors: jax.Array, count: int) -> jax.Array:
-    """Views by farthest-point sampling: the reference view, then the one least like those chosen.
+def farthest_views(descriptors: jax.Array, count: int, reference: int | None = 0) -> jax.Array:
+    """Views by farthest-point sampling: a first view, then the one least like those chosen.
 
-    Distances are largest cosine minus cosine, as in zsh2000/gotohunt. Of equally distant views the
-    first is taken; without such ties the choice does not depend on the order of the views after the
-    reference view. Not differentiable.
+    Distances are largest cosine minus cosine, as in zsh2000/gotohunt. Without a reference view the
+    first is the one with the least distance to all others together. Of equally distant views the
+    first is taken; without such ties the choice does not depend on the order of the views, but
+    which is the reference. Not differentiable.
 
     Args:
         descriptors: [B, S, d].
         count: K, at most S.
+        reference: the first view of every scene; None where no view is the reference.
 
     Returns:
         [B, K] int32, in the order of choice; the first K' of them are the choice of K' views.
@@ -237,6 +253,10 @@ def farthest_views(descriptors: jax.Array, count: int) -> jax.Array:
     cosine = jnp.einsum("bsd,btd->bst", f, f, precision="highest")
     distance = cosine.max(axis=(1, 2), keepdims=True) - cosine
     scenes = jnp.arange(f.shape[0])
+    if reference is None:
+        first = jnp.argmin(distance.sum(axis=2), axis=1).astype(jnp.int32)
+    else:
+        first = jnp.full(len(f), reference, jnp.int32)
 
     def choose(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         order, nearest = carry
@@ -244,8 +264,8 @@ def farthest_views(descriptors: jax.Array, count: int) -> jax.Array:
         nearest = jnp.minimum(nearest, distance[scenes, here])
         return order.at[:, i].set(here), nearest.at[scenes, here].set(-jnp.inf)
 
-    order = jnp.zeros((f.shape[0], count), jnp.int32)
-    start = distance[:, 0].at[:, 0].set(-jnp.inf)
+    order = jnp.zeros((f.shape[0], count), jnp.int32).at[:, 0].set(first)
+    start = distance[scenes, first].at[scenes, first].set(-jnp.inf)
     return lax.fori_loop(1, count, choose, (order, start))[0]
 
 

@@ -12,6 +12,7 @@ from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.key_views import (
     check_layers,
     check_takes_views,
+    diverse_views,
     keep_views,
     split_context,
     view_context,
@@ -26,28 +27,17 @@ from lite3r_jax.attention.strategy import (
     TokenLayout,
 )
 
-
-@dataclass(frozen=True)
-class Probed:
-    """What is known of a backbone that was probed.
-
-    Attributes:
-        sensitive: global layers, of all of them, that lose much when keys are dropped.
-        reference: whether its first view is the reference view, whose queries are not merged.
-    """
-
-    sensitive: tuple[int, ...]
-    reference: bool = True
-
-
-PROBED: Mapping[int, Probed] = MappingProxyType(
+PROBED: Mapping[int, tuple[int, ...]] = MappingProxyType(
     {
-        24: Probed(tuple(range(11, 17))),  # VGGT
-        14: Probed(tuple(range(3, 13))),  # Depth Anything 3 giant
+        24: tuple(range(11, 17)),  # VGGT
+        18: tuple(range(11, 17)),  # pi^3
+        14: tuple(range(3, 13)),  # Depth Anything 3 giant
     }
 )
-"""By number of global layers, which is all that a strategy knows of a backbone (arXiv 2605.06270,
-section IV). Of other backbones all layers count as sensitive."""
+"""Number of global layers -> those of them that lose much when keys are dropped.
+
+The number of layers is all that a strategy knows of a backbone (arXiv 2605.06270, section IV). Of
+other backbones all layers count as sensitive."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +61,7 @@ class Spark3R(AttentionStrategy):
         choose: "stride" (every r-th view, as published; for videos) or "diverse" (as many views by
             farthest-point sampling; for photos in no order, with query_factor=1).
         group: views within which queries are merged.
-        protect_reference: whether queries of the reference view are never merged; none for what the
-            backbone asks for.
+        protect_reference: whether queries of the reference view, if there is one, are never merged.
         inner: how the rest attends. Where queries are merged, it must take them without a grid.
     """
 
@@ -85,7 +74,7 @@ class Spark3R(AttentionStrategy):
     sensitive: tuple[int, ...] | None = None
     choose: Literal["stride", "diverse"] = "stride"
     group: int = 20
-    protect_reference: bool | None = None
+    protect_reference: bool = True
     inner: AttentionStrategy = Dense()  # noqa: RUF009  (frozen)
 
     def __post_init__(self):
@@ -121,9 +110,8 @@ class Spark3R(AttentionStrategy):
     def resolve(self, role: Role, layer: int, depth: int, views: int) -> "Spark3R":
         """See `AttentionStrategy.resolve`."""
         here = super().resolve(role, layer, depth, views)
-        probed = PROBED.get(depth, Probed(tuple(range(depth))))
-        sensitive = probed.sensitive if self.sensitive is None else self.sensitive
-        protect = probed.reference if self.protect_reference is None else self.protect_reference
+        probed = PROBED.get(depth, tuple(range(depth)))
+        sensitive = probed if self.sensitive is None else self.sensitive
         keys = self._keys(1 if layer in sensitive else self.others, views)
         return replace(
             here,
@@ -131,7 +119,6 @@ class Spark3R(AttentionStrategy):
             key_factor=keys,
             others=1,
             sensitive=(),
-            protect_reference=protect,
         )
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
@@ -158,16 +145,16 @@ class Spark3R(AttentionStrategy):
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
         """See `AttentionStrategy.flops`; for settings of `resolve`."""
         key = layouts.regular_keys(self.name)
-        kept = replace(layouts, key=key.keep(self.kept(key.views)))
-        factor, protect = _resolved(self.query_factor), bool(_resolved(self.protect_reference))
+        kept = replace(layouts, key=key.keep(self.kept(key)))
+        factor, protect = _resolved(self.query_factor), self.protect_reference
         return merged_flops(kept, head_dim, self.inner, factor, self.group, protect)
 
-    def kept(self, views: int) -> tuple[int, ...]:
+    def kept(self, layout: TokenLayout) -> tuple[int, ...]:
         """The views that give keys, in order; -1 for one that only the data decides."""
         factor = _resolved(self.key_factor)
         if self.choose == "diverse" and factor > 1:
-            return (0, *[-1] * (-(-views // factor) - 1))
-        return tuple(range(0, views, factor))
+            return diverse_views(layout, -(-layout.views // factor))
+        return tuple(range(0, layout.views, factor))
 
     def _keys(self, times: int, views: int) -> int:
         """Of how many views one gives keys, in layers with that factor."""
@@ -193,13 +180,13 @@ class Spark3RCore(AttentionCore):
         """See `AttentionCore.__call__`; with settings of `resolve`."""
         spec = self.spec
         order, inputs = split_context(inputs)
-        views = inputs.layouts.regular_keys(spec.name).views
+        layout = inputs.layouts.regular_keys(spec.name)
         return with_merged_queries(
-            keep_views(inputs, spec.kept(views), order),
+            keep_views(inputs, spec.kept(layout), order),
             self.inner,
             _resolved(spec.query_factor),
             spec.group,
-            bool(_resolved(spec.protect_reference)),
+            spec.protect_reference,
         )
 
 

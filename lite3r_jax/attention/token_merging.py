@@ -26,12 +26,13 @@ from lite3r_jax.attention.strategy import (
 class FastVGGT(AttentionStrategy):
     """Dense attention among merged tokens, whose outputs go back to all that were merged.
 
-    FastVGGT (arXiv 2509.02560; merging/merge.py). The tokens of the reference view, special tokens
-    and one patch of 2 x 2 in every other view take up the rest: each other token joins the one with
-    the most similar layer input, the most similar ones first, until `ratio` of all tokens are
-    merged. A share of the tokens, at equal distances in the sequence, is protected and attends
-    in addition. As upstream, where such a token takes up others, it is twice among the keys. Which
-    patches take up others is drawn once for all layers, by another generator than upstream's.
+    FastVGGT (arXiv 2509.02560; merging/merge.py). The tokens of the reference view, if there is
+    one, special tokens and one patch of 2 x 2 in every other view take up the rest: each other
+    token joins the one with the most similar layer input, the most similar ones first, until
+    `ratio` of all tokens are merged. A share of the tokens, at equal distances in the sequence, is
+    protected and attends in addition. As upstream, where such a token takes up others, it is twice
+    among the keys. Which patches take up others is drawn once for all layers, by another generator
+    than upstream's.
 
     At most three of four patches can be merged, so with the published ratio all are, and about
     0.25 + 0.1 + 1 / S of the tokens of S views attend.
@@ -139,7 +140,8 @@ def merged_tokens(layout: TokenLayout, protect: float, seed: int) -> MergedToken
     takes = np.zeros((layout.views, p), bool)
     takes[view, layout.special + patch] = True
     takes[:, : layout.special] = True
-    takes[0] = True
+    if layout.reference is not None:
+        takes[layout.reference] = True
     count = int(protect * layout.tokens)
     protected = np.arange(0, layout.tokens, layout.tokens // count)[:count] if count else []
     merged = ~takes.reshape(-1)

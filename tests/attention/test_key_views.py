@@ -1,6 +1,7 @@
 """Attention to the keys of some views: what is kept, what does not matter any more, by schedule."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from tests.attention import quick
 from tests.benchmarking.jaxpr_products import products
 
 LAYOUT = TokenLayout(6, 2, (3, 5), "global")
+EQUAL = replace(LAYOUT, has_reference=False)
 B, N, D = 2, 2, 8
 PLAIN = Dense("reference")
 SITES = {"patch": 2, "frame": 9, "global": 9, "camera": 2}
@@ -122,17 +124,39 @@ def test_every_cluster_is_met_before_one_is_met_twice():
     assert len(set(label[order[:8]])) == 8 and sorted(order) == list(range(24))
 
 
-chosen = jax.jit(farthest_views, static_argnums=1)
+chosen = jax.jit(farthest_views, static_argnums=(1, 2))
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.permutations(range(1, 8)), st.integers(0, 100))
-def test_the_choice_does_not_depend_on_the_order_of_photos(order, seed):
+@given(st.permutations(range(8)), st.integers(0, 100), st.booleans())
+def test_the_choice_does_not_depend_on_the_order_of_photos(order, seed, equal):
     f = np.random.default_rng(seed).standard_normal((1, 8, 16)).astype(np.float32)
-    order = np.array([0, *order])
-    here = set(np.asarray(chosen(f, 4))[0].tolist())
-    there = np.asarray(chosen(f[:, order], 4))[0]
-    assert here == set(order[there].tolist())
+    order = np.array(order)
+    reference = (None, None) if equal else (int(order[0]), 0)
+    here = np.asarray(chosen(f, 4, reference[0]))[0].tolist()
+    there = np.asarray(chosen(f[:, order], 4, reference[1]))[0]
+    assert here == order[there].tolist()
+
+
+def test_equal_views_begin_with_the_one_that_is_most_like_the_others():
+    f = np.random.default_rng(3).standard_normal((2, 9, 5)).astype(np.float32)
+    unit = f / np.linalg.norm(f, axis=2, keepdims=True)
+    likeness = np.einsum("bsd,btd->bs", unit, unit)
+    first = likeness.argmax(axis=1)
+    assert (first > 0).all(), "not by chance the first view"
+    assert np.array_equal(chosen(f, 3, None)[:, 0], first)
+    for b, view in enumerate(first):
+        assert np.array_equal(chosen(f[b : b + 1], 3, int(view))[0], chosen(f, 3, None)[b])
+
+
+def test_equal_views_that_change_places_take_their_outputs_along():
+    q, k, v, x = problem(EQUAL)
+    spec, order = KeyViews(count=2, inner=PLAIN), [3, 5, 0, 4, 1, 2]
+    moved = [by_view(a)[:, order].reshape(a.shape) for a in (q, k, v, x)]
+    want = by_view(attend(spec, q, k, v, x, EQUAL))[:, order]
+    np.testing.assert_allclose(by_view(attend(spec, *moved, EQUAL)), want, atol=2e-6)
+    with_reference = by_view(attend(spec, q, k, v, x))[:, order]
+    assert np.abs(by_view(attend(spec, *moved)) - with_reference).max() > 0.01
 
 
 def test_own_views_and_steps_of_patches():
@@ -176,7 +200,8 @@ def test_sparse_attention_to_the_kept_views_is_sparse_attention_without_the_othe
     got = attend(KeyViews("stride", every=4, inner=inner), q, k, v, x)
     np.testing.assert_allclose(got, want, atol=2e-6)
     assert np.abs(got - attend(KeyViews("stride", every=4), q, k, v, x)).max() > 0.01
-    assert LAYOUT.keep(KeyViews(count=3).kept(6)).reference == 0, "known though data decide"
+    assert LAYOUT.keep(KeyViews(count=3).kept(LAYOUT)).reference == 0, "known though data decide"
+    assert EQUAL.keep(KeyViews(count=3).kept(EQUAL)).reference is None
 
 
 @pytest.mark.parametrize(
@@ -248,15 +273,20 @@ def test_text_of_plans():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["vggt", "da3"])
-def test_in_a_model_unchosen_views_are_still_reconstructed(backbone, tiny_dir, tiny_da3_dir):
-    weights = {"vggt": tiny_dir, "da3": tiny_da3_dir}[backbone]
+@pytest.mark.parametrize("backbone", ["vggt", "da3", "pi3"])
+def test_in_a_model_unchosen_views_are_still_reconstructed(
+    backbone, quick_compiler, tiny_dir, tiny_da3_dir, tiny_pi3_dir
+):
+    weights = {"vggt": tiny_dir, "da3": tiny_da3_dir, "pi3": tiny_pi3_dir}[backbone]
     images = np.random.default_rng(0).random((1, 4, 28, 28, 3), np.float32)
 
-    def depth(text):
+    def depth(text, order=(0, 1, 2, 3)):
         model = load(weights, heads=("camera", "depth"), plan=parse_plan(text))
-        return np.asarray(model(images)[0].depth)
+        return np.asarray(model(images[:, list(order)])[0].depth)
 
     dense, same, fewer = map(depth, ("dense", "key_views(count=4)", "key_views(count=2)"))
     np.testing.assert_array_equal(same, dense)
     assert np.isfinite(fewer).all() and np.abs(fewer - dense).max() > 0
+    order = (3, 2, 0, 1) if backbone == "pi3" else (0, 3, 1, 2)  # no view, or the first, is apart
+    moved = depth("key_views(count=2)", order)
+    np.testing.assert_allclose(moved, fewer[:, list(order)], rtol=2e-4)

@@ -34,10 +34,14 @@ DEFAULT = Spark3R()
 PLAIN = Dense("reference")
 
 
+def scene(views, has_reference=True):
+    return TokenLayout(views, 2, (2, 3), "global", has_reference=has_reference)
+
+
 def at(views, layer, depth=24, spec=DEFAULT):
     """(query factor, key factor, views that give keys) of a layer."""
     here = spec.resolve("global", layer, depth, views)
-    return here.query_factor, here.key_factor, len(here.kept(views))
+    return here.query_factor, here.key_factor, len(here.kept(scene(views)))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,8 @@ def test_sensitive_layers_of_every_backbone():
     def sensitive(depth):
         return [layer for layer in range(depth) if at(100, layer, depth)[1] == 1]
 
-    assert sensitive(24) == [*range(11, 17)] and sensitive(14) == [*range(3, 13)]
+    assert sensitive(24) == sensitive(18) == [*range(11, 17)]
+    assert sensitive(14) == [*range(3, 13)]
     assert sensitive(8) == [*range(8)], "nobody has looked"
 
 
@@ -67,14 +72,16 @@ def test_sensitive_layers_of_every_backbone():
 def test_every_schedule_keeps_the_reference_view_and_small_scenes_whole(views, layer, others, own):
     spec = Spark3R(others=others, sensitive=(0, 1) if own else None)
     here = spec.resolve("global", layer, 24, views)
-    kept = here.kept(views)
+    kept = here.kept(scene(views))
     assert kept[0] == 0 and sorted(set(kept)) == list(kept) and kept[-1] < views
     assert views > 10 or kept == tuple(range(views))
     assert 1 <= here.query_factor <= 4
     if views > 20:  # of every (40 others)-th at the most, rounded up
         assert len(kept) >= min(views, 40) // (2 * others)
-    diverse = replace(here, choose="diverse").kept(views)
-    assert len(diverse) == len(kept) and diverse[0] == 0
+    diverse = replace(here, choose="diverse")
+    assert len(diverse.kept(scene(views))) == len(kept) and diverse.kept(scene(views))[0] == 0
+    equal = diverse.kept(scene(views, has_reference=False))
+    assert len(equal) == len(kept) and set(equal) == ({-1} if here.key_factor > 1 else {*kept})
 
 
 def test_the_bound_for_few_views_changes_nothing_from_21_views_on():
@@ -132,6 +139,14 @@ def test_diverse_views_are_as_many_and_nested():
     cut = [a.reshape(1, 24, -1, N, D)[:, ids].reshape(1, -1, N, D) for a in (k, v)]
     np.testing.assert_allclose(compiled(spec)(q, k, v, x), dense_attention(q, *cut), atol=2e-6)
     assert not spec.resolve("global", 0, 24, 1000).views_in_order
+
+
+def test_of_equal_views_all_have_queries_that_are_merged():
+    here = Spark3R(query_factor=2).resolve("global", 0, 18, 6)
+    with_one, without = (here.flops(Layouts.both(scene(6, one)), D) for one in (True, False))
+    tokens = 6 * (2 + 6)
+    assert with_one["softmax"] == 4 * (8 + 5 * (2 + 3)) * tokens * D
+    assert without["softmax"] == 4 * 6 * (2 + 3) * tokens * D
 
 
 def test_which_schedules_need_views_in_order():
