@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import jax
 import numpy as np
 
 from lite3r_jax import geometry
@@ -178,15 +179,16 @@ class Scene:
             points = np.empty((*self.depth.shape, 3), np.float32)
             valid = self.inside()
             for s in range(self.views):  # view by view: memory
-                world, _, mask = geometry.unproject_to_world(
-                    self.depth[s], self.extrinsics[s], self.intrinsics[s]
-                )
+                world, _, mask = _unproject(self.depth[s], self.extrinsics[s], self.intrinsics[s])
                 points[s] = world
                 valid[s] &= np.asarray(mask)
             conf = self.depth_conf
         else:
             raise InputError(f"points.source: expected depth or head, got {source!r}")
         return points, conf, valid & np.isfinite(points).all(-1) & np.isfinite(conf)
+
+
+_unproject = jax.jit(geometry.unproject_to_world)  # operation by operation it compiles for seconds
 
 
 def _spread(values: np.ndarray) -> str:

@@ -81,8 +81,8 @@ class VideoFrame:
 
     @property
     def name(self) -> str:
-        """File name: frame_000012.png."""
-        return f"frame_{self.index:06d}.png"
+        """File name: frame_000012.jpg; a video is lossy, so that exports write its frames as JPEG."""
+        return f"frame_{self.index:06d}.jpg"
 
 
 def read_video(

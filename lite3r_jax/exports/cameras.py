@@ -1,5 +1,6 @@
 """Cameras as other programs write them."""
 
+import jax
 import numpy as np
 
 from lite3r_jax import geometry
@@ -10,6 +11,7 @@ FLIP = np.diag([1.0, -1.0, -1.0])
 """Between OpenCV's camera axes and OpenGL's (x right, y up, z backward), both ways."""
 
 _ROTATION_TOLERANCE = 1e-3
+_mat_to_quat = jax.jit(geometry.mat_to_quat)  # operation by operation it compiles for a second
 
 
 def check_cameras(scene: Scene) -> None:
@@ -44,7 +46,7 @@ def check_cameras(scene: Scene) -> None:
 
 def quaternions(rotations: np.ndarray) -> np.ndarray:
     """Unit quaternions of rotations [S, 3, 3]: float64 [S, 4] in the order x, y, z, w; w >= 0."""
-    quats = np.asarray(geometry.mat_to_quat(rotations), np.float64)
+    quats = np.asarray(_mat_to_quat(rotations), np.float64)
     return quats / np.linalg.norm(quats, axis=-1, keepdims=True)
 
 

@@ -97,7 +97,7 @@ def test_a_video_is_a_scene_of_its_frames(tmp_path):
     source = find_photos(str(tmp_path), 2, VideoOptions(stride=2))
     (scene,) = source.scenes
     found = source.read(scene, source.frames(scene), SIZE)
-    assert found.frames == ("frame_000000.png", "frame_000002.png", "frame_000004.png")
+    assert found.frames == ("frame_000000.jpg", "frame_000002.jpg", "frame_000004.jpg")
     np.testing.assert_allclose(found.images.mean((1, 2, 3)) * 255, [0, 80, 160], atol=3)
 
 

@@ -115,7 +115,7 @@ def test_a_folder_of_folders_is_a_scene_each(tmp_path):
     assert names(scenes) == {
         "room2": ["a.png", "b.png"],
         "room10": ["b.png"],
-        "room11": ["frame_000000.png", "frame_000002.png"],
+        "room11": ["frame_000000.jpg", "frame_000002.jpg"],
     }
     assert [name for scene in scenes for name in scene.ignored] == ["list.txt"]
 
@@ -185,7 +185,7 @@ def test_a_list_of_folders_and_videos_is_a_scene_each(tmp_path):
     put(tmp_path / "room" / "b.png")
     clip = put_video(tmp_path / "clip.mp4")
     assert names(find_scenes(f"{clip},{tmp_path}/room")) == {
-        "clip": ["frame_000000.png", "frame_000002.png"],
+        "clip": ["frame_000000.jpg", "frame_000002.jpg"],
         "room": ["b.png"],
     }
     refuses([tmp_path / "room" / "b.png", clip], "b.png", "clip.mp4", "not both")
@@ -528,7 +528,7 @@ def test_mutated_photos_are_read_or_refused_alike_by_threads_and_alone(tmp_path,
 @pytest.mark.parametrize(
     "names,in_order",
     [
-        (("frame_000010.png", "frame_000020.png"), True),
+        (("frame_000010.jpg", "frame_000020.jpg"), True),
         (("IMG_2041.jpg", "img_2042.JPG"), True),
         (("20240101_1200.jpg", "20240102_0900.jpg"), True),
         (("1.jpg", "2.jpg"), True),

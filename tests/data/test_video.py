@@ -90,7 +90,7 @@ def test_frames_are_those_of_the_decoder_bit_by_bit(tmp_path):
 def test_names_carry_the_index_in_the_video(tmp_path):
     frames = read_video(record(tmp_path / "clip.mp4"), VideoOptions(stride=6))
     assert [frame.name for frame in frames] == [
-        "frame_000000.png", "frame_000006.png", "frame_000012.png", "frame_000018.png",
+        "frame_000000.jpg", "frame_000006.jpg", "frame_000012.jpg", "frame_000018.jpg",
     ]  # fmt: skip
     assert [frame.seconds for frame in frames] == pytest.approx([0, 0.6, 1.2, 1.8])
 
