@@ -25,6 +25,7 @@ from lite3r_jax.exports import ExportOptions
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
 from lite3r_jax.models import AttentionChoice, ModelSpec, Precision
+from lite3r_jax.service import ServeOptions
 from lite3r_jax.setting_bounds import check_number
 from lite3r_jax.small_teacher.options import SmallTeacherOptions
 from lite3r_jax.training.options import TrainOptions
@@ -54,8 +55,8 @@ class Experiment:
             reconstruction: `lite3r_output`, where every scene gets a folder.
         overwrite: whether results that exist may be replaced.
         quiet: whether neither progress nor tables are shown, only errors and the last lines.
-        open: whether the page of a reconstruction is opened in the browser, of several scenes the
-            first one's.
+        open: whether the page of a reconstruction, of several scenes the first one's, or that of
+            the service is opened in the browser.
         formats: what to write, with commas between; see `lite3r_jax.exports.FORMATS`.
         images: photos to network images.
         video: which frames of a video.
@@ -63,8 +64,10 @@ class Experiment:
         compute: dtype, chunks, memory.
         export: points and pictures in the results.
         view: `--mode=view`: what the viewer starts with.
-        host: address that the viewer listens on; the default can be reached from this machine only.
-        port: of the viewer; 0 takes a free one.
+        serve: `--mode=serve`: models to choose from, and limits.
+        host: address that viewer and service listen on; the default can be reached from this
+            machine only.
+        port: of viewer and service; 0 takes a free one.
         train: `--mode=train`, whose `weights` are those to go on from.
         small_teacher: of `train.task=small_teacher`.
         distill: a `plan` in it makes `--mode=train` a distillation, whose `weights` are the
@@ -91,6 +94,7 @@ class Experiment:
     compute: ComputeOptions = field(default_factory=ComputeOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     view: ViewerOptions = field(default_factory=ViewerOptions)
+    serve: ServeOptions = field(default_factory=ServeOptions)
     host: str = "127.0.0.1"
     port: int = 8080
     train: TrainOptions = field(default_factory=TrainOptions)

@@ -55,6 +55,8 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"evaluate\.pictures", 0, 1000),
     (r"evaluate\..*", *_COUNT),
     (r"probe\.threshold", 1, 1000),
+    (r"serve\.max_upload_megabytes", 0.001, 1e6),
+    (r"serve\.max_\w+", 1, 10**6),
     (r"bench\.seconds", 0, 1e6),
     (r"bench\.runs", 1, 10**5),
     (r"bench\.warmup", 0, 10**4),

@@ -31,7 +31,7 @@ LAYERS = ATTENTION | {"layers"}
 BACKBONES = LAYERS | {"backbones"}
 MODELS = BACKBONES | {"losses", "metrics", "precision", "weights"}
 WORK = MODELS | {"data", "deploy", "distillation", "html_report", "models", "scene"}
-OUTPUT = {"exports", "viewer"}
+OUTPUT = {"exports", "viewer", "service"}
 RUNS = (
     WORK
     | OUTPUT
@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "data": set(),
     "exports": {"html_report", "scene"},
     "viewer": {"exports", "scene"},
+    "service": {"data", "exports", "scene", "viewer"},
     "distillation": MODELS,
     "deploy": MODELS | {"distillation"},
     "models": MODELS | {"deploy", "distillation"},
@@ -82,7 +83,7 @@ MAY_IMPORT = {
 # What may stand at the top of a module: all that `import lite3r_jax` may need.
 AT_TOP = {PACKAGE, "jax", "flax", "numpy", "ml_dtypes", "safetensors"} | sys.stdlib_module_names
 # Modules of a room that are loaded by name may need more.
-AT_TOP_OF = {"recipes": {"ml_collections"}}
+AT_TOP_OF = {"recipes": {"ml_collections"}, "service": {"starlette"}}
 NOWHERE = {"torch", "torchvision", "tests", "configs", "tools"}
 
 
@@ -249,7 +250,8 @@ def test_import_needs_only_the_core_packages():
         import importlib.abc, sys
 
         BLOCKED = {"PIL", "cv2", "grain", "huggingface_hub", "ml_collections", "orbax",
-                   "pi_heif", "psutil", "skimage", "torch", "tqdm", "trimesh", "viser"}
+                   "pi_heif", "psutil", "python_multipart", "skimage", "starlette", "torch", "tqdm",
+                   "trimesh", "uvicorn", "viser"}
 
         class Refuse(importlib.abc.MetaPathFinder):
             def find_spec(self, name, path=None, target=None):

@@ -21,6 +21,7 @@ from lite3r_jax.interrupts import run_as_process
 from lite3r_jax.kernels import prove
 from lite3r_jax.runs.recipes import load_recipe, recipe_names, settings_for
 from lite3r_jax.runs.reconstruct import DEFAULT_OUTPUT
+from lite3r_jax.runs.serve import DEFAULT_OUTPUT as SERVED
 from lite3r_jax.runs.train import STUDENT, WEIGHTS
 
 
@@ -146,6 +147,31 @@ COMMANDS: Mapping[str, Command] = {
         many=True,
         short=_RECONSTRUCTION,
         shown=(*_PHOTOS, *_MODEL, "quiet", "host", "port", "view"),
+        weights=SMALL,
+    ),
+    "serve": Command(
+        "serve",
+        "a web page and a JSON API to reconstruct with",
+        "[--weights facebook/VGGT-1B] [--models W,W] [--output SCENES] [--port 8080] [--open]",
+        short={
+            "attention": "attention.plan",
+            "dtype": "compute.dtype",
+            "models": "serve.models",
+            "size": "images.size",
+        },
+        defaults={"output": SERVED},
+        shown=(
+            *_MODEL,
+            "output",
+            "open",
+            "formats",
+            "images",
+            "video",
+            "export",
+            "host",
+            "port",
+            "serve",
+        ),
         weights=SMALL,
     ),
 }

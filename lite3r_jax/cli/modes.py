@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lite3r_jax.experiment import Experiment
-from lite3r_jax.runs import bench, evaluate, export, probe, reconstruct, train, view
+from lite3r_jax.runs import bench, evaluate, export, probe, reconstruct, serve, train, view
 
 MODES: dict[str, Callable[[Experiment], int]] = {
     "bench": bench.run,
@@ -11,6 +11,7 @@ MODES: dict[str, Callable[[Experiment], int]] = {
     "export": export.run,
     "probe": probe.run,
     "reconstruct": reconstruct.run,
+    "serve": serve.run,
     "train": train.run,
     "view": view.run,
 }

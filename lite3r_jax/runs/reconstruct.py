@@ -1,5 +1,6 @@
 """`--mode=reconstruct`: inputs to folders of results, scene by scene."""
 
+import copy
 import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,10 @@ def _reconstruct_files(
     done = {name: folders[name].path for name in before}
     failures: dict[str, str] = {}
     left = len(before) < len(scenes)
-    run_one = _Run(experiment, checked, known, formats, started) if left else None
+    run_one: SceneRun | None = None
+    if left:
+        built = build(experiment, checked, experiment.export.points.source, started)
+        run_one = SceneRun(experiment, built, known, formats)
     for number, unopened in enumerate(scenes, 1):
         name, where = unopened.name, f"[{number}/{len(scenes)}] {printable(unopened.name)}"
         if run_one is None or name in before:
@@ -125,31 +129,56 @@ def _reconstruct_files(
     return Reconstructions(done, failures)
 
 
-class _Run:
-    """The model, and what it does with a scene."""
+class SceneRun:
+    """The model, and what it does with a scene: photos to a folder of results."""
 
     def __init__(
         self,
         experiment: Experiment,
-        checked: CheckedModel,
+        built: tuple[Any, Mapping[str, Any]],
         known: KnownCameras | None,
         formats: tuple[str, ...],
-        progress: Progress,
     ):
-        points = experiment.export.points.source
-        model, self.description = build(experiment, checked, points, progress)
-        used = experiment.images.of(model)
+        """See `reconstruct_files`.
+
+        Args:
+            experiment: the settings.
+            built: model and description, from `build`.
+            known: cameras of the photos, where there are any.
+            formats: keys of `exports.FORMATS`.
+        """
+        model, self.description = built
+        self.used = experiment.images.of(model)
         self.reconstructor = Reconstructor(
             model,
-            images=used,
-            cameras=experiment.cameras.with_points(model, points),
+            images=self.used,
+            cameras=experiment.cameras.with_points(model, experiment.export.points.source),
             known=known,
             compute=experiment.compute,
         )
-        self.settings = to_config(replace(experiment, images=used)).to_dict()
+        self._set(experiment, formats)
+
+    def like(self, experiment: Experiment, formats: tuple[str, ...]) -> "SceneRun":
+        """The same model and compiled programs, with other settings of input, output and export."""
+        other = copy.copy(self)
+        other._set(experiment, formats)
+        return other
+
+    def _set(self, experiment: Experiment, formats: tuple[str, ...]) -> None:
+        self.settings = to_config(replace(experiment, images=self.used)).to_dict()
         self.experiment, self.formats = experiment, formats
 
     def __call__(self, photos: PhotoSet, folder: ResultFolder, progress: Progress) -> None:
+        """Reconstruct a scene and write its results.
+
+        Args:
+            photos: of the scene.
+            folder: takes the results.
+            progress: takes the time of every stage.
+
+        Raises:
+            InputError: as `Reconstructor` and `exports.write`.
+        """
         state = folder.state()  # again: since the first look others may have written there
         if not self.experiment.overwrite and state in ("done", "other"):
             refuse_other([folder])

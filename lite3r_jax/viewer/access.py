@@ -1,9 +1,10 @@
-"""Who may connect to the viewer: same-origin pages under a known host name, and no uploads.
+"""Who may connect to viewer and service: same-origin pages under a known host name.
 
 A browser lets every web page open a WebSocket to every address, and tells the server only in the
 header `Origin` which page asks (RFC 6455, section 10.2). viser looks at none of the headers.
 """
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -43,11 +44,18 @@ def guard(server: "viser.ViserServer", host: str, allowed_hosts: str = "") -> No
     connections.on_client_connect(check)
 
 
-def refusal(headers: Mapping[str, str], host: str, allowed_hosts: str = "") -> str | None:
+def refusal(
+    headers: Mapping[str, str],
+    host: str,
+    allowed_hosts: str = "",
+    *,
+    setting: str = "view.allowed_hosts",
+    what: str = "viewer",
+) -> str | None:
     """Why a connection is refused, None where it is not.
 
     A page of another origin is refused. So is a name that only a DNS server made up for this
-    machine (DNS rebinding): where the viewer listens on loopback, `Host` has to be a name of
+    machine (DNS rebinding): where the server listens on loopback, `Host` has to be a name of
     loopback; elsewhere an IP address, a name of loopback or of this machine, or `host`. Programs
     that are no browsers send no `Origin`, and may connect.
 
@@ -55,18 +63,26 @@ def refusal(headers: Mapping[str, str], host: str, allowed_hosts: str = "") -> s
         headers: of the request; `Host` and `Origin` count. Names are as the mapping compares them.
         host: address that the server listens on.
         allowed_hosts: further names, with commas between.
+        setting: that has these names, for the message.
+        what: is reached, for the message.
     """
     asked = headers.get("Host", "")
     name = _name(asked)
     known = {"localhost", host.lower(), *(h.strip().lower() for h in allowed_hosts.split(","))}
     if not _is_loopback(host):
-        known |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        known |= _names_of_this_machine()
     if not name or not (name in known or _is_loopback(name) or _is_address(name, host)):
-        return f"Host {name[:60]!r} is not known here; see view.allowed_hosts"
+        return f"Host {name[:60]!r} is not known here; see {setting}"
     origin = headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc.lower() != asked.lower():
-        return f"pages of {origin[:60]!r} may not use this viewer"
+        return f"pages of {origin[:60]!r} may not use this {what}"
     return None
+
+
+@functools.cache
+def _names_of_this_machine() -> frozenset[str]:
+    """Asked for once, since it may need a name server."""
+    return frozenset({socket.gethostname().lower(), socket.getfqdn().lower()})
 
 
 def _name(netloc: str) -> str:
@@ -84,7 +100,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def _is_address(name: str, host: str) -> bool:
-    """Whether a viewer that is not on loopback is asked for by its number."""
+    """Whether a server that is not on loopback is asked for by its number."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,0 +1,139 @@
+"""What is known of one scene of the service, in memory and on disk."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lite3r_jax.errors import InputError, shown
+from lite3r_jax.files import atomic_write
+from lite3r_jax.service.uploads import UploadedFile
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+STATES: tuple[str, ...] = get_args(State)
+ENDED = ("done", "failed", "cancelled")
+FILE = "scene.json"
+INPUT, RESULTS, THUMBNAIL = "input", "results", "thumbnail.jpg"
+"""What lies beside the record: the photos, what was made of them, a small picture."""
+ID = re.compile(r"[0-9a-f]{16}")
+_LIMIT = 4 << 20  # bytes of a record: names and sizes of some thousand files
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a scene is.
+
+    Attributes:
+        stage: what is done now, as "load photos".
+        done: steps of it that are done.
+        total: steps of it; None where nobody can tell.
+        unit: what a step is.
+        expected: seconds that a stage without steps will take, about; None: nobody knows.
+        since: time of its start, in seconds since 1970.
+    """
+
+    stage: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+    expected: float | None = None
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One scene.
+
+    Attributes:
+        id: 16 hexadecimal digits, the name of its folder.
+        name: to be shown.
+        created: time of its upload, ISO 8601 in UTC.
+        settings: what was asked for: model, attention, size, formats, fps.
+        files: the photos, or the video, in order.
+        state: waiting, running, done, failed or cancelled.
+        error: of a failed one, why, in one line.
+        seconds: stage -> wall time, of one that is done.
+        views: number of views, of one that is done.
+        outputs: format -> bytes, of one that is done.
+    """
+
+    id: str
+    name: str
+    created: str
+    settings: Mapping[str, str]
+    files: tuple[UploadedFile, ...]
+    state: State = "waiting"
+    error: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    views: int = 0
+    outputs: Mapping[str, int] = field(default_factory=dict)
+
+
+def now() -> str:
+    """The time as records have it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """Write a record into the folder of its scene, in place of the one that is there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with atomic_write(folder / FILE, overwrite=True) as partial:
+        body = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False) + "\n"
+        partial.write_bytes(body.encode("utf-8", "backslashreplace"))
+
+
+def read_record(folder: Path) -> Record:
+    """The record in the folder of a scene.
+
+    Raises:
+        InputError: there is none, or the file is none; it is named.
+    """
+    path = folder / FILE
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LIMIT + 1)
+        body = json.loads(data) if len(data) <= _LIMIT else None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({shown(error)}); delete its folder") from error
+    try:
+        return _record(body, folder.name)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is no record of a scene ({shown(error)}); delete its folder"
+        ) from error
+
+
+def _record(body: Any, folder: str) -> Record:
+    files = tuple(UploadedFile(**entry) for entry in body["files"])
+    for each in files:
+        text = isinstance(each.stored, str) and isinstance(each.name, str)
+        if not text or type(each.bytes) is not int or Path(each.stored).name != each.stored:
+            raise ValueError("files")
+    record = Record(**{**body, "files": files})
+    good = (
+        record.id == folder
+        and ID.fullmatch(record.id)
+        and record.state in STATES
+        and all(isinstance(each, str) for each in (record.name, record.created, record.error))
+        and type(record.views) is int
+        and _maps(record.settings, str)
+        and _maps(record.outputs, int)
+        and _maps(record.seconds, float, int)
+    )
+    if not good:
+        raise ValueError("a value of the wrong type")
+    return record
+
+
+def _maps(value: Any, *kinds: type) -> bool:
+    """Whether a value is an object whose values are of one of these types."""
+    return isinstance(value, dict) and all(type(each) in kinds for each in value.values())

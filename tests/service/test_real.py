@@ -1,0 +1,105 @@
+"""The service with its model, in its process: photos to files, and what takes the process down."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lite3r_jax.exports.npz import read_npz
+from lite3r_jax.runs import serve_engine
+from lite3r_jax.runs.serve_engine import Process
+from tests.service.client import TWO, Client, photo, served
+
+WORDS = ("--size=28", "--formats=npz,ply,html")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # less time in the compiler
+        with served(tmp_path_factory.mktemp("served"), *WORDS, engine=Process) as service:
+            service.start()
+            yield Client(service.url), service
+
+
+def test_two_photos_become_files_and_a_damaged_one_is_named(real, tmp_path):
+    client, service = real
+    damaged = photo(size=(300, 300))[:-3000]
+    first = client.sent(name="<room>")
+    second = client.sent([("IMG 1.png", photo()), ("IMG 2.png", damaged)])
+    third = client.sent()
+    scene = client.wait(first)
+    assert (scene["state"], scene["error"], scene["views"]) == ("done", None, 2)
+    assert {"compile", "run", "export"} <= scene["seconds"].keys()
+    content = {f["format"]: client.get(f["href"]).body for f in scene["files"]}
+    assert {f["format"]: f["bytes"] for f in scene["files"]} == {
+        name: len(body) for name, body in content.items()
+    }
+    (tmp_path / "predictions.npz").write_bytes(content["npz"])
+    got = read_npz(tmp_path / "predictions.npz")
+    assert got.names == ("photo_0001.png", "photo_0002.png")
+    assert got.depth.shape == (2, 28, 28) and (got.depth > 0).all()
+    np.testing.assert_array_equal(got.images[0], Image.open(io.BytesIO(TWO[0][1])))
+    assert content["ply"].startswith(b"ply") and b"<title>&lt;room&gt;</title>" in content["html"]
+    assert Image.open(io.BytesIO(client.get(f"/scenes/{first}/thumbnail").body)).size == (28, 28)
+    scene = client.wait(second)
+    assert scene["state"] == "failed" and scene["error"].startswith("IMG 2.png: cannot be read (")
+    process = service.scenes._engine._process
+    scene = client.wait(third)
+    assert scene["state"] == "done" and service.scenes._engine._process is process
+    assert sum(scene["seconds"].values()) < 60
+    assert client.get(scene["files"][0]["href"]).body == content["npz"]
+
+
+@pytest.mark.slow
+def test_a_scene_that_ends_its_process_or_is_cancelled_fails_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_engine, "_PATIENCE", 0.0)
+    with served(tmp_path, *WORDS, engine=Process) as service:
+        service.start()
+        client = Client(service.url)
+        first, second, third = client.sent(), client.sent(), client.sent()
+        while (client.wait(first, "running")["progress"] or {}).get("stage") != "compile":
+            pass
+        os.kill(service.scenes._engine._process.pid, signal.SIGKILL)
+        scene = client.wait(first)
+        assert scene["state"] == "failed" and "where memory is short" in scene["error"]
+        while (client.wait(second, "running")["progress"] or {}).get("stage") != "compile":
+            pass
+        client("POST", f"/scenes/{second}/cancel")
+        assert client.wait(second)["state"] == "cancelled"
+        assert not (tmp_path / second / "results").exists()
+        assert client.wait(third)["state"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_the_next_start_goes_on(tmp_path, number, code):
+    program = (  # a job in the background may be born with interrupts ignored or blocked
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT});"
+        "from lite3r_jax.cli.lite3r import program; program()"
+    )
+    command = [sys.executable, "-c", program, "serve", "--port=0", f"--output={tmp_path}", *WORDS]
+    with subprocess.Popen(
+        [*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.endswith("(stop with Ctrl-C)\n")
+            client = Client(line.split()[0])
+            name = client.sent()
+            client.wait(name, "running")
+            process.send_signal(number)
+            assert process.wait(60) == code
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]  # nor a lock
+    with served(tmp_path, *WORDS, engine=Process) as service:
+        service.start()
+        assert Client(service.url).wait(name)["state"] == "done"
