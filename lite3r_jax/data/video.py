@@ -81,7 +81,7 @@ class VideoFrame:
 
     @property
     def name(self) -> str:
-        """File name: frame_000012.jpg; a video is lossy, so that exports write its frames as JPEG."""
+        """File name: frame_000012.jpg; videos are lossy, so that exports write frames as JPEG."""
         return f"frame_{self.index:06d}.jpg"
 
 
