@@ -12,7 +12,7 @@ COPY lite3r_jax lite3r_jax
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim
-ARG EXTRAS=video,heic,lens,viewer
+ARG EXTRAS=video,heic,lens,viewer,serve
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]" && rm -r /wheels
 # Files in /data belong to who runs the container: docker run --user "$(id -u):$(id -g)" ...

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -90,14 +91,18 @@ class Client:
         assert answer.headers["Location"] == f"/scenes/{answer.json['id']}"
         return answer.json["id"]
 
-    def wait(self, name: str, *states: str, limit: float = 300) -> dict:
-        deadline = time.monotonic() + limit
+    def until(self, name: str, condition: Callable[[dict], object]) -> dict:
+        deadline = time.monotonic() + 300
         while True:
             scene = self.get(f"/scenes/{name}").json
-            if scene["state"] in (states or ("done", "failed", "cancelled")):
+            if condition(scene):
                 return scene
             assert time.monotonic() < deadline, scene
             time.sleep(0.02)
+
+    def wait(self, name: str, *states: str) -> dict:
+        ends = states or ("done", "failed", "cancelled")
+        return self.until(name, lambda scene: scene["state"] in ends)
 
 
 class Toy:

@@ -241,9 +241,7 @@ def test_no_answer_can_be_used_by_another_page(toy):
 def test_waiting_and_running_scenes_are_cancelled(held):
     client, engine, _ = held
     first, second = client.sent(), client.sent()
-    scene = client.wait(first, "running")
-    while scene["progress"] is None:
-        scene = client.get(f"/scenes/{first}").json
+    scene = client.until(first, lambda scene: scene["progress"])
     assert scene["progress"] | {"seconds": 0} == {
         "stage": "load photos", "done": 1, "total": 2, "unit": "photo", "seconds": 0,
         "expected": None,

@@ -13,6 +13,7 @@ from PIL import Image
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.runs import serve_engine
 from lite3r_jax.runs.serve_engine import Process
+from tests.data.test_video import record
 from tests.service.client import TWO, Client, photo, served
 
 WORDS = ("--size=28", "--formats=npz,ply,html")
@@ -57,23 +58,37 @@ def test_two_photos_become_files_and_a_damaged_one_is_named(real, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_video_gives_at_most_so_many_frames_as_photos(tmp_path):
+    video = record(tmp_path / "walk.mp4", frames=12, rate=4).read_bytes()
+    words = ("--serve.max_photos=2", "--formats=npz", "--size=28")
+    with served(tmp_path / "out", *words, engine=Process) as service:
+        service.start()
+        client = Client(service.url)
+        scene = client.wait(client.sent([("walk.mp4", video)], fps="4"))
+        assert (scene["state"], scene["views"], scene["name"]) == ("done", 2, "walk")
+        assert client.wait(client.sent([("cut.mp4", video[:-500])]))["error"].startswith(
+            "cut.mp4: "
+        )
+    names = read_npz(tmp_path / "out" / scene["id"] / "results" / "predictions.npz").names
+    assert [name.partition(".")[0] for name in names] == ["frame_000000", "frame_000011"]
+
+
+@pytest.mark.slow
 def test_a_scene_that_ends_its_process_or_is_cancelled_fails_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(serve_engine, "_PATIENCE", 0.0)
     with served(tmp_path, *WORDS, engine=Process) as service:
         service.start()
         client = Client(service.url)
-        first, second, third = client.sent(), client.sent(), client.sent()
-        while (client.wait(first, "running")["progress"] or {}).get("stage") != "compile":
-            pass
+        first, second, third = client.sent(), client.sent(), client.sent([("a.png", b"no photo")])
+        client.until(first, lambda scene: scene["progress"])
         os.kill(service.scenes._engine._process.pid, signal.SIGKILL)
         scene = client.wait(first)
         assert scene["state"] == "failed" and "where memory is short" in scene["error"]
-        while (client.wait(second, "running")["progress"] or {}).get("stage") != "compile":
-            pass
+        client.until(second, lambda scene: (scene["progress"] or {}).get("stage") == "compile")
         client("POST", f"/scenes/{second}/cancel")
         assert client.wait(second)["state"] == "cancelled"
         assert not (tmp_path / second / "results").exists()
-        assert client.wait(third)["state"] == "done"
+        assert client.wait(third)["error"].startswith("a.png: is not an image")
 
 
 @pytest.mark.slow
@@ -100,6 +115,6 @@ def test_a_signal_ends_it_and_the_next_start_goes_on(tmp_path, number, code):
         finally:
             process.kill()
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]  # nor a lock
-    with served(tmp_path, *WORDS, engine=Process) as service:
+    with served(tmp_path, *WORDS) as service:
         service.start()
         assert Client(service.url).wait(name)["state"] == "done"

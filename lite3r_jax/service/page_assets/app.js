@@ -2,6 +2,18 @@
 (() => {
 const $ = (id) => document.getElementById(id);
 const ENDED = new Set(["done", "failed", "cancelled"]);
+const FORMATS = { // in words; others go by their name
+  npz: "Arrays (NPZ)",
+  ply: "Points (PLY)",
+  glb: "Points and cameras (GLB)",
+  colmap: "COLMAP",
+  colmap_txt: "COLMAP as text",
+  depth_png: "Depth pictures",
+  depth_png16: "Depth, 16-bit PNG",
+  depth_pfm: "Depth, PFM",
+  tum: "Camera path (TUM)",
+  html: "Page to look at",
+};
 let service = null; // what the service offers
 let scenes = []; // summaries, the newest first
 let files = []; // chosen for the next upload
@@ -171,13 +183,14 @@ function whole(scene) {
   unsure();
   const page = scene.files.find((file) => file.format === "html");
   $("view").hidden = !page;
+  $("scene").classList.toggle("viewing", Boolean(page));
   if (page) $("view").src = page.href.slice(1);
   else $("view").removeAttribute("src");
   $("downloads").hidden = !scene.files.length;
   $("links").replaceChildren(...scene.files.map((file) => {
     const folder = !file.name.includes(".");
     const name = folder ? `${file.name}.zip` : file.name;
-    const link = element("a", { href: `${file.href.slice(1)}?download`, download: name }, `${name} `);
+    const link = element("a", { href: `${file.href.slice(1)}?download`, download: name, title: FORMATS[file.format] || "" }, `${name} `);
     link.append(element("small", { textContent: size(file.bytes) }));
     return element("li", {}, link);
   }));
@@ -285,7 +298,7 @@ async function begin() {
   $("plans").append(...service.attention.map((name) => element("option", { value: name })));
   $("formats").append(...service.formats.map((name) => {
     const box = element("input", { type: "checkbox", value: name, checked: service.default_formats.includes(name) });
-    return element("label", {}, box, name);
+    return element("label", {}, box, FORMATS[name] || name);
   }));
   $("files").accept = ["image/*", "video/*", ...service.photo_suffixes, ...service.video_suffixes].join(",");
   $("limits").textContent = `Up to ${limits.photos} photos or one video, ${size(limits.upload_bytes)} in all. They stay on this service until the scene is deleted.`;
