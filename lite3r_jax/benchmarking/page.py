@@ -28,7 +28,7 @@ def page(
     title, run = report.heading(body)
     against = [chart for name, chart in charts.items() if name.startswith("quality-")]
     cost = [chart for name, chart in charts.items() if not name.startswith("quality-")]
-    parts = {"Cost": html.charts(cost) + html.table(report.measured(body), group=0)}
+    parts = {"Cost": html.charts(cost) + _measured(body)}
     parts["Cost"] += html.paragraph(report.EXPLANATION) + html.bullets(report.notes(body))
     if evaluation is not None:
         parts["Quality"] = html.charts(against) + quality(evaluation)
@@ -45,3 +45,11 @@ def page(
         of_it = html.without(evaluation, "results")
         parts["Settings"] += html.details("Of the evaluation", of_it)
     return html.document(title, run, parts)
+
+
+def _measured(body: Mapping[str, Any]) -> str:
+    cells = report.measured(body)
+    costs = ("median ms", "p95 ms", "compile s", "peak GiB", "planned GiB", "TFLOP")
+    better = dict.fromkeys(costs, html.LOWER)
+    gains = [name for name in cells[0] if name.startswith(("speed /", "memory /", "TFLOP/s"))]
+    return html.table(cells, group=0, better=better | dict.fromkeys(gains, html.HIGHER))

@@ -7,6 +7,7 @@ from lite3r_jax.benchmarking.literature import PublishedFigure
 from lite3r_jax.benchmarking.measure import Cell
 from lite3r_jax.benchmarking.options import BASELINES
 from lite3r_jax.html_report.chart import Chart, Reference, Series
+from lite3r_jax.html_report.document import loaded
 
 GIB = 2**30
 # metric of an evaluation -> how it is called
@@ -54,10 +55,14 @@ def heading(body: Mapping[str, Any]) -> tuple[str, str]:
     """What was measured, and on what; `body` is that of bench.json, here and below."""
     options, device = body["settings"]["bench"], body["device"]
     return (
-        f"{body['backbone']}, 1 scene of {options['size']}, {device['kind']}",
+        f"{_model(body)}, 1 scene of {options['size']}, {device['kind']}",
         f"{body['date']}; {device['machine']}; jax {body['versions']['jax']}; float32 products:"
         f" {options['matmul']}; {options['runs']} timed passes after {options['warmup']}.",
     )
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    return loaded({"backbone": body["backbone"], **body["settings"]})
 
 
 def measured(body: Mapping[str, Any]) -> list[list[str]]:
@@ -117,7 +122,7 @@ def charts(
         evaluation: of an evaluation's report.json, or None.
     """
     size, kind = body["settings"]["bench"]["size"], body["device"]["kind"]
-    of = f"{body['backbone']}, {size}, {kind}"
+    of = f"{_model(body)}, {size}, {kind}"
     cells = [cell for cell in body["cells"] if not cell["missing"]]
     # also of what was not measured; they do not depend on the precision
     work: dict[str, dict[int, float]] = {}

@@ -15,7 +15,7 @@ from lite3r_jax.evaluation.figures import (
     figures,
 )  # fmt: skip
 from lite3r_jax.evaluation.score import ScoreOptions
-from lite3r_jax.evaluation.table import blocks, legend
+from lite3r_jax.evaluation.table import HIGHER_IS_BETTER, blocks, legend
 from lite3r_jax.html_report import document as html
 from lite3r_jax.html_report.chart import Chart, Series
 from lite3r_jax.html_report.colors import INFERNO, VIRIDIS, gradient
@@ -47,10 +47,10 @@ def page(body: Mapping[str, Any], scenes: Sequence[SceneFigures], *, limit: int 
         "All settings, versions, device", html.without(body, "results")
     )
     note = (
-        f"{', '.join(rows)}; weights {settings['weights']}; {device['count']} x {device['kind']},"
+        f"{', '.join(rows)}; backbone {settings['backbone']}; {device['count']} x {device['kind']},"
         f" {device['machine']}; jax {versions['jax']}."
     )
-    return html.document(f"{settings['backbone']}: evaluation", note, parts)
+    return html.document(f"{html.loaded(settings)}: evaluation", note, parts)
 
 
 def quality(body: Mapping[str, Any]) -> str:
@@ -63,7 +63,10 @@ def quality(body: Mapping[str, Any]) -> str:
     for block in blocks(body["results"]):
         text += f"<h3>{escape(block.title)}</h3>\n"
         for heading, cells in block.tables.items():
-            text += (html.paragraph(f"{heading}:") if heading else "") + html.table(cells)
+            better = {name: html.LOWER for name in cells[0] if name != "row"}
+            better |= {name: html.HIGHER for name in HIGHER_IS_BETTER if name in better}
+            text += html.paragraph(f"{heading}:") if heading else ""
+            text += html.table(cells, better=better)
         text += html.bullets(block.notes)
     score = body["settings"].get("evaluate", {}).get("score") or asdict(ScoreOptions())
     return text + html.paragraph(legend(score))

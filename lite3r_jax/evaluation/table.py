@@ -38,6 +38,14 @@ LITE3R: Mapping[str, tuple[str, int]] = {
 PUBLISHED: Mapping[str, tuple[str, int]] = {
     f"AUC@{t}": (f"published_auc_{t}", 4) for t in (3, 5, 15, 30)
 }
+_HIGHER = ("delta1", "AUC", "F@", "F5cm", "wrong partner")
+HIGHER_IS_BETTER = frozenset(
+    heading
+    for columns in (COLUMNS, AGREEMENT, LITE3R, PUBLISHED)
+    for heading in columns
+    if heading.startswith(_HIGHER)
+)
+"""Columns that are better the higher they are; the others the lower they are."""
 BASELINES = {"baseline: constant depth": "constant_depth_", "baseline: mean pose": "mean_pose_"}
 
 

@@ -12,12 +12,15 @@ from typing import Any
 
 from lite3r_jax.html_report.chart import Chart, svg
 
+HIGHER, LOWER = "\u2191", "\u2193"
+"""What is better, as an arrow."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f7f7f5; --raised: #fff; --line: #d6d7d3;
-  --ink: #1d2025; --soft: #5c636e; --accent: #b35a00; }
+  --ink: #1d2025; --soft: #5c636e; --accent: #b35a00; --shade: rgb(0 0 0 / 35%); }
 @media (prefers-color-scheme: dark) { :root { --ground: #14161a; --raised: #1d2026;
-  --line: #2e333c; --ink: #e8eaee; --soft: #a0a7b3; --accent: #ff9e33; } }
+  --line: #2e333c; --ink: #e8eaee; --soft: #a0a7b3; --accent: #ff9e33;
+  --shade: rgb(255 255 255 / 30%); } }
 body { margin: 0 auto; max-width: 1240px; padding: 24px 20px 60px; background: var(--ground);
   color: var(--ink); font: 15px/1.5 system-ui, "Noto Sans", "DejaVu Sans", sans-serif; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; }
@@ -29,8 +32,15 @@ p, li { max-width: 90ch; } .soft { color: var(--soft); font-size: 13px; }
 .charts svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 8px; }
 @media (prefers-color-scheme: dark) { .charts svg { filter: invert(0.9) hue-rotate(180deg);
   border-color: #ccc; } }
+/* a shadow at the side where columns are hidden; it is covered at the end of a table */
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
-  background: var(--raised); }
+  background:
+    linear-gradient(to right, var(--raised) 40%, transparent) 0 0 / 48px 100% no-repeat local,
+    linear-gradient(to left, var(--raised) 40%, transparent) 100% 0 / 48px 100% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) 0 0 / 18px 100% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) 100% 0 / 18px 100% no-repeat scroll,
+    var(--raised); }
+.wide:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; width: 100%; font-size: 13px;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 7px; text-align: right; white-space: nowrap;
@@ -57,6 +67,23 @@ pre { overflow-x: auto; font-size: 12px; padding: 12px; background: var(--raised
 .scales span { display: flex; align-items: center; gap: 8px; }
 .scales i { display: block; width: 130px; height: 10px; border-radius: 3px; }
 .scales i.line { width: 22px; height: 3px; }
+@media (max-width: 640px) {
+  body { padding: 16px 12px 40px; }
+  /* a row becomes a card of names and values, so that no column is off the screen */
+  .wide { border: 0; overflow: visible; background: none; }
+  table, tbody { display: block; } tr.head { display: none; }
+  tr { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 2px 16px;
+    margin-bottom: 10px; padding: 8px 10px; border: 1px solid var(--line); border-radius: 8px;
+    background: var(--raised); }
+  tr.next td { border: 0; } tr.next { border-top: 2px solid var(--soft); }
+  td { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 8px; padding: 2px 0;
+    border: 0; white-space: normal; overflow-wrap: anywhere; }
+  td:empty { display: none; } td small { flex-basis: 100%; }
+  td.text { grid-column: 1 / -1; text-align: right; }
+  td::before { content: attr(data-name); color: var(--soft); text-align: left; }
+  .scene { grid-auto-flow: row; grid-auto-columns: auto; }
+  .scene figcaption { min-height: 0; }
+}
 """
 
 
@@ -84,9 +111,12 @@ def document(title: str, note: str, sections: Mapping[str, str]) -> str:
 
 
 def table(
-    cells: Sequence[Sequence[str]], words: Collection[str] = ("row",), group: int | None = None
+    cells: Sequence[Sequence[str]],
+    words: Collection[str] = ("row",),
+    group: int | None = None,
+    better: Mapping[str, str] | None = None,
 ) -> str:
-    """A table of plain text, its head first.
+    """A table of plain text, its head first; on a phone a card for every row.
 
     A bracket that follows a number, which is its interval, stands below it.
 
@@ -94,12 +124,17 @@ def table(
         cells: rows of equal length.
         words: headings of the columns that are text and not numbers.
         group: a new value in this column begins with a heavier line.
+        better: heading -> `HIGHER` or `LOWER`, what is better, which gets an arrow; None: unknown.
     """
     head, *rows = cells
     marks = [' class="text"' if name in words else "" for name in head]
+    arrows = better or {}
+    head = [f"{name} {arrows[name]}" if name in arrows else name for name in head]
+    named = [f'{m} data-name="{escape(name)}"' for m, name in zip(marks, head, strict=True)]
 
     def line(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}{m}>{_cell(c)}</{tag}>" for m, c in zip(marks, row, strict=True))
+        places = marks if tag == "th" else named
+        return "".join(f"<{tag}{m}>{_cell(c)}</{tag}>" for m, c in zip(places, row, strict=True))
 
     text, before = [], None
     for row in rows:
@@ -107,7 +142,8 @@ def table(
         mark = ' class="next"' if here != before else ""
         text.append(f"<tr{mark}>{line('td', row)}</tr>")
         before = here
-    return f'<div class="wide"><table><tr>{line("th", head)}</tr>{"".join(text)}</table></div>\n'
+    head_row = f'<tr class="head">{line("th", head)}</tr>'
+    return f'<div class="wide" tabindex="0"><table>{head_row}{"".join(text)}</table></div>\n'
 
 
 def _cell(text: str) -> str:
@@ -143,6 +179,18 @@ def image(jpeg: bytes, meaning: str) -> str:
     """A JPEG picture, and in plain text what it shows."""
     data = base64.b64encode(jpeg).decode()
     return f'<img alt="{escape(meaning)}" src="data:image/jpeg;base64,{data}">'
+
+
+def loaded(settings: Mapping[str, Any]) -> str:
+    """The model as it was loaded: "vggt-tiny", "facebook/VGGT-1B", or the folder of the weights.
+
+    Args:
+        settings: of the run, as in its report.
+    """
+    weights = str(settings.get("weights") or "")
+    if len(weights.split("/")) == 2 and weights[0] not in "./~":
+        return weights  # a repository
+    return weights.rstrip("/").rpartition("/")[2] or str(settings["backbone"])
 
 
 def without(body: Mapping[str, Any], *names: str) -> dict[str, Any]:
