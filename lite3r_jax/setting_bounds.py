@@ -23,7 +23,7 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"video\..*", *_COUNT),
     (r"compute\.memory_limit", 0, 1e6),
     (r"compute\.frame_chunk", 0, 10**6),
-    (r".*\.conf_percentile", 0, 100),
+    (r".*\.conf_percentile", -1, 100),
     (r".*\.(max_points|sparse_points)", *_COUNT),
     (r".*\.voxel", 0, 1e9),
     (r".*\.frustum", 0, 1),

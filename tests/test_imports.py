@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "metrics": {"backbones.base"},
     "weights": BACKBONES | {"precision"},
     "data": set(),
-    "exports": {"html_report", "scene"},
+    "exports": {"data", "html_report", "scene"},
     "viewer": {"exports", "scene"},
     "service": {"data", "exports", "scene", "viewer"},
     "distillation": MODELS,

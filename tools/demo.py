@@ -30,6 +30,8 @@ FORMATS = "npz,ply,glb,colmap,nerfstudio,depth_png,tum,html"
 PROTOCOL, VIEWS, SIDE = "synthetic:new_textures", 4, 112
 DISTILLATION: Sequence[str] = ()
 """Settings beside those of configs/vggt.py:tiny."""
+HIDDEN = 10
+"""Percentage of the points that the page hides at first: nothing in a room is sky or far away."""
 NOTICE = (
     "the model has seen nothing but generated rooms at 112 x 112 pixels; on photographs it shows"
     " how things work, not what VGGT-1B can do"
@@ -90,6 +92,7 @@ def reconstruct(folder: Path, pictures: dict[str, np.ndarray], title: str) -> No
         "output": folder / "scene",
         "formats": FORMATS,
         "export.page.title": title,
+        "export.points.conf_percentile": HIDDEN,
     }
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     print("\npython -m lite3r_jax.main --config=configs/vggt_tiny.py --mode=reconstruct \\")

@@ -67,6 +67,9 @@ _RECONSTRUCTION = {
     "dtype": "compute.dtype",
     "size": "images.size",
 }
+_MASKS = {"mask": "points.mask", "mask-folder": "points.mask_folder"}
+_EXPORTED = {name: f"export.{setting}" for name, setting in _MASKS.items()}
+_VIEWED = {name: f"view.{setting}" for name, setting in _MASKS.items()}
 _PHOTOS = ("input", "images", "video", "cameras")
 _MODEL = ("weights", "student", "attention", "precision", "compute")
 SMALL = "vggt-tiny"
@@ -76,10 +79,11 @@ COMMANDS: Mapping[str, Command] = {
         "photos or a video to cameras, depth, points and files",
         "PHOTOS [--weights facebook/VGGT-1B] [--output OUT] [--open] [--overwrite]"
         " [--formats npz,ply,glb,colmap,html] [--size PIXELS] [--student RUN/student]"
-        " [--attention PLAN] [--precision fp8_dynamic] [--cameras FILE] [--dtype bfloat16]",
+        " [--attention PLAN] [--precision fp8_dynamic] [--cameras FILE] [--dtype bfloat16]"
+        " [--mask sky,edges] [--mask-folder MASKS]",
         ("input",),
         many=True,
-        short=_RECONSTRUCTION,
+        short=_RECONSTRUCTION | _EXPORTED,
         shown=(*_PHOTOS, *_MODEL, "output", "overwrite", "quiet", "open", "formats", "export"),
         weights=SMALL,
     ),
@@ -134,8 +138,9 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command(
         "export",
         "a reconstructed scene to files of other formats",
-        "RESULTS --output OUT [--formats ply,glb,html]",
+        "RESULTS --output OUT [--formats ply,glb,html] [--mask sky,edges]",
         ("input",),
+        short=_EXPORTED,
         defaults={"formats": "ply,glb,html"},
         shown=("input", "output", "overwrite", "formats", "export"),
     ),
@@ -145,7 +150,7 @@ COMMANDS: Mapping[str, Command] = {
         "RESULTS_OR_PHOTOS [--weights facebook/VGGT-1B] [--port 8080]",
         ("input",),
         many=True,
-        short=_RECONSTRUCTION,
+        short=_RECONSTRUCTION | _VIEWED,
         shown=(*_PHOTOS, *_MODEL, "quiet", "host", "port", "view"),
         weights=SMALL,
     ),

@@ -246,6 +246,31 @@ def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | N
         return None if turned or image.has_transparency_data else kind
 
 
+def upright_size(source: "Source", name: str = "image") -> tuple[int, int]:
+    """(width, height) of what `read_image` makes of a source, which is not decoded for it.
+
+    Raises:
+        InputError: as `read_image`, as far as the head of a file tells.
+    """
+    from PIL import Image
+
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    if isinstance(source, Image.Image):
+        return _turned_size(source, name)
+    with open_image(source, head_of(source, name), name) as image:
+        return _turned_size(image, name)
+
+
+def _turned_size(image: "PILImage", name: str) -> tuple[int, int]:
+    try:
+        turned = image.getexif().get(_ORIENTATION_TAG, 1)
+    except DECODE_ERRORS as error:
+        raise damaged(name, error) from error
+    width, height = image.size
+    return (height, width) if turned in (5, 6, 7, 8) else (width, height)
+
+
 def fit_image(
     image: "PILImage",
     mode: Mode = "crop",

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.exports.points import PointOptions, diagonal, select_points
+from lite3r_jax.exports.masks import BACKGROUNDS, background, parse_masks
+from lite3r_jax.exports.points import PointOptions, diagonal, hidden_percentage, select_points
 from lite3r_jax.files import atomic_write
 from lite3r_jax.scene import Scene
 
-_SCRIPTS = ("space.js", "data.js", "cloud.js", "orbit.js", "depth.js", "page.js")
+_SCRIPTS = ("space.js", "data.js", "cloud.js", "orbit.js", "depth.js", "page.js", "save.js")
 _JPEG_QUALITY = 85
 _MIN_SIDE = 64  # smaller pictures show nothing
 _POINT_STEP = 2.0**-16  # of `diagonal`: rounding moves no point by more than 1.4e-5 of it
@@ -90,7 +91,8 @@ def write_page(
         options: the default is `PageOptions()`.
         points: which points; the default is `PointOptions()`. The page holds points of every
             confidence, and its slider starts at `points.conf_percentile`, where it shows what the
-            other exports keep.
+            other exports keep. Points that are masked are not in it; for backgrounds that are not
+            masked it has switches, where the scene has such.
         overwrite: whether a file that exists may be replaced.
         progress: called once for every view.
         report: facts about the run for the page's last part: strings, numbers, and lists and
@@ -134,7 +136,12 @@ def _describe(
     """What the page has to know besides pictures (for JSON), and the packed points."""
     limits = [n for n in (chosen.max_points, options.max_points) if n]
     kept = replace(chosen, conf_percentile=0.0, max_points=min(limits, default=0))
-    cloud = select_points(scene, kept)
+    masked = parse_masks(chosen.mask)
+    seen = {kind: background(scene, kind) for kind in BACKGROUNDS}
+    cloud = select_points(scene, kept, seen)
+    pixels = cloud.view, cloud.pixel[:, 1], cloud.pixel[:, 0]
+    flags = sum(seen[kind][pixels].astype(int) << i for i, kind in enumerate(BACKGROUNDS))
+    by_user = ["what your masks leave out"] if chosen.mask_folder else []
 
     low = cloud.xyz.min(0).astype(np.float64)
     extent = float((cloud.xyz.max(0) - low).max())
@@ -146,6 +153,7 @@ def _describe(
         *((cloud.rgb[:, i], 2) for i in range(3)),
         (_to_level(cloud.conf, point_levels), 2),
         (cloud.view, 4),
+        (np.asarray(flags), 1),
     )
 
     near, far = (np.log(f(scene.depth[valid])) if valid.any() else 0.0 for f in (np.min, np.max))
@@ -159,7 +167,9 @@ def _describe(
             "low": low.tolist(),
             "step": step,
             "confidence": point_levels.tolist(),
-            "percentile": chosen.conf_percentile,
+            "percentile": hidden_percentage(cloud.conf, chosen.conf_percentile),
+            "backgrounds": {k: int(seen[k][pixels].sum()) for k in BACKGROUNDS if k not in masked},
+            "mask": [*masked, *by_user],
             "source": chosen.source,
         },
         "depth": {

@@ -1,15 +1,19 @@
-"""The points of a scene that are worth showing: by confidence, by voxel, by number."""
+"""The points of a scene that are worth showing: by mask, confidence, voxel and number."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 
-from lite3r_jax import geometry
 from lite3r_jax.errors import InputError
-from lite3r_jax.exports.edges import edges
+from lite3r_jax.exports.masks import left_out, parse_masks
 from lite3r_jax.scene import PointSource, Scene
 
+AUTO = -1.0
+"""`PointOptions.conf_percentile` by what the confidence means."""
+_ERRORS = 3.0  # times the expected error of the median pixel
+_PROBABLE = 0.1  # of the example of pi^3
 _SAMPLE = 100_000  # points of which the size of a scene is told
 _CELL_LIMIT = float(1 << 40)  # keeps the cells of points far outside within int64
 
@@ -20,29 +24,35 @@ class PointOptions:
 
     Attributes:
         source: "depth": depth maps unprojected with the cameras; "head": the model's point head.
-        conf_percentile: pixels surer than this percentage of all valid pixels of the scene are
-            kept, and those that tie with the limit, so that a constant confidence keeps all;
-            0 keeps all, 100 only the surest.
+        conf_percentile: pixels surer than this percentage of all valid pixels of the scene that
+            no mask leaves out are kept, and those that tie with the limit, so that a constant
+            confidence keeps all; 0 keeps all, 100 only the surest. -1: by what the confidence
+            means, see `confidence_limit`.
         max_points: more than this many are thinned, spread evenly over views and pixels; 0 is no
             limit.
         voxel: of all points in a cube with this edge the surest is kept. The edge is a fraction
             of `diagonal` of the points; 0 is off. Comes after the confidence, before the number.
-        drop_edges: leave out points at edges of objects, which hang between foreground and
-            background: pixels where both depth and normals have an edge, see `exports.edges`.
+        mask: pixels that give no points, with commas between; depth maps keep them. sky: see
+            `exports.sky`; black, white: backgrounds of these colors; edges: of objects, where
+            points hang between foreground and background, see `exports.edges`.
+        mask_folder: folder of masks with the names of the photos, 0 where a photo gives no points,
+            see `exports.masks`; of several scenes a folder for each in it. "" without.
     """
 
     source: PointSource = "depth"
-    conf_percentile: float = 50.0
+    conf_percentile: float = AUTO
     max_points: int = 1_000_000
     voxel: float = 0.0
-    drop_edges: bool = False
+    mask: str = ""
+    mask_folder: str = ""
 
     def __post_init__(self):
         if self.source not in get_args(PointSource):
             raise InputError(f"points.source: expected depth or head, got {self.source!r}")
-        if not 0 <= self.conf_percentile <= 100:
+        if not 0 <= self.conf_percentile <= 100 and self.conf_percentile != AUTO:
             raise InputError(
-                f"points.conf_percentile: expected 0 to 100, got {self.conf_percentile}"
+                "points.conf_percentile: expected 0 to 100, or -1 for what the confidence means,"
+                f" got {self.conf_percentile}"
             )
         if not isinstance(self.max_points, int) or self.max_points < 0:
             raise InputError(
@@ -50,6 +60,7 @@ class PointOptions:
             )
         if self.voxel and not 1e-5 <= self.voxel <= 1:  # below, float32 points differ no more
             raise InputError(f"points.voxel: expected 0 (off) or 1e-5 to 1, got {self.voxel}")
+        parse_masks(self.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,25 +85,66 @@ class PointCloud:
         return len(self.xyz)
 
 
+def confidence_limit(conf: np.ndarray, percentile: float) -> float:
+    """The least confidence that is kept.
+
+    Of AUTO there are two meanings. Values of 1 and more (VGGT, Depth Anything 3) are trained with
+    conf * error - a log(conf), which is least where the error is a / conf: pixels whose expected
+    error is more than three times that of the median pixel go. Values from 0 to 1 (pi^3) are
+    probabilities that a point is right: below 0.1 they go, as in the example of its authors. Half
+    of the pixels stay in any case.
+
+    Args:
+        conf: [N], of the pixels that count; 1 or more.
+        percentile: of `PointOptions.conf_percentile`.
+    """
+    if percentile == AUTO:
+        median = float(np.median(conf))
+        return min(_PROBABLE, median) if conf.max() <= 1 else median / _ERRORS
+    # a value that occurs, so that at least the pixels that have it stay
+    return float(np.percentile(conf, percentile, method="lower"))
+
+
+def hidden_percentage(conf: np.ndarray, percentile: float) -> float:
+    """Where a slider begins that hides the least sure points, in percent.
+
+    Args:
+        conf: [N], of all points that it may show.
+        percentile: of `PointOptions.conf_percentile`.
+    """
+    if percentile != AUTO:
+        return percentile
+    share = float((conf < confidence_limit(conf, percentile)).mean())
+    return float(np.floor(100 * share) + 1) if share else 0.0  # a whole number that hides them all
+
+
 def confidence_mask(scene: Scene, options: PointOptions) -> np.ndarray:
-    """Pixels with a valid point that pass the confidence percentile.
+    """Pixels with a valid point that masks and the confidence percentile leave.
 
     Returns:
         bool [S, H, W].
 
     Raises:
-        InputError: there is no point head, or no pixel has a valid point.
+        InputError: as `select_points`.
     """
-    return _confident(scene, options)[2]
+    return _confident(scene, options, {})[2]
 
 
-def select_points(scene: Scene, options: PointOptions) -> PointCloud:
+def select_points(
+    scene: Scene, options: PointOptions, backgrounds: Mapping[str, np.ndarray] | None = None
+) -> PointCloud:
     """The points that the options keep; the same for the same scene and options.
 
+    Args:
+        scene: the scene.
+        options: which points.
+        backgrounds: masks of `masks.background` that were made before, by kind; None: none.
+
     Raises:
-        InputError: there is no point head, or no pixel has a valid point.
+        InputError: there is no point head, no pixel has a valid point or all are masked, or a mask
+            is missing or of another size than its photo.
     """
-    points, conf, mask = _confident(scene, options)
+    points, conf, mask = _confident(scene, options, backgrounds or {})
     flat = np.flatnonzero(mask)
     points, conf = points.reshape(-1, 3), conf.reshape(-1)
     if options.voxel:
@@ -127,37 +179,26 @@ def diagonal(xyz: np.ndarray) -> float:
     return float(np.linalg.norm(high - low))
 
 
-def _confident(scene: Scene, options: PointOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _confident(
+    scene: Scene, options: PointOptions, backgrounds: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     points, conf, valid = scene.points(options.source)
-    values = conf[valid]
-    if not values.size:
+    if not valid.any():
         other = "head" if options.source == "depth" else "depth"
         raise InputError(
             f"points: no pixel has a valid point with points.source={options.source};"
             f" look at the depth maps, or try points.source={other}"
         )
-    # a value that occurs, so that at least the pixels that have it stay
-    limit = np.percentile(values, options.conf_percentile, method="lower")
-    mask = valid & (conf >= limit)
-    if options.drop_edges:
-        mask &= ~_edges(scene, points, valid, options.source)
-        if not mask.any():
+    kinds, folder = parse_masks(options.mask), options.mask_folder
+    if kinds or folder:
+        valid &= ~left_out(scene, kinds, folder, points, valid, options.source, backgrounds)
+        if not valid.any():
+            given = [f"points.mask={options.mask}"] * bool(kinds)
+            given += [f"points.mask_folder={folder}"] * bool(folder)
             raise InputError(
-                "points: every pixel that is sure enough lies on an edge; lower"
-                " points.conf_percentile, or set points.drop_edges=false"
+                f"points: {' and '.join(given)} mask every pixel that has a point; mask less"
             )
-    return points, conf, mask
-
-
-def _edges(scene: Scene, points: np.ndarray, valid: np.ndarray, source: PointSource) -> np.ndarray:
-    """bool [S, H, W]: see `exports.edges`."""
-    at_edges = np.empty_like(valid)
-    for s in range(scene.views):
-        depth = scene.depth[s]
-        if source == "head":
-            depth = np.asarray(geometry.transform_points(scene.extrinsics[s], points[s]))[..., 2]
-        at_edges[s] = edges(points[s], depth, valid[s])
-    return at_edges
+    return points, conf, valid & (conf >= confidence_limit(conf[valid], options.conf_percentile))
 
 
 def _surest_of_voxels(xyz: np.ndarray, conf: np.ndarray, voxel: float) -> np.ndarray:

@@ -11,7 +11,7 @@ converted once (license: CC-BY-NC-4.0, non-commercial).
 The world is the camera frame of the first photo; --config.cameras.choices=world=model leaves the
 model's own. Intrinsics are fitted to the rays of every view; intrinsics=shared there fits one
 camera for all. --config.export.points.source=head has the model's own points, and
---config.export.points.drop_edges leaves out those at edges, as its authors do. Known cameras cannot
+--config.export.points.mask=edges leaves out those at edges, as its authors do. Known cameras cannot
 go in.
 
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the

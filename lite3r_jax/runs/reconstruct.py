@@ -15,6 +15,7 @@ from lite3r_jax.data.known_cameras import KnownCameras
 from lite3r_jax.data.photos import PhotoSet, UnopenedScene, list_scenes
 from lite3r_jax.errors import InputError, printable
 from lite3r_jax.experiment import Experiment, require, to_config
+from lite3r_jax.exports.masks import check_masks
 from lite3r_jax.folder_lock import locked
 from lite3r_jax.infer import report as reports
 from lite3r_jax.infer.cameras import CameraOptions
@@ -84,6 +85,7 @@ def _reconstruct_files(
     # one scene is looked at before anything else; many videos do not fit into memory at once
     opened = {} if several else {scenes[0].name: open_scene(experiment, scenes[0], started)}
     known = known_cameras(experiment, scenes, opened)
+    _check_masks(experiment, scenes, opened)
     checked = check(experiment, experiment.export.points.source, started)
     folders = result_folders(experiment, scenes, formats, checked)
     mine = Path(experiment.output) if experiment.output else folders[scenes[0].name].path
@@ -100,7 +102,7 @@ def _reconstruct_files(
     run_one: SceneRun | None = None
     if left:
         built = build(experiment, checked, experiment.export.points.source, started)
-        run_one = SceneRun(experiment, built, known, formats)
+        run_one = SceneRun(experiment, built, known, formats, several)
     for number, unopened in enumerate(scenes, 1):
         name, where = unopened.name, f"[{number}/{len(scenes)}] {printable(unopened.name)}"
         if run_one is None or name in before:
@@ -138,6 +140,7 @@ class SceneRun:
         built: tuple[Any, Mapping[str, Any]],
         known: KnownCameras | None,
         formats: tuple[str, ...],
+        several: bool = False,
     ):
         """See `reconstruct_files`.
 
@@ -146,6 +149,7 @@ class SceneRun:
             built: model and description, from `build`.
             known: cameras of the photos, where there are any.
             formats: keys of `exports.FORMATS`.
+            several: whether this is one of several scenes, whose masks are in folders of their own.
         """
         model, self.description = built
         self.used = experiment.images.of(model)
@@ -156,6 +160,7 @@ class SceneRun:
             known=known,
             compute=experiment.compute,
         )
+        self.several = several
         self._set(experiment, formats)
 
     def like(self, experiment: Experiment, formats: tuple[str, ...]) -> "SceneRun":
@@ -182,6 +187,7 @@ class SceneRun:
         state = folder.state()  # again: since the first look others may have written there
         if not self.experiment.overwrite and state in ("done", "other"):
             refuse_other([folder])
+        options = self._export_options(photos)
         scene = self.reconstructor(photos, progress)
         assert self.reconstructor.plan is not None
         facts = reports.describe_run(
@@ -198,7 +204,7 @@ class SceneRun:
                     scene,
                     folder.path,
                     self.formats,
-                    _titled(self.experiment.export, photos.name),
+                    options,
                     overwrite=self.experiment.overwrite or state == "unfinished",
                     progress=tick,
                     report={key: facts[key] for key in ("model", "versions", "device")},
@@ -212,6 +218,16 @@ class SceneRun:
         folder.finish(report, older)
         if not self.experiment.quiet:
             print(reports.summary(report), flush=True)
+
+    def _export_options(self, photos: PhotoSet) -> exports.ExportOptions:
+        """With the scene's own masks, where there are several scenes, and its name as title."""
+        options = _titled(self.experiment.export, photos.name)
+        masks = options.points.mask_folder
+        if not (self.several and masks):
+            return options
+        masks = str(Path(masks) / photos.name)
+        check_masks(masks, photos.photos)
+        return replace(options, points=replace(options.points, mask_folder=masks))
 
 
 def result_folders(
@@ -321,6 +337,26 @@ def known_cameras(
             f" {len(scenes)}; reconstruct them one by one"
         )
     return experiment.cameras.read(list(opened.values()))
+
+
+def _check_masks(
+    experiment: Experiment, scenes: Sequence[UnopenedScene], opened: Mapping[str, PhotoSet]
+) -> None:
+    """Refuse masks that are missing or do not fit; of several scenes only missing folders.
+
+    Raises:
+        InputError: naming the folder or the mask.
+    """
+    masks = experiment.export.points.mask_folder
+    if not masks:
+        return
+    for photos in opened.values():
+        check_masks(masks, photos.photos)
+    if not opened and (missing := [s.name for s in scenes if not (Path(masks) / s.name).is_dir()]):
+        raise InputError(
+            f"{masks}: has no folder {missing[0]}; of several scenes points.mask_folder has a"
+            " folder with masks for each"
+        )
 
 
 def check(experiment: Experiment, points: PointSource, progress: Progress) -> CheckedModel:

@@ -28,12 +28,14 @@ def made_of(experiment: Experiment, model: Mapping[str, Any], files: Sequence[st
         experiment: the settings.
         model: from `models.CheckedModel.facts`.
         files: photos or video; they count by name, size and time of their last change, and so do
-            those of known cameras.
+            those of known cameras and masks.
     """
     settings = to_config(experiment).to_dict()
     known = Path(experiment.cameras.known) if experiment.cameras.known else None
     cameras = sorted(known.iterdir()) if known and known.is_dir() else [known] if known else []
-    given = [*files, *map(str, cameras)]
+    folder = experiment.export.points.mask_folder
+    masks = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    given = [*files, *map(str, [*cameras, *masks])]
     stats = [(os.path.basename(name), os.stat(name)) for name in given if os.path.exists(name)]
     body = {
         "settings": {name: settings[name] for name in DEPENDS_ON},

@@ -15,7 +15,13 @@ import numpy as np
 
 from lite3r_jax import geometry
 from lite3r_jax.errors import InputError
-from lite3r_jax.exports.points import PointCloud, PointOptions, diagonal, select_points
+from lite3r_jax.exports.points import (
+    PointCloud,
+    PointOptions,
+    diagonal,
+    hidden_percentage,
+    select_points,
+)
 from lite3r_jax.scene import Scene
 from lite3r_jax.viewer import access
 
@@ -214,9 +220,11 @@ class _Shown:
 
     def _add_points(self, scene: Scene, options: ViewerOptions) -> None:
         gui, count = self._server.gui, len(self._cloud)
-        start = options.points.conf_percentile
+        start = hidden_percentage(self._cloud.conf, options.points.conf_percentile)
         with gui.add_folder("Points"):
-            self._share = gui.add_slider("Hide least sure, %", 0.0, 99.0, 1.0, min(start, 99.0))
+            self._share = gui.add_slider(
+                "Hide uncertain points, %", 0.0, 99.0, 1.0, min(start, 99.0)
+            )
             self._limit = gui.add_text("Confidence from", "", disabled=True)
             self._number = gui.add_slider("At most", 1, count, 1, count, visible=count > 1)
             width = gui.add_slider("Size", 0.1, 5.0, 0.1, 1.0)

@@ -50,7 +50,7 @@ def test_points_at_edges_are_left_out_on_request(room):
     depth[0, 20:30, 30:50] *= 0.5
     scene = replace(scene, depth=depth)
     every = select_points(scene, EVERYTHING)
-    kept = select_points(scene, replace(EVERYTHING, drop_edges=True))
+    kept = select_points(scene, replace(EVERYTHING, mask="edges"))
     assert 0 < len(every) - len(kept) < 0.2 * len(every)
     left = {(s, *p) for s, p in zip(every.view.tolist(), every.pixel.tolist(), strict=True)}
     left -= {(s, *p) for s, p in zip(kept.view.tolist(), kept.pixel.tolist(), strict=True)}
@@ -62,5 +62,5 @@ def test_points_at_edges_are_left_out_on_request(room):
 
 def test_a_scene_of_edges_alone_says_so(room):
     noise = np.random.default_rng(0).uniform(1, 9, room.scene.depth.shape).astype(np.float32)
-    with pytest.raises(InputError, match="every pixel that is sure enough lies on an edge"):
-        select_points(replace(room.scene, depth=noise), replace(EVERYTHING, drop_edges=True))
+    with pytest.raises(InputError, match=r"points\.mask=edges mask every pixel that has a point"):
+        select_points(replace(room.scene, depth=noise), replace(EVERYTHING, mask="edges"))

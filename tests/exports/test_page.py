@@ -4,12 +4,14 @@ import base64
 import io
 import json
 import re
+import time
 import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -80,10 +82,10 @@ def read(path) -> tuple[PageReader, dict]:
 
 def read_points(reader: PageReader, data: dict) -> list[np.ndarray]:
     x, y, z, *rest = unpack(
-        reader.texts["points"], data["points"]["count"], [4, 4, 4, 2, 2, 2, 2, 4]
+        reader.texts["points"], data["points"]["count"], [4, 4, 4, 2, 2, 2, 2, 4, 1]
     )
     low, step = np.array(data["points"]["low"]), data["points"]["step"]
-    return [low + step * np.stack([x, y, z], -1), np.stack(rest[:3], -1), rest[3], rest[4]]
+    return [low + step * np.stack([x, y, z], -1), np.stack(rest[:3], -1), *rest[3:]]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def page(room, tmp_path_factory):
 def test_points_are_those_of_every_confidence(page, room):
     reader, data = read(page)
     want = select_points(room.scene, PointOptions(conf_percentile=0, max_points=3000))
-    xyz, rgb, level, view = read_points(reader, data)
+    xyz, rgb, level, view, _ = read_points(reader, data)
     assert data["points"]["count"] == len(want) == 3000
     assert np.abs(xyz - want.xyz).max() < 2e-5 * diagonal(want.xyz)
     np.testing.assert_array_equal(rgb, want.rgb)
@@ -110,12 +112,37 @@ def test_points_are_those_of_every_confidence(page, room):
     assert (want.conf < above).all()
 
 
-def test_slider_begins_at_the_percentile_of_the_other_exports(page, room):
-    reader, data = read(page)
-    assert data["points"]["percentile"] == PointOptions().conf_percentile == 50
-    _, _, level, _ = read_points(reader, data)
-    shown = level >= 256 * 50 // 100
-    assert abs(shown.mean() - 0.5) < 0.01
+@pytest.mark.parametrize("percentile", [50.0, 10.0, -1.0])
+def test_slider_begins_where_the_other_exports_end(room, tmp_path, percentile):
+    points = PointOptions(conf_percentile=percentile, max_points=0)
+    conf = 1 + np.exp(3 * room.scene.depth_conf - 4)  # the median is 8.4
+    scene = replace(room.scene, depth_conf=conf)
+    write_page(scene, tmp_path / "p.html", PageOptions(max_points=0), points)
+    reader, data = read(tmp_path / "p.html")
+    kept = len(select_points(scene, points)) / data["points"]["count"]
+    assert data["points"]["percentile"] == pytest.approx(100 * (1 - kept), abs=1.1)
+    level = read_points(reader, data)[2]
+    shown = level >= 256 * round(data["points"]["percentile"]) // 100
+    assert abs(shown.mean() - kept) < 0.015 and 0 < kept < 0.999
+
+
+def test_backgrounds_are_marked_unless_they_are_masked(room, tmp_path):
+    images = room.scene.images.copy()
+    images[:, :20], images[0, 40:] = 0, 255
+    scene = replace(room.scene, images=images)
+    write_page(scene, tmp_path / "p.html", PageOptions(max_points=0))
+    reader, data = read(tmp_path / "p.html")
+    rgb, marks = (read_points(reader, data)[k] for k in (1, 4))
+    np.testing.assert_array_equal(marks & 2 > 0, (rgb == 0).all(-1))
+    np.testing.assert_array_equal(marks & 4 > 0, (rgb == 255).all(-1))
+    assert data["points"]["backgrounds"] == {
+        "sky": 0, "black": (rgb == 0).all(-1).sum(), "white": (rgb == 255).all(-1).sum(),
+    }  # fmt: skip
+    write_page(scene, tmp_path / "m.html", points=PointOptions(mask="black,edges"))
+    reader, data = read(tmp_path / "m.html")
+    assert not (read_points(reader, data)[1] == 0).all(-1).any()
+    assert data["points"]["mask"] == ["black", "edges"]
+    assert list(data["points"]["backgrounds"]) == ["sky", "white"]
 
 
 def test_outliers_cost_the_scene_no_precision(room, tmp_path):
@@ -418,7 +445,7 @@ def test_page_opens_from_disk_without_errors_or_requests(browser, marked, theme,
     opened(browser, path, f"#{part}", theme=theme, size=size, touch=size[0] < 600)
     image = browser.screenshot()
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
-    ground = np.median(image.reshape(-1, 3), axis=0).mean()
+    ground = np.median(image[:40].reshape(-1, 3), axis=0).mean()  # of the heading
     assert ground > 200 if theme == "light" else ground < 80
     assert browser.errors == []
     assert [r for r in browser.requests if not r.startswith("data:image/jpeg")] == [path.as_uri()]
@@ -467,6 +494,9 @@ def test_clicking_a_frustum_looks_through_it(browser, marked):
     _, path = marked
     opened(browser, path)
     left, top, *_ = browser.box("#canvas")
+    browser.run("document.getElementById('canvas').focus()")
+    for _ in range(8):  # the scene fills the first view; the cameras are behind
+        browser.press("-")
     browser.run("threshold.value = 99; threshold.dispatchEvent(new Event('input'))")
     mask = reddish(stage(browser))  # with the points gone, the photos on the frusta are left
     x, y = center_of(mask)
@@ -518,6 +548,142 @@ def test_confidence_slider_hides_the_least_sure_points(browser, marked):
     # confidence grows downwards and with the view: the first view is below the limit
     browser.run("only.click()")
     assert covered(stage(browser)) < 0.001
+
+
+def shown(browser: Chromium) -> int:
+    return browser.run("parseInt(document.getElementById('shown').textContent.replace(/\\s/g, ''))")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1440, 900), (1024, 768), (390, 844)])
+def test_the_first_view_is_filled_by_the_scene(browser, marked, size):
+    _, path = marked
+    opened(browser, path, size=size, touch=size[0] < 600)
+    browser.press("c")  # without cameras
+    image = stage(browser)
+    covered = np.abs(image - np.array([13, 15, 18])).max(-1) > 20
+    rows, columns = np.nonzero(covered)
+    across, down = np.ptp(columns) / image.shape[1], np.ptp(rows) / image.shape[0]
+    assert max(across, down) > 0.9
+    assert np.abs(center_of(covered) / image.shape[1::-1] - 0.5).max() < 0.12
+    assert reddish(image).any()
+
+
+@pytest.mark.slow
+def test_views_and_backgrounds_are_filtered(browser, marked, tmp_path):
+    scene, path = marked
+    opened(browser, path)
+    each = 112 * 154
+    assert shown(browser) == 2 * each
+    browser.run("first.value = 1; first.dispatchEvent(new Event('input'))")
+    assert shown(browser) == each
+    browser.run("last.value = 0; last.dispatchEvent(new Event('input'))")  # ends in any order
+    assert shown(browser) == 2 * each
+    assert browser.run("document.getElementById('hide-black').parentElement.hidden")
+
+    images = scene.images.copy()
+    images[1, :50] = 0
+    write_page(
+        replace(scene, images=images), tmp_path / "p.html", points=PointOptions(conf_percentile=0)
+    )
+    opened(browser, tmp_path / "p.html", "#points=1")
+    browser.run("overlay.value = 0; overlay.dispatchEvent(new Event('input'))")
+    browser.run("only.click()")
+    dark = "document.getElementById('hide-black')"
+    assert not browser.run(f"{dark}.parentElement.hidden || {dark}.checked")
+    before = stage(browser)
+    browser.run(f"{dark}.click()")
+    assert shown(browser) == each - 50 * 154
+    # black points are as dark as the ground: light, they are seen to be gone
+    browser.run("document.getElementById('theme').click()")
+    after = stage(browser)
+    top = slice(before.shape[0] // 4, before.shape[0] // 3)
+    assert np.median(before[top]) < 30 and np.median(after[top]) > 240
+    assert browser.errors == []
+
+
+def downloaded(browser: Chromium, folder, button: str, suffix: str):
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.run(f"document.getElementById('{button}').click()")
+    deadline = time.monotonic() + 60
+    while not (files := list(folder.glob(f"*{suffix}"))) or not files[0].stat().st_size:
+        assert time.monotonic() < deadline and not browser.errors, browser.errors
+        time.sleep(0.05)
+    return files[0]
+
+
+@pytest.mark.slow
+def test_points_and_pictures_are_saved_as_they_are_shown(browser, marked, tmp_path):
+    scene, path = marked
+    opened(browser, path)
+    browser.run("first.value = 1; first.dispatchEvent(new Event('input'))")
+    want = select_points(scene, PointOptions(conf_percentile=0, max_points=0))
+    second = want.view == 1
+    ply = trimesh.load(downloaded(browser, tmp_path, "save-ply", ".ply"))
+    assert np.abs(ply.vertices - want.xyz[second]).max() < 1e-4
+    np.testing.assert_array_equal(ply.colors[:, :3], want.rgb[second])
+    sure = ply.metadata["_ply_raw"]["vertex"]["data"]["confidence"].ravel()
+    assert (sure <= want.conf[second] + 1e-5).all() and (sure > want.conf[second] - 0.1).all()
+
+    read = trimesh.load(downloaded(browser, tmp_path, "save-glb", ".glb"))
+    (points,) = read.geometry.values()
+    first = scene.extrinsics[0]
+    truth = (want.xyz[second] @ first[:, :3].T + first[:, 3]) * [1, -1, -1]
+    assert np.abs(points.vertices - truth).max() < 1e-4
+
+    picture = np.asarray(
+        Image.open(downloaded(browser, tmp_path, "save-picture", ".png")).convert("RGB")
+    )
+    shown_now = stage(browser)
+    assert picture.shape == shown_now.shape
+    assert np.abs(picture[:-150, :-200].astype(int) - shown_now[:-150, :-200]).mean() < 3
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_a_camera_path_is_copied_in_the_world_of_the_scene(browser, marked):
+    scene, path = marked
+    opened(browser, path)
+    browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+
+    def copied() -> dict:
+        browser.run("document.getElementById('path-copy').click()")
+        return json.loads(browser.run("window.copied"))
+
+    for view, camera in enumerate(copied()["camera_path"]):
+        pose = np.reshape(camera["camera_to_world"], (4, 4)) @ np.diag([1, -1, -1, 1])
+        world_to_camera = np.vstack([scene.extrinsics[view], [0, 0, 0, 1]])
+        assert np.abs(pose @ world_to_camera - np.eye(4)).max() < 1e-5
+        focal = 112 / 2 / np.tan(np.radians(camera["fov"]) / 2)
+        assert focal == pytest.approx(scene.intrinsics[view, 1, 1], rel=1e-5)
+    browser.run("document.querySelectorAll('#strip button')[1].click()")
+    browser.run("document.getElementById('path-add').click()")
+    (kept,) = copied()["camera_path"]
+    pose = np.reshape(kept["camera_to_world"], (4, 4)) @ np.diag([1, -1, -1, 1])
+    assert np.abs(pose @ np.vstack([scene.extrinsics[1], [0, 0, 0, 1]]) - np.eye(4)).max() < 1e-5
+    browser.run("document.getElementById('path-clear').click()")
+    assert len(copied()["camera_path"]) == 2
+
+
+@pytest.mark.slow
+def test_on_a_phone_settings_are_half_a_screen_beside_a_live_scene(browser, marked):
+    _, path = marked
+    opened(browser, path, size=(390, 844), touch=True)
+    _, top, _, whole = browser.box("#canvas")
+    browser.run("document.getElementById('settings').click()")
+    browser.settle()
+    left, sheet, width, height = browser.box("#controls")
+    assert (left, width) == (0, 390) and abs(height - 422) < 3 and abs(sheet + height - 844) < 1
+    _, top, _, canvas = browser.box("#canvas")
+    assert 0.3 * 844 < canvas < whole and abs(top + canvas - sheet) < 2
+    before = stage(browser)
+    assert reddish(before).any()
+    browser.run("first.value = 1; first.dispatchEvent(new Event('input'))")
+    assert np.abs(stage(browser).astype(int) - before).mean() > 2, "the scene follows"
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    browser.run("document.getElementById('settings').click()")
+    browser.settle()
+    assert browser.box("#canvas")[3] == whole
 
 
 @pytest.mark.slow

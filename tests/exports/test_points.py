@@ -159,7 +159,8 @@ def test_without_a_valid_point_the_error_names_the_setting(room):
     "key,value",
     [
         ("source", "lidar"),
-        ("conf_percentile", -1),
+        ("conf_percentile", -2),
+        ("conf_percentile", -0.5),
         ("conf_percentile", 101),
         ("conf_percentile", float("nan")),
         ("max_points", -1),
@@ -173,3 +174,23 @@ def test_without_a_valid_point_the_error_names_the_setting(room):
 def test_bad_options_are_refused_by_name(key, value):
     with pytest.raises(InputError, match=rf"points\.{key}: expected"):
         PointOptions(**{key: value})
+
+
+def test_by_default_confidence_is_taken_for_what_it_means(room):
+    def kept(conf) -> np.ndarray:
+        scene = replace(room.scene, depth_conf=conf.astype(np.float32))
+        return np.sort(select_points(scene, PointOptions(max_points=0)).conf)
+
+    shape = room.scene.depth.shape
+    rng = np.random.default_rng(0)
+    # 1 + exp(.): the expected error goes with 1 / confidence; that of the median pixel is 1 / 6
+    errors = 1 + 4 * np.exp(rng.normal(size=shape))
+    conf = kept(errors)
+    median = np.median(np.sort(errors[room.scene.points()[2]]))
+    assert median / 3 <= conf[0] < 1.01 * median / 3 and len(conf) < 0.99 * errors.size
+    # probabilities, of which the authors of pi^3 leave out those below 0.1
+    probable = kept(rng.uniform(0, 1, shape))
+    assert 0.1 <= probable[0] < 0.101
+    # at least half of the pixels stay, and those that are all alike
+    doubtful = rng.uniform(0, 0.05, shape)
+    assert abs(len(kept(doubtful)) / len(kept(np.ones(shape))) - 0.5) < 0.01

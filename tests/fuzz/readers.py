@@ -29,6 +29,7 @@ from lite3r_jax.evaluation.results import Results
 from lite3r_jax.evaluation.score import ScoreOptions
 from lite3r_jax.evaluation.thumbnails import Thumbnails, pack, unpack
 from lite3r_jax.evaluation.variants import parse_variants
+from lite3r_jax.exports.masks import read_mask
 from lite3r_jax.exports.npz import read_npz, write_npz
 from lite3r_jax.kernels import proofs
 from lite3r_jax.runs.recipes import load_recipe
@@ -135,6 +136,21 @@ _photo("GIF", ".gif", _picture())
 _photo("PPM", ".ppm", _picture())
 _photo("AVIF", ".avif", _picture())
 _photo("HEIC", ".heic", _picture())
+
+
+def _mask(folder: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray((_picture()[..., 0] > 80).astype(np.uint8) * 255).save(folder / "a.png")
+
+
+add(
+    "mask of a photo",
+    _mask,
+    "a.png",
+    lambda folder: read_mask(folder / "a.png", (40, 30), "a.jpg"),
+    valid=lambda value, wanted: value.dtype == bool and value.shape == (30, 40),
+)
 add(
     "MP4 video",
     lambda folder: record_video(folder / "a.mp4", frames=6),

@@ -143,6 +143,39 @@ def test_folders_of_folders_are_scenes_and_one_bad_scene_spares_the_others(
     assert "2 of 3 scenes done" in captured.out
 
 
+def test_masks_are_checked_before_anything_runs_and_change_the_results(fake_dir, tmp_path, capsys):
+    photos, masks, out = photo_folder(tmp_path / "garden"), tmp_path / "masks", tmp_path / "out"
+    masks.mkdir()
+    points = "--config.export.points"
+    more = ["--config.formats=npz,ply", f"{points}.mask_folder={masks}"]
+    mask = np.zeros((84, 112), np.uint8)
+    mask[:, 56:] = 255
+    Image.fromarray(mask).save(masks / "p0.png")
+    assert main(flags(photos, fake_dir, out, *more)) == 2
+    assert f"{masks}: has no mask for p1.png; expected p1.png" in capsys.readouterr().err
+    Image.fromarray(mask[:80]).save(masks / "p1.png")
+    assert main(flags(photos, fake_dir, out, *more)) == 2
+    assert "p1.png: is 112x80, expected 112x84" in capsys.readouterr().err
+    assert main(flags(photos, fake_dir, out, f"{points}.mask=ski")) == 2
+    assert "points.mask: unknown: ski" in capsys.readouterr().err
+    assert not list(out.glob("*.*"))
+
+    Image.fromarray(mask).save(masks / "p1.png")
+    whole = f"{points}.conf_percentile=0"
+    assert main(flags(photos, fake_dir, out, *more, whole)) == 0
+    count = (out / "points.ply").read_bytes().split(b"element vertex ")[1].split(b"\n")[0]
+    assert int(count) == 2 * 42 * 28  # of 56: the left half of every photo is gone
+    assert (read_npz(out / "predictions.npz").depth > 0).all()
+    Image.fromarray(255 - mask).save(masks / "p1.png")
+    assert main(flags(photos, fake_dir, out, *more, whole)) == 2, "another mask, other results"
+
+    rooms = tmp_path / "rooms"
+    photo_folder(rooms / "one"), photo_folder(rooms / "two")
+    batch = ["--config.formats=ply", f"{points}.mask_folder={masks}"]
+    assert main(flags(rooms, fake_dir, tmp_path / "both", *batch)) == 2
+    assert f"{masks}: has no folder one" in capsys.readouterr().err
+
+
 def test_a_batch_goes_on_and_names_what_failed(fake_dir, tmp_path, capsys):
     rooms, out = tmp_path / "rooms", tmp_path / "out"
     photo_folder(rooms / "a")

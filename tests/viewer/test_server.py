@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +118,13 @@ def test_slider_begins_at_the_percentile_of_the_exports():
     options = ViewerOptions(points=PointOptions(conf_percentile=60))
     with serve(wall(), port=0, options=options) as viewer:
         assert len(shown(viewer)) == 42 * 56
+
+
+def test_slider_begins_by_what_the_confidence_means():
+    scene = wall(3)  # of confidence 1 to 3; a third of the pixels is far less sure than the median
+    conf = np.where(np.arange(3)[:, None, None] == 0, np.float32(1), scene.depth_conf * 4)
+    with serve(replace(scene, depth_conf=conf), port=0) as viewer:
+        assert len(shown(viewer)) == 2 * 42 * 56
 
 
 def test_no_browser_can_open_a_tunnel(viewer):

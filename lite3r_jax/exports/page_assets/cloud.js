@@ -3,9 +3,11 @@
 const POINT_VERTEX = `#version 300 es
 layout(location = 0) in vec4 place;  // center, and the width of a pixel of its view there
 layout(location = 1) in vec3 tint;
-layout(location = 2) in vec2 belongs;  // confidence level, view
+layout(location = 2) in vec3 belongs;  // confidence level, view, backgrounds as bits
 uniform mat4 clip;
-uniform float focal, size, level, only;  // size: the radius in such pixels
+uniform float focal, size, level;  // size: the radius in such pixels
+uniform vec2 frames;  // first and last view
+uniform int hidden;  // backgrounds as bits
 out vec3 color;
 out float width;
 void main() {
@@ -13,7 +15,8 @@ void main() {
   gl_Position = clip * vec4(place.xyz, 1.0);
   width = clamp(2.0 * size * place.w * focal / gl_Position.w, 1.5, 96.0);
   gl_PointSize = width;
-  if (belongs.x < level || (only >= 0.0 && belongs.y != only)) gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
+  bool shown = belongs.x >= level && belongs.y >= frames.x && belongs.y <= frames.y;
+  if (!shown || (int(belongs.z) & hidden) != 0) gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
 }`;
 
 const POINT_FRAGMENT = `#version 300 es
@@ -112,7 +115,7 @@ function createCloud(canvas, views, size) {
     });
   }
 
-  const points = program(POINT_VERTEX, POINT_FRAGMENT, ["clip", "focal", "size", "level", "only"]);
+  const points = program(POINT_VERTEX, POINT_FRAGMENT, ["clip", "focal", "size", "level", "frames", "hidden"]);
   const lines = program(LINE_VERTEX, LINE_FRAGMENT, ["clip", "screen", "near"]);
   const photos = program(PHOTO_VERTEX, PHOTO_FRAGMENT, ["clip", "opacity"]);
   const arrays = [0, 1, 2].map(() => gl.createVertexArray());
@@ -129,7 +132,7 @@ function createCloud(canvas, views, size) {
   function setPoints(place, belongs) {
     gl.bindVertexArray(arrays[0]);
     buffer(placeBuffer, place, [[4, gl.FLOAT, false, 16, 0]]);
-    buffer(belongBuffer, belongs, [[2, gl.UNSIGNED_SHORT, false, 4, 0]], 2);
+    buffer(belongBuffer, belongs, [[3, gl.UNSIGNED_SHORT, false, 8, 0]], 2);
     pointCount = place.length / 4;
   }
 
@@ -138,11 +141,16 @@ function createCloud(canvas, views, size) {
     buffer(tintBuffer, rgb, [[3, gl.UNSIGNED_BYTE, true, 3, 0]], 1);
   }
 
-  function setCameras(reach, selected) {
+  // `frames`: the first and the last view whose camera is shown.
+  function setCameras(reach, selected, frames) {
     const edges = [];
     const quads = [];
     views.forEach((view, i) => {
       const { eye, corners } = frustum(view, reach[i]);
+      const [x1, y1, x2, y2] = view.crop.map((edge, k) => edge / size[k % 2]);
+      const spots = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
+      for (const k of [0, 1, 2, 0, 2, 3]) quads.push(...corners[k], ...spots[k]);
+      if (i < frames[0] || i > frames[1]) return;
       const color = i === selected ? SELECTED : view.color.map((v) => v / 255);
       const width = i === selected ? 1.6 : 0.9;
       const pairs = corners.flatMap((c, k) => [[eye, c], [c, corners[(k + 1) % 4]]]);
@@ -151,9 +159,6 @@ function createCloud(canvas, views, size) {
           edges.push(...a, ...b, end, end ? -side : side, width, ...color);
         }
       }
-      const [x1, y1, x2, y2] = view.crop.map((edge, k) => edge / size[k % 2]);
-      const spots = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
-      for (const k of [0, 1, 2, 0, 2, 3]) quads.push(...corners[k], ...spots[k]);
     });
     gl.bindVertexArray(arrays[1]);
     const f = gl.FLOAT;
@@ -192,8 +197,8 @@ function createCloud(canvas, views, size) {
     gl.drawArrays(gl.TRIANGLES, 6 * view, 6);
   }
 
-  // `look`: {pose, lens, near, far}; {background, density} of the screen; {size, level, only} of the
-  // points; {lines, photos}: whether they are shown; {overlay: [view, opacity]}
+  // `look`: {pose, lens, near, far}; {background, density} of the screen; {size, level, frames, hidden} of
+  // the points; {lines, photos}: whether they are shown; {overlay: [view, opacity]}
   function draw(look) {
     const { width, height } = canvas;
     const clip = clipMatrix(look.pose, look.lens, look.near, look.far);
@@ -208,7 +213,8 @@ function createCloud(canvas, views, size) {
     gl.uniform1f(points.focal, (look.lens[1] * height) / 2);
     gl.uniform1f(points.size, look.size);
     gl.uniform1f(points.level, look.level);
-    gl.uniform1f(points.only, look.only);
+    gl.uniform2f(points.frames, ...look.frames);
+    gl.uniform1i(points.hidden, look.hidden);
     gl.drawArrays(gl.POINTS, 0, pointCount);
 
     if (look.lines) {
@@ -224,7 +230,10 @@ function createCloud(canvas, views, size) {
     gl.bindVertexArray(arrays[2]);
     gl.uniformMatrix4fv(photos.clip, false, clip);
     if (look.photos) {
-      views.forEach((_, view) => textures[view] && drawPhoto(view, textures[view], 1));
+      views.forEach((_, view) => {
+        const shown = view >= look.frames[0] && view <= look.frames[1];
+        if (shown && textures[view]) drawPhoto(view, textures[view], 1);
+      });
     }
     const [view, opacity] = look.overlay;
     const texture = view === sharp.view ? sharp.texture : textures[view];

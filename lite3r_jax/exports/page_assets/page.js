@@ -33,7 +33,7 @@ $("theme").addEventListener("click", () => setTheme(document.documentElement.dat
 const canvas = $("canvas");
 const cloud = createCloud(canvas, views, scene.size);
 const orbit = createOrbit(canvas, up, redraw, () => showThrough());
-let points = null; // {place, level, view, rgb, histogram}
+let points = null; // {count, place, belongs, rgb}; `belongs`: level, view, backgrounds, 0
 let surroundings = { center: [0, 0, 0], radius: 1, farthest: 2, reach: 0.1, share: 1, sample: [] };
 let selected = 0;
 let waiting = false;
@@ -45,6 +45,24 @@ function redraw() {
 }
 
 const limit = () => Math.floor((256 * $("threshold").value) / 100); // the first level that is shown
+const backgrounds = ["sky", "black", "white"];
+const hidden = () => backgrounds.reduce((bits, name, i) => bits | ($(`hide-${name}`).checked ? 1 << i : 0), 0);
+
+// The first and the last view that is shown.
+function frames() {
+  if ($("only").checked) return [selected, selected];
+  const ends = [Number($("first").value), Number($("last").value)];
+  return [Math.min(...ends), Math.max(...ends)];
+}
+
+// Whether a point is shown, as a function of its number.
+function filter() {
+  const [level, bits, [first, last]] = [limit(), hidden(), frames()];
+  const { belongs } = points;
+  return (i) =>
+    belongs[4 * i] >= level && belongs[4 * i + 1] >= first && belongs[4 * i + 1] <= last && !(belongs[4 * i + 2] & bits);
+}
+
 const reaches = () => views.map((v) => (2 * surroundings.reach * 2 ** $("reach").value * v.intrinsics[0]) / scene.size[0]);
 
 function draw(time) {
@@ -60,7 +78,8 @@ function draw(time) {
     near: Math.min(far * 1e-3, 0.2 * Math.min(...reaches())),
     size: surroundings.share * 2 ** $("size").value,
     level: limit(),
-    only: $("only").checked ? selected : -1,
+    frames: frames(),
+    hidden: hidden(),
     lines: $("frusta").checked && !through,
     photos: $("photos").checked && !through,
     overlay: through ? [through.index, moving ? 0 : $("overlay").value / 100] : [-1, 0],
@@ -70,24 +89,21 @@ function draw(time) {
 
 async function loadPoints() {
   const { count, low, step } = scene.points;
-  const [x, y, z, r, g, b, level, view] = await unpack("points", count, [4, 4, 4, 2, 2, 2, 2, 4]);
+  const [x, y, z, r, g, b, level, view, background] = await unpack("points", count, [4, 4, 4, 2, 2, 2, 2, 4, 1]);
   const place = new Float32Array(4 * count);
-  const belongs = new Uint16Array(2 * count);
+  const belongs = new Uint16Array(4 * count);
   const rgb = new Uint8Array(3 * count);
-  const histogram = new Uint32Array(256);
   for (let i = 0; i < count; i++) {
     const point = [low[0] + step * x[i], low[1] + step * y[i], low[2] + step * z[i]];
     const { pose, intrinsics } = views[view[i]];
     place.set(point, 4 * i);
     place[4 * i + 3] = length(sub(point, pose.eye)) / intrinsics[0]; // the width of a pixel there
-    belongs[2 * i] = level[i];
-    belongs[2 * i + 1] = view[i];
+    belongs.set([level[i], view[i], background[i]], 4 * i);
     rgb[3 * i] = r[i];
     rgb[3 * i + 1] = g[i];
     rgb[3 * i + 2] = b[i];
-    histogram[level[i]]++;
   }
-  points = { count, place, belongs, rgb, histogram };
+  points = { count, place, belongs, rgb };
   surroundings = survey();
   surroundings.share = shareOfPoint();
   cloud.setPoints(place, belongs);
@@ -100,9 +116,9 @@ function survey() {
   const stride = Math.max(1, Math.floor(points.count / 20000));
   const sample = [];
   let farthest = 0;
-  const sure = limit();
+  const shown = filter();
   for (let i = 0; i < points.count; i += stride) {
-    if (points.belongs[2 * i] >= sure) sample.push(points.place.slice(4 * i, 4 * i + 3));
+    if (shown(i)) sample.push(points.place.slice(4 * i, 4 * i + 3));
   }
   const middle = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
   const center = sample.length ? [0, 1, 2].map((axis) => middle(sample.map((p) => p[axis]))) : [0, 0, 0];
@@ -140,7 +156,7 @@ function colorPoints() {
   if (mode !== "photo") {
     rgb = new Uint8Array(3 * points.count);
     for (let i = 0; i < points.count; i++) {
-      rgb.set(mode === "view" ? views[points.belongs[2 * i + 1]].color : mapColors[points.belongs[2 * i]], 3 * i);
+      rgb.set(mode === "view" ? views[points.belongs[4 * i + 1]].color : mapColors[points.belongs[4 * i]], 3 * i);
     }
   }
   cloud.setColors(rgb);
@@ -148,39 +164,62 @@ function colorPoints() {
   redraw();
 }
 
-function showThreshold() {
-  const share = $("threshold").value;
+// After a change of what is hidden.
+function showFilters() {
   const value = brief(scene.points.confidence[limit()]);
-  const shown = points ? points.histogram.slice(limit()).reduce((a, b) => a + b, 0) : 0;
-  $("threshold-value").textContent = `${share}\u2009%`;
-  $("shown").textContent = `${grouped(shown)} points with confidence ${value} or more`;
-  redraw();
+  $("threshold-value").textContent = `${$("threshold").value}\u2009%`;
+  const [first, last] = [Number($("first").value), Number($("last").value)];
+  $("first-value").textContent = `${first + 1}`;
+  $("last-value").textContent = `${last + 1}`;
+  const shown = points ? filter() : () => false;
+  let count = 0;
+  for (let i = 0; points && i < points.count; i++) count += shown(i);
+  $("shown").textContent = `${grouped(count)} points shown; confidence ${value} or more`;
+  showCameras();
 }
 
 function showCameras() {
   $("reach-value").textContent = `\u00d7\u2009${(2 ** $("reach").value).toFixed(2)}`;
-  cloud?.setCameras(reaches(), selected);
+  cloud?.setCameras(reaches(), selected, frames());
   redraw();
 }
 
+// From behind and above the first camera, as near as shows nearly all of the scene.
 function startView(duration) {
   const eye = views[0].pose.eye;
-  const towards = sub(surroundings.center, eye);
-  const distance = Math.max(length(towards), surroundings.radius);
   const [width, height] = [canvas.clientWidth || 1, canvas.clientHeight || 1];
   const lens = freeLens(FREE_FOCAL, width, height);
-  let pose;
-  // back until the cameras and nearly all points are in sight, but never far away
-  for (const steps of [0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6]) {
-    const away = add(scale(unit(towards), -steps * distance), scale(up, (0.2 + 0.3 * steps) * distance));
-    pose = lookAt(add(eye, away), surroundings.center, up);
-    const hidden = (share, list) => list.filter((p) => {
-      const [x, y, z] = onScreen(p, pose, lens, width, height);
-      return !(z > 0 && x > 0.03 * width && x < 0.97 * width && y > 0.03 * height && y < 0.97 * height);
-    }).length > share * list.length;
-    if (!hidden(0.05, views.map((v) => v.pose.eye)) && !hidden(0.15, surroundings.sample)) break;
+  const { center, radius, sample } = surroundings;
+  const ahead = length(sub(center, eye)) > 0.3 * radius ? unit(sub(center, eye)) : rotate(views[0].pose.turn, [0, 0, 1]);
+  const arm = unit(add(scale(ahead, -1), scale(up, 0.2)));
+  let target = center;
+  const seenFrom = (distance) => lookAt(add(target, scale(arm, distance)), target, up);
+  const inSight = (list, pose, margin) => list.filter((p) => {
+    const [x, y, z] = onScreen(p, pose, lens, width, height);
+    return z > 0 && Math.abs(x / width - 0.5) < 0.5 - margin && Math.abs(y / height - 0.5) < 0.5 - margin;
+  }).length / Math.max(1, list.length);
+  let distance = radius;
+  for (let round = 0; round < 3; round++) {
+    let [near, far] = [0.05 * radius, 20 * radius];
+    for (let i = 0; i < 20; i++) {
+      distance = Math.sqrt(near * far);
+      if (inSight(sample, seenFrom(distance), 0.02) < 0.88) near = distance;
+      else far = distance;
+    }
+    // the middle of what is seen comes to the middle of the screen
+    const pose = seenFrom(distance);
+    const seen = sample.map((p) => onScreen(p, pose, lens, width, height)).filter(([, , z]) => z > 0);
+    const [x, y] = [0, 1].map((axis) => {
+      const sorted = seen.map((p) => p[axis]).sort((a, b) => a - b);
+      return sorted.length ? (sorted[Math.floor(0.06 * sorted.length)] + sorted[Math.floor(0.94 * sorted.length)]) / 2 : 0;
+    });
+    const [right, down] = [(x / width - 0.5) * (2 / lens[0]), (y / height - 0.5) * (2 / lens[1])];
+    if (seen.length) target = add(target, rotate(pose.turn, [right * distance, down * distance, 0]));
   }
-  orbit.standAt(pose, surroundings.center, duration);
+  // a step back where that brings the cameras into sight
+  const eyes = views.map((v) => v.pose.eye);
+  const back = [1, 1.1, 1.2, 1.3, 1.4].find((factor) => inSight(eyes, seenFrom(factor * distance), 0.02) === 1);
+  orbit.standAt(seenFrom(distance * (back ?? 1)), target, duration);
 }
 
 // -- picking ------------------------------------------------------------------------------------
@@ -189,10 +228,11 @@ function cameraAt(x, y) {
   if (orbit.through() || !($("frusta").checked || $("photos").checked)) return -1;
   const { pose, lens } = orbit.now(performance.now());
   const reach = reaches();
+  const [first, last] = frames();
   let best = [Infinity, -1];
   views.forEach((view, i) => {
     const corners = frustum(view, reach[i]).corners.map((c) => onScreen(c, pose, lens, canvas.clientWidth, canvas.clientHeight));
-    if (corners.some((c) => c[2] <= 0)) return;
+    if (i < first || i > last || corners.some((c) => c[2] <= 0)) return;
     const sides = corners.map((a, k) => {
       const b = corners[(k + 1) % 4];
       return (b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0]) > 0;
@@ -208,10 +248,10 @@ function pointAt(x, y) {
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   const { pose, lens } = orbit.now(performance.now());
   const m = clipMatrix(pose, lens, 1, 2);
-  const only = $("only").checked ? selected : -1;
+  const shown = filter();
   let best = [Infinity, null];
   for (let i = 0; i < points.count; i++) {
-    if (points.belongs[2 * i] < limit() || (only >= 0 && points.belongs[2 * i + 1] !== only)) continue;
+    if (!shown(i)) continue;
     const [px, py, pz] = points.place.subarray(4 * i, 4 * i + 3);
     const w = m[3] * px + m[7] * py + m[11] * pz + m[15];
     if (w <= 0 || w >= best[0]) continue;
@@ -233,7 +273,7 @@ function select(view, duration = 700) {
   const button = $("strip").children[selected].firstChild;
   const [left, width] = [button.offsetLeft - $("strip").offsetLeft, $("strip").clientWidth];
   $("strip").scrollTo({ left: left - width / 2 + button.offsetWidth / 2 });
-  showCameras();
+  showFilters();
   if (!$("about-panel").hidden) open(cloud ? "points" : "depth");
   if (inDepth()) depth.show(selected);
   else if (cloud) {
@@ -307,7 +347,7 @@ function fillAbout() {
       Views: views.length,
       "Network image": `${size(scene.size)} pixels`,
       "Pictures here": `${size(scene.pictureSize)} pixels${scene.pictureSize[0] < scene.size[0] ? ", scaled down to keep this page small" : ""}`,
-      Points: `${grouped(scene.points.count)}, from ${scene.points.source === "head" ? "the point head" : "the depth maps"}`,
+      Points: `${grouped(scene.points.count)}, from ${scene.points.source === "head" ? "the point head" : "the depth maps"}${scene.points.mask.length ? `, without ${scene.points.mask.join(", ")}` : ""}`,
       Precision: `points to ${brief(0.87 * scene.points.step)} units, depth to ${Number((50 * scene.depth.step).toPrecision(2))}\u2009%, confidence in 256 steps`,
     },
     Conventions: {
@@ -363,13 +403,14 @@ for (const [i, tab] of tabs.entries()) {
   });
 }
 for (const choice of document.querySelectorAll("[name=coloring]")) choice.addEventListener("change", colorPoints);
-$("threshold").addEventListener("input", showThreshold);
+$("threshold").addEventListener("input", showFilters);
 $("reach").addEventListener("input", showCameras);
 $("size").addEventListener("input", () => {
   $("size-value").textContent = `\u00d7\u2009${(2 ** $("size").value).toFixed(2)}`;
   redraw();
 });
-for (const id of ["only", "frusta", "photos", "overlay"]) $(id).addEventListener("input", redraw);
+for (const id of ["frusta", "photos", "overlay"]) $(id).addEventListener("input", redraw);
+for (const id of ["only", "first", "last", ...backgrounds.map((name) => `hide-${name}`)]) $(id).addEventListener("input", showFilters);
 $("reset").addEventListener("click", () => startView(700));
 $("leave").addEventListener("click", () => startView(700));
 $("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -377,6 +418,7 @@ $("settings").addEventListener("click", () => {
   const isOpen = $("controls").classList.toggle("open");
   $("settings").setAttribute("aria-expanded", isOpen);
   $("settings").textContent = isOpen ? "Close" : "Settings";
+  document.body.classList.toggle("sheet", isOpen);
 });
 $("scrub").max = views.length - 1;
 $("scrub").addEventListener("input", () => select(Number($("scrub").value)));
@@ -413,7 +455,11 @@ document.addEventListener("keydown", (event) => {
 async function start() {
   document.documentElement.style.setProperty("--aspect", scene.size[0] / scene.size[1]);
   $("summary").textContent = `${views.length} view${views.length > 1 ? "s" : ""} \u00b7 ${scene.size.join(" \u00d7 ")} pixels \u00b7 ${grouped(scene.points.count)} points`;
-  $("threshold").value = Math.min(99, scene.points.percentile);
+  $("threshold").value = Math.min(99, Math.round(scene.points.percentile));
+  for (const name of backgrounds) $(`hide-${name}`).parentElement.hidden = !(scene.points.backgrounds[name] > 0.03 * scene.points.count);
+  for (const id of ["first", "last"]) $(id).max = views.length - 1;
+  $("last").value = views.length - 1;
+  $("frames").hidden = views.length < 2;
   $("size-value").textContent = "\u00d7\u20091.00";
   fillBar($("confidence-bar"), [0, 128, 255].map((level) => scene.points.confidence[level]));
   fillStrip();
@@ -435,7 +481,7 @@ async function start() {
     const tap = (x, y) => cameraAt(x, y) >= 0 && select(cameraAt(x, y));
     listen(canvas, orbit, tap, (x, y) => pointAt(x, y) && orbit.setPivot(pointAt(x, y)));
     await loadPoints();
-    showThreshold();
+    showFilters();
     startView(0);
     loadPhotos().then(() => document.documentElement.classList.add("complete"));
   } else {
@@ -445,6 +491,6 @@ async function start() {
     document.documentElement.classList.add("complete");
   }
   if (view !== undefined) select(Number(view), 0);
-  else showCameras();
+  else showFilters();
 }
 start();
