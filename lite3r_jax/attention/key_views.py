@@ -126,10 +126,14 @@ class KeyViews(AttentionStrategy):
         key = layouts.regular_keys(self.name)
         if self.choose == "own":
             own = TokenLayout(1, key.special, key.grid, "frame")
-            cut = Layouts(own, own.keep_patches(self.patch_step))
+            cut = Layouts.both(own)
+            if self.patch_step > 1:
+                cut = cut.with_keys(own.keep_patches(self.patch_step))
             return {k: key.views * n for k, n in self.inner.flops(cut, head_dim).items()}
         kept = key.keep(self.kept(key)).keep_patches(self.patch_step)
-        return dict(self.inner.flops(replace(layouts, key=kept), head_dim))
+        if kept.tokens < key.tokens:
+            layouts = layouts.with_keys(kept)
+        return dict(self.inner.flops(layouts, head_dim))
 
     def kept(self, layout: TokenLayout) -> tuple[int, ...]:
         """The views that are kept of these, in order; -1 for one that only the data decides."""

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from lite3r_jax.attention.head_groups import heads_at_a_time, map_head_groups
@@ -25,6 +26,7 @@ from lite3r_jax.kernels.block_map.api import block_map, budgets
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.api import OPERATOR, SELECTION, sla
 from lite3r_jax.kernels.sla.limits import SlaCall
+from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
 from lite3r_jax.mesh import SCENES, VIEWS, axes
 
@@ -60,6 +62,8 @@ class SLA(AttentionStrategy):
             lose accuracy (FastVGGT arXiv 2509.02560; Block-Sparse VGGT arXiv 2509.07120).
         phi: feature map of the linear part: "elu1", "softmax" or "relu".
         eps: added to its denominator.
+        linear_over: keys of the linear part where a strategy around this one drops some: "kept",
+            those that are left, or "all", for "block": what is dropped stays in it, at little cost.
         init: standard deviation of the initial proj_lin; 0 for zeros.
         implementation: name in `kernels.sla.api.OPERATOR`, or "auto": the best that this device,
             dtype and head dimension allow and that is proven on this kind of device
@@ -88,6 +92,7 @@ class SLA(AttentionStrategy):
     keep_special: bool = True
     phi: Phi = "elu1"
     eps: float = 1e-6
+    linear_over: Literal["kept", "all"] = "kept"
     init: float = 1e-3
     implementation: str = "auto"
     batch_axis: str | None = None
@@ -98,6 +103,7 @@ class SLA(AttentionStrategy):
             ("routing", _ROUTINGS),
             ("phi", tuple(PHI)),
             ("implementation", ("auto", *OPERATOR.names)),
+            ("linear_over", ("kept", "all")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -117,6 +123,11 @@ class SLA(AttentionStrategy):
             raise ValueError(
                 f"negligible_fraction is for routing 'block3', got {self.negligible_fraction} for"
                 f" {self.routing!r}"
+            )
+        if self.linear_over == "all" and self.routing != "block":
+            raise ValueError(
+                f"linear_over 'all' is for routing 'block', got {self.routing!r}, whose linear part"
+                " depends on the choice of keys; leave it out"
             )
         if self.keep_special and self.routing == "token":
             raise ValueError("routing 'token' protects no tokens: set keep_special=False")
@@ -167,6 +178,9 @@ class SLA(AttentionStrategy):
                 operations["linear"] += 2 * places * d**2 + 2 * int(rows) * columns * (d**2 + d)
                 operations["linear"] += 2 * count * (2 * d**2 + d)
         operations["selection"] = 2 * int((~dense).sum()) * columns * d
+        if self.linear_over == "all" and layouts.all_keys is not None:  # besides that of the rest
+            operations["linear"] += 2 * layouts.all_keys.tokens * d**2
+            operations["linear"] += 2 * of_queries.tokens * (2 * d**2 + d)
         return operations
 
     def choose(self, q: jax.Array | jax.ShapeDtypeStruct) -> str:
@@ -244,8 +258,16 @@ class SLACore(AttentionCore):
             return map_head_groups(attend, q, k, v, proj_lin, size=size)
 
         over = _mesh_axes(spec, q.shape)
-        run = _split(here, *over) if any(over) else here
-        return run(q, k, v, self.proj_lin[...])
+
+        def run(attend: Callable[..., jax.Array], *qkv: jax.Array) -> jax.Array:
+            attend = _split(attend, *over) if any(over) else attend
+            return attend(*qkv)
+
+        weight = self.proj_lin[...]
+        if spec.linear_over == "kept" or inputs.all_keys is None:
+            return run(here, q, k, v, weight)
+        sparse = run(here, q, k, v, jnp.zeros_like(weight))
+        return sparse + run(partial(_linear_part, spec, project), q, *inputs.all_keys, weight)
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, layouts: Layouts) -> None:
@@ -306,6 +328,16 @@ def _project(dot_general: Callable[..., jax.Array], x: jax.Array, w: jax.Array) 
 
 
 _Project = Callable[[jax.Array, jax.Array], jax.Array] | None
+
+
+def _linear_part(
+    spec: SLA, project: _Project, q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array
+) -> jax.Array:
+    """Linear attention to all of these keys, projected; [B, Tq, N, D] in the dtype of v."""
+    valid = {"q_valid": jnp.ones(q.shape[:2], bool), "k_valid": jnp.ones(k.shape[:2], bool)}
+    o = linear(q, k, v, None, routing="block", phi=spec.phi, eps=spec.eps, **valid)
+    project = project or partial(_project, lax.dot_general)
+    return project(o, proj_lin.astype(o.dtype)).astype(v.dtype)
 
 
 def _by_token(

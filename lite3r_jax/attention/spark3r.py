@@ -145,9 +145,12 @@ class Spark3R(AttentionStrategy):
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
         """See `AttentionStrategy.flops`; for settings of `resolve`."""
         key = layouts.regular_keys(self.name)
-        kept = replace(layouts, key=key.keep(self.kept(key)))
-        factor, protect = _resolved(self.query_factor), self.protect_reference
-        return merged_flops(kept, head_dim, self.inner, factor, self.group, protect)
+        if _resolved(self.key_factor) > 1:
+            layouts = layouts.with_keys(key.keep(self.kept(key)))
+        factor = _resolved(self.query_factor)
+        return merged_flops(
+            layouts, head_dim, self.inner, factor, self.group, self.protect_reference
+        )
 
     def kept(self, layout: TokenLayout) -> tuple[int, ...]:
         """The views that give keys, in order; -1 for one that only the data decides."""

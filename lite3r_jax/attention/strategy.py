@@ -92,15 +92,30 @@ class Layouts:
     """The layouts of the query side and of the key side.
 
     They are equal unless a strategy reduces one of the sides.
+
+    Attributes:
+        query: of the queries.
+        key: of the keys.
+        all_keys: of the keys before strategies dropped some of them; None where none did.
     """
 
     query: TokenLayout | IrregularTokens
     key: TokenLayout | IrregularTokens
+    all_keys: TokenLayout | None = None
 
     @classmethod
     def both(cls, layout: TokenLayout) -> "Layouts":
         """Queries and keys are the same tokens."""
         return cls(layout, layout)
+
+    def with_keys(self, layout: TokenLayout) -> "Layouts":
+        """The same with some of the keys.
+
+        Raises:
+            ValueError: keys are irregular.
+        """
+        before = self.all_keys or self.regular_keys("with_keys")
+        return replace(self, key=layout, all_keys=before)
 
     def regular(self, who: str) -> tuple[TokenLayout, TokenLayout]:
         """Both sides, for a strategy that needs views and grids of patches.
@@ -162,6 +177,8 @@ class AttentionInputs:
         layer: functions of the layer; None where attention is called without one.
         of_queries: gives the layer's normed input at the queries; see `x`.
         of_keys: likewise at the keys; see `key_x`.
+        all_keys: keys and values [B, Ta, N, D] of `layouts.all_keys`, before strategies dropped
+            some; None where none did.
     """
 
     q: jax.Array
@@ -172,6 +189,7 @@ class AttentionInputs:
     layer: LayerFunctions | None = None
     of_queries: Callable[[], jax.Array] | None = None
     of_keys: Callable[[], jax.Array] | None = None
+    all_keys: tuple[jax.Array, jax.Array] | None = None
 
     @property
     def x(self) -> jax.Array:
@@ -270,6 +288,7 @@ class AttentionInputs:
             shared=jax.tree.map(lambda x: jnp.repeat(x, key.views, axis=0), self.shared),
             of_queries=None if q_x is None else lambda: split(q_x()),
             of_keys=None if k_x is None else lambda: split(k_x()),
+            all_keys=None,
         )
 
     def _cut_keys(
@@ -280,8 +299,9 @@ class AttentionInputs:
             self,
             k=cut(self.k),
             v=cut(self.v),
-            layouts=replace(self.layouts, key=layout),
+            layouts=self.layouts.with_keys(layout),
             of_keys=None if of_keys is None else lambda: cut(of_keys()),
+            all_keys=self.all_keys or (self.k, self.v),
         )
 
     def with_queries(self, q: jax.Array) -> "AttentionInputs":

@@ -118,8 +118,8 @@ COMMANDS: Mapping[str, Command] = {
         "probe",
         "find the layers that can do with less attention, and a plan for the others",
         "--weights W --output OUT [--plan 'key_views(choose=stride,every=4)'] [--layers 0,1]"
-        " [--protocols synthetic:test] [--views 8] [--scenes N]",
-        short={name: f"probe.{name}" for name in ("plan", "layers", "threshold")}
+        " [--budget 0.5] [--protocols synthetic:test] [--views 8] [--scenes N]",
+        short={name: f"probe.{name}" for name in ("plan", "layers", "threshold", "budget")}
         | {name: f"evaluate.{name}" for name in ("protocols", "views", "scenes", "size")},
         defaults={"evaluate.views": "8"},
         shown=("weights", "output", "overwrite", "quiet", "compute", "probe", "evaluate"),

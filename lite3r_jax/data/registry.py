@@ -156,7 +156,7 @@ class SourceSpec:
     def label(self) -> str:
         """What results call it: no folder of this machine, and different for own captures."""
         if not self.argument or self.row.argument == "SPLIT":
-            return str(self)
+            return str(self) + "".join(f"@{name}={value}" for name, value in self.options)
         listed = "evaluation" in self.row.splits
         return self.row.name if listed else f"{self.row.name}:{Path(self.argument).resolve().name}"
 

@@ -17,11 +17,20 @@ class ProbeOptions:
             sla_global(keep=0.1), without layers.
         layers: numbers of layers with commas between; "" for all of the role.
         threshold: a layer is sensitive if an error grows by more than this factor.
+        budget: the plan has at most this share of the operations of a whole pass with dense
+            attention, and the other attention in as few layers as that takes, those that lose
+            least; 0: it is in all layers that are not sensitive.
+        budget_views: views of the scene whose operations are counted; 0: as many as are evaluated.
+        tokens: samples of each list, the first ones, whose tokens behind the last layer over all
+            views are compared with those of dense attention; 0: none.
     """
 
     plan: str = "key_views(choose=stride,every=4)"
     layers: str = ""
     threshold: float = 1.05
+    budget: float = 0.0
+    budget_views: int = 0
+    tokens: int = 4
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 | source | scenes | frames of N views |
 |---|---|---|
 | synthetic:SPLIT | 64 of a held-out split of the generated world | frozen, `data/lists` |
+| synthetic:SPLIT@frames=F | 64, F frames along a path | evenly spaced, in order |
 | blendedmvs:FOLDER | the 7 official validation scenes, 4 samples each | by rule from pair.txt |
 | dtu64:FOLDER | the 13 scans | frame 33, then evenly spaced ones of the others; 64: all |
 | motorcycle | Middlebury 2014 pair that scikit-image ships | both |

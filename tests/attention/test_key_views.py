@@ -204,6 +204,40 @@ def test_sparse_attention_to_the_kept_views_is_sparse_attention_without_the_othe
     assert EQUAL.keep(KeyViews(count=3).kept(EQUAL)).reference is None
 
 
+def test_the_linear_part_may_have_the_views_that_are_dropped():
+    q, k, v, x = problem()
+    over = {name: SLA(keep=0.4, block=4, init=0.3, linear_over=name) for name in ("kept", "all")}
+    kept, every = (KeyViews("stride", every=4, inner=inner) for inner in over.values())
+    cores = [s.build(heads=N, head_dim=D, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+             for s in (kept, every)]  # fmt: skip
+    weight = np.asarray(cores[1].inner.proj_lin[...])
+    features = [np.where(a > 0, a + 1, np.exp(np.minimum(a, 0))) for a in (q, k)]
+
+    def linear(views):
+        some, values = (by_view(a)[:, views].reshape(B, -1, N, D) for a in (features[1], v))
+        weights = np.einsum("bqnd,bknd->bnqk", features[0], some)
+        total = weights.sum(-1)[..., None] + 1e-6
+        return np.einsum("bnqk,bknd->bqnd", weights / total, values) @ weight
+
+    want = attend(kept, q, k, v, x) - linear([0, 4]) + linear(range(6))
+    got = attend(every, q, k, v, x)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+    changed = by_view(v).copy()
+    changed[:, 2] += 1  # a view that is dropped
+    changed = changed.reshape(v.shape)
+    assert np.abs(attend(every, q, k, changed, x) - got).max() > 0.01
+    np.testing.assert_array_equal(attend(kept, q, k, changed, x), attend(kept, q, k, v, x))
+    whole = KeyViews("stride", every=1, inner=over["all"])
+    plain = KeyViews("stride", every=1, inner=over["kept"])
+    np.testing.assert_array_equal(attend(whole, q, k, v, x), attend(plain, q, k, v, x))
+    outside, inside = products(
+        lambda q, k: cores[1](AttentionInputs(q, k, k, Layouts.both(LAYOUT))), q[:1], k[:1]
+    )
+    assert outside + inside == N * sum(every.flops(Layouts.both(LAYOUT), D).values())
+    with pytest.raises(InputError, match=r"linear_over 'all' is for routing 'block', got 'block3'"):
+        plan("sla_global", routing="block3", linear_over="all")
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -49,6 +49,16 @@ def test_fewer_views_are_the_first_of_more_and_fewer_scenes_the_first_of_all():
         assert a.scene == b.scene and a.frames == b.frames[:2]
 
 
+def test_longer_paths_are_scenes_of_their_own_with_frames_in_order():
+    long, source = open_protocol("synthetic:test@frames=24", views=8, scenes=2)
+    assert long.name == "synthetic:test@frames=24" and long.size == (112, 112)
+    assert [item.frames for item in long.items] == [tuple(range(0, 24, 3))] * 2
+    assert len(source.frames(long.items[0].scene)) == 24
+    frozen, _ = open_protocol("synthetic:test", views=8, scenes=2)
+    same, _ = open_protocol("synthetic:test@frames=8", views=8, scenes=2)
+    assert same.items == frozen.items and same.name != frozen.name
+
+
 @pytest.mark.parametrize(
     "name,settings,message",
     [
@@ -62,6 +72,9 @@ def test_fewer_views_are_the_first_of_more_and_fewer_scenes_the_first_of_all():
         ("synthetic:test*2", {}, "weights are for mixtures"),
         ("synthetc:test", {}, "did you mean 'synthetic'"),
         ("dtu64:/nowhere/at/all", {}, "/nowhere/at/all"),
+        ("synthetic:test@frames=1", {}, "frames: expected a number from 2 to 9999, got '1'"),
+        ("synthetic:test@frame=24", {}, "did you mean 'frames'"),
+        ("synthetic:test@frames=24", {"views": 25}, "has 24 frames, 25 views are asked for"),
         ("synthetic:test", {"views": 9}, "has 8 frames, 9 views are asked for"),
         ("motorcycle", {"views": 3}, "views: the scene has 2 frames, 3 views are asked for"),
         ("synthetic:test", {"views": 0}, "views and scenes: expected at least 1"),
