@@ -14,7 +14,7 @@ that converts also exports.
 import enum
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -372,8 +372,8 @@ class Checkpoint:
             `trunk.*`.
         heads: head, as arguments call it -> the part that exists only with it.
         license: config -> license of the published weights of that size, None if none are.
-        relatives: names (regular expressions) that no such checkpoint has, but one of a related
-            model -> what that is, and what to do.
+        relatives: config -> names (regular expressions) that no such checkpoint has, but one of a
+            related model -> what that is, and what to do.
     """
 
     title: str
@@ -381,7 +381,7 @@ class Checkpoint:
     trunk: str
     heads: Mapping[str, str]
     license: Callable[[Any], str | None] = lambda config: None
-    relatives: Mapping[str, str] = field(default_factory=dict)
+    relatives: Callable[[Any], Mapping[str, str]] = lambda config: {}
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:

@@ -1,16 +1,18 @@
 """One reconstructed scene on the host: what is looked at, saved and exported."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import jax
 import numpy as np
 
 from lite3r_jax import geometry
-from lite3r_jax.errors import InputError
+from lite3r_jax.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -30,14 +32,24 @@ class Photo(Protocol):
         ...
 
 
+UNITS: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "the model's own, not meters",
+        "metre": "meters, as the model estimates them",
+        "known cameras": "that of the known cameras",
+    }
+)
+"""Units of length of a scene, and how files call them."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Scene:
     """Cameras, depth and points of S views as NumPy arrays.
 
-    The world frame is the camera frame of the first view, as far as the model learned it; the unit
-    of length is the model's own, not meters. With known cameras both are theirs. Cameras follow
-    OpenCV: x right, y down, z forward. A pixel (u, v) has its center at integers: (0, 0) is the
-    center of the first pixel, so an image reaches from -0.5 to W - 0.5.
+    The world frame is the camera frame of the first view, as far as the model learned it; `unit`
+    says which length is 1. With known cameras both are theirs. Cameras follow OpenCV: x right, y
+    down, z forward. A pixel (u, v) has its center at integers: (0, 0) is the center of the first
+    pixel, so an image reaches from -0.5 to W - 0.5.
 
     Attributes:
         names: of the views: relative file names with "/" between folders, each different.
@@ -53,6 +65,7 @@ class Scene:
         source_sizes: int [S, 2], (width, height) of the upright photos in pixels.
         world_points: float32 [S, H, W, 3] of the model's point head; None without one.
         world_points_conf: float32 [S, H, W]; None without one.
+        unit: of all lengths, one of `UNITS`.
         photos: the photos themselves, or empty where they are not at hand.
     """
 
@@ -66,10 +79,13 @@ class Scene:
     source_sizes: np.ndarray
     world_points: np.ndarray | None = None
     world_points_conf: np.ndarray | None = None
+    unit: str = "model"
     photos: tuple[Photo, ...] = ()
 
     def __post_init__(self):
         check_names(self.names)
+        if self.unit not in UNITS:
+            raise unknown_name("scene: unit", str(self.unit), UNITS)
         s = len(self.names)
         h, w = self.images.shape[1:3] if self.images.ndim == 4 else (0, 0)
         maps = (s, h, w)

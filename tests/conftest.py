@@ -114,6 +114,7 @@ _INPUTS = {
     "pi3/geometry": r"orth_(in|grad_weight|unique)|shuffle_(tokens|weight|bias)"
     r"|rope_(tokens|pos)|edge_(points|mask)|normals_mask|se3",
     "pi3/preprocess/preprocess": r"pixel_limit",
+    "pi3/pi3x_modules": r"\w+/(w/.*|in|query|context|pos)",
     "inputs": r".*",
     "modules/camera": r"camera_tokens",
     "modules/dpt": r"tokens_\d|act_in",

@@ -15,7 +15,7 @@ import numpy as np
 from lite3r_jax.exports.cameras import quaternions
 from lite3r_jax.exports.images import ImageSet, write_images
 from lite3r_jax.exports.points import PointCloud
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 _PINHOLE = 1  # model id; parameters fx, fy, cx, cy
 _CAMERA = np.dtype([("id", "<u4"), ("model", "<i4"), ("size", "<u8", 2), ("parameters", "<f8", 4)])
@@ -57,7 +57,7 @@ def write_model(
     if text:
         _write_lines(folder / "cameras.txt", _camera_lines(cameras))
         _write_lines(folder / "images.txt", _image_lines(poses, images.names, per_view))
-        _write_lines(folder / "points3D.txt", _point_lines(points))
+        _write_lines(folder / "points3D.txt", _point_lines(points, UNITS[scene.unit]))
         return
     with (folder / "cameras.bin").open("wb") as file:
         file.write(_count(cameras))
@@ -129,7 +129,8 @@ def _image_lines(
         yield " ".join(f"{x!r} {y!r} {point}" for (x, y), point in _rows(seen, "xy", "point"))
 
 
-def _point_lines(points: np.ndarray) -> Iterable[str]:
+def _point_lines(points: np.ndarray, unit: str) -> Iterable[str]:
+    yield f"# unit: {unit}"
     yield "# POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"
     for number, xyz, rgb, image, index in _rows(points, "id", "xyz", "rgb", "image", "index"):
         yield f"{number} {_joined(xyz)} {_joined(rgb)} 0 {image} {index}"

@@ -15,7 +15,7 @@ import numpy as np
 from lite3r_jax.exports.names import with_suffixes
 from lite3r_jax.geometry import DEPTH_EPS
 from lite3r_jax.html_report.colors import color_map
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 _STEPS = 65535
 _NO_DEPTH_COLOR = 128  # gray
@@ -60,6 +60,7 @@ def write_depth_png16(scene: Scene, folder: Path) -> None:
         write_png16(depth[s], scale, path)
     description = {
         "scale": scale,
+        "unit": UNITS[scene.unit],
         "meaning": "value * scale = z in the camera frame, in units of the scene; 0 = no depth",
         "views": [
             {"name": name, "file": path.relative_to(folder).as_posix(), "photo_box": box}

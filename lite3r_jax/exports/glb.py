@@ -22,7 +22,7 @@ import numpy as np
 from lite3r_jax.errors import InputError
 from lite3r_jax.exports.cameras import FLIP, opengl_poses
 from lite3r_jax.exports.points import PointCloud, diagonal
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 _FLOAT, _USHORT = 5126, 5123
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
@@ -62,7 +62,7 @@ def write_glb(scene: Scene, cloud: PointCloud, path: Path, frustum: float = 0.05
     if frustum:
         length = frustum * (diagonal(xyz) or 1.0)
         roots += _add_cameras(gltf, scene, world, length)
-    gltf.write(path, roots)
+    gltf.write(path, roots, scene.unit)
 
 
 def _add_cameras(gltf: "_Gltf", scene: Scene, world: np.ndarray, length: float) -> list[int]:
@@ -181,10 +181,14 @@ class _Gltf:
             fields["max"] = [float(column.max()) for column in columns]
         return self.add("accessors", **fields)
 
-    def write(self, path: Path, roots: list[int]) -> None:
-        """Write header, JSON chunk and binary chunk."""
+    def write(self, path: Path, roots: list[int], unit: str) -> None:
+        """Write header, JSON chunk and binary chunk; lengths are in one of `UNITS`."""
         tree = {
-            "asset": {"version": "2.0", "generator": "lite3r_jax"},
+            "asset": {
+                "version": "2.0",
+                "generator": "lite3r_jax",
+                "extras": {"unit": UNITS[unit]},
+            },
             "scene": 0,
             "scenes": [{"nodes": roots}],
             "buffers": [{"byteLength": self._size}],

@@ -17,7 +17,7 @@ from lite3r_jax.exports.images import ImageSet, write_images
 from lite3r_jax.exports.names import with_suffixes
 from lite3r_jax.exports.ply import write_ply
 from lite3r_jax.exports.points import PointCloud
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 
 def write_nerfstudio(
@@ -75,6 +75,7 @@ def write_nerfstudio(
         "camera_model": "OPENCV",  # without distortion parameters: a pinhole
         "ply_file_path": "points.ply",
         "depth_unit_scale_factor": depth_step,
+        "unit": UNITS[scene.unit],  # not of the format
         "frames": frames,
     }
     text = json.dumps(transforms, indent=1, ensure_ascii=False)

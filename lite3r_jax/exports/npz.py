@@ -13,8 +13,9 @@ from lite3r_jax.scene import Scene
 FORMAT_VERSION = 1
 _AGAIN = "write it again with this version"
 CONVENTIONS = """\
-Written by lite3r_jax. S views of H x W pixels; world: camera frame of the first view, unit is the
-model's own; with known cameras, both are theirs. Cameras: OpenCV (x right, y down, z forward).
+Written by lite3r_jax. S views of H x W pixels; world: camera frame of the first view, or that of
+known cameras; unit of all lengths: model (its own), metre, or known cameras (theirs). Cameras:
+OpenCV (x right, y down, z forward).
 Pixel centers are at integers: (0, 0) is the center of the first pixel. names [S]; images [S, H, W,
 3] RGB; depth [S, H, W], z in the camera frame; depth_conf [S, H, W], larger is surer; extrinsics
 [S, 3, 4], world to camera; intrinsics [S, 3, 3] in pixels of images; source_intrinsics [S, 3, 3] in
@@ -29,7 +30,7 @@ _REQUIRED = {
     "extrinsics": ("<f4", 3), "intrinsics": ("<f4", 3), "source_intrinsics": ("<f8", 3),
     "boxes": ("<f4", 2), "source_sizes": ("<i8", 2),
 }  # fmt: skip
-_HEAD = {"world_points": ("<f4", 4), "world_points_conf": ("<f4", 3)}
+_OPTIONAL = {"world_points": ("<f4", 4), "world_points_conf": ("<f4", 3), "unit": ("<U", 0)}
 
 
 def write_npz(scene: Scene, path: Path) -> None:
@@ -40,7 +41,7 @@ def write_npz(scene: Scene, path: Path) -> None:
     """
     own = {"format_version": FORMAT_VERSION, "conventions": CONVENTIONS}
     arrays = {}
-    for name, (dtype, _) in (_REQUIRED | _HEAD).items():
+    for name, (dtype, _) in (_REQUIRED | _OPTIONAL).items():
         values = own[name] if name in own else getattr(scene, name)
         if values is not None:
             arrays[name] = np.asarray(values, dtype, order="C")
@@ -62,18 +63,19 @@ def read_npz(path: str | os.PathLike[str]) -> Scene:
         if packed := [name for name in file.names if file.compressed(name)]:
             raise InputError(f"{packed[0]} is compressed, expected stored arrays; {_AGAIN}")
         arrays: dict[str, Any] = {
-            name: file.read(name, *(_REQUIRED | _HEAD)[name]) for name in file.names
+            name: file.read(name, *(_REQUIRED | _OPTIONAL)[name]) for name in file.names
         }
         version = int(arrays.pop("format_version"))
         if version != FORMAT_VERSION:
             raise InputError(f"format version {version}, expected {FORMAT_VERSION}; {_AGAIN}")
         del arrays["conventions"], arrays["source_intrinsics"]
-        return Scene(names=tuple(arrays.pop("names").tolist()), **arrays)
+        unit = str(arrays.pop("unit", "model"))  # which files of before have not
+        return Scene(names=tuple(arrays.pop("names").tolist()), unit=unit, **arrays)
 
 
 def _check_names(names: set[str]) -> None:
     required = set(_REQUIRED)
-    if wrong := (required - names) | (names - required - set(_HEAD)):
+    if wrong := (required - names) | (names - required - set(_OPTIONAL)):
         raise InputError(
             "is no predictions.npz: arrays missing or unknown:"
             f" {', '.join(sorted(wrong))[:200]}; {_AGAIN}"

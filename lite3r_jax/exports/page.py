@@ -27,7 +27,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.exports.masks import BACKGROUNDS, background, parse_masks
 from lite3r_jax.exports.points import PointOptions, diagonal, hidden_percentage, select_points
 from lite3r_jax.files import atomic_write
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 _SCRIPTS = ("space.js", "data.js", "cloud.js", "orbit.js", "depth.js", "page.js", "save.js")
 _JPEG_QUALITY = 85
@@ -161,6 +161,7 @@ def _describe(
     description = {
         "title": options.title,
         "size": [scene.size[1], scene.size[0]],
+        "unit": UNITS[scene.unit],
         "views": [_view(scene, s, valid[s]) for s in range(scene.views)],
         "points": {
             "count": len(cloud),

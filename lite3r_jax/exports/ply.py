@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from lite3r_jax.exports.points import PointCloud
+from lite3r_jax.scene import UNITS
 
 _HEADER = """\
 ply
 format binary_little_endian 1.0
 comment world: camera frame of the first view (OpenCV: x right, y down, z forward)
-comment unit: the model's own, not meters
+comment unit: {unit}
 element vertex {count}
 property float x
 property float y
@@ -34,5 +35,5 @@ def write_ply(cloud: PointCloud, path: Path) -> None:
     vertices["rgb"] = cloud.rgb
     vertices["confidence"] = cloud.conf
     with path.open("wb") as file:
-        file.write(_HEADER.format(count=len(cloud)).encode())
+        file.write(_HEADER.format(count=len(cloud), unit=UNITS[cloud.unit]).encode())
         vertices.tofile(file)

@@ -73,6 +73,7 @@ class PointCloud:
         conf: float32 [N].
         view: int32 [N].
         pixel: int32 [N, 2], (u, v) in the network image.
+        unit: of lengths, see `Scene`.
     """
 
     xyz: np.ndarray
@@ -80,6 +81,7 @@ class PointCloud:
     conf: np.ndarray
     view: np.ndarray
     pixel: np.ndarray
+    unit: str = "model"
 
     def __len__(self) -> int:
         return len(self.xyz)
@@ -160,6 +162,7 @@ def select_points(
         conf=conf[flat],
         view=view.astype(np.int32),
         pixel=pixel.astype(np.int32),
+        unit=scene.unit,
     )
 
 
@@ -167,7 +170,7 @@ def thinned(cloud: PointCloud, limit: int) -> PointCloud:
     """At most `limit` of the points, spread evenly; 0 is no limit."""
     kept = _spread(len(cloud), limit)
     columns = (cloud.xyz, cloud.rgb, cloud.conf, cloud.view, cloud.pixel)
-    return PointCloud(*(column[kept] for column in columns))
+    return PointCloud(*(column[kept] for column in columns), unit=cloud.unit)
 
 
 def diagonal(xyz: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lite3r_jax.exports.cameras import quaternions
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 
 def write_trajectory(scene: Scene, path: Path) -> None:
@@ -17,5 +17,6 @@ def write_trajectory(scene: Scene, path: Path) -> None:
     poses = scene.camera_to_world
     rows = np.concatenate([poses[..., 3], quaternions(poses[..., :3])], -1)
     lines = ["# timestamp tx ty tz qx qy qz qw (camera to world; the timestamp is the view)"]
+    lines += [f"# unit: {UNITS[scene.unit]}"]
     lines += [f"{s} " + " ".join(f"{x:.9g}" for x in row) for s, row in enumerate(rows)]
     path.write_text("\n".join(lines) + "\n", "ascii")

@@ -355,6 +355,7 @@ def to_scene(
         source_sizes=boxes[:, 4:].astype(np.int64),
         world_points=host.world_points[0] if points else None,
         world_points_conf=host.world_points_conf[0] if points else None,
+        unit=host.unit,
         photos=photos.photos,
     )
 

@@ -15,7 +15,7 @@ from lite3r_jax.errors import printable
 from lite3r_jax.files import atomic_write
 from lite3r_jax.html_report.screen import WIDTH
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 
 FILE_NAME = "report.json"
 
@@ -58,6 +58,7 @@ def describe_run(
         "scene": {
             "views": scene.views,
             "network_size": {"height": height, "width": width},
+            "unit": UNITS[scene.unit],
             "photos": [
                 {"name": name, "width": int(w), "height": int(h)}
                 for name, (w, h) in zip(scene.names, scene.source_sizes, strict=True)

@@ -80,14 +80,25 @@ def add_uv_embedding(x: jax.Array, aspect: float, factor: float = 0.1) -> jax.Ar
 class Upsample(nnx.Module):
     """Transposed convolution with kernel = stride = k: every pixel becomes k x k pixels."""
 
-    def __init__(self, dim: int, k: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        k: int,
+        out: int | None = None,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        """Args: dim: channels; k: see above; out: channels of the result, None for as many."""
         self.dtype = dtype
+        out = dim if out is None else out
         init = nnx.initializers.lecun_normal(in_axis=0, out_axis=3)
-        self.kernel = nnx.Param(init(rngs.params(), (dim, k, k, dim), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype))
+        self.kernel = nnx.Param(init(rngs.params(), (dim, k, k, out), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, h*k, w*k, C]."""
+        """[B, h, w, C] -> [B, h*k, w*k, out]."""
         b, h, w, c = x.shape
         kernel = self.kernel[...].astype(self.dtype)
         k = kernel.shape[1]

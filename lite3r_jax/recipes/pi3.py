@@ -5,8 +5,9 @@ Photos or a video to cameras, depth, points and files that other programs open:
     python -m lite3r_jax.main --config=configs/pi3.py --mode=reconstruct \
         --config.input=PHOTOS_OR_VIDEO --config.weights=WEIGHTS --config.output=OUT
 
-WEIGHTS is a directory made by `lite3r convert pi3`, or yyfz233/Pi3, which is downloaded and
-converted once (license: CC-BY-NC-4.0, non-commercial).
+WEIGHTS is a directory made by `lite3r convert pi3`, or yyfz233/Pi3 or yyfz233/Pi3X (lengths in
+meters; recommended by the authors), which is downloaded and converted once (license: CC-BY-NC-4.0,
+non-commercial).
 
 The world is the camera frame of the first photo; --config.cameras.choices=world=model leaves the
 model's own. Intrinsics are fitted to the rays of every view; intrinsics=shared there fits one

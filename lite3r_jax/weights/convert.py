@@ -84,7 +84,7 @@ def convert(
     chosen = _checked_heads(entry, heads)
     out = Path(os.path.abspath(out))
     _check_out(out, overwrite, source)
-    _check_kind(source, kind, chosen)
+    _check_kind(source, kind, chosen, kind.relatives(settings))
     model = abstract_model(entry, settings, heads=chosen)
     names = kind.names(settings)
     plan = _plan(source, names, model.shapes, config is None, ignore)
@@ -207,13 +207,15 @@ def _check_out(out: Path, overwrite: bool, source: TensorSource) -> None:
             )
 
 
-def _check_kind(source: TensorSource, kind: Checkpoint, heads: Sequence[str]) -> None:
+def _check_kind(
+    source: TensorSource, kind: Checkpoint, heads: Sequence[str], relatives: Mapping[str, str]
+) -> None:
     """Wrong kind of checkpoint, or whole heads too many or too few: say that, not 400 names."""
 
     def has(part: str) -> bool:
         return any(name.startswith(part + ".") for name in source.specs)
 
-    for sign, what in kind.relatives.items():
+    for sign, what in relatives.items():
         if other := next((name for name in source.specs if re.fullmatch(sign, name)), None):
             raise InputError(
                 f"{source.label}: not a {kind.title} checkpoint but {what} (it has {shown(other)})"

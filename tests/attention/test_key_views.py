@@ -221,7 +221,7 @@ def test_the_linear_part_may_have_the_views_that_are_dropped():
 
     want = attend(kept, q, k, v, x) - linear([0, 4]) + linear(range(6))
     got = attend(every, q, k, v, x)
-    np.testing.assert_allclose(got, want, atol=3e-6)
+    np.testing.assert_allclose(got, want, atol=1e-5)
     changed = by_view(v).copy()
     changed[:, 2] += 1  # a view that is dropped
     changed = changed.reshape(v.shape)
@@ -233,7 +233,8 @@ def test_the_linear_part_may_have_the_views_that_are_dropped():
     outside, inside = products(
         lambda q, k: cores[1](AttentionInputs(q, k, k, Layouts.both(LAYOUT))), q[:1], k[:1]
     )
-    assert outside + inside == N * sum(every.flops(Layouts.both(LAYOUT), D).values())
+    counted = every.flops(Layouts.both(LAYOUT), D)
+    assert outside == N * (counted["selection"] + counted["linear"]) and inside > 0
     with pytest.raises(InputError, match=r"linear_over 'all' is for routing 'block', got 'block3'"):
         plan("sla_global", routing="block3", linear_over="all")
 

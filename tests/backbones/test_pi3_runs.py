@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,10 +12,14 @@ from PIL import Image
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.backbones.base import ImageInput
 from lite3r_jax.backbones.pi3 import Pi3, Pi3Config
+from lite3r_jax.deploy.checkpoint import load_deployed
+from lite3r_jax.deploy.manifest import Program
+from lite3r_jax.distillation.surgery import variables
 from lite3r_jax.experiment import from_config
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.infer.reconstruct import ImageOptions
 from lite3r_jax.main import main
+from lite3r_jax.runs.deploy import export_deployment
 from lite3r_jax.weights.load import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pi3.py"
@@ -77,6 +82,42 @@ def test_it_is_evaluated_and_measured(lite3r, tmp_path):
     cells = json.loads((tmp_path / "bench" / "bench.json").read_text())["cells"]
     assert [(cell["row"], cell["views"]) for cell in cells] == [("dense-float32", 2)]
     assert cells[0]["seconds"]
+
+
+@pytest.mark.slow
+def test_a_deployed_one_runs_as_a_program_and_reconstructs(
+    lite3r, pinhole_pi3_dir, golden_pi3, tmp_path
+):
+    out, size = tmp_path / "deployed", (2, 56, 84)
+    on_cpu, on_gpu = (Program(platform, *size, "float32") for platform in ("cpu", "cuda"))
+    export_deployment(
+        pinhole_pi3_dir,
+        out,
+        heads=("camera", "depth"),
+        kind="fp8_weight_only",
+        programs=[on_cpu, on_gpu],
+    )
+    images = np.moveaxis(golden_pi3("inputs")["images"][:1, :2], 2, -1).astype(np.float32)
+    model = load_deployed(out, dtype=np.float32)
+    weights = {path: variable[...] for path, (_, variable) in variables(model).items()}
+    program = jax.export.deserialize(bytearray((out / on_cpu.file_name).read_bytes()))
+    got, (want, _) = program.call(weights, images), model(images)
+    assert {"extrinsics", "intrinsics", "depth", "depth_conf"} <= set(got)
+    for name, array in got.items():
+        wanted = np.asarray(getattr(want, name))
+        np.testing.assert_allclose(array, wanted, atol=2e-5 * np.abs(wanted).max(), err_msg=name)
+    on_device = jax.export.deserialize(bytearray((out / on_gpu.file_name).read_bytes()))
+    assert on_device.platforms == ("cuda",)
+
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(np.rint(images[0] * 255).astype(np.uint8)):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
+    photos = {"input": tmp_path / "photos", "images.size": 56 * 84, "formats": "npz"}
+    assert lite3r("reconstruct", weights=out, **photos) == 0
+    scene = read_npz(tmp_path / "reconstruct" / "predictions.npz")
+    np.testing.assert_allclose(scene.depth, want.depth[0, ..., 0], rtol=1e-3)
+    report = json.loads((tmp_path / "reconstruct" / "report.json").read_text())
+    assert report["model"]["precision"] == "fp8_weight_only"
 
 
 def test_images_are_those_of_the_authors_or_of_the_position_table(pinhole_pi3_dir):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import tools.convert_torch_weights.__main__ as command
 from lite3r_jax.cli import convert
 from lite3r_jax.errors import InputError
+from lite3r_jax.weights.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "vggt"
@@ -56,6 +57,22 @@ def test_there_and_back_through_pytorch_files(capsys, tmp_path, config):
     found = load_file(back)
     assert set(found) == set(tensors)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_pytorch_file_of_pi3_becomes_the_same_files_as_its_safetensors(
+    capsys, tmp_path, tiny_pi3_dir, tiny_pi3_json
+):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_pi3_json))
+    torch.save(load_file(GOLDEN.parent / "pi3" / "model.safetensors"), tmp_path / "model.pt")
+    out = tmp_path / "out"
+    arguments = ["pi3", tmp_path / "model.pt", out, "--config", tmp_path / "config.json"]
+    assert command.main([str(a) for a in arguments]) == 0
+    assert "F32 x 304" in capsys.readouterr().out
+    files, wanted = (read_manifest(folder).files for folder in (out, tiny_pi3_dir))
+    assert files == {n: file for n, file in wanted.items() if n != "source_header.json"}
+    assert {"trunk.safetensors", "camera_head.safetensors", "depth_head.safetensors"} <= set(files)
+    again = failing(capsys, *arguments)
+    assert "out: " in again and "--overwrite" in again
 
 
 def test_a_left_over_of_an_interrupted_run_is_pointed_out(capsys, tmp_path, config, monkeypatch):

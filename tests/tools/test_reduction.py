@@ -36,10 +36,8 @@ def test_rows_have_the_operations_of_their_plans(tmp_path):
         "| 2 | `key_views(choose=stride,every=2)` | 0.500 | 0.1700 | 0.3600 | 0.0200 | 0.8000 |"
     )
     drawn = chart(entries)
-    assert [series.name for series in drawn.series] == [
-        "key_views stride, 2",
-        "key_views stride, 8",
-    ]
+    names = [series.name for series in drawn.series]
+    assert names == ["key_views stride, 2 views", "key_views stride, 8 views"]
     assert drawn.series[0].points == ((0.5, 0.02),)
 
 

@@ -83,7 +83,7 @@ def tensors():
         ),
         (
             lambda t: t.update({"point_head.output_block.0.weight": np.zeros(1, "f4")}),
-            "not a pi.3 checkpoint but Pi3X, .* lite3r convert pi3, with",
+            "not a pi.3 checkpoint but Pi3X; .* lite3r convert pi3 --config FILE",
         ),
     ],
 )

@@ -68,14 +68,61 @@ class HeadSizes:
 
 
 @dataclass(frozen=True)
+class ConvHeadSizes:
+    """The convolutional heads of Pi3X.
+
+    Attributes:
+        stages: channels of the three stages, each a multiple of 16.
+        units: residual units of each; weights have two.
+        last: channels in front of the outputs.
+    """
+
+    stages: tuple[int, ...] = (256, 128, 64)
+    units: int = 2
+    last: int = 32
+
+
+@dataclass(frozen=True)
+class MetricSizes:
+    """The metric branch of Pi3X.
+
+    Attributes:
+        dim: channels.
+        heads: attention heads of a block.
+        depth: number of blocks, at most 32.
+        out: channels that the number is read from.
+    """
+
+    dim: int = 512
+    heads: int = 8
+    depth: int = 5
+    out: int = 512
+
+
+@dataclass(frozen=True)
 class Pi3Config:
-    """Sizes of a pi^3; the defaults are the published model."""
+    """Sizes of a pi^3; the defaults are the published model.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        mlp_ratio: hidden size of MLPs over channels.
+        encoder: see there, as the other parts.
+        decoder: see there.
+        heads: see there.
+        metric: whether it is Pi3X: points and confidence come from convolutions (`conv_head`), and
+            lengths are metres (`metric_head`).
+        conv_head: sizes of that; of no meaning otherwise.
+        metric_head: likewise.
+    """
 
     patch_size: int = 14
     mlp_ratio: float = 4.0
     encoder: EncoderSizes = field(default_factory=EncoderSizes)
     decoder: TrunkSizes = field(default_factory=TrunkSizes)
     heads: HeadSizes = field(default_factory=HeadSizes)
+    metric: bool = False
+    conv_head: ConvHeadSizes = field(default_factory=ConvHeadSizes)
+    metric_head: MetricSizes = field(default_factory=MetricSizes)
 
     @property
     def pairs(self) -> int:
@@ -83,7 +130,10 @@ class Pi3Config:
         return self.decoder.depth // 2
 
 
-PUBLISHED = (Published("Pi3", "yyfz233/Pi3", Pi3Config(), "CC-BY-NC-4.0", "3.8 GB"),)
+PUBLISHED = (
+    Published("Pi3", "yyfz233/Pi3", Pi3Config(), "CC-BY-NC-4.0", "3.8 GB"),
+    Published("Pi3X", "yyfz233/Pi3X", Pi3Config(metric=True), "CC-BY-NC-4.0", "5.4 GB"),
+)
 
 # Keys of the JSON form that describe a test run and not the model.
 _RUN_KEYS = {"input", "input_axes"}
@@ -142,6 +192,15 @@ def _check(config: Pi3Config) -> None:
         (heads.dim % (4 * heads.heads) == 0, "heads.dim / heads.heads: a multiple of 4"),
         (trunk.depth % 2 == 0, "decoder.depth must be even"),
     ]
+    if config.metric:
+        conv, metric = config.conv_head, config.metric_head
+        fits = len(conv.stages) == 3 and all(n and n % 16 == 0 for n in conv.stages)
+        rules += [
+            (fits, "conv_head.stages must be three multiples of 16"),
+            (conv.units == 2, "conv_head.units must be 2"),
+            (metric.depth <= 32, "metric_head.depth must be at most 32"),
+            (metric.dim % (4 * metric.heads) == 0, "metric_head.dim / heads: a multiple of 4"),
+        ]
     if broken := [text for ok, text in rules if not ok]:
         raise InputError(f"config: {'; '.join(broken)}")
 

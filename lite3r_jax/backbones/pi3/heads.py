@@ -3,6 +3,7 @@
 Source: pi3/models/layers/transformer_head.py and camera_head.py.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -15,12 +16,16 @@ from lite3r_jax.attention.plan import Plan, build_cores, runs
 from lite3r_jax.attention.strategy import TokenLayout
 from lite3r_jax.backbones import operations
 from lite3r_jax.backbones.pi3.config import Pi3Config
+from lite3r_jax.backbones.pi3.conv_head import ConvHead
+from lite3r_jax.backbones.pi3.metric import MetricHead
 from lite3r_jax.backbones.pi3.trunk import EPS
 from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.rope import rope_table, view_positions
 from lite3r_jax.layers.stacks import BlockStack, run_stacks
 
 Taps = dict[str, jax.Array]
+LARGEST_LOG_DEPTH = 15.0
+"""Of Pi3X, before its metric branch."""
 
 
 class HeadDecoder(nnx.Module):
@@ -57,8 +62,10 @@ class HeadDecoder(nnx.Module):
         kinds = {"dtype": dtype, "param_dtype": param_dtype}
         block = BlockConfig(sizes.dim, sizes.heads, config.mlp_ratio, eps=EPS, layer_scale=None)
         self.head_dim = sizes.dim // sizes.heads
+        self.heads, self.ratio, self.widths = sizes.heads, config.mlp_ratio, (sizes.dim, out)
         self.first, self.sites = which * sizes.depth, sites
-        self.projects = nnx.Linear(2 * config.decoder.dim, sizes.dim, rngs=rngs, **kinds)
+        self.tokens_dim = 2 * config.decoder.dim
+        self.projects = nnx.Linear(self.tokens_dim, sizes.dim, rngs=rngs, **kinds)
         self.blocks = stack(lambda r: Block(block, rngs=r, **kinds), sizes.depth, rngs)
         specs = plan.specs("head", sites)[self.first : self.first + sizes.depth]
         self.runs = runs(specs)
@@ -107,12 +114,10 @@ class HeadDecoder(nnx.Module):
         """Operations for all views of a scene."""
         last = self.first + self.runs[-1].stop
         specs = plan.specs("head", self.sites, views)[self.first : last]
-        dim, out = self.out.in_features, self.out.out_features
-        attn = self.blocks.attn
-        hidden = self.blocks.mlp.fc1.out_features
-        count = operations.blocks(specs, layout, views, dim, attn.heads, hidden / dim)
+        dim, out = self.widths
+        count = operations.blocks(specs, layout, views, dim, self.heads, self.ratio)
         patches = layout.tokens - layout.special
-        linear = layout.tokens * self.projects.in_features * dim + patches * dim * out
+        linear = layout.tokens * self.tokens_dim * dim + patches * dim * out
         return count + Counter(layers=2 * views * linear)
 
 
@@ -133,18 +138,24 @@ def pixel_shuffle(features: jax.Array, grid: tuple[int, int], patch: int) -> jax
 
 
 class DenseHead(nnx.Module):
-    """A decoder, and a Linear to the pixels of every patch; the Linear is float32."""
+    """A decoder, and from its features the pixels of every patch, in float32.
 
-    def __init__(self, config: Pi3Config, outputs: int, which: int, sites: int, **kinds: Any):
-        """Args: outputs: channels of a pixel; others as `HeadDecoder`."""
-        self.patch = config.patch_size
-        self.decoder = HeadDecoder(config, config.heads.point_out, which, sites, **kinds)
-        self.pixels = nnx.Linear(
-            config.heads.point_out,
-            outputs * config.patch_size**2,
-            param_dtype=kinds["param_dtype"],
-            rngs=kinds["rngs"],
-        )
+    By a Linear, or in Pi3X by convolutions, of which the outputs have separate last ones.
+    """
+
+    def __init__(
+        self, config: Pi3Config, outputs: tuple[int, ...], which: int, sites: int, **kinds: Any
+    ):
+        """Args: outputs: channels of a pixel, by output; others as `HeadDecoder`."""
+        self.patch, features = config.patch_size, config.heads.point_out
+        self.channels = (features, sum(outputs))
+        self.decoder = HeadDecoder(config, features, which, sites, **kinds)
+        own = {"param_dtype": kinds["param_dtype"], "rngs": kinds["rngs"]}
+        if config.metric:
+            self.conv = ConvHead(features, outputs, config.conv_head, **own)
+        else:
+            self.conv = None
+            self.pixels = nnx.Linear(features, self.channels[1] * self.patch**2, **own)
 
     def __call__(
         self,
@@ -154,24 +165,39 @@ class DenseHead(nnx.Module):
         taps: Collection[str] = (),
         remat: bool = False,
     ) -> tuple[jax.Array, Taps]:
-        """Tokens as for `HeadDecoder.stream`; ([n, H, W, outputs] float32, taps)."""
+        """Tokens as for `HeadDecoder.stream`; ([n, H, W, all outputs] float32, taps)."""
         x, tapped = self.decoder(tokens, layout, views, taps, remat)
+        if self.conv is not None:
+            return self.conv(x, layout.grid, self.patch), tapped
         return pixel_shuffle(self.pixels(x), layout.grid, self.patch), tapped
 
     def operations(self, plan: Plan, layout: TokenLayout, views: int) -> Counter[str]:
         """Operations for all views of a scene."""
+        work = self.decoder.operations(plan, layout, views)
+        if self.conv is not None:
+            return work + self.conv.operations(layout.grid, self.patch, views)
         patches = layout.tokens - layout.special
-        pixels = patches * self.pixels.in_features * self.pixels.out_features
-        return self.decoder.operations(plan, layout, views) + Counter(layers=2 * views * pixels)
+        pixels = patches * math.prod(self.channels) * self.patch**2
+        return work + Counter(layers=2 * views * pixels)
 
 
 class DepthHead(nnx.Module):
-    """Points in the camera frame, and how sure they are; a decoder for each."""
+    """Points in the camera frame, how sure they are, and in Pi3X how many metres their unit has."""
 
     def __init__(self, config: Pi3Config, sites: int, **kinds: Any):
         """Args: as `HeadDecoder`."""
-        self.point = DenseHead(config, 3, 0, sites, **kinds)
-        self.conf = DenseHead(config, 1, 1, sites, **kinds)
+        self.point = DenseHead(config, (2, 1), 0, sites, **kinds)
+        self.conf = DenseHead(config, (1,), 1, sites, **kinds)
+        if not config.metric:
+            self.metric = None
+        else:
+            own = {name: kind for name, kind in kinds.items() if name != "plan"}
+            channels = 2 * config.decoder.dim
+            self.metric = MetricHead(channels, config.metric_head, config.mlp_ratio, **own)
+
+    def depth(self, raw: jax.Array) -> jax.Array:
+        """What the head says of z to z, which Pi3X limits."""
+        return jnp.exp(raw if self.metric is None else jnp.minimum(raw, LARGEST_LOG_DEPTH))
 
 
 class ResidualUnit(nnx.Module):
@@ -193,7 +219,7 @@ class CameraHead(nnx.Module):
 
     def __init__(self, config: Pi3Config, sites: int, **kinds: Any):
         """Args: as `HeadDecoder`."""
-        dim = config.heads.camera_out
+        dim = self.dim = config.heads.camera_out
         self.decoder = HeadDecoder(config, dim, 2, sites, **kinds)
         own = {"param_dtype": kinds["param_dtype"], "rngs": kinds["rngs"]}
         self.units = nnx.List([ResidualUnit(dim, **own) for _ in range(2)])
@@ -211,6 +237,6 @@ class CameraHead(nnx.Module):
 
     def operations(self, plan: Plan, layout: TokenLayout, views: int) -> Counter[str]:
         """Operations for all views of a scene."""
-        dim, patches = self.fc1.in_features, layout.tokens - layout.special
+        dim, patches = self.dim, layout.tokens - layout.special
         linear = patches * 3 * len(self.units) * dim**2 + 2 * dim**2 + 12 * dim
         return self.decoder.operations(plan, layout, views) + Counter(layers=2 * views * linear)

@@ -35,6 +35,7 @@ from lite3r_jax.backbones.pi3.heads import CameraHead, DepthHead
 from lite3r_jax.backbones.pi3.trunk import Trunk, scene_layout, view_layout
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.patch_embed import normalize
+from lite3r_jax.layers.rope import rope_table, view_positions
 
 PARTS = {"camera": "camera_head", "depth": "depth_head"}
 HEAD_TAPS = ("head/blocks", "head/attn")
@@ -226,9 +227,10 @@ class Pi3(BackboneModel):
             parts["camera"] = self.camera_head.operations(plan, frame, views)
         if "depth" in self.heads:
             head = self.depth_head
-            parts["depth"] = head.point.operations(plan, frame, views) + head.conf.operations(
-                plan, frame, views
-            )
+            work = head.point.operations(plan, frame, views)
+            parts["depth"] = work + head.conf.operations(plan, frame, views)
+            if head.metric is not None:
+                parts["depth"] += head.metric.operations(scene.tokens)
         return parts
 
     def forward(
@@ -249,10 +251,19 @@ class Pi3(BackboneModel):
             return Prediction(), out
 
         maps = self._heads(kept, grid, s, call)
-        predicted: dict[str, Any] = {
-            "depth": maps["depth"],
-            "depth_conf": nnx.sigmoid(maps["logits"]),
-        }
+        predicted: dict[str, Any] = {"depth_conf": nnx.sigmoid(maps["logits"])}
+        if (metric := self.depth_head.metric) is not None:
+            frame = view_layout(self.config, grid)
+            rope = rope_table(view_positions(frame), metric.head_dim)
+            scale = metric(kept.reshape(b, s * frame.tokens, -1), rope)[:, None, None]
+            for name in ("depth", "points"):
+                if name in maps:
+                    maps[name] = maps[name] * scale[..., None, None]
+            if "pose" in maps:
+                translation, rotation = maps["pose"][..., :3], maps["pose"][..., 3:]
+                maps["pose"] = jnp.concatenate([translation * scale, rotation], -1)
+            predicted["unit"] = "metre"
+        predicted["depth"] = maps["depth"]
         sums = maps["sums"]
         if call["intrinsics"] == "shared":
             sums = jnp.broadcast_to(sums.sum(1, keepdims=True), sums.shape)
@@ -300,7 +311,7 @@ class Pi3(BackboneModel):
             raw, *tapped = depth_head.point(*arguments)
             logits, second = depth_head.conf(*arguments)
             tapped.append(second)
-            logits, rays, z = logits[..., 0], raw[..., :2], jnp.exp(raw[..., 2:])
+            logits, rays, z = logits[..., 0], raw[..., :2], depth_head.depth(raw[..., 2:])
             maps = {"depth": z, "logits": logits, "sums": ray_sums(rays, nnx.sigmoid(logits))}
             if with_points:
                 maps["points"] = jnp.concatenate([rays * z, z], -1)

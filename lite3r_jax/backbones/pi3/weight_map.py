@@ -10,7 +10,7 @@ from lite3r_jax.backbones import tensor_rules
 from lite3r_jax.backbones.pi3.config import Pi3Config, license_of
 from lite3r_jax.backbones.tensor_rules import blocks, layer
 from lite3r_jax.layers.patch_embed import IMAGE_MEAN, IMAGE_STD
-from lite3r_jax.name_map import Checkpoint, NameMap, Skip, TensorRule, Transform
+from lite3r_jax.name_map import Checkpoint, NameMap, Skip, SkipPart, TensorRule, Transform
 
 FIELDS: Mapping[str, Mapping[str, str]] = {
     **tensor_rules.FIELDS,
@@ -35,13 +35,47 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "fc_t": "translation",
         "fc_rot": "rotation",
     },
+    # layers/conv_head.py
+    "stage": {"0": "0", "1": "1", "2": "2"},
+    "conv_unit": {"1": "0", "2": "1"},
+    "unit_norm": {"layers.0": "norm1", "layers.3": "norm2"},
+    "unit_conv": {"layers.2": "conv1", "layers.5": "conv2"},
+    "output": {"0": "0", "1": "1"},
+    # layers/transformer_head.py, layers/block.py
+    "metric_dense": {
+        "metric_decoder.projects_x": "project_query",
+        "metric_decoder.projects_y": "project_scene",
+        "metric_decoder.linear_out": "out",
+        "metric_head": "scale",
+    },
+    "metric_block": {str(i): str(i) for i in range(32)},
+    "cross_norm": {"norm2": "norm_query", "norm_y": "norm_scene", "norm3": "norm_mlp"},
+    "cross_dense": {
+        "cross_attn.q_proj": "query",
+        "cross_attn.k_proj": "key",
+        "cross_attn.v_proj": "value",
+        "cross_attn.proj": "proj",
+        "mlp.fc1": "mlp/fc1",
+        "mlp.fc2": "mlp/fc2",
+    },
 }
 _CONSTANT = "mean and deviation of ImageNet, by which images are normalized in any case"
+_CONDITIONS = "of known depth, rays and poses, which this system does not give to Pi3X"
 
 
 def name_map(config: Pi3Config) -> NameMap:
     """The map of a model of these sizes."""
     depth = config.decoder.depth
+    heads = (
+        *layer("{pixels}.proj", "{pixels}/pixels", Transform.LINEAR),
+        *(_of_pi3x() if config.metric else ()),
+    )
+    skips = tuple(
+        Skip(name, _CONSTANT, "encoder/proj/kernel", (None, 2, None, None), values=values)
+        for name, values in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD))
+    )
+    if config.metric:
+        skips += (Skip("depth_emb", _CONDITIONS, "trunk/register_token", (None, None, 3)),)
     return NameMap(
         fields=FIELDS,
         rules=(
@@ -54,7 +88,7 @@ def name_map(config: Pi3Config) -> NameMap:
             *blocks("decoder", "trunk/global_blocks", range(1, depth, 2)),
             *layer("{head_decoder}.{head_dense}", "{head_decoder}/{head_dense}", Transform.LINEAR),
             *blocks("{head_decoder}.blocks", "{head_decoder}/blocks"),
-            *layer("{pixels}.proj", "{pixels}/pixels", Transform.LINEAR),
+            *heads,
             *layer(
                 "camera_head.res_conv.{unit}.{unit_dense}",
                 "camera_head/units/{unit}/{unit_dense}",
@@ -62,11 +96,48 @@ def name_map(config: Pi3Config) -> NameMap:
             ),
             *layer("camera_head.{camera_dense}", "camera_head/{camera_dense}", Transform.LINEAR),
         ),
-        skips=tuple(
-            Skip(name, _CONSTANT, "encoder/proj/kernel", (None, 2, None, None), values=values)
-            for name, values in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD))
+        skips=skips,
+        skip_parts=tuple(
+            SkipPart(part, _CONDITIONS)
+            for part in ("depth_encoder", "ray_embed", "pose_inject_blk")
+            if config.metric
         ),
     )
+
+
+def _of_pi3x() -> tuple[TensorRule, ...]:
+    """The convolutional heads and the metric branch (pi3/models/pi3x.py)."""
+    stage, here = "{pixels}.upsample_blocks.{stage}", "{pixels}/conv/stages/{stage}"
+    unit, unit_here = f"{stage}.{{conv_unit}}", f"{here}/units/{{conv_unit}}"
+    output, output_here = "{pixels}.output_block.{output}", "{pixels}/conv/outputs/{output}"
+    block = "metric_decoder.blocks.{metric_block}"
+    block_here = "depth_head/metric/blocks/{metric_block}"
+    return (
+        *layer(f"{stage}.0.0", f"{here}/up", Transform.DECONV),
+        *layer(f"{stage}.0.1", f"{here}/mix/conv", Transform.CONV),
+        TensorRule(f"{unit}.{{unit_norm}}.{{affine}}", f"{unit_here}/{{unit_norm}}/{{affine}}"),
+        *layer(f"{unit}.{{unit_conv}}", f"{unit_here}/{{unit_conv}}/conv", Transform.CONV),
+        *layer(f"{output}.0", f"{output_here}/conv/conv", Transform.CONV),
+        *layer(f"{output}.2", f"{output_here}/out", Transform.CONV1X1),
+        TensorRule("metric_token", "depth_head/metric/token"),
+        *layer("{metric_dense}", "depth_head/metric/{metric_dense}", Transform.LINEAR),
+        TensorRule(f"{block}.{{cross_norm}}.{{affine}}", f"{block_here}/{{cross_norm}}/{{affine}}"),
+        *layer(f"{block}.{{cross_dense}}", f"{block_here}/{{cross_dense}}", Transform.LINEAR),
+    )
+
+
+def _relatives(config: Pi3Config) -> dict[str, str]:
+    signs = {
+        r"(local|global)_decoder\..*": "Speed3R's sparse one, which is not supported; convert the"
+        " dense model that it was made of: lite3r convert pi3, with the file of yyfz233/Pi3",
+    }
+    command = "lite3r convert pi3"
+    if config.metric:
+        sign = r"(point|conf)_head\.proj\..*"
+        return signs | {sign: f"pi^3 without metres; leave metric out of --config: {command}"}
+    conditions = r"(depth_encoder|ray_embed|pose_inject_blk)\..*"
+    sign = rf"(point|conf)_head\.(?!proj\.).*|metric_.*|{conditions}"
+    return signs | {sign: f'Pi3X; write {{"metric": true}} into FILE: {command} --config FILE'}
 
 
 CHECKPOINT = Checkpoint(
@@ -75,11 +146,5 @@ CHECKPOINT = Checkpoint(
     trunk="decoder",
     heads={"camera": "camera_decoder", "depth": "point_decoder"},
     license=license_of,
-    relatives={
-        r"(local|global)_decoder\..*": "Speed3R's sparse one, which is not supported; convert the"
-        " dense model that it was made of: lite3r convert pi3, with the file of yyfz233/Pi3",
-        r"(point|conf)_head\.(?!proj\.).*|(depth_encoder|ray_embed|pose_inject_blk)\..*": "Pi3X,"
-        " which is not supported; convert its predecessor: lite3r convert pi3, with the file of"
-        " yyfz233/Pi3",
-    },
+    relatives=_relatives,
 )

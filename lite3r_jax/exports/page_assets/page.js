@@ -352,7 +352,7 @@ function fillAbout() {
     },
     Conventions: {
       World: "camera frame of the first view, as far as the model learned it",
-      Unit: "the model's own, not meters",
+      Unit: scene.unit,
       Camera: "x right, y down, z forward (OpenCV)",
       Depth: "z in the camera frame",
       Confidence: "larger is surer; no unit",

@@ -1,0 +1,109 @@
+"""The metric branch of Pi3X: how many metres the unit of a scene has.
+
+Source: pi3/models/layers/transformer_head.py (ContextOnlyTransformerDecoder), pi3/models/pi3x.py.
+"""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lite3r_jax.attention.dense import dense_attention
+from lite3r_jax.backbones.pi3.config import MetricSizes
+from lite3r_jax.layers.mlp import Mlp
+from lite3r_jax.layers.norm import layer_norm
+from lite3r_jax.layers.rope import RopeTable, rotate
+
+EPS = 1e-6
+
+
+class MetricHead(nnx.Module):
+    """One learned token that looks at all tokens of a scene, and gives one number.
+
+    It attends to nothing but the scene; its own position is 0, so that its queries are not rotated.
+    Tokens are in no order but that of their positions within a view.
+    """
+
+    def __init__(self, tokens: int, sizes: MetricSizes, ratio: float, **kinds: Any):
+        """Build.
+
+        Args:
+            tokens: channels of the scene's tokens.
+            sizes: see there.
+            ratio: hidden size of MLPs over channels.
+            **kinds: dtype, param_dtype and rngs.
+        """
+        dim = sizes.dim
+        self.head_dim = dim // sizes.heads
+        self.sizes, self.into, self.ratio = sizes, tokens, ratio
+        rngs, held = kinds["rngs"], kinds["param_dtype"]
+        draw = nnx.initializers.normal(1e-6)
+        self.token = nnx.Param(draw(rngs.params(), (1, 1, tokens), held))
+        self.project_query = nnx.Linear(tokens, dim, **kinds)
+        self.project_scene = nnx.Linear(tokens, dim, **kinds)
+        self.blocks = nnx.List(
+            [CrossBlock(dim, sizes.heads, ratio, **kinds) for _ in range(sizes.depth)]
+        )
+        self.out = nnx.Linear(dim, sizes.out, **kinds)
+        self.scale = nnx.Linear(sizes.out, 1, param_dtype=held, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, rope: RopeTable) -> jax.Array:
+        """Metres per unit.
+
+        Args:
+            tokens: [B, S*P, 2C] of the trunk.
+            rope: table of the positions of a view's tokens [P].
+
+        Returns:
+            [B] float32, positive.
+        """
+        query = jnp.broadcast_to(self.token[...], (len(tokens), 1, tokens.shape[-1]))
+        features = self.decode(query, tokens, rope)[:, 0]
+        return jnp.exp(self.scale(features.astype(jnp.float32))[:, 0])
+
+    def decode(self, query: jax.Array, tokens: jax.Array, rope: RopeTable) -> jax.Array:
+        """[B, 1, 2C] that looks at [B, S*P, 2C], to features [B, 1, out]."""
+        x = self.project_query(query).astype(jnp.float32)
+        scene = self.project_scene(tokens).astype(jnp.float32)
+        for block in self.blocks:
+            x = block(x, scene, rope)
+        return self.out(x)
+
+    def operations(self, tokens: int) -> Counter[str]:
+        """Operations for a scene of so many tokens."""
+        dim, out, depth = self.sizes.dim, self.sizes.out, self.sizes.depth
+        block = 2 * tokens * dim**2 + 2 * dim**2 + 2 * dim * int(dim * self.ratio)
+        layers = (tokens + 1) * self.into * dim + depth * block + dim * out + out
+        return Counter(layers=2 * layers, softmax=4 * depth * tokens * dim)
+
+
+class CrossBlock(nnx.Module):
+    """x + attention(norm(x), norm(scene)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, ratio: float, **kinds: Any):
+        """Args: dim: channels; heads; ratio: of the MLP; dtype, param_dtype and rngs."""
+        self.heads = heads
+        self.norm_query = layer_norm(dim, EPS, **kinds)
+        self.norm_scene = layer_norm(dim, EPS, **kinds)
+        self.norm_mlp = layer_norm(dim, EPS, **kinds)
+        self.query = nnx.Linear(dim, dim, **kinds)
+        self.key = nnx.Linear(dim, dim, **kinds)
+        self.value = nnx.Linear(dim, dim, **kinds)
+        self.proj = nnx.Linear(dim, dim, **kinds)
+        self.mlp = Mlp(
+            dim, int(dim * ratio), kernel_init=nnx.initializers.truncated_normal(0.02), **kinds
+        )
+
+    def __call__(self, x: jax.Array, scene: jax.Array, rope: RopeTable) -> jax.Array:
+        """[B, 1, C] float32 and [B, T, C] -> [B, 1, C] float32."""
+        keys = self.norm_scene(scene)
+
+        def by_head(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        q, k, v = self.query(self.norm_query(x)), self.key(keys), self.value(keys)
+        o = dense_attention(by_head(q), rotate(by_head(k), rope).astype(v.dtype), by_head(v))
+        x = x + self.proj(o.reshape(x.shape)).astype(jnp.float32)
+        return x + self.mlp(self.norm_mlp(x)).astype(jnp.float32)
