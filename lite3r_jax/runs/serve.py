@@ -23,6 +23,7 @@ from lite3r_jax.runs.serve_engine import Process
 from lite3r_jax.service.offer import Offer
 from lite3r_jax.service.record import INPUT, RESULTS, Record
 from lite3r_jax.service.scenes import Engine, Scenes
+from lite3r_jax.viewer.access import is_loopback
 from lite3r_jax.weights.load import BUNDLED
 
 DEFAULT_OUTPUT = "lite3r_served"
@@ -46,6 +47,12 @@ def run(experiment: Experiment) -> int:
             process writes into `output`, or weights or settings are wrong.
     """
     with Service(experiment) as service:
+        if not is_loopback(experiment.host):
+            print(
+                f"--host={experiment.host}: there is no password; whoever reaches it can use it and"
+                " sees all scenes",
+                file=sys.stderr,
+            )
         print(f"{service.url}  (stop with Ctrl-C)", flush=True)
         if experiment.open and not webbrowser.open(service.url):
             print(f"--open: no browser was found; open {service.url}", file=sys.stderr)
@@ -165,9 +172,10 @@ class Service:
 
     def _checked(self, asked: Mapping[str, str]) -> Experiment:
         """The settings of the model that was asked for, with what was asked for besides."""
-        if asked["model"] not in self._bases:
-            raise InputError(f"model: {asked['model']} is not served any more; send it again")
-        base = self._bases[asked["model"]]
+        model = asked.get("model", "")
+        if model not in self._bases:
+            raise InputError(f"model: {model!r} is not served any more; send it again")
+        base = self._bases[model]
         values = {_FIELDS[name]: text for name, text in asked.items() if name in _FIELDS}
         if values.get("attention.plan"):
             if base.student:

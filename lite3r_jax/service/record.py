@@ -20,6 +20,7 @@ FILE = "scene.json"
 INPUT, RESULTS, THUMBNAIL = "input", "results", "thumbnail.jpg"
 """What lies beside the record: the photos, what was made of them, a small picture."""
 ID = re.compile(r"[0-9a-f]{16}")
+_STORED = re.compile(r"photo_\d{4,6}\.[a-z0-9]{3,4}")
 _LIMIT = 4 << 20  # bytes of a record: names and sizes of some thousand files
 
 
@@ -85,8 +86,12 @@ def write_record(record: Record, folder: Path) -> None:
         InputError: it cannot be written.
     """
     with atomic_write(folder / FILE, overwrite=True) as partial:
-        body = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False) + "\n"
-        partial.write_bytes(body.encode("utf-8", "backslashreplace"))
+        partial.write_bytes(_json(record).encode("utf-8", "backslashreplace"))
+
+
+def _json(record: Record) -> str:
+    body = dataclasses.asdict(record)
+    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_record(folder: Path) -> Record:
@@ -115,15 +120,15 @@ def read_record(folder: Path) -> Record:
 def _record(body: Any, folder: str) -> Record:
     files = tuple(UploadedFile(**entry) for entry in body["files"])
     for each in files:
-        text = isinstance(each.stored, str) and isinstance(each.name, str)
-        if not text or type(each.bytes) is not int or Path(each.stored).name != each.stored:
-            raise ValueError("files")
+        if not (_STORED.fullmatch(each.stored) and each.name and type(each.bytes) is int):
+            raise ValueError("a file of another name or size")
     record = Record(**{**body, "files": files})
     good = (
         record.id == folder
         and ID.fullmatch(record.id)
         and record.state in STATES
         and all(isinstance(each, str) for each in (record.name, record.created, record.error))
+        and all(isinstance(each.name, str) for each in files)
         and type(record.views) is int
         and _maps(record.settings, str)
         and _maps(record.outputs, int)
@@ -131,6 +136,7 @@ def _record(body: Any, folder: str) -> Record:
     )
     if not good:
         raise ValueError("a value of the wrong type")
+    _json(record).encode()  # what no answer could hold is a ValueError here
     return record
 
 

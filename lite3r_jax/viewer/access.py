@@ -69,9 +69,9 @@ def refusal(
     asked = headers.get("Host", "")
     name = _name(asked)
     known = {"localhost", host.lower(), *(h.strip().lower() for h in allowed_hosts.split(","))}
-    if not _is_loopback(host):
+    if not is_loopback(host):
         known |= _names_of_this_machine()
-    if not name or not (name in known or _is_loopback(name) or _is_address(name, host)):
+    if not name or not (name in known or is_loopback(name) or _is_address(name, host)):
         return f"Host {name[:60]!r} is not known here; see {setting}"
     origin = headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc.lower() != asked.lower():
@@ -92,7 +92,8 @@ def _name(netloc: str) -> str:
         return ""
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Whether a name or address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -105,4 +106,4 @@ def _is_address(name: str, host: str) -> bool:
         ipaddress.ip_address(name)
     except ValueError:
         return False
-    return not _is_loopback(host)
+    return not is_loopback(host)

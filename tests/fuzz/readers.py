@@ -33,6 +33,9 @@ from lite3r_jax.exports.masks import read_mask
 from lite3r_jax.exports.npz import read_npz, write_npz
 from lite3r_jax.kernels import proofs
 from lite3r_jax.runs.recipes import load_recipe
+from lite3r_jax.service.record import Record as SceneRecord
+from lite3r_jax.service.record import read_record, write_record
+from lite3r_jax.service.uploads import UploadedFile
 from lite3r_jax.training import portable, run_dir
 from lite3r_jax.training.manifest import damage as damaged_checkpoint
 from lite3r_jax.training.manifest import write_manifest
@@ -46,6 +49,8 @@ from tests.data.test_heif import HEIC
 from tests.data.test_video import record as record_video
 from tests.data.world import cam_text, depth_tail, pair_text, pfm_bytes, scene_of, views
 from tests.fuzz.mutation import Mutation, any_bytes, any_json, any_text, changed
+from tests.service.client import form
+from tests.service.test_uploads import receive
 
 
 def anything(value: Any, wanted: Any) -> bool:
@@ -500,6 +505,32 @@ add("pictures of a sample", _thumbnails, "a.npz", lambda folder: vars(unpack(fol
 add("settings of an evaluation", _results, "settings.json",
     lambda folder: Results(folder, {"backbone": "vggt", "evaluate": {"size": ""}}),
     mutate=any_json)  # fmt: skip
+
+
+# -- the service -----------------------------------------------------------------------------------
+
+
+def _receive(folder: Path) -> dict[str, str]:
+    (folder / "input").mkdir(exist_ok=True)
+    for file in (folder / "input").iterdir():
+        file.unlink()
+    upload = receive([(folder / "body").read_bytes()], folder / "input")
+    assert {file.name for file in (folder / "input").iterdir()} == {f.stored for f in upload.files}
+    return upload.fields
+
+
+def _scene_record(folder: Path) -> None:
+    files = (UploadedFile("photo_0001.jpg", "a.jpg", 3),)
+    write_record(SceneRecord("0" * 16, "a", "2026", {"model": "w"}, files), folder / ("0" * 16))
+
+
+add("upload of photos", lambda folder: (folder / "body").write_bytes(
+    form([("a.jpg", b"123"), ("b.png", bytes(range(256)))], name="x", size="28")),
+    "body", _receive)  # fmt: skip
+add("record of a scene", _scene_record, f"{'0' * 16}/scene.json",
+    lambda folder: read_record(folder / ("0" * 16)), mutate=any_json,
+    valid=lambda record, _: bool(json.dumps(dataclasses.asdict(record), allow_nan=False)),
+    )  # fmt: skip
 
 
 # -- texts of settings -----------------------------------------------------------------------------

@@ -19,13 +19,19 @@ from tests.service.client import TWO, Client, photo, served
 WORDS = ("--size=28", "--formats=npz,ply,html")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Less time in the compiler of the service's process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # less time in the compiler
-        with served(tmp_path_factory.mktemp("served"), *WORDS, engine=Process) as service:
-            service.start()
-            yield Client(service.url), service
+    with served(tmp_path_factory.mktemp("served"), *WORDS, engine=Process) as service:
+        service.start()
+        yield Client(service.url), service
 
 
 def test_two_photos_become_files_and_a_damaged_one_is_named(real, tmp_path):
