@@ -174,7 +174,8 @@ function whole(scene) {
   const done = scene.state === "done";
   const { model, attention, size: side } = scene.settings;
   const took = Object.values(scene.seconds).reduce((sum, each) => sum + each, 0);
-  const about = [done ? `${scene.views} views` : `${scene.count} ${scene.count > 1 ? "files" : "file"}`, model];
+  const about = [model];
+  if (!done) about.unshift(`${scene.count} ${scene.count > 1 ? "files" : "file"}`);
   if (attention) about.push(attention);
   if (side) about.push(`size ${side}`);
   if (took) about.push(`${clock(took)} min`);
