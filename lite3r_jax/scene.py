@@ -105,9 +105,9 @@ class Scene:
             if array is None and name.startswith("world_points"):
                 continue
             if array is None or array.shape != shape or not np.issubdtype(array.dtype, kind):
-                found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+                actual = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise InputError(
-                    f"scene: {name} is {found}, expected {kind.__name__} {list(shape)} for {s}"
+                    f"scene: {name} is {actual}, expected {kind.__name__} {list(shape)} for {s}"
                     " views"
                 )
         if 0 in self.images.shape:

@@ -128,7 +128,7 @@ def compared(folder: Path, truth: Sample) -> str:
     """
     scene = read_npz(folder / "predictions.npz")
     output = Output(scene.depth, scene.extrinsics, scene.intrinsics)
-    found = score(truth, in_unit(truth), output, ScoreOptions(points=False))
+    metrics = score(truth, in_unit(truth), output, ScoreOptions(points=False))
     rows = {
         "abs_rel": "depth: mean error / true depth, after one scale for the scene",
         "delta1": "depth: share within 25 % of the truth",
@@ -136,7 +136,7 @@ def compared(folder: Path, truth: Sample) -> str:
         "direction_deg": "cameras: mean error of directions of relative translations, degrees",
         "auc_30": "cameras: AUC@30, the larger of both errors",
     }
-    lines = [f"  {found[name]:8.3f}  {text}" for name, text in rows.items()]
+    lines = [f"  {metrics[name]:8.3f}  {text}" for name, text in rows.items()]
     return "\n".join([f"{truth.scene}, {VIEWS} views, against the truth:", *lines])
 
 

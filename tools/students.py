@@ -73,7 +73,7 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
 PAIRED: Mapping[str, tuple[str, int]] = {
     name: COLUMNS[name] for name in ("AbsRel", "AUC@30", "AbsRel to teacher", "AUC@30 to teacher")
 }
-Found = Mapping[str, Mapping[str, Any]]
+SplitMetrics = Mapping[str, Mapping[str, Any]]
 """Split -> metric -> value, and under "scenes" metric -> values of the scenes."""
 
 
@@ -92,10 +92,10 @@ class Bench:
         self._dense = self._predictor(DENSE)
         self.said: dict[str, dict[int, Output | None]] = {}
 
-    def measured(self, row: Variant, folder: Path) -> Found:
+    def measured(self, row: Variant, folder: Path) -> SplitMetrics:
         """All splits, each measured once: from then on it is read from the folder."""
         predictor = self._predictor(row, folder / train.STUDENT)
-        found = {}
+        by_split = {}
         for split, (protocol, _) in self.tasks.items():
             file = folder / f"{row.name}-{split}-{protocol.views}x{len(protocol.items)}.json"
             if not file.exists():
@@ -103,8 +103,8 @@ class Bench:
                 scores = self._scores(split, self._measure(predictor(), split, reference=reference))
                 with atomic_write(file) as partial:
                     partial.write_bytes(strict_json.dump(scores))
-            found[split] = strict_json.read_object(file)
-        return found
+            by_split[split] = strict_json.read_object(file)
+        return by_split
 
     def teacher(self, split: str) -> dict[int, Output | None]:
         """What the teacher says, run once."""
@@ -130,15 +130,15 @@ class Bench:
 
     def _scores(self, split: str, records: Sequence[Record]) -> dict[str, Any]:
         summary = report(self.tasks[split][0], records, resamples=0).summary
-        found: dict[str, Any] = {
+        scores: dict[str, Any] = {
             name: summary[name].value for name, _ in COLUMNS.values() if name in summary
         }
-        found["scenes"] = {
+        scores["scenes"] = {
             name: [record.metrics[name] for record in records]
             for name, _ in PAIRED.values()
             if name in summary
         }
-        return found
+        return scores
 
 
 def train_student(
@@ -184,8 +184,8 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     """Markdown.
 
     Args:
-        results: row -> one entry for each seed: found (`Found`); of students also parameters,
-            minutes and before, the row that they were before their first step.
+        results: row -> one entry for each seed: metrics (`SplitMetrics`); of students also
+            parameters, minutes and before, the row that they were before their first step.
         split: of the generated world.
     """
     head = ["row", "seeds", *COLUMNS, "trained parameters", "minutes"]
@@ -193,7 +193,7 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     for row, entries in results.items():
         cells = [row, str(len(entries))]
         for name, decimals in COLUMNS.values():
-            values = [e["found"][split][name] for e in entries if name in e["found"][split]]
+            values = [e["metrics"][split][name] for e in entries if name in e["metrics"][split]]
             cells.append(spread(values, decimals) if values else "")
         for name, decimals in (("parameters", 0), ("minutes", 1)):
             values = [e[name] for e in entries if name in e]
@@ -232,13 +232,13 @@ def _paired(entries: Any, others: Any, split: str, metric: str, decimals: int) -
     values, before = (
         [
             mean(seeds)
-            for seeds in zip(*(e["found"][split]["scenes"][metric] for e in of), strict=True)
+            for seeds in zip(*(e["metrics"][split]["scenes"][metric] for e in of), strict=True)
         ]
         for of in (entries, others)
     )
-    found = paired_difference(values, before)
-    assert found.value is not None and found.low is not None and found.high is not None
-    return f"{found.value:+.{decimals}f} [{found.low:+.{decimals}f}, {found.high:+.{decimals}f}]"
+    gain = paired_difference(values, before)
+    assert gain.value is not None and gain.low is not None and gain.high is not None
+    return f"{gain.value:+.{decimals}f} [{gain.low:+.{decimals}f}, {gain.high:+.{decimals}f}]"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -255,7 +255,7 @@ def run(args: argparse.Namespace) -> None:
     teacher = args.out / TEACHER
     teacher.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {
-        f"{TEACHER}: {how}": [{"found": bench.measured(Variant("dense", how), teacher)}]
+        f"{TEACHER}: {how}": [{"metrics": bench.measured(Variant("dense", how), teacher)}]
         for how in PRECISIONS
     }
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
@@ -268,10 +268,10 @@ def run(args: argparse.Namespace) -> None:
             for how in PRECISIONS:
                 before = f"{first}, before: {how}"
                 if before not in results:
-                    results[before] = [{"found": bench.measured(Variant(UNTRAINED, how), folder)}]
+                    results[before] = [{"metrics": bench.measured(Variant(UNTRAINED, how), folder)}]
             for how in PRECISIONS:
-                found = bench.measured(Variant(STUDENT, how), folder)
-                entry = {"found": found, "before": f"{first}, before: {how}", **facts(folder)}
+                metrics = bench.measured(Variant(STUDENT, how), folder)
+                entry = {"metrics": metrics, "before": f"{first}, before: {how}", **facts(folder)}
                 results.setdefault(f"{name}: {how}", []).append(entry)
                 gc.collect()
             write(args.out, results, splits)

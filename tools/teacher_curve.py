@@ -84,7 +84,7 @@ def measure(
         body = json.loads((out / "report.json").read_text())
     lines = []
     for row in body["results"]:
-        found = {name: row["metrics"][key]["value"] for name, key in METRICS.items()}
+        metrics = {name: row["metrics"][key]["value"] for name, key in METRICS.items()}
         lines.append(
             {
                 "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
@@ -94,7 +94,7 @@ def measure(
                 "weights": "raw" if raw else "average",
                 "split": row["protocol"].partition(":")[2],
                 "views": row["views"],
-                **{name: round(value, 4) for name, value in found.items()},
+                **{name: round(value, 4) for name, value in metrics.items()},
             }
         )
     return lines

@@ -55,8 +55,8 @@ def main() -> None:
 
 def settings(run: Path) -> Experiment:
     """The settings of a run."""
-    found = strict_json.read_object(run / CONFIG)
-    return from_config({k: v for k, v in found.items() if k not in ("code", CHANGES)})
+    config = strict_json.read_object(run / CONFIG)
+    return from_config({k: v for k, v in config.items() if k not in ("code", CHANGES)})
 
 
 def counted(run: Path, step: int) -> tuple[int, list[dict[str, Any]]]:
@@ -103,8 +103,8 @@ def save_weights(
     task = make_task(experiment)
     module = task.wrap(build(experiment), experiment.train.seed)
     layout, params, frozen = split(module, (experiment.train.trainable,), None)
-    found = {} if raw else read_arrays(run, step, "average")
-    params = params | {k: jnp.asarray(x) for k, x in (found or read_arrays(run, step)).items()}
+    arrays = {} if raw else read_arrays(run, step, "average")
+    params = params | {k: jnp.asarray(x) for k, x in (arrays or read_arrays(run, step)).items()}
     model = task.unwrap(layout.merge(params, frozen))
     save(model, out, backbone=experiment.backbone, dtype=jnp.dtype(dtype), overwrite=True)
     return {"step": step, "views": counted(run, step)[0]}

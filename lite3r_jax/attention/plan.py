@@ -69,14 +69,14 @@ class Plan:
         Returns:
             {role: "strategy and kernel x layers, ..."}.
         """
-        found = {}
+        by_role = {}
         for role, depth in sites.items():
             parts = [
                 f"{run.specs[0].describe(dtypes[role], head_dims[role])} x {run.stop - run.start}"
                 for run in runs(self.specs(role, depth))
             ]
-            found[role] = ", ".join(parts)
-        return found
+            by_role[role] = ", ".join(parts)
+        return by_role
 
     def check(self, sites: dict[Role, int]) -> None:
         """Refuse rules that match nothing, and strategies that do not fit their sites.
@@ -188,13 +188,13 @@ def runs(*specs: Sequence[AttentionStrategy]) -> tuple[Run, ...]:
         Runs in order; their `specs` hold one strategy per role.
     """
     per_layer = list(zip(*specs, strict=True))
-    found: list[Run] = []
+    merged: list[Run] = []
     for i, here in enumerate(per_layer):
-        if found and found[-1].specs == here:
-            found[-1] = Run(found[-1].start, i + 1, here)
+        if merged and merged[-1].specs == here:
+            merged[-1] = Run(merged[-1].start, i + 1, here)
         else:
-            found.append(Run(i, i + 1, here))
-    return tuple(found)
+            merged.append(Run(i, i + 1, here))
+    return tuple(merged)
 
 
 def build_cores(

@@ -175,15 +175,15 @@ def _plan(name: str, settings: dict[str, Any], where: str) -> Plan:
 
 def _layers(text: str, where: str) -> tuple[int, ...]:
     """[0-3,7] to 0, 1, 2, 3, 7."""
-    found: list[int] = []
+    layers: list[int] = []
     for entry in split(text[1:-1], ",") if re.fullmatch(r"\[.*\]", text) else [text]:
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", entry)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise InputError(
                 f"{where}: layers: expected numbers and ranges such as [0-3,7], got {text!r}"
             )
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(found)
+        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(layers)
 
 
 def _json(text: str, where: str) -> Any:

@@ -81,12 +81,12 @@ class BenchOptions:
         """
         if not self.size:
             return own, own
-        found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.size)
-        if not found or int(found[1]) % patch or int(found[2]) % patch:
+        match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.size)
+        if not match or int(match[1]) % patch or int(match[2]) % patch:
             raise InputError(
                 f"bench.size: expected HEIGHTxWIDTH in multiples of {patch}, got {self.size!r}"
             )
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
     def numbers_of_views(self) -> tuple[int, ...]:
         """`views` as numbers.

@@ -21,12 +21,12 @@ def entries(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     `memory`, its peak over this one's, None if one of the two is not known; `planned_memory`,
     likewise for the plans; `flops`, likewise for the operations.
     """
-    found = {(cell.row, cell.views): cell for cell in cells}
+    by_key = {(cell.row, cell.views): cell for cell in cells}
     result = []
     for cell in cells:
         body = cell.to_json() | {"against": {}}
         for row in BASELINES:
-            base = found.get((row.name, cell.views))
+            base = by_key.get((row.name, cell.views))
             if base is None or not base.seconds or not cell.seconds:
                 continue
             memory = None
@@ -133,7 +133,7 @@ def charts(
     styles = {row: i for i, row in enumerate(dict.fromkeys(c["row"] for c in body["cells"]))}
     peaks = all(cell["peak"] is not None for cell in cells)
     memory = "peak" if peaks else "planned"
-    found = {
+    charts = {
         "latency": Chart(
             f"Latency: {of}", "views", "seconds, median",
             _series(cells, styles, lambda c: c["median_seconds"]),
@@ -152,8 +152,8 @@ def charts(
         ),
     }  # fmt: skip
     if evaluation is not None:
-        found |= _quality(cells, styles, evaluation, of)
-    return {name: chart for name, chart in found.items() if chart.series}
+        charts |= _quality(cells, styles, evaluation, of)
+    return {name: chart for name, chart in charts.items() if chart.series}
 
 
 def in_common(evaluation: Mapping[str, Any], rows: Sequence[str], views: Sequence[int]) -> bool:
@@ -164,7 +164,7 @@ def in_common(evaluation: Mapping[str, Any], rows: Sequence[str], views: Sequenc
 def _quality(
     cells: Sequence[Any], styles: Mapping[str, int], evaluation: Any, of: str
 ) -> dict[str, Chart]:
-    found = {}
+    charts = {}
     results = evaluation["results"]
     for protocol, views in dict.fromkeys((e["protocol"], e["views"]) for e in results):
         seconds = {c["row"]: c["median_seconds"] for c in cells if c["views"] == views}
@@ -177,11 +177,11 @@ def _quality(
                     point = (seconds[e["row"]], value)
                     points.append(Series(e["row"], (point,), styles[e["row"]]))
             name = f"quality-{protocol.replace(':', '-')}-{views}-{metric}"
-            found[name] = Chart(
+            charts[name] = Chart(
                 f"{protocol}, {views} views: quality against time ({of})",
                 "seconds, median", label, tuple(points), log_y=False,
             )  # fmt: skip
-    return found
+    return charts
 
 
 def _series(

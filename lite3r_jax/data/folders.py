@@ -99,7 +99,7 @@ def take_inventory(folders: Mapping[str, tuple[Path, str, str]]) -> Inventory:
             for what in files
             if files[what] and number not in files[what]  # an empty folder was named already
         ]
-    whole = {n for n in numbers if all(n in found for found in files.values())}
+    whole = {n for n in numbers if all(n in present for present in files.values())}
     return Inventory(tuple(sorted(whole)), tuple(faults), tuple(sorted(numbers - whole)))
 
 

@@ -128,11 +128,11 @@ def _bench(experiment: Experiment) -> Benchmark:
     about: dict[str, Any] = {}
     machine: dict[str, Any] = {}
     for row in rows:
-        found = row_of(experiment, manifest, row, protocol)
+        items = row_of(experiment, manifest, row, protocol)
         if options.isolate:
-            found = in_subprocess(row_of, experiment, manifest, row, protocol)
+            items = in_subprocess(row_of, experiment, manifest, row, protocol)
         with Progress(not experiment.quiet).stage(row.name, len(views), "size") as tick:
-            for item in _to_the_end(found, row, views):
+            for item in _to_the_end(items, row, views):
                 if isinstance(item, Cell):
                     cells.append(item)
                     tick()
@@ -213,11 +213,11 @@ def row_of(
         yield from measure(row.name, model, protocol, count=count)
 
 
-def _to_the_end(found: Iterator[Any], row: Variant, views: Sequence[int]) -> Iterator[Any]:
+def _to_the_end(items: Iterator[Any], row: Variant, views: Sequence[int]) -> Iterator[Any]:
     """The items; where the process of the row is killed, cells that say so in place of the rest."""
     left = list(views)
     try:
-        for item in found:
+        for item in items:
             if isinstance(item, Cell):
                 left.remove(item.views)
             yield item

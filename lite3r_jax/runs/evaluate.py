@@ -122,17 +122,17 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
     # rows look at the same samples one after the other
     limit = KEPT // len(opened) if len(rows) > 1 else 0
     tasks = [(protocol, CachedScenes(source, limit)) for protocol, source in opened]
-    found = {}
+    measured = {}
     for row in rows:
         model = _Lazy(experiment, row)
         for protocol, source in tasks:
-            found[row, protocol] = _evaluate(
+            measured[row, protocol] = _evaluate(
                 experiment, rows, row, model, protocol, source, results
             )
     failed = 0
     text, entries = table.legend(asdict(options.score)), []
     for protocol, _ in tasks:
-        reports = {row.name: found[row, protocol] for row in rows}
+        reports = {row.name: measured[row, protocol] for row in rows}
         text += "\n" + table.markdown(reports)
         entries += table.to_json(reports)
         failed += sum(len(each.failures) for each in reports.values())

@@ -45,12 +45,12 @@ class SmallTeacherLoss:
         step: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
         targets = Targets(batch["extrinsics"], batch["intrinsics"], batch["depth"], batch["mask"])
-        found, taps, views = model.predict(batch["images"], self.options.frame_chunk, key)
+        predicted, taps, views = model.predict(batch["images"], self.options.frame_chunk, key)
         of_cameras = ScratchLoss(self.options.camera, None)
         cameras, terms = scratch_loss(of_cameras, targets, pose_enc_list=taps[POSE_STAGES])
         seen = jax.tree.map(lambda x: jnp.asarray(x)[:, views], targets)
         depth, more = scratch_loss(replace(of_cameras, camera=None, depth=self.options.depth),
-                                   seen, **found)  # fmt: skip
+                                   seen, **predicted)  # fmt: skip
         extra, others = model.losses(taps, targets, step)
         return cameras + depth + extra, terms | more | others
 

@@ -87,9 +87,9 @@ def write_portable(
         InputError: no such checkpoint, it is damaged, or `out` cannot be written.
     """
     step = newest_step(run) if step is None else step
-    found = {f"params/{k}": x for k, x in read_arrays(run, step).items()}
-    found |= {f"average/{k}": x for k, x in read_arrays(run, step, "average").items()}
-    host = {name: np.asarray(jnp.asarray(found[name], jnp.bfloat16)) for name in sorted(found)}
+    arrays = {f"params/{k}": x for k, x in read_arrays(run, step).items()}
+    arrays |= {f"average/{k}": x for k, x in read_arrays(run, step, "average").items()}
+    host = {name: np.asarray(jnp.asarray(arrays[name], jnp.bfloat16)) for name in sorted(arrays)}
     specs = {name: TensorSpec(x.shape, "BF16") for name, x in host.items()}
     with atomic_write(out, overwrite=True) as partial:
         partial.mkdir()

@@ -133,8 +133,8 @@ def make_step(
         )
 
         def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            found = slope(now, params, frozen, part[0], part[1])
-            return jax.tree.map(jnp.add, total, found), None
+            gradients = slope(now, params, frozen, part[0], part[1])
+            return jax.tree.map(jnp.add, total, gradients), None
 
         keys = jax.random.split(key, parts)
         first = (jax.tree.map(lambda x: x[0], cut), keys[0])

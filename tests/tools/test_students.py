@@ -18,8 +18,8 @@ def test_every_row_is_a_recipe_for_the_small_teacher(variant):
 
 
 def test_a_cell_has_the_mean_and_the_range_of_its_seeds():
-    entries = [{"found": {"sky": {"abs_rel": value}}, "minutes": 3} for value in (0.1, 0.2, 0.6)]
-    one = {"found": {"sky": {"abs_rel": 0.25, "auc_30": 0.5}}}
+    entries = [{"metrics": {"sky": {"abs_rel": value}}, "minutes": 3} for value in (0.1, 0.2, 0.6)]
+    one = {"metrics": {"sky": {"abs_rel": 0.25, "auc_30": 0.5}}}
     lines = students.table({"teacher": [one], "a: b": entries}, "sky").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     heads = cells[0]
@@ -34,7 +34,7 @@ def test_a_cell_has_the_mean_and_the_range_of_its_seeds():
 def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
     def entries(*seeds, **more):
         scenes = [{name: values for name, _ in students.PAIRED.values()} for values in seeds]
-        return [{"found": {"sky": {"scenes": values}}} | more for values in scenes]
+        return [{"metrics": {"sky": {"scenes": values}}} | more for values in scenes]
 
     results = {
         "teacher: float32": entries([0.0, 0.0, 0.0]),
@@ -75,8 +75,8 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     whose = "teacher: {}", "recipe, before: {}", "recipe: {}"
     assert list(found) == [name.format(how) for name in whose for how in students.PRECISIONS]
     teacher, _, _, _, student, _ = (entries[0] for entries in found.values())
-    assert "teacher_abs_rel" not in teacher["found"]["test"]
-    assert 0 < student["found"]["test"]["teacher_abs_rel"] < teacher["found"]["test"]["abs_rel"]
+    assert "teacher_abs_rel" not in teacher["metrics"]["test"]
+    assert 0 < student["metrics"]["test"]["teacher_abs_rel"] < teacher["metrics"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
     assert students.table(found, "test") in said and students.gains(found, "test") in said
 

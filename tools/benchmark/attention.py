@@ -133,12 +133,12 @@ def measure(compiled: Any, shape: jax.ShapeDtypeStruct, runs: int) -> tuple[floa
     """Wall and CPU seconds of the run with the least wall time."""
     rng = np.random.default_rng(0)
     args = [jnp.asarray(rng.standard_normal(shape.shape), shape.dtype) for _ in range(4)]
-    found = []
+    times = []
     for _ in range(runs):
         wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(compiled(*args))
-        found.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return min(found)
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return min(times)
 
 
 if __name__ == "__main__":

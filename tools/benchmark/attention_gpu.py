@@ -82,7 +82,7 @@ def prove(
                 call = SlaCall(case.routing, case.head_dim, dtype, case.q_block, case.k_block)
                 try:
                     OPERATOR.choose(name, call)
-                    found = outcome(OPERATOR[name].run, case, dtype)
+                    result = outcome(OPERATOR[name].run, case, dtype)
                 except ValueError as error:
                     # What a kernel is not made for it refuses: not a failure, but to be seen.
                     print(f"{label} refused: {one_line(error)} |")
@@ -91,10 +91,10 @@ def prove(
                     failed += 1
                     print(f"{label} FAILED: {one_line(error)} |")
                     continue
-                failed += found.wrong is not None
-                row = " | ".join(f"{e:.1e}" for e in found.errors)
-                verdict = "FAILED" if found.wrong else "fine"
-                print(f"{label} {row} | {found.same} | {verdict} |", flush=True)
+                failed += result.wrong is not None
+                row = " | ".join(f"{e:.1e}" for e in result.errors)
+                verdict = "FAILED" if result.wrong else "fine"
+                print(f"{label} {row} | {result.same} | {verdict} |", flush=True)
     return failed + compare_selections(selections, len(cases))
 
 
@@ -164,11 +164,11 @@ def compare(args: argparse.Namespace, end: float) -> int:
 
 def strategies(args: argparse.Namespace, which: str) -> list[AttentionStrategy]:
     """Dense first. Mosaic differs from Triton in the forward pass only."""
-    found: list[AttentionStrategy] = [Dense(args.dense)]
+    listed: list[AttentionStrategy] = [Dense(args.dense)]
     for name in args.implementation:
         if which == "forward" or name != "mosaic":
-            found += [SLA(keep=keep, implementation=name) for keep in args.keep]
-    return found
+            listed += [SLA(keep=keep, implementation=name) for keep in args.keep]
+    return listed
 
 
 def selection(name: str, q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:

@@ -32,7 +32,7 @@ def collectives(text: str) -> list[Collective]:
         ValueError: a loop around one of them has no known trip count.
     """
     bodies, entry = _computations(text)
-    found: list[Collective] = []
+    collectives: list[Collective] = []
 
     def visit(name: str, times: int) -> None:
         for line in bodies[name]:
@@ -43,7 +43,7 @@ def collectives(text: str) -> list[Collective]:
             # The result of an asynchronous one is that of its end.
             kind = kind.removesuffix("-done")
             if kind in KINDS:
-                found.append(Collective(kind, _bytes(shape), times))
+                collectives.append(Collective(kind, _bytes(shape), times))
             turns = times
             if kind == "while":
                 trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
@@ -59,7 +59,7 @@ def collectives(text: str) -> list[Collective]:
 
     inside = _with_collectives(bodies)
     visit(entry, 1)
-    return found
+    return collectives
 
 
 _OPERATION = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z\-]+)\(")
@@ -90,12 +90,12 @@ def _with_collectives(bodies: dict[str, list[str]]) -> set[str]:
         for name, lines in bodies.items()
     }  # fmt: skip
     marks = tuple(f" {kind}{end}(" for kind in KINDS for end in ("", "-done"))
-    found = {
+    having = {
         name for name, lines in bodies.items() if any(m in line for line in lines for m in marks)
     }
-    while more := {name for name, inner in calls.items() if inner & found} - found:
-        found |= more
-    return found
+    while more := {name for name, inner in calls.items() if inner & having} - having:
+        having |= more
+    return having
 
 
 def _bytes(shape: str) -> int:

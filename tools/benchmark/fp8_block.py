@@ -108,7 +108,7 @@ def kernels(text: str) -> list[Kernel]:
         text: `jax.stages.Compiled.as_text()`, without loops.
     """
     types: dict[str, str] = {}
-    found = []
+    listed = []
     entry = text[text.index("\nENTRY") :]
     for line in entry.splitlines()[2:]:
         match = re.match(r"\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line)
@@ -123,8 +123,8 @@ def kernels(text: str) -> list[Kernel]:
         workspace = r", s8\[\d+\]\{0\}" if target and "cublas" in target[1] else "$^"
         shape = re.sub(workspace, "", shape)
         read = sum(_size(types[operand]) for operand in dict.fromkeys(operands))
-        found.append(Kernel(target[1] if target else name, read, _size(shape), shape))
-    return found
+        listed.append(Kernel(target[1] if target else name, read, _size(shape), shape))
+    return listed
 
 
 def _size(shape: str) -> int:
@@ -157,15 +157,15 @@ def main(argv: list[str] | None = None) -> None:
         for form in FORMS:
             # Without a GPU nothing is tuned, and XLA's own Triton GEMMs cannot choose their tiles.
             compiled = lower(form, views, mesh).compile({"xla_gpu_enable_triton_gemm": False})
-            found = kernels(compiled.as_text())
-            read, written = (sum(getattr(k, n) for k in found) for n in ("read", "written"))
+            launched = kernels(compiled.as_text())
+            read, written = (sum(getattr(k, n) for k in launched) for n in ("read", "written"))
             temporary = compiled.memory_analysis().temp_size_in_bytes
             print(
-                f"| {views} | {form} | {len(found)} | {read / MIB:.0f} MiB "
+                f"| {views} | {form} | {len(launched)} | {read / MIB:.0f} MiB "
                 f"| {written / MIB:.0f} MiB | {temporary / MIB:.0f} MiB |",
                 flush=True,
             )
-            for kernel in found if args.list else ():
+            for kernel in launched if args.list else ():
                 print(f"    {kernel}")
 
 

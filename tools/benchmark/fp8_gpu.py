@@ -91,10 +91,12 @@ def prove(implementations: list[str], cases: tuple[Case, ...]) -> int:
         for name in implementations:
             try:
                 OPERATOR.choose(name, case.product)
-                found = outcome(case, name)
-                fine = found.wrong is None
-                numbers = f"{found.other_codes:.1e} | {found.of_codes:.2f} | {found.of_product:.1e}"
-                row = f"{numbers} | {found.same} | {'fine' if fine else 'FAILED'}"
+                result = outcome(case, name)
+                fine = result.wrong is None
+                numbers = (
+                    f"{result.other_codes:.1e} | {result.of_codes:.2f} | {result.of_product:.1e}"
+                )
+                row = f"{numbers} | {result.same} | {'fine' if fine else 'FAILED'}"
             except ValueError as error:
                 # What a kernel is not made for it refuses: not a failure, but to be seen.
                 row, fine = f"refused: {one_line(error)}", True

@@ -192,10 +192,10 @@ def described(count: int) -> list[Any]:
     from jax.experimental import topologies
 
     text = (Path(__file__).parent / "h200.txtpb").read_text()
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
         platform="cuda", target_config=text, topology=f"1x1x{count}"
     )
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def shapes(
@@ -218,11 +218,11 @@ def shapes(
     }
 
 
-def summary(found: list[Collective]) -> str:
+def summary(collectives: list[Collective]) -> str:
     """Number and bytes by kind."""
     parts = []
-    for kind in sorted({one.kind for one in found}):
-        of_kind = [one for one in found if one.kind == kind]
+    for kind in sorted({one.kind for one in collectives}):
+        of_kind = [one for one in collectives if one.kind == kind]
         count = sum(one.times for one in of_kind)
         size = math.fsum(one.times * one.size for one in of_kind)
         parts.append(f"{count} {kind} of {size / GIB:.3f} GiB")

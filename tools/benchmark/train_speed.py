@@ -135,8 +135,8 @@ def parts(experiment: Experiment, trainer: Trainer, loss_fn: LossFn) -> dict[str
     data = replace(experiment.train.data, workers=0, prefetch=0, cache=True)
     pipeline, _ = open_data(replace(experiment.train, data=data))
     pipeline.batch(0)  # compiles the renderer
-    found = {"batch, never drawn": min(_once(lambda n=n: pipeline.batch(n)) for n in range(1, 4))}
-    found["batch, in memory"] = min(_once(lambda: pipeline.batch(1)) for _ in range(RUNS))
+    seconds = {"batch, never drawn": min(_once(lambda n=n: pipeline.batch(n)) for n in range(1, 4))}
+    seconds["batch, in memory"] = min(_once(lambda: pipeline.batch(1)) for _ in range(RUNS))
     batch = {name: jnp.asarray(x) for name, x in pipeline.batch(1).arrays().items()}
     params, frozen, layout = trainer.params, trainer.frozen, trainer.layout
     key = jax.random.key(0)
@@ -147,23 +147,23 @@ def parts(experiment: Experiment, trainer: Trainer, loss_fn: LossFn) -> dict[str
         vggt = task.unwrap(model)
         if isinstance(vggt, VGGT):
             chunk = experiment.train.loss.frame_chunk
-            found |= vggt_parts(vggt, batch["images"], chunk, task.dense_fraction)
+            seconds |= vggt_parts(vggt, batch["images"], chunk, task.dense_fraction)
 
         def objective(params: Any, batch: Any) -> Any:
             return loss_fn(layout.merge(params, frozen), batch, key)[0]
 
         gradient = jax.jit(jax.grad(objective))
-        found["gradient"] = _least(gradient, params, batch)
+        seconds["gradient"] = _least(gradient, params, batch)
         grads, state = gradient(params, batch), trainer.new_state()
         update = jax.jit(trainer.optimizer.update)
-        found["optimizer"] = _least(update, grads, state.opt_state, state.params)
+        seconds["optimizer"] = _least(update, grads, state.opt_state, state.params)
     times = []
     for _ in range(RUNS + 1):
         start = time.process_time()
         state, metrics = trainer.step(state, frozen, batch)
         jax.block_until_ready((state, metrics))
         times.append(time.process_time() - start)
-    return found | {"step": min(times[1:])}
+    return seconds | {"step": min(times[1:])}
 
 
 def vggt_parts(
@@ -219,12 +219,12 @@ def _once(function: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def show_parts(found: dict[str, float], views: int) -> None:
+def show_parts(seconds: dict[str, float], views: int) -> None:
     """Print a table of them."""
-    whole = found["step"] + found["batch, in memory"]
+    whole = seconds["step"] + seconds["batch, in memory"]
     print(f"{'part':30s} {'s':>7s} {'ms/view':>8s} {'share':>7s}")
-    for name, seconds in found.items():
-        print(f"{name:30s} {seconds:7.3f} {1e3 * seconds / views:8.2f} {seconds / whole:7.1%}")
+    for name, part in seconds.items():
+        print(f"{name:30s} {part:7.3f} {1e3 * part / views:8.2f} {part / whole:7.1%}")
     print(f"step and batch in memory: {views / whole:.1f} views per second of one core", flush=True)
 
 
@@ -240,8 +240,8 @@ def measure(
         checkpoint = CheckpointOptions(every=steps + 1)
         train(trainer, batches, Path(folder), options=options, checkpoint=checkpoint, show=False)
         lines = [json.loads(line) for line in (Path(folder) / EVENTS).read_text().splitlines()]
-    (found,) = [line for line in lines if line["event"] == "speed"]
-    return found["steps_per_second"], found["input_share"]
+    (speed,) = [line for line in lines if line["event"] == "speed"]
+    return speed["steps_per_second"], speed["input_share"]
 
 
 if __name__ == "__main__":

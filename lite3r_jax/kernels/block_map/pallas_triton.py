@@ -59,7 +59,7 @@ def select_triton(
     kind = jnp.pad(jnp.where(k_used, kind, _UNUSED).astype(jnp.int32), ((0, 0), column_pad))
     q, k = (jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x, pad in ((q, row_pad), (k, column_pad)))
     used = jnp.pad(q_used, ((0, 0), row_pad)).astype(jnp.int32)
-    found = at.call(
+    selected = at.call(
         functools.partial(block_map_select, columns=columns, top=top, bottom=bottom),
         _LAUNCH,
         (programs, n, b),
@@ -76,7 +76,7 @@ def select_triton(
         ],
         interpret=interpret,
     )
-    return found[0], found[1] if bottom else jnp.zeros((b, n, rows, 0), jnp.int32)
+    return selected[0], selected[1] if bottom else jnp.zeros((b, n, rows, 0), jnp.int32)
 
 
 def block_map_select(

@@ -48,8 +48,8 @@ def select_sorted(
         some_q, used = part
         # Block scores decide: full float32 products, also where a GPU would take TF32.
         scores = jnp.einsum("bnid,bnjd->bnij", some_q, k, precision="highest")
-        found = pick(scores, k_used[:, None, None], kept, top, bottom)
-        return tuple(jnp.where(used[:, None, :, None], ids, columns) for ids in found)
+        picked = pick(scores, k_used[:, None, None], kept, top, bottom)
+        return tuple(jnp.where(used[:, None, :, None], ids, columns) for ids in picked)
 
     def map_frame_chunks(x: jax.Array, axis: int) -> jax.Array:
         pad = [(0, 0)] * x.ndim

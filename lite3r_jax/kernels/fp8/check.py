@@ -126,8 +126,8 @@ def outcome(case: Case, name: str, *, interpret: bool = False) -> Outcome:
 
     @jax.jit
     def plain(x: jax.Array) -> Quantized:
-        found, scale = quantize(_layer(x, before))
-        return Quantized(found, scale[:, 0], x.shape, dtype)
+        codes, scale = quantize(_layer(x, before))
+        return Quantized(codes, scale[:, 0], x.shape, dtype)
 
     @jax.jit
     def both(x, w, weight_scale, offset):

@@ -135,8 +135,8 @@ def _both(run, q, k, v, w, up, *, case, maps, masks):
 
 
 def _errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
-    found = []
+    errors = []
     for x, y in zip(got, exact, strict=True):
         error = np.abs(np.asarray(x, np.float64) - y).max() / max(np.abs(y).max(), 1)
-        found.append(float(error) if np.isfinite(error) else float("inf"))
-    return found
+        errors.append(float(error) if np.isfinite(error) else float("inf"))
+    return errors

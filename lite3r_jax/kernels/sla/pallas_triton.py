@@ -285,7 +285,7 @@ def _sums(kernel, x, inputs, plan):
     b, tokens, n, d = x.shape
     size, chunk = plan.tiles.slice, plan.tiles.chunk
     parts = block_count(tokens // size, chunk)
-    found = at.call(
+    sums = at.call(
         functools.partial(kernel, size=size, chunk=chunk),
         plan.tiles.linear,
         (parts, n, b),
@@ -293,7 +293,7 @@ def _sums(kernel, x, inputs, plan):
         [((b, n, parts, *rest), jnp.float32, at.part(*rest)) for rest in ((d, d), (d,))],
         interpret=plan.interpret,
     )
-    return [x.sum(axis=2) for x in found]
+    return [x.sum(axis=2) for x in sums]
 
 
 def _states(means, proj_lin, dtype):
