@@ -3,3 +3,82 @@
 `configs/` of a clone is this folder: `--recipe vggt:tiny` and `--config=configs/vggt.py:tiny` are
 the same settings.
 """
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lite3r_jax.attention.presets import change_plan
+from lite3r_jax.errors import unknown_name
+from lite3r_jax.experiment import Experiment, to_config
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+TRAINING: dict[str, Any] = {
+    "train.dtype": "bfloat16",
+    "train.remat": True,
+    "train.data.source": "",
+    "train.data.workers": 4,
+    "train.data.held_out": 7,
+    "train.loss.kind": "multitask",
+    "train.loop.steps": 2000,
+    "train.loop.evaluate_every": 500,
+    "train.checkpoint.every": 250,
+    "train.optimizer.learning_rate": 2e-4,
+    "train.optimizer.warmup": 50,
+    "train.optimizer.final_lr_scale": 0.05,
+    "train.optimizer.weight_decay": 0.0,
+    "distill.plan": "sla_global",
+    "distill.trainable": "lora",
+    "distill.precision": "default",
+}
+"""How students of published models are distilled here, changes of the defaults of `Experiment`."""
+PAPER: dict[str, Any] = {
+    "train.seed": 42,
+    "train.data.buckets": "1x2x518x518",
+    "train.data.normalization": "lite3r",
+    "train.data.held_out": 7,
+    "train.loop.steps": 106,
+    "train.loop.evaluate_every": 0,
+    "train.optimizer.learning_rate": 1e-3,
+    "train.optimizer.warmup": 30,
+    "train.optimizer.schedule": "linear",
+    "train.optimizer.final_lr_scale": 0.5,
+    "distill.plan": "sla_paper",
+    "distill.trainable": "strategy",
+}
+"""How Lite3R distils its students (arXiv 2605.11354): its second stage, in full precision."""
+PAPER_STAGE1 = PAPER | {
+    "distill.match.weight": 0.0,
+    "distill.match.final_weight": 0.0,
+}
+"""The first stage of its code, without the comparison of layers."""
+
+
+def configure(
+    name: str, backbone: str, recipe: Mapping[str, Any], variants: Mapping[str, Any], variant: str
+) -> "ConfigDict":
+    """The settings of a recipe, to be changed by --config.NAME=VALUE.
+
+    Args:
+        name: of the recipe, for messages.
+        backbone: registry name.
+        recipe: dotted names of settings -> values, changes of the defaults of `Experiment`.
+        variants: name -> further changes, in which "plan" changes settings of the plan that there
+            is, see `change_plan`.
+        variant: names of `variants` with commas between; the later change the earlier.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    config = to_config(Experiment(backbone=backbone))
+    config.update_from_flattened_dict(recipe)
+    for each in filter(None, variant.split(",")):
+        if each not in variants:
+            raise unknown_name(f"configs/{name}.py: variant", each, variants)
+        change = dict(variants[each])
+        settings, plan = change.pop("plan", {}), change.get("distill.plan", config.distill.plan)
+        if settings and plan:
+            plan = change_plan(plan, **settings)
+        config.update_from_flattened_dict(change | {"distill.plan": plan})
+    return config

@@ -33,70 +33,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lite3r_jax.errors import unknown_name
-from lite3r_jax.experiment import Experiment, to_config
+from lite3r_jax.recipes import PAPER, PAPER_STAGE1, TRAINING, configure
 
-# What the recipe changes in the defaults of `lite3r_jax.experiment.Experiment`.
-RECIPE: Mapping[str, Any] = {
-    "train.dtype": "bfloat16",
-    "train.remat": True,
-    "train.data.source": "",
-    "train.data.buckets": "1x4x504x504",
-    "train.data.workers": 4,
-    "train.data.held_out": 7,
-    "train.loss.kind": "multitask",
-    "train.loop.steps": 2000,
-    "train.loop.evaluate_every": 500,
-    "train.checkpoint.every": 250,
-    "train.optimizer.learning_rate": 2e-4,
-    "train.optimizer.warmup": 50,
-    "train.optimizer.final_lr_scale": 0.05,
-    "train.optimizer.weight_decay": 0.0,
-    "distill.plan": "sla_global",
-    "distill.trainable": "lora",
-    "distill.precision": "default",
-}
+RECIPE = TRAINING | {"train.data.buckets": "1x4x504x504"}
 # The head for known cameras has four of the published sites, which never run in training.
-_PAPER = {
-    "train.seed": 42,
-    "train.heads": "camera,depth,camera_encoder",
-    "train.data.buckets": "1x2x518x518",
-    "train.data.normalization": "lite3r",
-    "train.loop.steps": 106,
-    "train.loop.evaluate_every": 0,
-    "train.optimizer.learning_rate": 1e-3,
-    "train.optimizer.warmup": 30,
-    "train.optimizer.schedule": "linear",
-    "train.optimizer.final_lr_scale": 0.5,
-    "train.count": 114_688,
-    "distill.plan": "sla_paper",
-    "distill.trainable": "strategy",
-}
+_PAPER = {"train.heads": "camera,depth,camera_encoder", "train.count": 114_688}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "paper_stage1": _PAPER
-    | {
-        "distill.precision": "paper_w4a8",
-        "distill.match.weight": 0.0,
-        "distill.match.final_weight": 0.0,
-    },
-    "paper": _PAPER | {"distill.precision": "paper"},
+    "paper_stage1": PAPER_STAGE1 | _PAPER | {"distill.precision": "paper_w4a8"},
+    "paper": PAPER | _PAPER | {"distill.precision": "paper"},
     "backbone": {"distill.plan": ""},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings, to be changed by --config.NAME=VALUE.
-
-    Args:
-        variant: names of `VARIANTS` with commas between.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    config = to_config(Experiment(backbone="da3"))
-    config.update_from_flattened_dict(RECIPE)
-    for name in filter(None, variant.split(",")):
-        if name not in VARIANTS:
-            raise unknown_name("configs/da3_large.py: variant", name, VARIANTS)
-        config.update_from_flattened_dict(VARIANTS[name])
-    return config
+    """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
+    return configure("da3_large", "da3", RECIPE, VARIANTS, variant)

@@ -32,45 +32,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lite3r_jax.errors import unknown_name
-from lite3r_jax.experiment import Experiment, to_config
+from lite3r_jax.recipes import TRAINING, configure
 
-# What the recipe changes in the defaults of `lite3r_jax.experiment.Experiment`.
-RECIPE: Mapping[str, Any] = {
-    "train.dtype": "bfloat16",
-    "train.remat": True,
-    "train.data.source": "",
+RECIPE = TRAINING | {
     "train.data.buckets": "1x4x434x574",
-    "train.data.workers": 4,
-    "train.data.held_out": 7,
     "train.loss.kind": "scale_aligned",
-    "train.loop.steps": 2000,
-    "train.loop.evaluate_every": 500,
-    "train.checkpoint.every": 250,
-    "train.optimizer.learning_rate": 2e-4,
-    "train.optimizer.warmup": 50,
-    "train.optimizer.final_lr_scale": 0.05,
-    "train.optimizer.weight_decay": 0.0,
-    "distill.plan": "sla_global",
-    "distill.trainable": "lora",
-    "distill.precision": "default",
 }
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"backbone": {"distill.plan": ""}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings, to be changed by --config.NAME=VALUE.
-
-    Args:
-        variant: names of `VARIANTS` with commas between.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    config = to_config(Experiment(backbone="pi3"))
-    config.update_from_flattened_dict(RECIPE)
-    for name in filter(None, variant.split(",")):
-        if name not in VARIANTS:
-            raise unknown_name("configs/pi3.py: variant", name, VARIANTS)
-        config.update_from_flattened_dict(VARIANTS[name])
-    return config
+    """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
+    return configure("pi3", "pi3", RECIPE, VARIANTS, variant)

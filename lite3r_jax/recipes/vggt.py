@@ -73,55 +73,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lite3r_jax.attention.presets import change_plan
-from lite3r_jax.errors import unknown_name
-from lite3r_jax.experiment import Experiment, to_config
+from lite3r_jax.recipes import PAPER, PAPER_STAGE1, TRAINING, configure
 
-# What the recipe changes in the defaults of `lite3r_jax.experiment.Experiment`.
-RECIPE: Mapping[str, Any] = {
-    "train.dtype": "bfloat16",
-    "train.remat": True,
-    "train.data.source": "",
-    "train.data.buckets": "1x4x518x518",
-    "train.data.workers": 4,
-    "train.data.held_out": 7,
-    "train.loss.kind": "multitask",
-    "train.loop.steps": 2000,
-    "train.loop.evaluate_every": 500,
-    "train.checkpoint.every": 250,
-    "train.optimizer.learning_rate": 2e-4,
-    "train.optimizer.warmup": 50,
-    "train.optimizer.final_lr_scale": 0.05,
-    "train.optimizer.weight_decay": 0.0,
-    "distill.plan": "sla_global",
-    "distill.trainable": "lora",
-    "distill.precision": "default",
-}
-_PAPER = {
-    "train.seed": 42,
-    "train.data.buckets": "1x2x518x518",
-    "train.data.normalization": "lite3r",
-    "train.data.held_out": 7,
-    "train.loop.steps": 106,
-    "train.loop.evaluate_every": 0,
-    "train.optimizer.learning_rate": 1e-3,
-    "train.optimizer.warmup": 30,
-    "train.optimizer.schedule": "linear",
-    "train.optimizer.final_lr_scale": 0.5,
-    "train.count": 360_448,
-    "distill.plan": "sla_paper",
-    "distill.trainable": "strategy",
-}
-# "plan" changes the plan that there is, see `change_plan`.
+RECIPE = TRAINING | {"train.data.buckets": "1x4x518x518"}
 _APART = {"distill.match.mode": "layerwise", "distill.targets": "none"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "paper_stage1": _PAPER
-    | {
-        "distill.precision": "paper_w4a16",
-        "distill.match.weight": 0.0,
-        "distill.match.final_weight": 0.0,
-    },
-    "paper": _PAPER | {"distill.precision": "paper"},
+    "paper_stage1": PAPER_STAGE1 | {"train.count": 360_448, "distill.precision": "paper_w4a16"},
+    "paper": PAPER | {"train.count": 360_448, "distill.precision": "paper"},
     "tiny": {
         "weights": "vggt-tiny",
         "train.dtype": "float32",
@@ -177,24 +135,5 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The settings, to be changed by --config.NAME=VALUE.
-
-    Args:
-        variant: names of `VARIANTS` with commas between.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    config = to_config(Experiment(backbone="vggt"))
-    config.update_from_flattened_dict(RECIPE)
-    plan = RECIPE["distill.plan"]
-    for name in filter(None, variant.split(",")):
-        if name not in VARIANTS:
-            raise unknown_name("configs/vggt.py: variant", name, VARIANTS)
-        change = dict(VARIANTS[name])
-        settings = change.pop("plan", {})
-        plan = change.get("distill.plan", plan)
-        if settings and plan:
-            plan = change_plan(plan, **settings)
-        config.update_from_flattened_dict(change | {"distill.plan": plan})
-    return config
+    """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
+    return configure("vggt", "vggt", RECIPE, VARIANTS, variant)
