@@ -1,13 +1,11 @@
-"""Settings to a pair of models and their objective."""
+"""A model and settings to a student beside its teacher, and their objective."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lite3r_jax.attention.plan import Plan
 from lite3r_jax.backbones.model import count_parameters
@@ -26,7 +24,7 @@ from lite3r_jax.distillation.teacher_student import Pair, make_pair, of_student,
 from lite3r_jax.distillation.trainable import add_low_rank, sizes, trained_paths
 from lite3r_jax.errors import InputError
 from lite3r_jax.precision import apply_precision, preset
-from lite3r_jax.weights.load import load, resolve
+from lite3r_jax.weights.load import resolve
 from lite3r_jax.weights.save import to_host
 
 
@@ -91,57 +89,39 @@ class Distillation:
 
 
 def prepare(
+    model: Any,
     weights: str | os.PathLike[str],
     options: DistillOptions,
     *,
-    backbone: str,
-    heads: Sequence[str],
     steps: int,
     task: Loss | None,
-    dtype: Any = jnp.float32,
     forward: tuple[tuple[str, Any], ...] = (),
     seed: int = 0,
 ) -> Distillation:
-    """Load the teacher and make the student of it.
+    """Make a student beside its teacher of a model that has the student's plan.
 
     Args:
-        weights: the teacher's, as for `load`.
+        model: with the teacher's weights, parameters in float32; becomes the student.
+        weights: where the teacher's are, as for `load`.
         options: which student, which objective.
-        backbone: registry name that the weights have to be of.
-        heads: of both models.
         steps: of the run.
         task: loss of a model and a batch with known cameras and depth.
-        dtype: compute dtype of both.
         forward: see `DistillLoss`.
         seed: of the student's new parameters.
 
     Raises:
-        InputError: settings that do not fit together or the weights, weights of another backbone,
-            or a student to go on from that is another.
+        InputError: settings that do not fit together or the model, or a student to go on from that
+            is another.
     """
-    plan, _ = options.student_plan(), preset(options.precision)
     directory, remedy = resolve(weights)
-    teacher, _ = describe_teacher(directory, (), remedy)
-    if teacher != backbone:
-        raise InputError(
-            f"{directory}: the teacher is a {teacher}, config.backbone says {backbone}; set one of"
-            " them to the other"
-        )
-    kinds = {"heads": heads, "dtype": dtype, "param_dtype": jnp.float32, "seed": seed}
-    try:
-        student = load(directory, plan=plan, **kinds)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"distill.plan: {error}") from error
-    student = as_student(student, options, seed)
+    student = as_student(model, options, seed)
     trained = trained_paths(student, options.trainable)
     parts = sorted({path.partition("/")[0] for path in variables(student)})
-    _, teacher = describe_teacher(directory, parts, remedy)
+    backbone, teacher = describe_teacher(directory, parts, remedy)
     manifest = StudentManifest(
         backbone,
         tuple(student.heads),
-        plan,
+        student.plan,
         options.trainable,
         _rank(options),
         options.precision,

@@ -32,6 +32,7 @@ from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.report import environment
 from lite3r_jax.interrupts import INTERRUPTED
 from lite3r_jax.models import ModelSpec, check_model
+from lite3r_jax.precision import preset
 from lite3r_jax.runs.evaluate import Evaluation
 from lite3r_jax.runs.evaluate import evaluate as evaluate_models
 from lite3r_jax.small_teacher import task as small_teacher
@@ -340,15 +341,21 @@ def build_distillation(experiment: Experiment, task: LossFn) -> Distillation:
     Raises:
         InputError: settings and weights do not fit together.
     """
-    options = experiment.train
-    return prepare(
+    options, distill = experiment.train, experiment.distill
+    preset(distill.precision)  # a misspelt name before weights are read
+    spec = ModelSpec(
         experiment.weights,
-        experiment.distill,
-        backbone=experiment.backbone,
-        heads=_heads(options),
+        attention=distill.student_plan(),
+        dtype=jnp.dtype(options.dtype),
+        param_dtype=jnp.float32,
+        seed=options.seed,
+    )
+    return prepare(
+        check_model(spec, experiment.backbone).build(_heads(options)),
+        experiment.weights,
+        distill,
         steps=options.loop.steps,
         task=task,
-        dtype=jnp.dtype(options.dtype),
         forward=(("remat", True),) if options.remat else (),
         seed=options.seed,
     )

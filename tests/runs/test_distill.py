@@ -80,7 +80,7 @@ def test_without_weights_or_data_it_says_what_to_get(tmp_path, variant, weights,
 
 
 @pytest.mark.parametrize("change,message", [
-    ({"backbone": "da3"}, "the teacher is a vggt, config.backbone says da3"),
+    ({"backbone": "da3"}, "weights of vggt, but the config is for da3"),
     ({"train": TrainOptions(trainable="lora")}, "config.distill.trainable names"),
     ({"train": TrainOptions(model="M.json")}, "config.train.model: a distillation has a teacher"),
     ({"distill": DistillOptions(plan="sla_golbal")}, "plan 'sla_golbal' is not known; did you"),
