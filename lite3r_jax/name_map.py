@@ -14,7 +14,7 @@ that converts also exports.
 import enum
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -374,6 +374,8 @@ class Checkpoint:
         license: config -> license of the published weights of that size, None if none are.
         relatives: config -> names (regular expressions) that no such checkpoint has, but one of a
             related model -> what that is, and what to do.
+        signs: names (regular expressions) that only checkpoints of this model, or a form of them
+            that is not converted, have -> what such a checkpoint is, for messages.
     """
 
     title: str
@@ -382,6 +384,7 @@ class Checkpoint:
     heads: Mapping[str, str]
     license: Callable[[Any], str | None] = lambda config: None
     relatives: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    signs: Mapping[str, str] = field(default_factory=dict)
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:

@@ -217,12 +217,15 @@ class Backbone(Protocol):
         taps: intermediates by name.
         choices: see `Choice`; argument of the call -> what it may be.
         inputs: see `Input`; by what they are called in messages.
+        camera_outputs: paths of the Linears whose outputs are cameras, which float8 leaves out by
+            default.
     """
 
     parts: ClassVar[Mapping[str, str]]
     taps: ClassVar[Mapping[str, Tap]]
     choices: ClassVar[Mapping[str, Choice]]
     inputs: ClassVar[Mapping[str, Input]]
+    camera_outputs: ClassVar[tuple[str, ...]]
     config: Any
     heads: tuple[str, ...]
     dtype: Any

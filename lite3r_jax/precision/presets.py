@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from lite3r_jax.errors import unknown_name
-from lite3r_jax.precision.rules import Fp8Rule, Int4Rule, PrecisionRule
+from lite3r_jax.precision.rules import CAMERA_OUTPUTS, Fp8Rule, Int4Rule, PrecisionRule
 
 # Whatever a backbone calls its parts: the dense heads keep full precision, and what is no head is
 # encoder or trunk.
@@ -12,13 +12,13 @@ _PARTS = r"^(?!(depth|point|ray|track)_head/)"
 _TRUNK = Fp8Rule(r"^(?!\w+_head/|camera_encoder/)")
 _HEADS = Fp8Rule(r"^(camera_head|camera_encoder)/", optional=True)
 _STRATEGIES = r"(^|/)(\w+_)?cores/"  # what attention strategies have of their own
-_LAST = r"^camera_head/(pose_branch/fc2|translation|quaternion|rotation|field_of_view)$"
 
 PRESETS: Mapping[str, tuple[PrecisionRule, ...]] = MappingProxyType(
     {
         "none": (),
         "default": (
-            Fp8Rule(f"{_STRATEGIES}|{_LAST}", weights=None, activations=None, optional=True),
+            Fp8Rule(_STRATEGIES, weights=None, activations=None, optional=True),
+            Fp8Rule(CAMERA_OUTPUTS, weights=None, activations=None, optional=True),
             _TRUNK, _HEADS,
         ),
         "paper": (_TRUNK, _HEADS),

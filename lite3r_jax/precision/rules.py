@@ -11,6 +11,10 @@ from lite3r_jax.kernels.fp8.api import fp8_dot_general
 from lite3r_jax.kernels.fp8.quantize import fake_quantize, fake_quantize_int
 from lite3r_jax.kernels.fp8.reference import FORMATS, FormatName, ScaleName
 
+CAMERA_OUTPUTS = "<camera outputs>"
+"""In place of the path of a rule: the layers of which a backbone says that they put out cameras
+(`Backbone.camera_outputs`)."""
+
 
 @dataclass(frozen=True)
 class Fp8Rule:
@@ -20,7 +24,7 @@ class Fp8Rule:
     exceptions from the rules behind it.
 
     Attributes:
-        path: regular expression.
+        path: regular expression, or `CAMERA_OUTPUTS`.
         weights: "e4m3", "e5m2", or None to leave them.
         activations: likewise, for what comes in. With None at `proj_lin` the operator folds the
             matrix into its state; otherwise it computes its linear part apart, one scale for every

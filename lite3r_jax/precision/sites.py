@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.precision.rules import PrecisionRule, RuleDotGeneral
+from lite3r_jax.precision.rules import CAMERA_OUTPUTS, PrecisionRule, RuleDotGeneral
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,13 @@ def match(model: nnx.Module, rules: Sequence[PrecisionRule]) -> tuple[Site, ...]
             before it match.
     """
     layers = {path: site.layers for path, site in find_places(model).items()}
+    outputs = getattr(model, "camera_outputs", ())
     chosen: dict[str, PrecisionRule] = {}
     for rule in rules:
-        matched = [path for path in layers if path_matches(rule.path, path)]
+        if rule.path == CAMERA_OUTPUTS:
+            matched = [path for path in layers if path in outputs]
+        else:
+            matched = [path for path in layers if path_matches(rule.path, path)]
         left = [path for path in matched if path not in chosen]
         if not left and not rule.optional:
             near = difflib.get_close_matches(rule.path, layers, 3, 0)

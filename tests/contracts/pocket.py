@@ -41,6 +41,7 @@ class Trunk(nnx.Module):
 
 
 class Pocket(BackboneModel):
+    camera_outputs = ("camera_head",)
     parts: ClassVar = {"camera": "camera_head", "depth": "depth_head"}
     taps: ClassVar = {name: Tap("L B S P C", name) for name in BLOCK_TAPS} | {
         POSE_STAGES: Tap("1 B S 9", "the only stage", "camera")

@@ -17,6 +17,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.main import main
 from lite3r_jax.name_map import inverse
+from lite3r_jax.precision import match, preset
 from lite3r_jax.weights.load import load
 from tests.contracts.pocket import ENTRY, NAMES
 
@@ -148,6 +149,8 @@ def test_what_the_base_promises_it_keeps(weights):
     assert taps["camera/pose_enc"].shape == (1, 1, 3, 9)
     assert taps["global/attn"].shape[model.taps["global/attn"].layer_axis] == 2
     np.testing.assert_array_equal(taps["camera/pose_enc"][-1], prediction.pose_enc)
+    layers = {site.path: site.wrapped for site in match(model, preset("default"))}
+    assert sorted(layers, key=layers.get)[0] == "camera_head" and sum(layers.values()) == 9
     assert prediction.unit == "model" and model.sites == {"frame": 2, "global": 2}
     order = [2, 0, 1]  # no reference view: permuting views permutes everything
     turned, _ = model(x[:, order])

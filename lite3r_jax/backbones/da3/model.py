@@ -72,6 +72,9 @@ class DA3(BackboneModel):
 
     parts = PARTS
     taps = TAPS
+    camera_outputs = (
+        "camera_head/translation", "camera_head/quaternion", "camera_head/field_of_view",
+    )  # fmt: skip
     published_images: ClassVar = ImageInput("upper_bound_resize", 504)
     choices: ClassVar[Mapping[str, Choice]] = {
         "reference": Choice(

@@ -127,4 +127,8 @@ CHECKPOINT = Checkpoint(
         "camera_encoder": "model.cam_enc",
     },
     license=license_of,
+    signs={
+        r"model\.da3(_metric)?\..*": "a nested Depth Anything 3",
+        r"(model\.)?backbone\.pretrained\..*": "Depth Anything 3",
+    },
 )

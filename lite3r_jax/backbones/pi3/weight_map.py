@@ -147,4 +147,8 @@ CHECKPOINT = Checkpoint(
     heads={"camera": "camera_decoder", "depth": "point_decoder"},
     license=license_of,
     relatives=_relatives,
+    signs={
+        r"(local|global)_decoder\..*": "Speed3R, a sparse pi^3",
+        r"(decoder\.\d+|point_decoder|conf_decoder)\..*": "Pi3",
+    },
 )

@@ -151,4 +151,5 @@ CHECKPOINT = Checkpoint(
         "point": "point_head",
         "track": "track_head",
     },
+    signs={r"model\.(aggregator|camera_head)\..*": "a VGGT state dict with a prefix 'model.'"},
 )
