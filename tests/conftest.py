@@ -7,6 +7,7 @@ docs/parity.md, and fails if one was not compared.
 import functools
 import gc
 import json
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[_rows] = []
+    if config.getoption("markexpr") == "not slow" and jax.__version_info__ < (0, 11):
+        # Two thirds of the time of the default tests is XLA compiling small models, most of that in
+        # its newer code generator, which makes loops somewhat faster and takes several times as
+        # long; later versions have no other. Slow tests and `make parity` compile as users do.
+        # This comes before any device is asked for.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 @pytest.fixture
