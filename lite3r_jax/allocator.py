@@ -1,4 +1,4 @@
-"""What the process does with memory that it has freed."""
+"""Whether freed host memory is kept for the next step or given back to the system (glibc)."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""One table of what the numbers among the settings may be.
+"""The bounds of all numeric settings, in one table.
 
 A number outside of it is a slip of the keyboard or an attack: it would run for years, ask for more
 memory than there is, or stop a run at its end. What further settings of one run have to do with

@@ -1,4 +1,4 @@
-"""Attention to some heads after the others, in the memory of these."""
+"""Runs attention over groups of heads one after the other; peak memory is that of one group."""
 
 from collections.abc import Callable
 from typing import Any

@@ -15,7 +15,7 @@ from lite3r_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Rule:
-    """Which sites get `spec`.
+    """Gives one strategy to the attention layers that it matches.
 
     Attributes:
         role: role of the sites.

@@ -211,7 +211,7 @@ class AttentionInputs:
 
     @property
     def functions(self) -> LayerFunctions:
-        """`layer`.
+        """The pure functions of the layer: project, norm and rotate.
 
         Raises:
             ValueError: there is none.

@@ -141,7 +141,7 @@ def map_frames(
     turns = count // chunk
 
     def together(part: jax.Array) -> Any:
-        """[devices, n, ...] -> results [devices, n, ...]."""
+        """Apply the function to n frames of every device: [devices, n, ...] -> the same."""
         maps = one(state, part.reshape(-1, *rest))
         return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), maps)
 

@@ -20,7 +20,7 @@ from lite3r_jax.errors import InputError, did_you_mean, unknown_name
 
 @dataclass(frozen=True)
 class Call:
-    """How a forward pass goes; static.
+    """The static arguments of a forward pass.
 
     Attributes:
         choices: (name, value) of every choice that the model has.

@@ -1,1 +1,1 @@
-"""A dense teacher into a student with efficient attention that shares the teacher's weights."""
+"""Distills a dense teacher into a student with efficient attention that shares its weights."""

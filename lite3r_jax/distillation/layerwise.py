@@ -1,4 +1,4 @@
-"""The student's attention layers on the teacher's activations."""
+"""Layerwise distillation: the student's attention layers run on the teacher's activations."""
 
 from typing import Any
 

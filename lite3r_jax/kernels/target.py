@@ -1,4 +1,4 @@
-"""The device that is computed on, which is not always one that is there."""
+"""The device that is traced for: an attached one, or one that is only described."""
 
 import re
 from dataclasses import dataclass, replace

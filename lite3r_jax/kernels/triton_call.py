@@ -1,4 +1,4 @@
-"""Starting GPU kernels over (blocks, N, B) through Pallas' Triton lowering; who gets what."""
+"""Launches Pallas Triton kernels over a grid (blocks, N, B) with block specs for their arrays."""
 
 import functools
 from collections.abc import Sequence

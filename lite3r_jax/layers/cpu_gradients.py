@@ -1,4 +1,4 @@
-"""Weight gradients in the form that a CPU computes fastest; values before them are XLA's own.
+"""Weight gradients of convolutions and Linears in forms that are fast on a CPU.
 
 XLA computes the weight gradient of a convolution as a convolution whose window is the image, after
 it has moved the batch into the channels, and that of a Linear with few outputs as a product that

@@ -1,4 +1,4 @@
-"""Blocks over some frames after the others, where all of them together are many tokens.
+"""Runs a block over chunks of frames one after the other, where a scene has too many tokens.
 
 Outside of attention every token is by itself, and attention within a view is by itself in every
 view. So a block that works through the frames in place needs the residual stream, the queries, keys

@@ -37,7 +37,7 @@ class Mlp(nnx.Module):
 
     @property
     def reads(self) -> Any:
-        """The Linear that gets the input."""
+        """The first Linear, which gets the input of the layer, perhaps as quantized tokens."""
         return self.fc1
 
     def __call__(self, x: jax.Array | Quantized) -> jax.Array:
@@ -75,7 +75,7 @@ class SwiGlu(nnx.Module):
 
     @property
     def reads(self) -> Any:
-        """The Linear that gets the input."""
+        """The first Linear, which gets the input of the layer, perhaps as quantized tokens."""
         return self.w12
 
     def __call__(self, x: jax.Array | Quantized) -> jax.Array:

@@ -172,7 +172,7 @@ def _block(
         return y, kept, attended
 
     def write(kept: jax.Array, frames: jax.Array, first: Any) -> jax.Array:
-        """As they come, after which nobody needs them."""
+        """Put finished frames where heads read them, so that nothing else holds them."""
         assert place is not None
         part = frames.astype(kept.dtype)[:, None]
         return lax.dynamic_update_slice(kept, part, (first, place[0], 0, place[1]))

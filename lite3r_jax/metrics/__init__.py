@@ -1,4 +1,4 @@
-"""What a prediction is worth: depth, poses, points, and how two predictions agree.
+"""Errors of predicted depth, poses and points, and how far two predictions agree.
 
 Everything here is NumPy in float64 on the host: metrics are computed once per scene on what has
 left the device, they need medians, singular values and nearest neighbors, and they have to be the

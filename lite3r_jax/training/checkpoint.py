@@ -1,4 +1,4 @@
-"""Checkpoints that are complete and intact, or are not used.
+"""Checkpoints with a hash of every file: incomplete and damaged ones are not restored.
 
 Orbax writes the arrays in the background into a folder with a temporary name, which it renames to
 the number of the step when they are all there. Then a manifest with the SHA-256 of every file is

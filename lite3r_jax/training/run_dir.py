@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, its settings, its logs.
+"""The output folder of a training run: which process writes it, its settings and its logs.
 
 config.json     the settings; a run is continued with the same ones only
 metrics.jsonl   one line per report; depends on nothing but settings, data and machine

@@ -29,7 +29,7 @@ class Guard:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """The state. All of it is saved.
+    """Everything that a training step depends on and changes; all of it is saved in checkpoints.
 
     Attributes:
         step: int32, batches seen; skipped ones count.

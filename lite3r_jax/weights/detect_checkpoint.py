@@ -1,4 +1,4 @@
-"""Recognizing checkpoints that are not what they were taken for."""
+"""Recognizes by the names of its tensors what kind of model a checkpoint is of."""
 
 import re
 from collections.abc import Iterable, Mapping

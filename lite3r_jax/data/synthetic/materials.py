@@ -1,4 +1,4 @@
-"""Families of textures: each draws looks of one kind."""
+"""Families of textures, each of which draws random materials of one kind."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Random numbers that a seed names for ever.
+"""A random generator whose numbers for a seed stay the same in all versions.
 
 They are the raw output of PCG64, which NumPy guarantees never to change; the methods of its
 Generator have no such guarantee.
