@@ -53,7 +53,7 @@ class AttentionChoice:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model.
+    """Which model to build: its weights, student, attention and precision.
 
     Attributes:
         weights: a directory of converted weights or of a deployed model, a hub repository such as
@@ -110,7 +110,7 @@ class CheckedModel:
     def name(self) -> str:
         """ATTENTION-PRECISION, in the words in which evaluations and benchmarks are asked for."""
         if isinstance(self.manifest, Deployment):
-            return self.manifest.row
+            return self.manifest.variant
         precision = self.spec.precision or str(np.dtype(self.dtype))
         return f"{plan_name(self.plan) if self.student is None else 'student'}-{precision}"
 

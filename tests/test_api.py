@@ -83,4 +83,4 @@ def test_a_student_is_distilled_evaluated_and_loaded_from_python(
     evaluation = lite3r_jax.evaluate(lite3r_jax.recipe(str(pocket_recipe), settings))
     assert evaluation.failed == 0 and "student-float32" in evaluation.text
     [entry] = evaluation.results
-    assert entry["row"] == "student-float32" and (evaluation.folder / "report.html").is_file()
+    assert entry["variant"] == "student-float32" and (evaluation.folder / "report.html").is_file()

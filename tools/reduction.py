@@ -93,7 +93,7 @@ def read(path: Path) -> list[Entry]:
     model = check_model(ModelSpec(weights))
     entries = []
     for result in sorted(results, key=lambda result: result["views"]):
-        plan = result["row"].rpartition("-")[0]
+        plan = result["variant"].rpartition("-")[0]
         share = attention_share(model, plan, result["views"], result["size"])
         values = (result["metrics"].get(name, {}).get("value") for name in _METRICS)
         entries.append(Entry(result["views"], plan, share, tuple(values)))

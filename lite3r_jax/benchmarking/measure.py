@@ -1,4 +1,4 @@
-"""Latency and memory of one row, one number of views after the other."""
+"""Latency and memory of one variant, one number of views after the other."""
 
 import gc
 import time
@@ -26,7 +26,7 @@ from lite3r_jax.infer.memory import (
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a row is measured.
+    """How a variant is measured.
 
     Attributes:
         views: numbers of views, ascending.
@@ -53,10 +53,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row at one number of views.
+    """One variant at one number of views.
 
     Attributes:
-        row: its name.
+        variant: its name.
         views: of the scene.
         missing: why there are no figures; "" if there are.
         seconds: every timed pass, in order; images are on the device, results are computed.
@@ -71,7 +71,7 @@ class Cell:
         flops: of `flops.Work`.
     """
 
-    row: str
+    variant: str
     views: int
     missing: str = ""
     seconds: tuple[float, ...] = ()
@@ -103,20 +103,20 @@ class Cell:
 
 
 def measure(
-    row: str,
+    variant: str,
     model: Any,
     protocol: Protocol,
     *,
     count: Callable[[Any, int, int, int], Work],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Cell]:
-    """The cells of a row, each when it is done.
+    """The cells of a variant, each when it is done.
 
     Sizes go up until one does not fit or would take too long; from there on cells say so. Nothing
     is run that does not fit the memory plan.
 
     Args:
-        row: its name.
+        variant: its name.
         model: a backbone.
         protocol: how.
         count: operations of (model, views, height, width), as `flops.count`.
@@ -135,7 +135,7 @@ def measure(
                     f"a pass of {views} views is expected to take {expected:.0f} s, more than"
                     f" bench.seconds={protocol.seconds:g}"
                 )
-        cell = Cell(row, views, stopped, weights=weights, flops=work.to_json())
+        cell = Cell(variant, views, stopped, weights=weights, flops=work.to_json())
         if not stopped:
             try:
                 start = clock()

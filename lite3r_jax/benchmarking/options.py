@@ -29,15 +29,15 @@ class BenchOptions:
         seconds: a pass that is expected to take longer, going by the operations of the last one
             that was measured, is left out; 0: none is.
         matmul: products of float32: "default" is TF32 on a GPU, "highest" is float32 everywhere.
-        isolate: whether each row runs in a process of its own, so that peaks of memory are its own,
-            and a row that the system kills leaves the others.
+        isolate: whether each variant runs in a process of its own, so that peaks of memory are its
+            own, and one that the system kills leaves the others.
         quality: report.json of an evaluation of the same weights, for quality against speed; with
             what lies beside it, for pictures of the scenes.
         seed: of the images.
     """
 
     variants: str = "sla_global-float32,sla_global-bfloat16,sla_global-fp8_weight_only"
-    baselines: str = ",".join(row.name for row in BASELINES)
+    baselines: str = ",".join(variant.name for variant in BASELINES)
     student: str = ""
     views: str = "2,4,8,16,32,64,100,200,500,1000"
     size: str = ""
@@ -56,18 +56,18 @@ class BenchOptions:
             InputError: see `parse_variants`; or a baseline that is none.
         """
         baselines = parse_variants(self.baselines, where="bench.baselines")
-        for row in baselines:
-            if row not in BASELINES:
+        for variant in baselines:
+            if variant not in BASELINES:
                 known = " and ".join(known.name for known in BASELINES)
                 raise InputError(
-                    f"bench.baselines: expected one or both of {known}, got {row.name!r}"
+                    f"bench.baselines: expected one or both of {known}, got {variant.name!r}"
                 )
         asked = (
             parse_variants(self.variants, self.student, "bench.variants")
             if self.variants.strip()
             else ()
         )
-        return baselines + tuple(row for row in asked if row not in baselines)
+        return baselines + tuple(variant for variant in asked if variant not in baselines)
 
     def pixels(self, patch: int, own: int) -> tuple[int, int]:
         """`size` as numbers.

@@ -21,18 +21,18 @@ def entries(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     `memory`, its peak over this one's, None if one of the two is not known; `planned_memory`,
     likewise for the plans; `flops`, likewise for the operations.
     """
-    by_key = {(cell.row, cell.views): cell for cell in cells}
+    by_key = {(cell.variant, cell.views): cell for cell in cells}
     result = []
     for cell in cells:
         body = cell.to_json() | {"against": {}}
-        for row in BASELINES:
-            base = by_key.get((row.name, cell.views))
+        for variant in BASELINES:
+            base = by_key.get((variant.name, cell.views))
             if base is None or not base.seconds or not cell.seconds:
                 continue
             memory = None
             if base.peak is not None and cell.peak is not None:
                 memory = base.peak / cell.peak
-            body["against"][row.name] = {
+            body["against"][variant.name] = {
                 "speed": base.median / cell.median,
                 "memory": memory,
                 "planned_memory": base.planned / cell.planned,
@@ -68,8 +68,8 @@ def _model(body: Mapping[str, Any]) -> str:
 def measured(body: Mapping[str, Any]) -> list[list[str]]:
     """The table of what was measured, by views, its head first."""
     asked = body["settings"]["bench"]["baselines"].split(",")
-    names = [row.name for row in BASELINES if row.name in map(str.strip, asked)]
-    head = ["views", "row", "median ms", "p95 ms", "compile s", "peak GiB", "planned GiB"]
+    names = [variant.name for variant in BASELINES if variant.name in map(str.strip, asked)]
+    head = ["views", "variant", "median ms", "p95 ms", "compile s", "peak GiB", "planned GiB"]
     head += ["TFLOP", "TFLOP/s", *(f"speed / {name}" for name in names)]
     head += [f"memory / {name}" for name in names]
     cells = sorted((c for c in body["cells"] if not c["missing"]), key=lambda c: c["views"])
@@ -92,10 +92,10 @@ def published_figures(body: Mapping[str, Any]) -> list[list[str]]:
 def notes(body: Mapping[str, Any]) -> list[str]:
     """What is missing, with reasons, and which kernels ran."""
     kernels = [
-        f"{name}: {row['compute']} compute, weights {row['weights']}; "
-        + "; ".join(f"{role}: {text}" for role, text in row["attention"].items())
-        + (f"; float8 products: {row['float8_products']}" if row.get("float8_products") else "")
-        for name, row in body["rows"].items()
+        f"{name}: {facts['compute']} compute, weights {facts['weights']}; "
+        + "; ".join(f"{role}: {text}" for role, text in facts["attention"].items())
+        + (f"; float8 products: {facts['float8_products']}" if facts.get("float8_products") else "")
+        for name, facts in body["variants"].items()
     ]
     return [*_missing(body["cells"]), *_unknown(body["cells"]), *kernels]
 
@@ -128,9 +128,9 @@ def charts(
     work: dict[str, dict[int, float]] = {}
     for cell in body["cells"]:
         if cell["flops"]:
-            attention = work.setdefault(cell["row"].partition("-")[0], {})
+            attention = work.setdefault(cell["variant"].partition("-")[0], {})
             attention[cell["views"]] = cell["flops"]["total"] / 1e12
-    styles = {row: i for i, row in enumerate(dict.fromkeys(c["row"] for c in body["cells"]))}
+    styles = {name: i for i, name in enumerate(dict.fromkeys(c["variant"] for c in body["cells"]))}
     peaks = all(cell["peak"] is not None for cell in cells)
     memory = "peak" if peaks else "planned"
     charts = {
@@ -156,9 +156,9 @@ def charts(
     return {name: chart for name, chart in charts.items() if chart.series}
 
 
-def in_common(evaluation: Mapping[str, Any], rows: Sequence[str], views: Sequence[int]) -> bool:
-    """Whether an evaluation has one of these rows at one of these numbers of views."""
-    return any(e["row"] in rows and e["views"] in views for e in evaluation["results"])
+def in_common(evaluation: Mapping[str, Any], variants: Sequence[str], views: Sequence[int]) -> bool:
+    """Whether an evaluation has one of these variants at one of these numbers of views."""
+    return any(e["variant"] in variants and e["views"] in views for e in evaluation["results"])
 
 
 def _quality(
@@ -167,15 +167,15 @@ def _quality(
     charts = {}
     results = evaluation["results"]
     for protocol, views in dict.fromkeys((e["protocol"], e["views"]) for e in results):
-        seconds = {c["row"]: c["median_seconds"] for c in cells if c["views"] == views}
+        seconds = {c["variant"]: c["median_seconds"] for c in cells if c["views"] == views}
         for metric, label in QUALITY.items():
             points = []
             for e in results:
                 value = e["metrics"].get(metric, {}).get("value")
                 same = (e["protocol"], e["views"]) == (protocol, views)
-                if same and value is not None and e["row"] in seconds:
-                    point = (seconds[e["row"]], value)
-                    points.append(Series(e["row"], (point,), styles[e["row"]]))
+                if same and value is not None and e["variant"] in seconds:
+                    point = (seconds[e["variant"]], value)
+                    points.append(Series(e["variant"], (point,), styles[e["variant"]]))
             name = f"quality-{protocol.replace(':', '-')}-{views}-{metric}"
             charts[name] = Chart(
                 f"{protocol}, {views} views: quality against time ({of})",
@@ -187,10 +187,10 @@ def _quality(
 def _series(
     cells: Sequence[Any], styles: Mapping[str, int], value: Callable[[Any], float]
 ) -> tuple[Series, ...]:
-    rows: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
-        rows.setdefault(cell["row"], []).append((cell["views"], value(cell)))
-    return tuple(Series(row, tuple(points), styles[row]) for row, points in rows.items())
+        points.setdefault(cell["variant"], []).append((cell["views"], value(cell)))
+    return tuple(Series(name, tuple(line), styles[name]) for name, line in points.items())
 
 
 def _line(cell: Mapping[str, Any], baselines: Sequence[str]) -> list[str]:
@@ -205,7 +205,7 @@ def _line(cell: Mapping[str, Any], baselines: Sequence[str]) -> list[str]:
 
     return [
         str(cell["views"]),
-        cell["row"],
+        cell["variant"],
         f"{cell['median_seconds'] * 1e3:.1f}",
         f"{cell['p95_seconds'] * 1e3:.1f}",
         f"{cell['compile_seconds']:.1f}",
@@ -226,19 +226,20 @@ def _table(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _missing(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each row and reason."""
+    """One line for each variant and reason."""
     first: dict[tuple[str, str], int] = {}
     for cell in cells:
         if cell["missing"]:
-            first.setdefault((cell["row"], cell["missing"]), cell["views"])
+            first.setdefault((cell["variant"], cell["missing"]), cell["views"])
     return [
-        f"{row}, from {views} views on: not measured: {why}" for (row, why), views in first.items()
+        f"{name}, from {views} views on: not measured: {why}"
+        for (name, why), views in first.items()
     ]
 
 
 def _unknown(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"{cell['row']}, {cell['views']} views: peak not known: {cell['peak_note']}"
+        f"{cell['variant']}, {cell['views']} views: peak not known: {cell['peak_note']}"
         for cell in cells
         if not cell["missing"] and cell["peak"] is None
     ]

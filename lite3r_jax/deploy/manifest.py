@@ -103,7 +103,7 @@ class Deployment:
     tool: str
 
     @property
-    def row(self) -> str:
+    def variant(self) -> str:
         """What `--mode=eval` calls it."""
         return f"{'dense' if self.student is None else 'student'}-{self.kind}"
 

@@ -201,7 +201,7 @@ def _with_wrong_partner(
 
 def _agreement(output: Output, other: Output | None) -> m.Metrics:
     if other is None:
-        return m.unavailable(AGREEMENT_METRICS, "the first row has no prediction")
+        return m.unavailable(AGREEMENT_METRICS, "the first variant has no prediction")
     return m.agreement(output.depth, output.extrinsics, other.depth, other.extrinsics)
 
 

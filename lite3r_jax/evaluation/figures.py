@@ -1,4 +1,4 @@
-"""The pictures of one scene: photos and the truth, then what every row makes of it."""
+"""The pictures of one scene: photos and the truth, then what every variant makes of it."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,15 @@ class SceneFigures:
 
     Attributes:
         protocol: with number of views, as tables call it.
-        record: of the first row; scene and frames are those of all.
+        record: of the first variant; scene and frames are those of all.
         truth: None if the sample could not be read.
-        rows: name -> its record, and what it predicts, None after a failure.
+        variants: name -> its record, and what it predicts, None after a failure.
     """
 
     protocol: str
     record: Record
     truth: Thumbnails | None
-    rows: Mapping[str, tuple[Record, Thumbnails | None]]
+    variants: Mapping[str, tuple[Record, Thumbnails | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +93,22 @@ def figures(scene: SceneFigures, options: ScoreOptions) -> Figures:
     if len(truth.views) < len(record.frames):
         shown = ", ".join(str(record.frames[n]) for n in truth.views)
         caption += f"; maps and points of {shown}"
-    stage = _Stage(truth, [row[1] for row in scene.rows.values()], options)
+    stage = _Stage(truth, [variant[1] for variant in scene.variants.values()], options)
     panels = [stage.truth_panel()]
-    for n, (name, (row, shown)) in enumerate(scene.rows.items()):
-        panels.append(stage.panel(n, name, row, shown))
+    for n, (name, (variant, shown)) in enumerate(scene.variants.items()):
+        panels.append(stage.panel(n, name, variant, shown))
     return Figures(caption, panels)
 
 
 class _Stage:
     """What all panels of a scene share: reference, color scale, and place of the viewer."""
 
-    def __init__(self, truth: Thumbnails, rows: Sequence[Thumbnails | None], options: ScoreOptions):
+    def __init__(
+        self, truth: Thumbnails, variants: Sequence[Thumbnails | None], options: ScoreOptions
+    ):
         assert truth.images is not None
         self.truth, self.images, self.options = truth, truth.images, options
-        with_depth = [truth, *(row for row in rows if row is not None)]
+        with_depth = [truth, *(variant for variant in variants if variant is not None)]
         self.reference = next((one for one in with_depth if one.depth is not None), truth)
         depth = self.reference.depth
         self.mask = None
@@ -117,7 +119,7 @@ class _Stage:
                 near, far = np.percentile(np.log(depth[self.mask]), [2, 98])
                 self.near, self.far = float(near), float(far)
         self.cloud = self._cloud(self.reference)
-        self.moved = [None if row is None else self._moved(row) for row in rows]
+        self.moved = [None if variant is None else self._moved(variant) for variant in variants]
         self.view = None
         if self.cloud is not None:
             places = [render.centers(one.extrinsics) for one in self.moved if one is not None]
@@ -139,7 +141,7 @@ class _Stage:
         return Panel("truth", "photo and true depth", points, views)
 
     def panel(self, n: int, name: str, record: Record, shown: Thumbnails | None) -> Panel:
-        """Depth, its error, points and cameras of row number n."""
+        """Depth, its error, points and cameras of variant number n."""
         if shown is None:
             return Panel(name, f"failed: {record.failure}", "failed", ())
         depth = self._aligned(shown)

@@ -1,4 +1,4 @@
-"""One HTML page of an evaluation: tables, charts, and what every row makes of the same scenes."""
+"""One HTML page of an evaluation: tables, charts, and what the variants make of the same scenes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -38,7 +38,7 @@ def page(body: Mapping[str, Any], scenes: Sequence[SceneFigures], *, limit: int 
     """
     settings, results = body["settings"], body["results"]
     versions, device = body["versions"], body["device"]
-    rows = list(dict.fromkeys(entry["row"] for entry in results))
+    variants = list(dict.fromkeys(entry["variant"] for entry in results))
     score = settings["evaluate"]["score"]
     parts = {"Quality": html.charts(charts(results)) + quality(body)}
     if scenes:
@@ -47,8 +47,8 @@ def page(body: Mapping[str, Any], scenes: Sequence[SceneFigures], *, limit: int 
         "All settings, versions, device", html.without(body, "results")
     )
     note = (
-        f"{', '.join(rows)}; backbone {settings['backbone']}; {device['count']} x {device['kind']},"
-        f" {device['machine']}; jax {versions['jax']}."
+        f"{', '.join(variants)}; backbone {settings['backbone']}; {device['count']} x"
+        f" {device['kind']}, {device['machine']}; jax {versions['jax']}."
     )
     return html.document(f"{html.loaded(settings)}: evaluation", note, parts)
 
@@ -63,7 +63,7 @@ def quality(body: Mapping[str, Any]) -> str:
     for block in blocks(body["results"]):
         text += f"<h3>{escape(block.title)}</h3>\n"
         for heading, cells in block.tables.items():
-            better = {name: html.LOWER for name in cells[0] if name != "row"}
+            better = {name: html.LOWER for name in cells[0] if name != "variant"}
             better |= {name: html.HIGHER for name in HIGHER_IS_BETTER if name in better}
             text += html.paragraph(f"{heading}:") if heading else ""
             text += html.table(cells, better=better)
@@ -75,15 +75,19 @@ def quality(body: Mapping[str, Any]) -> str:
 def charts(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Metrics against the number of views, where a protocol was run with several."""
     sections = []
-    styles = {row: n for n, row in enumerate(dict.fromkeys(entry["row"] for entry in results))}
+    styles = {
+        name: n for n, name in enumerate(dict.fromkeys(entry["variant"] for entry in results))
+    }
     for protocol in dict.fromkeys(entry["protocol"] for entry in results):
         for metric, label in CHARTS.items():
             points: dict[str, list[tuple[float, float]]] = {}
             for entry in results:
                 value = entry["metrics"].get(metric, {}).get("value")
                 if entry["protocol"] == protocol and value is not None:
-                    points.setdefault(entry["row"], []).append((entry["views"], value))
-            series = tuple(Series(row, tuple(sorted(p)), styles[row]) for row, p in points.items())
+                    points.setdefault(entry["variant"], []).append((entry["views"], value))
+            series = tuple(
+                Series(name, tuple(sorted(p)), styles[name]) for name, p in points.items()
+            )
             if any(len(one.points) > 1 for one in series):
                 sections.append(Chart(protocol, "views", label, series, log_y=False))
     return sections
@@ -137,7 +141,7 @@ def _explanation() -> str:
         " colors of the photos, seen from one place for all models, after the similarity that"
         " brings them onto the true points; surfaces that turn their back are left out. Below,"
         " view by view: depth in the alignment of the tables, and its error. Gray: no depth. Where"
-        " a dataset has no depth, the first row stands in for the truth."
+        " a dataset has no depth, the first variant stands in for the truth."
     )
     return html.paragraph(text) + f'<p class="scales">{scales}</p>\n'
 

@@ -22,7 +22,7 @@ class _Each:
 
 _NUMBER, _NAME, _COUNT = (int, float, type(None)), "name", "count"
 _RESULT = {
-    "row": _NAME,
+    "variant": _NAME,
     "protocol": _NAME,
     "views": _COUNT,
     "size": {"height": _COUNT, "width": _COUNT},
@@ -51,6 +51,9 @@ def read_report(path: Path, where: str) -> dict[str, Any]:
         InputError: it cannot be read, or is no such report, with the first place that is wrong.
     """
     body = strict_json.read_object(path)
+    for entry in body["results"] if isinstance(body.get("results"), list) else ():
+        if isinstance(entry, dict) and "row" in entry:  # its name until 0.1.0
+            entry.setdefault("variant", entry.pop("row"))
     if wrong := _wrong(body, _REPORT, ""):
         raise InputError(f"{where}: {path} is not the report.json of lite3r evaluate: {wrong}")
     return body

@@ -1,4 +1,4 @@
-"""A folder of results that grows scene by scene, and can be gone on with.
+"""The folder of an evaluation, written scene by scene so that a stopped one can be resumed.
 
 settings.json                                  what is measured, of which weights
 sources.json                                   the data source of each protocol
@@ -197,7 +197,7 @@ def thumbnail_scenes(
     """
     scenes = []
     for name, views in dict.fromkeys((e["protocol"], e["views"]) for e in results):
-        variants = [e["row"] for e in results if (e["protocol"], e["views"]) == (name, views)]
+        variants = [e["variant"] for e in results if (e["protocol"], e["views"]) == (name, views)]
         folder = _folder(name, views)
         for first in sorted((root / SCENES / variants[0] / folder).glob("*.json"))[:count]:
             pictures = root / PICTURES / folder / first.name[:5]

@@ -22,10 +22,10 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
     "wrong partner": ("wrong_partner_ratio", 3),
 }
 AGREEMENT: Mapping[str, tuple[str, int]] = {
-    "AbsRel to first row": ("teacher_abs_rel", 4),
-    "delta1 to first row": ("teacher_delta1", 4),
-    "AUC@5 to first row": ("teacher_auc_5", 3),
-    "AUC@30 to first row": ("teacher_auc_30", 3),
+    "AbsRel to first variant": ("teacher_abs_rel", 4),
+    "delta1 to first variant": ("teacher_delta1", 4),
+    "AUC@5 to first variant": ("teacher_auc_5", 3),
+    "AUC@30 to first variant": ("teacher_auc_30", 3),
 }
 LITE3R: Mapping[str, tuple[str, int]] = {
     "AbsRel": ("lite3r_abs_rel", 4),
@@ -50,10 +50,10 @@ BASELINES = {"baseline: constant depth": "constant_depth_", "baseline: mean pose
 
 
 def to_json(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
-    """Every row of one protocol: summary, failures, per-scene files excepted."""
+    """Every variant of one protocol: summary, failures, per-scene files excepted."""
     return [
         {
-            "row": row,
+            "variant": variant,
             "protocol": report.protocol.name,
             "views": report.protocol.views,
             "size": {"height": report.protocol.size[0], "width": report.protocol.size[1]},
@@ -64,7 +64,7 @@ def to_json(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
             ],
             "metrics": {name: value.to_json() for name, value in report.summary.items()},
         }
-        for row, report in reports.items()
+        for variant, report in reports.items()
     ]
 
 
@@ -100,7 +100,7 @@ def markdown(reports: Mapping[str, Report]) -> str:
     """Tables of one protocol with a number of views.
 
     Args:
-        reports: row -> report, at least one.
+        reports: variant -> report, at least one.
     """
     (block,) = blocks(to_json(reports))
     lines = [f"## {block.title}"]
@@ -134,11 +134,11 @@ def _block(entries: Sequence[Mapping[str, Any]]) -> Block:
     size = first["size"]
     name = printable(first["protocol"])
     title = f"{name}, {first['views']} views of {size['width']}x{size['height']}"
-    rows = [(entry["row"], entry, "") for entry in entries]
+    rows = [(entry["variant"], entry, "") for entry in entries]
     baselines = [(name, first, prefix) for name, prefix in BASELINES.items()]
     tables = {
         "": _cells(COLUMNS, rows + baselines),
-        "The first row's prediction in place of the truth": _cells(AGREEMENT, rows[1:]),
+        "The first variant's prediction in place of the truth": _cells(AGREEMENT, rows[1:]),
         "By Lite3R's own definitions, faults included": _cells(LITE3R, rows),
         "Pose AUC by the definition of published tables (a direction and its opposite are equal)":
             _cells(PUBLISHED, rows),
@@ -158,7 +158,7 @@ def _cells(
         values = [_cell(entry["metrics"].get(prefix + m), d) for m, d in columns.values()]
         if any(values) or not prefix:
             table.append([name, *values, str(len(entry["failures"]))])
-    table.insert(0, ["row", *columns, "failed"])
+    table.insert(0, ["variant", *columns, "failed"])
     kept = [k for k in range(len(table[0])) if any(row[k] for row in table[1:])]
     return [[row[k] for k in kept] for row in table]
 
@@ -184,13 +184,13 @@ def _notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 having[heading] = having.get(heading, 0) + 1
                 for reason, count in entry["metrics"][metric]["missing"].items():
                     text = f"{heading}: not available for {count} samples: {reason}"
-                    missing.setdefault(text, []).append(entry["row"])
+                    missing.setdefault(text, []).append(entry["variant"])
     notes = [
         text if len(rows) == having[text.partition(":")[0]] else f"{', '.join(rows)}: {text}"
         for text, rows in missing.items()
     ]
     return notes + [
-        printable(f"{entry['row']}: {failure['scene']} failed: {failure['reason']}")
+        printable(f"{entry['variant']}: {failure['scene']} failed: {failure['reason']}")
         for entry in entries
         for failure in entry["failures"]
     ]

@@ -1,4 +1,4 @@
-"""What pictures of one sample are made from, small enough to be kept for every row."""
+"""What pictures of one sample are made from, small enough to be kept for every variant."""
 
 import io
 from dataclasses import dataclass

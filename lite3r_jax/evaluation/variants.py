@@ -1,4 +1,4 @@
-"""The models of a table: one for each row, that is attention x precision."""
+"""The models of a table: one for each variant, that is attention x precision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +51,16 @@ def parse_variants(
     float32, bfloat16, fp8_weight_only or fp8_dynamic.
 
     Args:
-        text: the rows.
-        student: folder of the student; needed by the rows student and untrained.
+        text: the variants.
+        student: folder of the student; needed by the variants student and untrained.
         where: name of the setting, for messages.
-        deployment: the weights, if they are a deployed model, which is one row and no other.
+        deployment: the weights, if they are a deployed model, which is one variant and no other.
 
     Raises:
-        InputError: a row that is none, one twice, none at all, or no student; another row than that
+        InputError: a variant that is none, one twice, none at all, or no student; another than that
             of the deployed model.
     """
-    rows = []
+    variants = []
     for name in split_plans(text):
         attention, _, precision = name.rpartition("-")
         if not attention or precision not in PRECISION:
@@ -72,58 +72,58 @@ def parse_variants(
         if attention not in (STUDENT, UNTRAINED):
             # the whole name: it says what is kept, and names a folder
             attention = plan_name(parse_plan(attention, where))
-        if deployment is not None and f"{attention}-{precision}" != deployment.row:
+        if deployment is not None and f"{attention}-{precision}" != deployment.variant:
             raise InputError(
-                f"{where}: the weights are a deployed model, {deployment.row}, which cannot be"
-                f" {name!r}; set {where}={deployment.row}"
+                f"{where}: the weights are a deployed model, {deployment.variant}, which cannot be"
+                f" {name!r}; set {where}={deployment.variant}"
             )
         if attention in (STUDENT, UNTRAINED) and not student and deployment is None:
             raise InputError(f"{where.rpartition('.')[0]}.student: not set, but {name!r} needs it")
-        rows.append(Variant(attention, precision))
-    if not rows or len(set(rows)) < len(rows):
-        raise InputError(f"{where}: expected at least one row and each once, got {text!r}")
-    return tuple(rows)
+        variants.append(Variant(attention, precision))
+    if not variants or len(set(variants)) < len(variants):
+        raise InputError(f"{where}: expected at least one variant and each once, got {text!r}")
+    return tuple(variants)
 
 
-def held_dtype(row: Variant) -> Any:
+def held_dtype(variant: Variant) -> Any:
     """The dtype that weights are loaded in; those that become float8 are rounded once, from it."""
-    return jnp.dtype("float32" if row.precision.startswith("fp8") else row.precision)
+    return jnp.dtype("float32" if variant.precision.startswith("fp8") else variant.precision)
 
 
 def spec_of(
-    row: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
+    variant: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
 ) -> ModelSpec:
-    """The description of the model of a row; arguments as for `build_variant`.
+    """The description of the model of a variant; arguments as for `build_variant`.
 
     Raises:
         InputError: there is no such student.
     """
-    low = row.precision.startswith("fp8")
+    low = variant.precision.startswith("fp8")
     compute = dtype if low else None
     if find_deployment(Path(weights)) is not None:
         return ModelSpec(weights, dtype=compute)
-    precision = cast(Precision, row.precision)
-    if row.attention == STUDENT:
+    precision = cast(Precision, variant.precision)
+    if variant.attention == STUDENT:
         return ModelSpec(weights, student, precision=precision, dtype=compute)
-    if row.attention == UNTRAINED:
+    if variant.attention == UNTRAINED:
         made = read_student(Path(student))[0]
         rules = deployed_rules(made)
         return ModelSpec(weights, "", made.plan, precision, rules, dtype=compute)
-    return ModelSpec(weights, "", row.attention, precision, dtype=compute)
+    return ModelSpec(weights, "", variant.attention, precision, dtype=compute)
 
 
 def build_variant(
-    row: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
+    variant: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
 ) -> Any:
-    """The model of a row, with camera and depth head.
+    """The model of a variant, with camera and depth head.
 
     Args:
-        row: which.
-        weights: of the teacher, as for `load`, or a deployed model of this row.
+        variant: which.
+        weights: of the teacher, as for `load`, or a deployed model of this variant.
         student: folder of the student; not for a deployed model, which is complete.
-        dtype: compute dtype of rows with float8 weights; None: bfloat16.
+        dtype: compute dtype of variants with float8 weights; None: bfloat16.
 
     Raises:
         InputError: weights or student cannot be read, or do not fit together.
     """
-    return check_model(spec_of(row, weights, student, dtype=dtype)).build(HEADS)
+    return check_model(spec_of(variant, weights, student, dtype=dtype)).build(HEADS)

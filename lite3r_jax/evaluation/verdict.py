@@ -11,21 +11,21 @@ _METRICS = {"abs_rel": ("AbsRel", 4, -1), "auc_30": ("AUC@30", 3, 1)}
 
 
 def verdicts(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence for every row of a student and every protocol that has its teacher beside it.
+    """One sentence for every variant of a student and protocol that has its teacher beside it.
 
     A difference counts where the teacher's figure lies outside of the student's bootstrap interval.
 
     Args:
-        entries: of `evaluation.table.to_json`; the first dense row of a protocol is the teacher.
+        entries: of `evaluation.table.to_json`; the first dense one of a protocol is the teacher.
     """
     teachers: dict[tuple[str, int], Mapping[str, Any]] = {}
     for entry in entries:
-        if entry["row"].startswith("dense-"):
+        if entry["variant"].startswith("dense-"):
             teachers.setdefault((entry["protocol"], entry["views"]), entry)
     return [
         _sentence(entry, teachers[where])
         for entry in entries
-        if entry["row"].startswith(f"{STUDENT}-")
+        if entry["variant"].startswith(f"{STUDENT}-")
         and (where := (entry["protocol"], entry["views"])) in teachers
     ]
 
@@ -51,4 +51,4 @@ def _sentence(entry: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     else:
         outcome = f"no difference that {entry['samples']} samples show at {LEVEL:.0%}"
     figures = f": {', '.join(said)}" if said else ""
-    return f"verdict: {entry['row']}, {entry['views']} views, {outcome}{figures}."
+    return f"verdict: {entry['variant']}, {entry['views']} views, {outcome}{figures}."

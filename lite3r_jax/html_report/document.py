@@ -112,7 +112,7 @@ def document(title: str, note: str, sections: Mapping[str, str]) -> str:
 
 def table(
     cells: Sequence[Sequence[str]],
-    words: Collection[str] = ("row",),
+    words: Collection[str] = ("variant",),
     group: int | None = None,
     better: Mapping[str, str] | None = None,
 ) -> str:

@@ -53,8 +53,8 @@ class Benchmark:
     Attributes:
         folder: of bench.json, bench.md, report.html and the charts.
         text: the tables.
-        cells: one for each row and number of views, measured or with the reason why not.
-        empty: rows that have no figures at all.
+        cells: one for each variant and number of views, measured or with the reason why not.
+        empty: variants that have no figures at all.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Benchmark:
 
 
 def run(experiment: Experiment) -> int:
-    """`--mode=bench`: exit code 0, or 1 if a row has no figures at all; see `bench`."""
+    """`--mode=bench`: exit code 0, or 1 if a variant has no figures at all; see `bench`."""
     outcome = bench(experiment)
     if not experiment.quiet:
         print(on_screen(outcome.text))
@@ -74,7 +74,7 @@ def run(experiment: Experiment) -> int:
 
 
 def bench(experiment: Experiment) -> Benchmark:
-    """Measure every row, the baselines first, and write tables, charts and one page.
+    """Measure every variant, the baselines first, and write tables, charts and one page.
 
     Files: bench.json, bench.md, report.html, and NAME.svg for every chart.
 
@@ -103,18 +103,18 @@ def bench(experiment: Experiment) -> Benchmark:
 
 def _bench(experiment: Experiment) -> Benchmark:
     options = experiment.bench
-    rows, views = options.all_variants(), options.numbers_of_views()
-    models = check_models(experiment, rows, options.student)
-    model = models[rows[0]]
+    variants, views = options.all_variants(), options.numbers_of_views()
+    models = check_models(experiment, variants, options.student)
+    model = models[variants[0]]
     if isinstance(manifest := model.manifest, Deployment):
         raise InputError(
-            f"{experiment.weights}: a deployed model, which is one row alone; name the weights that"
-            " it was made from"
+            f"{experiment.weights}: a deployed model, which is one variant alone; name the weights"
+            " that it was made from"
         )
     config = model.config
     own = get_backbone(manifest.backbone).model.images_for(config)
     height, width = options.pixels(config.patch_size, own.size_in("square", config.patch_size))
-    evaluation, shown = _evaluation(experiment, rows, views)
+    evaluation, shown = _evaluation(experiment, variants, views)
     folder = Path(experiment.output)
     if (folder / JSON).exists() and not experiment.overwrite:
         raise InputError(
@@ -127,19 +127,19 @@ def _bench(experiment: Experiment) -> Benchmark:
     cells: list[Cell] = []
     about: dict[str, Any] = {}
     machine: dict[str, Any] = {}
-    for row in rows:
-        items = row_of(experiment, manifest, row, protocol)
+    for variant in variants:
+        items = measure_variant(experiment, manifest, variant, protocol)
         if options.isolate:
-            items = in_subprocess(row_of, experiment, manifest, row, protocol)
-        with Progress(not experiment.quiet).stage(row.name, len(views), "size") as tick:
-            for item in _to_the_end(items, row, views):
+            items = in_subprocess(measure_variant, experiment, manifest, variant, protocol)
+        with Progress(not experiment.quiet).stage(variant.name, len(views), "size") as tick:
+            for item in _to_the_end(items, variant, views):
                 if isinstance(item, Cell):
                     cells.append(item)
                     tick()
                 else:
                     machine = item["environment"]
-                    if item["row"]:
-                        about[row.name] = models[row].facts() | item["row"]
+                    if item["variant"]:
+                        about[variant.name] = models[variant].facts() | item["variant"]
     published = published_for(config)
     body = {
         "backbone": experiment.backbone,
@@ -147,7 +147,7 @@ def _bench(experiment: Experiment) -> Benchmark:
         **(machine or {"versions": {"jax": jax.__version__}, "device": _NOWHERE}),
         "settings": asdict(experiment),
         "weights": {name: file.sha256 for name, file in sorted(manifest.files.items())},
-        "rows": about,
+        "variants": about,
         "cells": report.entries(cells),
         "published": [asdict(p) for p in published],
     }
@@ -158,9 +158,12 @@ def _bench(experiment: Experiment) -> Benchmark:
     files |= {f"{name}.svg": svg(chart).encode() for name, chart in charts.items()}
     files["report.html"] = page(body, charts, evaluation, shown).encode()
     _write(folder, files)
-    measured = {cell.row for cell in cells if not cell.missing}
+    measured = {cell.variant for cell in cells if not cell.missing}
     return Benchmark(
-        folder, text, tuple(cells), tuple(row.name for row in rows if row.name not in measured)
+        folder,
+        text,
+        tuple(cells),
+        tuple(variant.name for variant in variants if variant.name not in measured),
     )
 
 
@@ -173,15 +176,15 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 _NOWHERE = {"platform": "", "kind": "no device", "count": 0, "machine": ""}
 
 
-def row_of(
-    experiment: Experiment, manifest: Manifest, row: Variant, protocol: Protocol
+def measure_variant(
+    experiment: Experiment, manifest: Manifest, variant: Variant, protocol: Protocol
 ) -> Iterator[Any]:
-    """Everything about one row: first a dict with `environment` and `row`, then its cells.
+    """Everything about one variant: first a dict with `environment` and `variant`, then its cells.
 
     Args:
         experiment: see `run`.
         manifest: of the weights.
-        row: which.
+        variant: which.
         protocol: how it is measured.
 
     Raises:
@@ -191,18 +194,18 @@ def row_of(
     if options.matmul == "highest":
         precision = jax.default_matmul_precision("highest")
     try:
-        check_weights(manifest, HEADS, held_dtype(row), experiment.compute.limit)
+        check_weights(manifest, HEADS, held_dtype(variant), experiment.compute.limit)
     except InputError as error:
-        yield {"environment": environment(), "row": None}
-        yield from (Cell(row.name, views, str(error)) for views in protocol.views)
+        yield {"environment": environment(), "variant": None}
+        yield from (Cell(variant.name, views, str(error)) for views in protocol.views)
         return
     model = build_variant(
-        row, experiment.weights, options.student, dtype=experiment.compute.jax_dtype
+        variant, experiment.weights, options.student, dtype=experiment.compute.jax_dtype
     )
     held = sorted({str(x.dtype) for x in jax.tree.leaves(nnx.state(model))})
     yield {
         "environment": environment(),
-        "row": {
+        "variant": {
             "compute": str(np.dtype(model.dtype)),
             "weights": ", ".join(held),
             "attention": model.attention(),
@@ -210,11 +213,11 @@ def row_of(
         },
     }
     with precision:
-        yield from measure(row.name, model, protocol, count=count)
+        yield from measure(variant.name, model, protocol, count=count)
 
 
-def _to_the_end(items: Iterator[Any], row: Variant, views: Sequence[int]) -> Iterator[Any]:
-    """The items; where the process of the row is killed, cells that say so in place of the rest."""
+def _to_the_end(items: Iterator[Any], variant: Variant, views: Sequence[int]) -> Iterator[Any]:
+    """The items; where the process is killed, cells that say so in place of the rest."""
     left = list(views)
     try:
         for item in items:
@@ -222,11 +225,11 @@ def _to_the_end(items: Iterator[Any], row: Variant, views: Sequence[int]) -> Ite
                 left.remove(item.views)
             yield item
     except Died as died:
-        yield from (Cell(row.name, number, str(died)) for number in left)
+        yield from (Cell(variant.name, number, str(died)) for number in left)
 
 
 def _evaluation(
-    experiment: Experiment, rows: Sequence[Variant], views: Sequence[int]
+    experiment: Experiment, variants: Sequence[Variant], views: Sequence[int]
 ) -> tuple[dict[str, Any] | None, str]:
     """The report that `bench.quality` names, or None, and its pictures as HTML.
 
@@ -240,10 +243,10 @@ def _evaluation(
     backbone, options = evaluation["settings"]["backbone"], evaluation["settings"]["evaluate"]
     if backbone != experiment.backbone:
         raise InputError(f"bench.quality: {name} is of {backbone}, not of {experiment.backbone}")
-    common = report.in_common(evaluation, [row.name for row in rows], views)
+    common = report.in_common(evaluation, [variant.name for variant in variants], views)
     if not common:
         raise InputError(
-            f"bench.quality: {name} has none of these rows at these numbers of views; correct"
+            f"bench.quality: {name} has none of these variants at these numbers of views; correct"
             " bench.variants or bench.views"
         )
     where = f"bench.quality: {name}: settings.evaluate.score"

@@ -1,4 +1,4 @@
-"""`--mode=eval`: models and protocols to figures, in a folder that can be gone on with."""
+"""`--mode=eval`: evaluates models on protocols; an interrupted evaluation can be resumed."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ from lite3r_jax.weights import strict_json
 FREE = ("batch", "pictures", "resamples", "seed", "variants", "protocols", "views")
 """Settings that the result of a sample does not depend on."""
 KEPT = 2 << 30
-"""Bytes of samples that are kept in memory for the next row."""
+"""Bytes of samples that are kept in memory for the next variant."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Evaluation:
     Attributes:
         folder: of report.json, report.md and report.html.
         text: the tables.
-        results: one entry for each row and protocol, as in report.json: "row", "protocol",
+        results: one entry for each variant and protocol, as in report.json: "variant", "protocol",
             "views", "metrics" and "failures" among others.
         failed: samples without a result.
     """
@@ -78,11 +78,11 @@ def run(experiment: Experiment) -> int:
 
 
 def evaluate(experiment: Experiment) -> Evaluation:
-    """Evaluate every row on every protocol: report.json, report.md and report.html.
+    """Evaluate every variant on every protocol: report.json, report.md and report.html.
 
     Samples that are done already are not done again, so that a run that was stopped goes on, and
-    rows and protocols can be added. Other settings or weights are refused. Samples that fail are
-    listed with their reason and tried again by the next run.
+    variants and protocols can be added. Other settings or weights are refused. Samples that fail
+    are listed with their reason and tried again by the next run.
 
     Args:
         experiment: `weights`, `output` and `evaluate`.
@@ -108,37 +108,37 @@ def evaluate(experiment: Experiment) -> Evaluation:
 def _evaluate_all(experiment: Experiment) -> Evaluation:
     options = experiment.evaluate
     deployment = find_deployment(Path(experiment.weights))
-    rows = parse_variants(options.variants, options.student, deployment=deployment)
+    variants = parse_variants(options.variants, options.student, deployment=deployment)
     opened = [
         open_protocol(source, views=views, size=options.pixels(), scenes=options.scenes)
         for source, views in options.tasks()
     ]
-    models = check_models(experiment, rows, options.student, dtype=experiment.compute.jax_dtype)
-    _note_sizes(models[rows[0]], [protocol for protocol, _ in opened])
+    models = check_models(experiment, variants, options.student, dtype=experiment.compute.jax_dtype)
+    _note_sizes(models[variants[0]], [protocol for protocol, _ in opened])
     results = Results(
         Path(experiment.output), settings(experiment, models), overwrite=experiment.overwrite
     )
     results.claim([protocol for protocol, _ in opened], [source for source, _ in options.tasks()])
-    # rows look at the same samples one after the other
-    limit = KEPT // len(opened) if len(rows) > 1 else 0
+    # variants look at the same samples one after the other
+    limit = KEPT // len(opened) if len(variants) > 1 else 0
     tasks = [(protocol, CachedScenes(source, limit)) for protocol, source in opened]
     measured = {}
-    for row in rows:
-        model = _Lazy(experiment, row)
+    for variant in variants:
+        model = _Lazy(experiment, variant)
         for protocol, source in tasks:
-            measured[row, protocol] = _evaluate(
-                experiment, rows, row, model, protocol, source, results
+            measured[variant, protocol] = _evaluate(
+                experiment, variants, variant, model, protocol, source, results
             )
     failed = 0
     text, entries = table.legend(asdict(options.score)), []
     for protocol, _ in tasks:
-        reports = {row.name: measured[row, protocol] for row in rows}
+        reports = {variant.name: measured[variant, protocol] for variant in variants}
         text += "\n" + table.markdown(reports)
         entries += table.to_json(reports)
         failed += sum(len(each.failures) for each in reports.values())
     body = {
         "settings": asdict(experiment),
-        "models": {row.name: model.facts() for row, model in models.items()},
+        "models": {variant.name: model.facts() for variant, model in models.items()},
         **environment(),
         "results": entries,
     }
@@ -168,24 +168,24 @@ def _note_sizes(model: CheckedModel, protocols: Sequence[Protocol]) -> None:
 
 
 def check_models(
-    experiment: Experiment, rows: Sequence[Variant], student: str, *, dtype: Any = None
+    experiment: Experiment, variants: Sequence[Variant], student: str, *, dtype: Any = None
 ) -> dict[Variant, CheckedModel]:
-    """The models of all rows, before weights are read.
+    """The models of all variants, before weights are read.
 
     Args:
         experiment: `weights` and `backbone` count.
-        rows: which.
+        variants: which.
         student: folder of the student.
-        dtype: compute dtype of rows with float8 weights; None: bfloat16.
+        dtype: compute dtype of variants with float8 weights; None: bfloat16.
 
     Raises:
         InputError: weights or student are not there, or of another backbone or teacher.
     """
     return {
-        row: check_model(
-            spec_of(row, experiment.weights, student, dtype=dtype), experiment.backbone
+        variant: check_model(
+            spec_of(variant, experiment.weights, student, dtype=dtype), experiment.backbone
         )
-        for row in rows
+        for variant in variants
     }
 
 
@@ -200,7 +200,7 @@ def settings(experiment: Experiment, models: Mapping[Variant, CheckedModel]) -> 
         check_weights(model.manifest, HEADS, model.held_dtype, experiment.compute.limit)
     first, student = next(iter(models)), None
     manifest = models[first].manifest
-    if {STUDENT, UNTRAINED} & {row.attention for row in models}:
+    if {STUDENT, UNTRAINED} & {variant.attention for variant in models}:
         student = student_hash(experiment.evaluate.student)
     return {
         "backbone": experiment.backbone,
@@ -214,24 +214,24 @@ def settings(experiment: Experiment, models: Mapping[Variant, CheckedModel]) -> 
 
 def _evaluate(
     experiment: Experiment,
-    rows: Sequence[Variant],
-    row: Variant,
+    variants: Sequence[Variant],
+    variant: Variant,
     model: "_Lazy",
     protocol: Protocol,
     source: SceneSource,
     results: Results,
 ) -> Report:
     options = experiment.evaluate
-    done = results.records(row.name, protocol)
-    first = row == rows[0]
-    compared = first and len(rows) > 1
-    if compared:  # a row that was alone until now left no predictions to compare with
+    done = results.records(variant.name, protocol)
+    first = variant == variants[0]
+    compared = first and len(variants) > 1
+    if compared:  # a variant that was alone until now left no predictions to compare with
         done = {n: record for n, record in done.items() if results.has_output(protocol, n)}
     done = {
         n: record
         for n, record in done.items()
         if n >= options.pictures
-        or all(results.has_shown(name, protocol, n) for name in (TRUTH, row.name))
+        or all(results.has_shown(name, protocol, n) for name in (TRUTH, variant.name))
     }
 
     def keep(n: int, record: Record, output: Output | None) -> None:
@@ -242,10 +242,10 @@ def _evaluate(
             sample = source.read(item.scene, item.frames, protocol.size)
             results.keep_thumbnails(TRUTH, protocol, n, truth(in_unit(sample)))
             shown = predicted(output, protocol.views, protocol.size)
-            results.keep_thumbnails(row.name, protocol, n, shown)
-        results.keep(row.name, protocol, n, record)
+            results.keep_thumbnails(variant.name, protocol, n, shown)
+        results.keep(variant.name, protocol, n, record)
 
-    name = f"{row.name} {folder_name(protocol)}"
+    name = f"{variant.name} {folder_name(protocol)}"
     left = len(protocol.items) - len(done)
     with Progress(not experiment.quiet).stage(name, left, "sample") as tick:
         records = measure(
@@ -263,17 +263,17 @@ def _evaluate(
 
 
 class _Lazy:
-    """The predictor of a row, which is built when a sample needs it."""
+    """The predictor of a variant, which is built when a sample needs it."""
 
-    def __init__(self, experiment: Experiment, row: Variant):
-        self._experiment, self._row = experiment, row
+    def __init__(self, experiment: Experiment, variant: Variant):
+        self._experiment, self._variant = experiment, variant
         self._predictor: Predictor | None = None
 
     def __call__(self, images: np.ndarray) -> list[Output]:
         if self._predictor is None:
             experiment = self._experiment
             model = build_variant(
-                self._row,
+                self._variant,
                 experiment.weights,
                 experiment.evaluate.student,
                 dtype=experiment.compute.jax_dtype,

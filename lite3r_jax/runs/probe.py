@@ -222,7 +222,7 @@ def compare(
     for entry in results:
         protocol = f"{entry['protocol']}@{entry['views']}"
         metrics = {name: entry["metrics"].get(name, {}).get("value") for name in ERRORS}
-        values[entry["row"], protocol] = metrics
+        values[entry["variant"], protocol] = metrics
     protocols = dict.fromkeys(protocol for _, protocol in values)
     probed = []
     for layer, row in rows.items():

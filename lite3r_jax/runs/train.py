@@ -330,8 +330,8 @@ def check_unlabeled(experiment: Experiment) -> None:
 
 def _comparison(experiment: Experiment) -> Experiment:
     """The evaluation of a finished student."""
-    out, rows = Path(experiment.output), experiment.distill.final_variants
-    evaluate = replace(experiment.evaluate, variants=rows, student=str(out / STUDENT))
+    out, variants = Path(experiment.output), experiment.distill.final_variants
+    evaluate = replace(experiment.evaluate, variants=variants, student=str(out / STUDENT))
     return replace(experiment, output=str(out / EVALUATION), evaluate=evaluate)
 
 

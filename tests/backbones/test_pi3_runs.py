@@ -80,7 +80,7 @@ def test_it_is_evaluated_and_measured(lite3r, tmp_path):
         "bench.size": "28x28", "bench.warmup": 0, "bench.runs": 1, "bench.isolate": False,
     }) == 0  # fmt: skip
     cells = json.loads((tmp_path / "bench" / "bench.json").read_text())["cells"]
-    assert [(cell["row"], cell["views"]) for cell in cells] == [("dense-float32", 2)]
+    assert [(cell["variant"], cell["views"]) for cell in cells] == [("dense-float32", 2)]
     assert cells[0]["seconds"]
 
 

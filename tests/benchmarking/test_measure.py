@@ -29,7 +29,7 @@ def test_warm_up_and_compilation_are_apart_and_statistics_are_of_the_passes(fake
     assert cell.flops["total"] == 200 + 3600 and cell.weights == 4
     assert cell.peak > 10 * 2**20 and cell.peak_note == "process"
     assert cell.planned > cell.working > 0
-    assert cell.to_json()["p95_seconds"] == cell.p95 and cell.to_json()["row"] == "a"
+    assert cell.to_json()["p95_seconds"] == cell.p95 and cell.to_json()["variant"] == "a"
 
 
 def test_a_row_ends_where_a_pass_would_take_too_long(fake_model):

@@ -20,7 +20,7 @@ EVALUATION = {
     "settings": {"backbone": "vggt", "evaluate": {"variants": "<b>"}},
     "results": [
         {
-            "row": row, "protocol": "synthetic:test", "views": 2, "samples": 3,
+            "variant": row, "protocol": "synthetic:test", "views": 2, "samples": 3,
             "size": {"height": 28, "width": 42},
             "failures": [{"scene": "s3", "frames": [], "reason": "not <read>"}],
             "metrics": {

@@ -37,13 +37,15 @@ def body(cells=CELLS, published=()):
     return {
         "backbone": "vggt", "date": "2026-01-02", "versions": {"jax": "0.10"},
         "device": {"kind": "H200", "machine": "m"}, "settings": {"bench": asdict(BenchOptions())},
-        "rows": {"dense-float32": {"compute": "float32", "weights": "float32", "attention": {}}},
+        "variants": {
+            "dense-float32": {"compute": "float32", "weights": "float32", "attention": {}}
+        },
         "cells": entries(cells), "published": [asdict(p) for p in published],
     }  # fmt: skip
 
 
 def test_every_cell_stands_beside_both_baselines_at_the_same_views():
-    found = {(e["row"], e["views"]): e["against"] for e in entries(CELLS)}
+    found = {(e["variant"], e["views"]): e["against"] for e in entries(CELLS)}
     student = found["sla_global-bfloat16", 2]
     assert student["dense-float32"] == {
         "speed": 4, "memory": 4, "planned_memory": 4, "flops": 4
@@ -101,7 +103,7 @@ def test_published_points_are_of_the_same_size_of_model():
 
 def test_quality_is_drawn_against_the_time_of_the_same_row_and_views():
     results = [
-        {"row": row, "protocol": "synthetic:test", "views": views,
+        {"variant": row, "protocol": "synthetic:test", "views": views,
          "metrics": {"abs_rel": {"value": value}}}
         for row, views, value in (
             ("dense-float32", 2, 0.1), ("sla_global-bfloat16", 2, 0.2), ("student-float32", 2, 0.3),

@@ -138,8 +138,8 @@ def test_models_are_evaluated_measured_and_deployed(bundled_student, tmp_path, c
     small += ["--bench.isolate=false", "--bench.warmup=0", "--bench.baselines=dense-float32"]
     assert main(["bench", *words, *small, "--variants=student-float32"]) == 0
     body = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    assert [cell["row"] for cell in body["cells"]] == ["dense-float32", "student-float32"]
-    assert body["rows"]["student-float32"]["plan"].startswith("sla_global(keep=0.3")
+    assert [cell["variant"] for cell in body["cells"]] == ["dense-float32", "student-float32"]
+    assert body["variants"]["student-float32"]["plan"].startswith("sla_global(keep=0.3")
 
     out = tmp_path / "deployed"
     assert main(["deploy", "vggt-tiny", str(out), f"--student={bundled_student}"]) == 0

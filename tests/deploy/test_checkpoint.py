@@ -79,7 +79,7 @@ def test_equal_weights_give_equal_bytes_that_say_what_they_are(made, tiny_dir, t
         "aggregator.safetensors", "config.json", "manifest.json",
     ]  # fmt: skip
     found = read_deployment(made)
-    assert (found.kind, found.precision, found.row) == (
+    assert (found.kind, found.precision, found.variant) == (
         "fp8_dynamic", "default", "dense-fp8_dynamic",
     )  # fmt: skip
     assert found.origin.license == "Apache-2.0" and found.student is None
@@ -187,7 +187,7 @@ def test_a_student_comes_back_with_plan_and_what_was_trained(tiny_dir, tmp_path,
     found = export_deployment(
         tiny_dir, tmp_path / "out", student=tmp_path / "student", kind="fp8_weight_only"
     )
-    assert (found.row, found.plan, found.precision) == (
+    assert (found.variant, found.plan, found.precision) == (
         "student-fp8_weight_only", attention, "paper",
     )  # fmt: skip
     wanted = load_student(

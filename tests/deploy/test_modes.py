@@ -54,4 +54,4 @@ def test_it_is_evaluated_as_the_row_that_it_is(made, tmp_path, capsys):
     settings["evaluate.variants"] = "dense-fp8_weight_only"
     assert run() == 0
     [entry, *_] = json.loads((tmp_path / "out/report.json").read_text())["results"]
-    assert entry["row"] == "dense-fp8_weight_only" and not entry["failures"]
+    assert entry["variant"] == "dense-fp8_weight_only" and not entry["failures"]

@@ -123,7 +123,9 @@ def test_agreement_is_with_the_reference_where_there_is_one():
     del outputs[1]
     records = measure(predict, source.protocol(), source, reference=outputs.get)
     assert records[0].metrics["teacher_abs_rel"] < 1e-6
-    assert records[1].metrics["teacher_auc_5"] == NotAvailable("the first row has no prediction")
+    assert records[1].metrics["teacher_auc_5"] == NotAvailable(
+        "the first variant has no prediction"
+    )
 
 
 def test_a_source_that_is_remembered_is_read_once_as_far_as_it_fits():

@@ -78,8 +78,8 @@ def test_what_is_not_there_is_said_in_words():
     assert bare.panels[1].views[0]["error"] == "stands in for the truth"
     assert pixels(bare.panels[2].views[0]["error"]).shape == (*SIZE, 3)
     scene = stage()
-    shown = scene.rows["times-1"][1]
-    blind = replace(scene, rows={"a": (scene.record, replace(shown, depth=None)),
+    shown = scene.variants["times-1"][1]
+    blind = replace(scene, variants={"a": (scene.record, replace(shown, depth=None)),
                                  "b": (scene.record, replace(shown, extrinsics=None))})  # fmt: skip
     a, b = figures(blind, EXACT).panels[1:]
     assert a.points == a.views[0]["depth"] == "the model has no depth head"

@@ -220,7 +220,7 @@ def test_rows_are_attention_and_precision():
         ("dense", "expected ATTENTION-PRECISION"),
         ("flash-float32", "plan 'flash' is not known"),
         ("dense-int4", "expected ATTENTION-PRECISION"),
-        ("", "at least one row"),
+        ("", "at least one variant"),
         ("dense-float32,dense-float32", "each once"),
         ("student-bfloat16", "evaluate.student: not set"),
     ):

@@ -109,7 +109,7 @@ def test_tables_show_intervals_baselines_reasons_and_failures(measured):
     bare = report(dark.protocol(), compared)
     text = table.markdown({"a": bare, "b": bare})
     assert "n/a" in text and "AbsRel: not available for 2 samples: the dataset has no depth" in text
-    assert "AbsRel to first row" in text
+    assert "AbsRel to first variant" in text
     entries = table.to_json({"dense-float32": report(protocol, records, resamples=50)})
     assert entries[0]["failures"][0]["reason"] == "scene2: is damaged"
     json.dumps(entries, allow_nan=False)

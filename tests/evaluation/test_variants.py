@@ -21,8 +21,13 @@ TEACHER = Deployment(
 
 def test_a_deployed_model_is_one_row_and_brings_its_student():
     student = replace(TEACHER, student="0" * 64)
-    assert variants.parse_variants("dense-fp8_dynamic", deployment=TEACHER)[0].name == TEACHER.row
-    assert variants.parse_variants("student-fp8_dynamic", deployment=student)[0].name == student.row
+    assert (
+        variants.parse_variants("dense-fp8_dynamic", deployment=TEACHER)[0].name == TEACHER.variant
+    )
+    assert (
+        variants.parse_variants("student-fp8_dynamic", deployment=student)[0].name
+        == student.variant
+    )
     with pytest.raises(InputError, match="dense-fp8_dynamic, which cannot be 'dense-float32'; set"):
         variants.parse_variants("dense-float32", deployment=TEACHER)
     with pytest.raises(InputError, match=r"evaluate.student: not set"):

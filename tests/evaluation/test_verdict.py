@@ -11,7 +11,7 @@ def entry(row, abs_rel, auc, spread=0.01):
         name: {"value": x, "low": x - spread, "high": x + spread} for name, x in values.items()
     }
     return {
-        "row": row, "protocol": "synthetic:test", "views": 2, "samples": 24, "metrics": metrics
+        "variant": row, "protocol": "synthetic:test", "views": 2, "samples": 24, "metrics": metrics
     }  # fmt: skip
 
 

@@ -445,7 +445,7 @@ add("PyTorch checkpoint", _torch, "a.pt", _read_torch, valid=equal, same=True, s
 def _report(folder: Path) -> None:
     number = {"value": 0.5, "low": 0.4, "high": None, "missing": {"no camera": 2}}
     entry = {
-        "row": "dense-float32", "protocol": "synthetic:test", "views": 2, "samples": 3,
+        "variant": "dense-float32", "protocol": "synthetic:test", "views": 2, "samples": 3,
         "size": {"height": 28, "width": 42}, "metrics": {"abs_rel": number},
         "failures": [{"scene": "s3", "frames": [1, 2], "reason": "not read"}],
     }  # fmt: skip

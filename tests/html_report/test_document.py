@@ -27,7 +27,9 @@ def test_whatever_is_said_stands_there_as_text():
         bad,
         bad,
         {
-            bad: table([["row", bad], [bad, f"1 [{bad}, 2]"]]) + bullets([bad]) + paragraph(bad),
+            bad: table([["variant", bad], [bad, f"1 [{bad}, 2]"]])
+            + bullets([bad])
+            + paragraph(bad),
             "b": details(bad, {bad: bad}) + image(b"x", bad),
         },
     )
@@ -44,17 +46,17 @@ def test_a_page_allows_nothing_but_its_own_style_and_pictures():
 
 
 def test_an_interval_stands_below_its_number_and_a_new_group_below_a_line():
-    text = table([["views", "row"], ["2", "0.5 [0.4, 0.6]"], ["2", "b"], ["4", "c"]], group=0)
+    text = table([["views", "variant"], ["2", "0.5 [0.4, 0.6]"], ["2", "b"], ["4", "c"]], group=0)
     assert '<td data-name="views">2</td>' in text
-    assert '<td class="text" data-name="row">0.5 <small>[0.4, 0.6]</small></td>' in text
+    assert '<td class="text" data-name="variant">0.5 <small>[0.4, 0.6]</small></td>' in text
     assert text.count('class="next"') == 2 and text.index("next") < text.index("0.5")
 
 
 def test_arrows_say_what_is_better():
-    cells = [["row", "AbsRel", "AUC"], ["a", "0.1", "0.9"]]
+    cells = [["variant", "AbsRel", "AUC"], ["a", "0.1", "0.9"]]
     text = table(cells, better={"AbsRel": LOWER, "AUC": HIGHER, "other": LOWER})
     assert (
-        "<th>AbsRel \u2193</th><th>AUC \u2191</th>" in text and '<th class="text">row</th>' in text
+        "<th>AbsRel \u2193</th><th>AUC \u2191</th>" in text and '<th class="text">variant</th>' in text
     )
     assert '<td data-name="AUC \u2191">0.9</td>' in text, "on a phone, beside the number"
     assert "\u2193" not in table(cells)
@@ -75,7 +77,7 @@ def test_models_are_called_as_they_were_loaded(weights, name):
     assert loaded({"backbone": "vggt", "weights": weights}) == name
 
 
-COLUMNS = ["row", *(f"a long heading {k}" for k in range(14))]
+COLUMNS = ["variant", *(f"a long heading {k}" for k in range(14))]
 WIDE = [COLUMNS, *([f"model {n}", *(f"0.{k}123 [0.1, 0.2]" for k in range(14))] for n in range(3))]
 
 

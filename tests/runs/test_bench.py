@@ -61,7 +61,7 @@ def write_evaluation(folder):
     results.keep_thumbnails("dense-float32", protocol, 0, predicted(seen, 2, SIZE))
     metrics = {"auc_30": {"value": 0.5, "low": 0.4, "high": 0.6, "scenes": 3, "missing": {}}}
     result = {
-        "row": "dense-float32", "protocol": protocol.name, "views": 2, "metrics": metrics,
+        "variant": "dense-float32", "protocol": protocol.name, "views": 2, "metrics": metrics,
         "samples": 3, "failures": [], "size": {"height": 28, "width": 42},
     }  # fmt: skip
     shown = {"pictures": 1, "score": asdict(ScoreOptions())}
@@ -80,7 +80,7 @@ def test_a_run_measures_the_baselines_first_and_writes_tables_and_charts(
     assert mode.run(experiment) == 0
     assert built == ["dense-float32", "dense-bfloat16", "sla_global(keep=0.3)-float32"]
     body = json.loads((out / "bench.json").read_text())
-    assert [(c["row"], c["views"]) for c in body["cells"]] == [
+    assert [(c["variant"], c["views"]) for c in body["cells"]] == [
         (r, v) for r in built for v in (1, 2)
     ]
     assert all(len(c["seconds"]) == 2 and len(c["against"]) == 2 for c in body["cells"])
@@ -125,13 +125,13 @@ def test_products_of_float32_are_as_asked(built, tiny_dir, monkeypatch):
         experiment = Experiment(weights=str(tiny_dir), bench=options)
         with jax.default_matmul_precision("tensorfloat32"):
             manifest, protocol = read_manifest(tiny_dir), Protocol((1,), 28, 42)
-            list(mode.row_of(experiment, manifest, BASELINES[0], protocol))
+            list(mode.measure_variant(experiment, manifest, BASELINES[0], protocol))
     assert seen == ["tensorfloat32", "highest"]
 
 
 def test_a_row_that_is_killed_keeps_what_it_had():
     def row():
-        yield {"row": None}
+        yield {"variant": None}
         yield Cell("dense-float32", 2)
         raise Died("the process was ended by SIGKILL")
 
@@ -159,7 +159,7 @@ def test_wrong_settings_stop_before_anything_is_written(tiny_dir, tmp_path):
         ({"bench": replace(SMALL, warmup=-1)}, "bench.warmup: expected"),
         ({"bench": replace(SMALL, seconds=float("inf"))}, r"bench.seconds: expected 0 to 1e\+06"),
         ({"bench": replace(SMALL, seconds=float("nan"))}, "bench.seconds: expected"),
-        ({"bench": replace(SMALL, quality=str(other))}, "bench.quality: .* none of these rows"),
+        ({"bench": replace(SMALL, quality=str(other))}, "bench.quality: .* none of these variants"),
         ({"bench": replace(SMALL, quality=str(tmp_path / "no.json"))}, "is not the report.json"),
         ({"bench": replace(SMALL, variants="student-float32", student=str(out))}, "out"),
     ):
@@ -256,7 +256,7 @@ def test_measurements_are_written_before_what_is_made_of_them(
     with pytest.raises(RuntimeError, match="cannot be made"):
         mode.bench(experiment)
     cells = json.loads((tmp_path / "out" / "bench.json").read_text())["cells"]
-    assert [(cell["row"], cell["views"]) for cell in cells if not cell["missing"]]
+    assert [(cell["variant"], cell["views"]) for cell in cells if not cell["missing"]]
 
 
 @pytest.mark.slow
@@ -270,11 +270,11 @@ def test_the_command_measures_rows_of_a_real_model_in_processes_of_their_own(
     arguments = [f"--config.{name}={value}" for name, value in flags.items()]
     assert main(["--config=configs/vggt.py", "--mode=bench", *arguments]) == 0
     body = json.loads((tmp_path / "out/bench.json").read_text())
-    cells = {(c["row"], c["views"]): c for c in body["cells"]}
+    cells = {(c["variant"], c["views"]): c for c in body["cells"]}
     assert len(cells) == 3 and not any(c["missing"] for c in cells.values())
     low = cells["sla_global(keep=0.3)-fp8_weight_only", 2]
     assert low["weights"] < 0.6 * cells["dense-float32", 2]["weights"]
     assert low["flops"]["parts"]["global"]["selection"] > 0
-    assert "float8_e4m3fn" in body["rows"]["sla_global(keep=0.3)-fp8_weight_only"]["weights"]
+    assert "float8_e4m3fn" in body["variants"]["sla_global(keep=0.3)-fp8_weight_only"]["weights"]
     assert all(c["peak"] > c["weights"] for c in cells.values())
     assert "sla_global(keep=0.3)-fp8_weight_only" in capfd.readouterr().out

@@ -229,7 +229,7 @@ def test_a_run_leaves_a_student_that_can_be_loaded_and_gone_on_from(tiny_dir, tm
     assert f"student: {tmp_path / 'fourth' / 'student'}\n" in said
     assert said.splitlines()[-1].startswith("verdict: none, it was not compared with its teacher")
     report = json.loads((tmp_path / "fourth" / "evaluation" / "report.json").read_text())
-    found = {entry["row"]: entry["metrics"] for entry in report["results"]}
+    found = {entry["variant"]: entry["metrics"] for entry in report["results"]}
     assert found["student-float32"]["teacher_abs_rel"]["value"] > 0  # to the first row, untrained
     other = replace(again.distill, trainable="strategy+attention")
     with pytest.raises(

@@ -67,7 +67,7 @@ def test_a_run_measures_writes_goes_on_and_takes_more_rows(built, tiny_dir, tmp_
     assert mode.run(replace(experiment, evaluate=more)) == 0
     report = json.loads((out / "report.json").read_text())
     last = report["results"][1]
-    assert last["row"] == "dense-bfloat16" and last["metrics"]["teacher_auc_3"]["value"] == 1
+    assert last["variant"] == "dense-bfloat16" and last["metrics"]["teacher_auc_3"]["value"] == 1
 
     other = replace(SMALL, score=ScoreOptions())
     with pytest.raises(InputError, match=r"evaluate.score.compat was 'lite3r', is ''; choose"):
@@ -113,7 +113,7 @@ def test_the_command_evaluates_rows_of_a_real_model(tiny_dir, tmp_path, capsys):
     assert main(["--config=configs/vggt.py", "--mode=eval", *arguments]) == 0
     entries = json.loads((tmp_path / "out/report.json").read_text())["results"]
     sparse = "sla_global(keep=0.3)-float32"
-    assert [entry["row"] for entry in entries] == [
+    assert [entry["variant"] for entry in entries] == [
         "dense-float32", sparse, "dense-fp8_weight_only",
     ]  # fmt: skip
     assert not any(entry["failures"] for entry in entries)

@@ -18,7 +18,7 @@ from lite3r_jax.runs.probe import ERRORS, ProbedLayer, compare, cost_curve
 
 def entry(row, views=2, **metrics):
     values = {name: {"value": value} for name, value in metrics.items()}
-    return {"row": row, "protocol": "rooms", "views": views, "metrics": values}
+    return {"variant": row, "protocol": "rooms", "views": views, "metrics": values}
 
 
 def test_a_layer_is_sensitive_if_any_error_grows():

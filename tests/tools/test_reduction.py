@@ -15,7 +15,7 @@ def report(tmp_path, rows):
     metrics = {"abs_rel": {"value": 0.17}, "auc_30": {"value": 0.36}}
     more = {"teacher_abs_rel": {"value": 0.02}, "teacher_auc_30": {"value": 0.8}}
     results = [
-        {"row": row, "views": views, "size": {"height": 28, "width": 42},
+        {"variant": row, "views": views, "size": {"height": 28, "width": 42},
          "metrics": metrics if row.startswith("dense") else metrics | more}
         for views in (8, 2) for row in rows
     ]  # fmt: skip
