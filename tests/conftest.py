@@ -79,11 +79,19 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[_rows] = []
-    if config.getoption("markexpr") == "not slow" and jax.__version_info__ < (0, 11):
-        # Two thirds of the time of the default tests is XLA compiling small models, most of that in
-        # its newer code generator, which makes loops somewhat faster and takes several times as
-        # long; later versions have no other. Slow tests and `make parity` compile as users do.
-        # This comes before any device is asked for.
+    if config.getoption("markexpr") == "not slow":
+        _compile_quickly()
+
+
+def _compile_quickly() -> None:
+    """Spend little time in XLA, here and in child processes, before any device is asked for.
+
+    Most of the time of the default tests would be the compilation of programs that run a few times
+    on little. Slow tests and `make parity` compile as users do.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if jax.__version_info__ < (0, 11):  # later versions have no other code generator
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
 

@@ -45,7 +45,7 @@ def parameters(model):
     return nnx.to_flat_state(nnx.state(model, nnx.Param))
 
 
-@pytest.fixture(params=["vggt", "da3", pytest.param("pi3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["vggt", "da3", "pi3"])
 def backbone(request, tiny_dir, tiny_da3_dir, pinhole_pi3_dir):
     """(recipe, converted weights) of a tiny model with the published architecture."""
     found = {
