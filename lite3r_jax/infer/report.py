@@ -94,7 +94,7 @@ def measure_run(
             "process_peak": _gib(peak_process()),
         },
         "outputs": {
-            name: {"path": path.relative_to(folder).as_posix(), "bytes": _size(path)}
+            name: {"path": path.relative_to(folder).as_posix(), "bytes": size_of(path)}
             for name, path in outputs.items()
         },
     }
@@ -164,6 +164,7 @@ def _gib(size: int) -> float:
     return round(size / GIB, 3)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -13,6 +13,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ class Process:
         names = {each.stored: each.name for each in record.files}
         asked: float | None = None
         try:
-            pipe.send((self._settings(record, folder), names))
+            pipe.send((self._settings(record, folder), names, record.adding))
             while True:
                 if asked is None and cancelled.is_set():
                     pipe.send(_CANCEL)
@@ -147,10 +149,11 @@ def _work(pipe: Connection, backbones: tuple[tuple[str, str], ...]) -> None:
             return
         if job == _CANCEL:  # it came when its scene had ended
             continue
-        experiment, names = job
+        experiment, names, adding = job
         folder = Path(experiment.input)
         try:
-            pipe.send(("made", kept.reconstruct(experiment, _Reported(pipe))))
+            make = kept.reconstruct if not adding else partial(_add, adding)
+            pipe.send(("made", make(experiment, _Reported(pipe))))
         except Cancelled:
             pipe.send(("cancelled", None))
         except InputError as error:
@@ -158,6 +161,40 @@ def _work(pipe: Connection, backbones: tuple[tuple[str, str], ...]) -> None:
         except Exception as error:  # whatever it is, the service goes on
             traceback.print_exc()
             pipe.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _add(formats: str, experiment: Experiment, progress: "_Reported") -> Made:
+    """Write a scene that was reconstructed before in further formats."""
+    folder, names = Path(experiment.output), exports.parse_formats(formats)
+    with progress.stage("read the scene"):
+        (saved,) = exports.planned(folder, ("npz",))
+        scene = exports.read_npz(saved)
+        report = strict_json.read_object(folder / reports.FILE_NAME)
+    photos = open_scene(experiment, find(experiment)[0], progress).photos
+    if tuple(photo.name for photo in photos) != scene.names:
+        raise InputError("the photos of the scene were changed; send them again")
+    with progress.stage("export", len(names), "format") as tick:
+        written = exports.write(
+            replace(scene, photos=photos),
+            folder,
+            names,
+            experiment.export,
+            overwrite=True,
+            progress=tick,
+            report={key: report[key] for key in ("model", "versions", "device")},
+        )
+    new = {
+        name: {"path": path.relative_to(folder).as_posix(), "bytes": reports.size_of(path)}
+        for name, path in written.items()
+    }
+    report["outputs"] = report["outputs"] | new
+    reports.write_report(report, folder / reports.FILE_NAME, overwrite=True)
+    return _made(report)
+
+
+def _made(report: Mapping[str, Any]) -> Made:
+    outputs = {name: entry["bytes"] for name, entry in report["outputs"].items()}
+    return Made(outputs, dict(report["seconds"]), report["scene"]["views"])
 
 
 def _end_with_parent() -> None:
@@ -190,9 +227,7 @@ class _Kept:
             picture = photos.photos[0].read()
             picture.thumbnail(_THUMBNAIL)
             picture.save(partial, "JPEG", quality=80)
-        report = strict_json.read_object(folder.path / reports.FILE_NAME)
-        outputs = {name: entry["bytes"] for name, entry in report["outputs"].items()}
-        return Made(outputs, dict(report["seconds"]), len(photos.photos))
+        return _made(strict_json.read_object(folder.path / reports.FILE_NAME))
 
     def _of(
         self, experiment: Experiment, formats: tuple[str, ...], progress: Progress

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lite3r_jax.errors import InputError, printable
-from lite3r_jax.exports import FORMATS
+from lite3r_jax.exports import FORMATS, parse_formats
 from lite3r_jax.service import openapi
 from lite3r_jax.service import record as records
 from lite3r_jax.service.downloads import is_folder, zipped
@@ -70,6 +70,7 @@ def create_app(scenes: Scenes, offer: Offer, host: str = "127.0.0.1") -> ASGIApp
         Route("/scenes/{id}/cancel", handlers.cancel, methods=["POST"]),
         Route("/scenes/{id}/thumbnail", handlers.thumbnail),
         Route("/scenes/{id}/files", handlers.list_files),
+        Route("/scenes/{id}/files/{format}", handlers.add_file, methods=["POST"]),
         Route("/scenes/{id}/files/{format}", handlers.file),
     ]
     errors: Any = {InputError: _refused, HTTPException: _no_route, Exception: _broken}
@@ -186,6 +187,10 @@ class _Handlers:
     async def list_files(self, request: Request) -> Response:
         return JSONResponse({"files": self._files(self._scene(request))})
 
+    async def add_file(self, request: Request) -> Response:
+        (name,) = parse_formats(request.path_params["format"].replace(",", " "))
+        return JSONResponse(self._shown(self._scenes.extend(request.path_params["id"], name)), 202)
+
     async def file(self, request: Request) -> Response:
         record, name = self._scene(request), request.path_params["format"]
         if name not in record.outputs or name not in FORMATS:
@@ -223,6 +228,7 @@ class _Handlers:
             "progress": _progress(progress),
             "error": record.error or None,
             "count": len(record.files),
+            "adding": record.adding or None,
         }
 
     def _shown(self, record: Record) -> dict[str, Any]:

@@ -104,6 +104,11 @@ def document(offer: Offer) -> dict[str, Any]:
                         "schema": _TEXT,
                     },
                 ],
+                "post": _call(
+                    "Add a format that was not chosen to a scene that is done",
+                    _json("Scene", "202", "It waits; adding says what for"),
+                    (400, 403, 404, 409, 503),
+                ),
                 "get": _call(
                     "A file; a format that is a folder comes as a ZIP archive of it",
                     {"200": _files()},
@@ -212,6 +217,10 @@ def _schemas() -> dict[str, Any]:
         "progress": {"oneOf": [_ref("Progress"), {"type": "null"}]},
         "error": {"type": ["string", "null"], "description": "why it failed, in one line"},
         "count": _WHOLE | {"description": "files that were sent"},
+        "adding": {
+            "type": ["string", "null"],
+            "description": "a further format that the scene, which has results, waits for",
+        },
     }
     scene = _object(
         **summary,

@@ -60,6 +60,7 @@ class Record:
         seconds: stage -> wall time, of one that is done.
         views: number of views, of one that is done.
         outputs: format -> bytes, of one that is done.
+        adding: formats, with commas between, that one that was done waits for; "": none.
     """
 
     id: str
@@ -72,6 +73,18 @@ class Record:
     seconds: Mapping[str, float] = field(default_factory=dict)
     views: int = 0
     outputs: Mapping[str, int] = field(default_factory=dict)
+    adding: str = ""
+
+    def given_up(self, state: State, error: str = "") -> "Record":
+        """Ended without results; one that was done before is done again, and says why in `error`.
+
+        Args:
+            state: failed, cancelled, or waiting for the next start.
+            error: why it failed.
+        """
+        if state == "waiting" or not self.outputs:
+            return dataclasses.replace(self, state=state, error=error)
+        return dataclasses.replace(self, state="done", error=error, adding="")
 
 
 def now() -> str:
@@ -127,7 +140,10 @@ def _record(body: Any, folder: str) -> Record:
         record.id == folder
         and ID.fullmatch(record.id)
         and record.state in STATES
-        and all(isinstance(each, str) for each in (record.name, record.created, record.error))
+        and all(
+            isinstance(each, str)
+            for each in (record.name, record.created, record.error, record.adding)
+        )
         and all(isinstance(each.name, str) for each in files)
         and type(record.views) is int
         and _maps(record.settings, str)

@@ -53,7 +53,7 @@ class Engine(Protocol):
         report: Callable[[Progress], None],
         cancelled: threading.Event,
     ) -> Made:
-        """Write the results of a scene into `folder/results`.
+        """Write the results of a scene into `folder/results`, or those that `adding` names.
 
         Args:
             record: of the scene.
@@ -180,15 +180,18 @@ class Scenes:
                     " delete some",
                     507,
                 )
-            if len(self._queue) + self._arriving >= self._options.max_waiting:
-                raise Refused(
-                    f"{self._options.max_waiting} scenes wait already (serve.max_waiting); come"
-                    " again later",
-                    503,
-                )
+            self._admit_another()
             if size and shutil.disk_usage(self.folder).free < 2 * size:
                 raise Refused("too little room on the disk for this upload; delete scenes", 507)
             self._arriving += 1
+
+    def _admit_another(self) -> None:
+        if len(self._queue) + self._arriving >= self._options.max_waiting:
+            raise Refused(
+                f"{self._options.max_waiting} scenes wait already (serve.max_waiting); come again"
+                " later",
+                503,
+            )
 
     def new_id(self) -> str:
         """An id that no scene has, and that nobody guesses."""
@@ -228,7 +231,30 @@ class Scenes:
                 self._cancelled[name].set()
                 return record
             self._queue.remove(name)
-            return self._change(replace(record, state="cancelled"))
+            return self._change(record.given_up("cancelled"))
+
+    def extend(self, name: str, formats: str) -> Record:
+        """Let a scene that is done wait for further formats.
+
+        Args:
+            name: its id.
+            formats: checked, with commas between.
+
+        Raises:
+            Refused: there is none, it is not done or has them, or too many scenes wait.
+        """
+        with self._lock:
+            record = self.get(name)
+            if record.state != "done":
+                raise Refused(f"the scene is {record.state}; files are added when it is done", 409)
+            if "npz" not in record.outputs:
+                raise Refused("the scene was made without npz, of which others are made", 409)
+            if formats in record.outputs:
+                raise Refused(f"the scene has {formats} already", 409)
+            self._admit_another()
+            self._queue.append(name)
+            self._lock.notify_all()
+            return self._change(replace(record, state="waiting", adding=formats, error=""))
 
     def remove(self, name: str) -> None:
         """Delete a scene with everything of it.
@@ -271,23 +297,23 @@ class Scenes:
                     outputs=made.outputs,
                     seconds=made.seconds,
                     views=made.views,
+                    adding="",
                 )
             except Cancelled:
-                ended = replace(record, state="cancelled")
+                stop = self._closed and not flag.is_set()
+                ended = record.given_up("waiting" if stop else "cancelled")
             except InputError as error:
-                ended = replace(record, state="failed", error=printable(error))
+                ended = record.given_up("failed", printable(error))
             except Exception as error:  # the queue goes on, whatever it is
                 import traceback
 
                 traceback.print_exc()
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
-                ended = replace(record, state="failed", error=f"internal error: {reason}")
+                ended = record.given_up("failed", f"internal error: {reason}")
             with self._lock:
                 self._progress.pop(record.id, None)
                 del self._cancelled[record.id]
-                if self._closed and ended.state != "done" and not flag.is_set():
-                    ended = replace(record, state="waiting")
-                if ended.state != "done":
+                if not ended.outputs:
                     shutil.rmtree(self.path(record) / RESULTS, ignore_errors=True)
                 self._change(ended)
 
@@ -325,5 +351,6 @@ class Scenes:
             if record.state == "waiting":
                 self._queue.append(record.id)
             elif record.state == "running":  # the service was killed: this scene may be the reason
-                shutil.rmtree(self.path(record) / RESULTS, ignore_errors=True)
-                self._change(replace(record, state="failed", error=STOPPED))
+                if not record.outputs:
+                    shutil.rmtree(self.path(record) / RESULTS, ignore_errors=True)
+                self._change(record.given_up("failed", STOPPED))

@@ -126,8 +126,8 @@ class Toy:
             raise InputError("photo_0001.png: cannot be read")
         if "broken" in record.name:
             raise RuntimeError("two\nlines")
-        outputs = {}
-        for name in settings.formats.split(","):
+        outputs = dict(record.outputs)
+        for name in (record.adding or settings.formats).split(","):
             path = folder / RESULTS / FORMATS[name].name
             path.parent.mkdir(exist_ok=True)
             if "." in path.name:

@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -256,6 +257,46 @@ def test_waiting_and_running_scenes_are_cancelled(held):
     engine.may_end.set()
     assert client.wait(client.sent())["state"] == "done"
     assert len(engine.asked) == count + 1  # the second was never begun
+
+
+def test_a_format_that_was_not_chosen_is_added_and_what_was_there_stays(held):
+    client, engine, _ = held
+    engine.may_end.set()
+    name = client.sent(formats="npz,ply", name="garden")
+    client.wait(name)
+    for wrong, status in (("plyy", 400), ("ply,tum", 400), ("ply", 409)):
+        assert client("POST", f"/scenes/{name}/files/{wrong}").status == status
+    engine.may_end.clear()
+    answer = client("POST", f"/scenes/{name}/files/colmap")
+    assert answer.status == 202 and answer.json["adding"] == "colmap"
+    check(held, answer, "Scene")
+    client.wait(name, "running")
+    assert client.get(f"/scenes/{name}/files/ply").body == b"ply" * 1000  # meanwhile
+    client("POST", f"/scenes/{name}/cancel")
+    scene = client.wait(name)
+    assert (scene["state"], scene["adding"], len(scene["files"])) == ("done", None, 2)
+    engine.may_end.set()
+    client("POST", f"/scenes/{name}/files/colmap")
+    scene = client.wait(name)
+    assert [each["format"] for each in scene["files"]] == ["npz", "ply", "colmap"]
+    assert zipfile.ZipFile(io.BytesIO(client.get(scene["files"][2]["href"]).body)).namelist()
+    other = client.sent(formats="ply", name="bad")
+    assert client.wait(other)["state"] == "failed"
+    assert client("POST", f"/scenes/{other}/files/tum").status == 409
+
+
+def test_a_format_that_cannot_be_added_leaves_the_scene_done(toy):
+    client, _, service = toy
+    name = client.sent(formats="npz")
+    client.wait(name)
+    with service.scenes._lock:
+        record = service.scenes.get(name)
+        service.scenes._change(replace(record, name="bad"))
+    client("POST", f"/scenes/{name}/files/ply")
+    scene = client.wait(name)
+    assert (scene["state"], scene["error"]) == ("done", "photo_0001.png: cannot be read")
+    assert [each["format"] for each in scene["files"]] == ["npz"]
+    assert client.get(scene["files"][0]["href"]).body == b"npz" * 1000
 
 
 def test_a_deleted_scene_leaves_nothing(toy):

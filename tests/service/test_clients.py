@@ -116,6 +116,10 @@ def test_two_photos_are_dropped_looked_at_turned_and_downloaded(tmp_path):
         assert not page.errors
         assert all(url.startswith((service.url, "data:")) for url in page.requests)
 
+        page.run("document.getElementById('more').value = 'tum'")
+        page.run("document.getElementById('more').dispatchEvent(new Event('change'))")
+        page.wait("document.getElementById('links').textContent.includes('trajectory.txt')")
+
         page.open(service.url, (390, 844), theme="light", touch=True)
         page.wait("document.querySelectorAll('#scenes a').length === 1")
         assert page.run("document.documentElement.scrollWidth") == 390

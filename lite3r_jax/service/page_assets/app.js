@@ -88,12 +88,13 @@ function list() {
     if ($("scenes").children[place] !== item) $("scenes").insertBefore(item, $("scenes").children[place] || null);
     const line = item.querySelector(".soft");
     const when = new Date(scene.created).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    line.textContent = scene.state === "done" ? when : inWords(scene);
+    line.textContent = scene.state === "done" || scene.adding ? when : inWords(scene);
     line.classList.toggle("failed", scene.state === "failed");
     item.firstChild.setAttribute("aria-current", String(scene.id === shown));
-    if (item.dataset.state !== scene.state) {
-      item.dataset.state = scene.state;
-      const sign = { waiting: "\u22ef", running: "\u25d4", failed: "!", cancelled: "\u2013" }[scene.state];
+    const looks = scene.adding ? "done" : scene.state;
+    if (item.dataset.state !== looks) {
+      item.dataset.state = looks;
+      const sign = { waiting: "\u22ef", running: "\u25d4", failed: "!", cancelled: "\u2013" }[looks];
       item.querySelector(".picture").replaceChildren(
         sign || element("img", { src: `scenes/${scene.id}/thumbnail`, alt: "", loading: "lazy" }));
     }
@@ -151,7 +152,10 @@ function running(scene) {
   $("cancel").hidden = ENDED.has(state);
   $("cancel").disabled = scene.cancelling;
   $("delete").hidden = state === "running";
-  $("state").hidden = state === "done";
+  $("state").hidden = state === "done" || Boolean(scene.adding);
+  $("adding").textContent = scene.adding ? `${FORMATS[scene.adding] || scene.adding}: ${inWords(scene)}` : scene.error || "";
+  $("adding").hidden = !scene.adding && !(state === "done" && scene.error);
+  $("more").hidden = state !== "done";
   $("state").classList.toggle("failed", state === "failed");
   let text = inWords(scene);
   text = text[0].toUpperCase() + text.slice(1);
@@ -175,7 +179,7 @@ function whole(scene) {
   const { model, attention, size: side } = scene.settings;
   const took = Object.values(scene.seconds).reduce((sum, each) => sum + each, 0);
   const about = [model];
-  if (!done) about.unshift(`${scene.count} ${scene.count > 1 ? "files" : "file"}`);
+  if (!done && !scene.adding) about.unshift(`${scene.count} ${scene.count > 1 ? "files" : "file"}`);
   if (attention) about.push(attention);
   if (side) about.push(`size ${side}`);
   if (took) about.push(`${clock(took)} min`);
@@ -185,9 +189,10 @@ function whole(scene) {
   const page = scene.files.find((file) => file.format === "html");
   $("view").hidden = !page;
   $("scene").classList.toggle("viewing", Boolean(page));
-  if (page) $("view").src = page.href.slice(1);
-  else $("view").removeAttribute("src");
+  if (!page) $("view").removeAttribute("src");
+  else if ($("view").getAttribute("src") !== page.href.slice(1)) $("view").src = page.href.slice(1);
   $("downloads").hidden = !scene.files.length;
+  more(scene);
   $("links").replaceChildren(...scene.files.map((file) => {
     const folder = !file.name.includes(".");
     const name = folder ? `${file.name}.zip` : file.name;
@@ -195,6 +200,14 @@ function whole(scene) {
     link.append(element("small", { textContent: size(file.bytes) }));
     return element("li", {}, link);
   }));
+}
+
+function more(scene) {
+  const have = new Set(scene.files.map((file) => file.format));
+  const left = have.has("npz") ? service.formats.filter((name) => !have.has(name)) : [];
+  $("more").replaceChildren(element("option", { value: "", textContent: "More…" }),
+    ...left.map((name) => element("option", { value: name, textContent: FORMATS[name] || name })));
+  $("more").disabled = !left.length;
 }
 
 function unsure() {
@@ -311,6 +324,7 @@ async function begin() {
   $("new").onclick = () => { location.hash = ""; };
   $("back").onclick = () => { location.hash = ""; };
   $("cancel").onclick = () => act(() => ask(`scenes/${shown}/cancel`, "POST"));
+  $("more").onchange = () => $("more").value && act(() => ask(`scenes/${shown}/files/${$("more").value}`, "POST"));
   $("delete").onclick = () => {
     if (!$("delete").classList.contains("sure")) {
       $("delete").textContent = "Delete for good?";
