@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.plan import Plan, strategies_of, trained_alike
 from lite3r_jax.attention.presets import parse_plan, plan_name
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.backbones.model import count_parameters
@@ -37,6 +37,10 @@ from lite3r_jax.weights.safetensors_writer import hash_file
 
 Precision = Literal["", "float32", "bfloat16", "simulated", "fp8_weight_only", "fp8_dynamic"]
 PRECISIONS: tuple[str, ...] = tuple(filter(None, get_args(Precision)))
+_CONTRADICTION = (
+    "student, attention: a student has the attention that it was trained with{}; leave out one of"
+    " them"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class AttentionChoice:
 
     Attributes:
         plan: as one line of text, see `attention.presets.parse_plan`: "sla_global(keep=0.1)"; ""
-            for dense attention, or for that of the student or of the deployed model.
+            for that of the weights, of the student or of the deployed model: dense attention but
+            where something else was trained.
     """
 
     plan: str = ""
@@ -58,9 +63,11 @@ class ModelSpec:
     Attributes:
         weights: a directory of converted weights or of a deployed model, a hub repository such as
             "facebook/VGGT-1B", or "vggt-tiny", the small model that comes with the package.
-        student: folder of a distilled student of these weights.
+        student: folder of a distilled student of these weights; with an `attention` that differs
+            from its own in what may be adjusted after training.
         attention: plan of the attention, or its text as in `AttentionChoice`. Parameters that its
-            strategies add have their first values: nothing has learned to use them.
+            strategies add and the weights are without have their first values: nothing has learned
+            to use them.
         precision: of the matrix products and the weights. "float32" or "bfloat16": both are of that
             dtype. "fp8_weight_only" or "fp8_dynamic": the weights that `rules` name are float8, see
             `precision.deploy`. "simulated": they are rounded where they are used, as in training.
@@ -144,6 +151,24 @@ class CheckedModel:
         """The dtype that parameters are loaded in at most, for plans of memory."""
         return jnp.dtype(self.param_dtype or jnp.float32)
 
+    def refuse_untrained(self) -> None:
+        """Refuse attention whose parameters nobody has trained, for entrances that give results.
+
+        Raises:
+            InputError: with what to do.
+        """
+        if isinstance(self.manifest, Deployment) or self.student is not None:
+            return
+        own = get_backbone(self.manifest.backbone).own_plan(self.config)
+        for strategy in strategies_of(self.plan):
+            if strategy.needs_training and not trained_alike(self.plan, own):
+                raise InputError(
+                    f"attention.plan: {strategy.name} has parameters that {self.spec.weights} is"
+                    " without, and nothing has learned to use their first values; train a student,"
+                    f' lite3r distill --weights {self.spec.weights} --plan "{plan_name(self.plan)}"'
+                    " --output RUN, and give it as --student RUN/student"
+                )
+
     def build(self, heads: Sequence[str] | None = None) -> Any:
         """The model.
 
@@ -166,6 +191,7 @@ class CheckedModel:
             "param_dtype": self.param_dtype,
         }
         if self.student is not None:
+            kinds["plan"] = self.plan
             model = load_student(self.spec.student, self.directory, simulate=False, **kinds)
         else:
             try:
@@ -256,11 +282,6 @@ def check_model(spec: ModelSpec, backbone: str = "") -> CheckedModel:
     """
     if spec.precision and spec.precision not in PRECISIONS:
         raise unknown_name("precision", spec.precision, PRECISIONS)
-    if spec.student and spec.attention:
-        raise InputError(
-            "student, attention: a student has the attention that it was trained with; leave out"
-            " one of them"
-        )
     if spec.precision in ("float32", "bfloat16"):
         for name, asked in (("dtype", spec.dtype), ("param_dtype", spec.param_dtype)):
             if asked is not None and jnp.dtype(asked) != jnp.dtype(spec.precision):
@@ -271,7 +292,12 @@ def check_model(spec: ModelSpec, backbone: str = "") -> CheckedModel:
     deployment = find_deployment(Path(spec.weights))
     if deployment is not None:
         _check_deployed(spec, deployment)
+    asked = _parsed(spec.attention)
+    if spec.student and asked and not any(s.adjustable for s in strategies_of(asked)):
+        raise InputError(_CONTRADICTION.format(""))
     student = read_student(Path(spec.student))[0] if spec.student else None
+    if student is not None and asked is not None and not trained_alike(asked, student.plan):
+        raise InputError(_CONTRADICTION.format(f", {plan_name(student.plan)}"))
     if deployment is not None:
         directory, remedy, manifest = Path(spec.weights), "", deployment
     else:
@@ -284,20 +310,27 @@ def check_model(spec: ModelSpec, backbone: str = "") -> CheckedModel:
         )
     if student is not None:
         check_teacher(Path(spec.student), student, directory, remedy)
+    config = strict_json.read_object(directory / CONFIG_FILE)
     if deployment is not None:
         plan, rules = deployment.plan, deployment.precision
     else:
-        plan = student.plan if student is not None else _plan(spec.attention)
+        own = student.plan if student is not None else _own_plan(manifest, config)
+        plan = own if asked is None else asked
         rules = deployed_rules(student, spec.rules or None)
         preset(rules)
-    config = strict_json.read_object(directory / CONFIG_FILE)
     return CheckedModel(spec, directory, manifest, student, plan, rules, config)
 
 
-def _plan(attention: str | Plan) -> Plan:
+def _parsed(attention: str | Plan) -> Plan | None:
     if isinstance(attention, Plan):
         return attention
-    return parse_plan(attention, "attention.plan") if attention else Plan()
+    return parse_plan(attention, "attention.plan") if attention else None
+
+
+def _own_plan(manifest: Any, config: dict[str, Any]) -> Plan:
+    """The attention that weights were trained with."""
+    backbone = get_backbone(manifest.backbone)
+    return backbone.own_plan(backbone.config_from_json(dict(config)))
 
 
 def _check_deployed(spec: ModelSpec, deployment: Deployment) -> None:

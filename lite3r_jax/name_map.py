@@ -376,6 +376,7 @@ class Checkpoint:
             related model -> what that is, and what to do.
         signs: names (regular expressions) that only checkpoints of this model, or a form of them
             that is not converted, have -> what such a checkpoint is, for messages.
+        variants: checkpoints of the same backbone under other names.
     """
 
     title: str
@@ -385,6 +386,36 @@ class Checkpoint:
     license: Callable[[Any], str | None] = lambda config: None
     relatives: Callable[[Any], Mapping[str, str]] = lambda config: {}
     signs: Mapping[str, str] = field(default_factory=dict)
+    variants: tuple["Variant", ...] = ()
+
+    def of(self, config: Any) -> "Checkpoint":
+        """What there is to know about checkpoints of models of this config."""
+        fitting = (v.checkpoint for v in self.variants if v.fits(config))
+        return next(fitting, self)
+
+    def config_of(self, names: Collection[str], default: Any) -> Any:
+        """The config of a checkpoint with these names, where nobody gives one."""
+        for variant in self.variants:
+            if any(re.fullmatch(variant.sign, name) for name in names):
+                return variant.config
+        return default
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Checkpoints of a backbone that have other names than most.
+
+    Attributes:
+        sign: names (a regular expression) that only they have.
+        fits: whether a config is of such a model.
+        config: of the published one.
+        checkpoint: what there is to know about them.
+    """
+
+    sign: str
+    fits: Callable[[Any], bool]
+    config: Any
+    checkpoint: Checkpoint
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:

@@ -126,6 +126,7 @@ def parity(request):
 _INPUTS = {
     "da3": r"in_.*|pos_(local|global)|eps",
     "fastvggt": r"\w+/([xqkv]|[ab]_idx|src_idx|protected_idx|argmax_margin)",
+    "speed3r": r"w/.*|(x|pos)(_raster)?|objective_weight",
     "pi3/inputs": r".*",
     "pi3/geometry": r"orth_(in|grad_weight|unique)|shuffle_(tokens|weight|bias)"
     r"|rope_(tokens|pos)|edge_(points|mask)|normals_mask|se3",
@@ -173,10 +174,10 @@ def _table(rows: list[ParityRow]) -> str:
 Golden arrays were made by running the original PyTorch code on CPU in float32 (see the README.md of
 `tests/golden/vggt`, `tests/golden/da3` and `tests/golden/pi3`: tiny configurations of the full
 architectures, random weights). Groups that begin with da3/ are of Depth Anything 3, pi3/ of pi^3,
-fastvggt/ of the token merging of FastVGGT, all others of VGGT. Every comparison below is a test;
-gates are at or under those recommended there from measured float noise. Error is the largest
-absolute difference, or, where marked "rel.", that difference over the largest magnitude of the
-golden array.
+fastvggt/ of the token merging of FastVGGT, speed3r/ of the attention of Speed3R (written anew in
+PyTorch, since its kernels need a GPU), all others of VGGT. Every comparison below is a test; gates
+are at or under those recommended there from measured float noise. Error is the largest absolute
+difference, or, where marked "rel.", that difference over the largest magnitude of the golden array.
 
 {len(rows)} comparisons, made by `make parity` (which fails if a golden array is compared nowhere)
 with jax {jax.__version__} on {jax.default_backend()}.

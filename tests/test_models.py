@@ -67,6 +67,16 @@ def test_a_student_brings_its_attention_and_is_named_by_its_hash(bundled_student
     assert 0 < float(np.abs(rounded - exact).max()) < 0.2 * float(exact.max())
 
 
+@pytest.mark.parametrize("text", ["speed3r", "key_views(inner=speed3r)", "sla_global"])
+def test_gates_that_nobody_has_trained_say_how_to_start_them(text):
+    checked = check_model(ModelSpec(WEIGHTS, attention=text))
+    if text == "sla_global":  # whose linear part is nothing at first
+        checked.refuse_untrained()
+        return
+    with pytest.raises(InputError, match=r'distill .* --plan ".*speed3r.* --student RUN'):
+        checked.refuse_untrained()
+
+
 @pytest.fixture(scope="module")
 def unreadable(tmp_path_factory):
     """The model of the package with other numbers in its files: reading weights fails."""

@@ -48,6 +48,8 @@ ROWS: Mapping[str, str] = {
     "keep 0.1": "tiny,keep10",
     "keep 0.1, proj_lin only": "tiny,keep10,strategy",
     "blocks of 16": "tiny,block16",
+    "Speed3R": "tiny,speed3r",
+    "Speed3R, gates only": "tiny,speed3r,gates",
     "token routing": "tiny,token",
     "block3 routing": "tiny,block3",
     "every attention": "tiny,every_site",

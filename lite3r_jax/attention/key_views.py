@@ -71,6 +71,11 @@ class KeyViews(AttentionStrategy):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_takes_views(self.inner)
+        if self.patch_step > 1 and not self.inner.takes_some_patches:
+            raise ValueError(
+                f"inner={self.inner.name} needs all patches of the views that are kept; set"
+                " patch_step=1"
+            )
 
     @property
     def takes_merged_queries(self) -> bool:
@@ -123,17 +128,25 @@ class KeyViews(AttentionStrategy):
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
         """See `AttentionStrategy.flops`; the choice of the views is not counted."""
+        cut, times = self._cut(layouts)
+        return {k: times * n for k, n in self.inner.flops(cut, head_dim).items()}
+
+    def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
+        """See `AttentionStrategy.layer_flops`."""
+        cut, times = self._cut(layouts)
+        return times * self.inner.layer_flops(cut, heads, head_dim)
+
+    def _cut(self, layouts: Layouts) -> tuple[Layouts, int]:
+        """What the inner strategy gets, and how often."""
         key = layouts.regular_keys(self.name)
         if self.choose == "own":
             own = TokenLayout(1, key.special, key.grid, "frame")
             cut = Layouts.both(own)
             if self.patch_step > 1:
                 cut = cut.with_keys(own.keep_patches(self.patch_step))
-            return {k: key.views * n for k, n in self.inner.flops(cut, head_dim).items()}
+            return cut, key.views
         kept = key.keep(self.kept(key)).keep_patches(self.patch_step)
-        if kept.tokens < key.tokens:
-            layouts = layouts.with_keys(kept)
-        return dict(self.inner.flops(layouts, head_dim))
+        return layouts.with_keys(kept) if kept.tokens < key.tokens else layouts, 1
 
     def kept(self, layout: TokenLayout) -> tuple[int, ...]:
         """The views that are kept of these, in order; -1 for one that only the data decides."""

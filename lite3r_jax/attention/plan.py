@@ -1,7 +1,7 @@
 """Which attention site of a backbone has which strategy, and the cores that are built for them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from flax import nnx
@@ -151,6 +151,39 @@ def plan_from_json(data: Any, where: str = "attention plan") -> Plan:
             layers = tuple(layers)
         rules.append(Rule(cast(Role, role), from_json(rule["spec"], f"{here}.spec"), layers))
     return Plan(tuple(rules), from_json(data["default"], f"{where}: default"))
+
+
+def strategies_of(plan: Plan) -> tuple[AttentionStrategy, ...]:
+    """All strategies of a plan, with those that are inside of others."""
+
+    def with_inner(spec: AttentionStrategy) -> list[AttentionStrategy]:
+        inner = (getattr(spec, f.name) for f in fields(spec))
+        return [
+            spec,
+            *(y for x in inner if isinstance(x, AttentionStrategy) for y in with_inner(x)),
+        ]
+
+    specs = (plan.default, *(rule.spec for rule in plan.rules))
+    return tuple(inner for spec in specs for inner in with_inner(spec))
+
+
+def trained_alike(one: Plan, other: Plan) -> bool:
+    """Whether parameters of one plan fit the other: they differ in adjustable settings at most."""
+
+    def fixed(spec: AttentionStrategy) -> AttentionStrategy:
+        changes: dict[str, Any] = {}
+        for entry in fields(spec):
+            if entry.name in spec.adjustable:
+                changes[entry.name] = entry.default
+            elif isinstance(inner := getattr(spec, entry.name), AttentionStrategy):
+                changes[entry.name] = fixed(inner)
+        return replace(spec.model(), **changes)
+
+    def of(plan: Plan) -> Plan:
+        rules = tuple(replace(rule, spec=fixed(rule.spec)) for rule in plan.rules)
+        return Plan(rules, fixed(plan.default))
+
+    return of(one) == of(other)
 
 
 def resolve(

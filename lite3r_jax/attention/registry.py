@@ -15,6 +15,7 @@ from lite3r_jax.attention.key_views import KeyViews
 from lite3r_jax.attention.query_merging import MergeQueries
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.spark3r import Spark3R
+from lite3r_jax.attention.speed3r import Speed3R
 from lite3r_jax.attention.strategy import AttentionStrategy, Preset
 from lite3r_jax.attention.token_merging import FastVGGT
 from lite3r_jax.errors import InputError, unknown_name
@@ -22,6 +23,7 @@ from lite3r_jax.errors import InputError, unknown_name
 BUILT_IN: tuple[type[AttentionStrategy], ...] = (
     Dense,
     SLA,
+    Speed3R,
     Spark3R,
     KeyViews,
     MergeQueries,

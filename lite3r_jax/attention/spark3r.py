@@ -144,13 +144,25 @@ class Spark3R(AttentionStrategy):
 
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
         """See `AttentionStrategy.flops`; for settings of `resolve`."""
-        key = layouts.regular_keys(self.name)
-        if _resolved(self.key_factor) > 1:
-            layouts = layouts.with_keys(key.keep(self.kept(key)))
-        factor = _resolved(self.query_factor)
         return merged_flops(
-            layouts, head_dim, self.inner, factor, self.group, self.protect_reference
+            self._kept(layouts),
+            head_dim,
+            self.inner,
+            _resolved(self.query_factor),
+            self.group,
+            self.protect_reference,
         )
+
+    def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
+        """See `AttentionStrategy.layer_flops`; merged queries go into strategies without any."""
+        return self.inner.layer_flops(self._kept(layouts), heads, head_dim)
+
+    def _kept(self, layouts: Layouts) -> Layouts:
+        """With the keys of the views that give some."""
+        key = layouts.regular_keys(self.name)
+        if _resolved(self.key_factor) == 1:
+            return layouts
+        return layouts.with_keys(key.keep(self.kept(key)))
 
     def kept(self, layout: TokenLayout) -> tuple[int, ...]:
         """The views that give keys, in order; -1 for one that only the data decides."""

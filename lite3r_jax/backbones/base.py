@@ -305,6 +305,12 @@ class Published:
     file: str = "model.safetensors"
 
 
+def _dense(config: Any) -> Plan:
+    """The attention of weights that were trained with no other."""
+    del config
+    return Plan()
+
+
 @dataclass(frozen=True)
 class BackboneEntry:
     """A row of the registry: all that is to be known about a backbone before one is built.
@@ -317,6 +323,7 @@ class BackboneEntry:
         config_to_json: its inverse.
         checkpoint: names in its published files, and where they go.
         published: see `Published`.
+        own_plan: config -> the attention that weights of it were trained with.
     """
 
     name: str
@@ -326,6 +333,7 @@ class BackboneEntry:
     config_to_json: Callable[[Any], dict[str, Any]]
     checkpoint: Checkpoint
     published: tuple[Published, ...] = ()
+    own_plan: Callable[[Any], Plan] = _dense
 
     @property
     def build(self) -> Callable[..., Any]:

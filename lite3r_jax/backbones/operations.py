@@ -41,8 +41,10 @@ def blocks(
     count: Counter[str] = Counter()
     for spec in specs:
         count["layers"] += 2 * sequences * layout.tokens * weights
-        for kind, number in spec.flops(Layouts.both(layout), dim // heads).items():
+        layouts = Layouts.both(layout)
+        for kind, number in spec.flops(layouts, dim // heads).items():
             count[kind] += sequences * heads * number
+        count["layers"] += sequences * spec.layer_flops(layouts, heads, dim // heads)
     return count
 
 

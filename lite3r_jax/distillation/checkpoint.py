@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.attention.plan import Plan, plan_from_json, plan_to_json
+from lite3r_jax.attention.plan import Plan, plan_from_json, plan_to_json, trained_alike
 from lite3r_jax.distillation.surgery import variables
 from lite3r_jax.distillation.trainable import Trainable, add_low_rank, trained_paths
 from lite3r_jax.errors import InputError
@@ -183,8 +183,8 @@ def load_student(
         heads: heads to build; None for those that were there in training.
         dtype: compute dtype, float32 or bfloat16.
         param_dtype: dtype in which the teacher's parameters are held, as for `load`.
-        plan: None for the student's. Another one is accepted if it differs in kernels or mesh axes
-            only.
+        plan: None for the student's. Another one is accepted if it differs in kernels, mesh axes
+            or adjustable settings only.
         simulate: whether products run with as few bits as in training; False for
             `precision.deploy`, which stores such weights.
         cache_dir: as for `load`.
@@ -200,7 +200,7 @@ def load_student(
     manifest, arrays = read_student(folder)
     if plan is None:
         plan = manifest.plan
-    elif plan_to_json(plan) != plan_to_json(manifest.plan):
+    elif not trained_alike(plan, manifest.plan):
         raise InputError(
             f"{folder}: was trained with another plan, {shown(manifest.plan, 400)}; leave out"
             " `plan`, or train a student with yours"

@@ -9,12 +9,14 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax.attention.strategy import AttentionCore
+from lite3r_jax.backbones.dinov2 import DinoEncoder
 from lite3r_jax.distillation.surgery import Stack, node_at, path_of, put, stacks, variables
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.attention import Attention
 
-Trainable = Literal["strategy", "strategy+attention", "lora"]
+Trainable = Literal["strategy", "strategy+qkv", "strategy+attention", "lora", "all_but_encoder"]
 _LEAVES = {
+    "strategy+qkv": ("qkv/kernel", "qkv/bias"),
     "strategy+attention": ("qkv/kernel", "qkv/bias", "proj/kernel", "proj/bias"),
     "lora": ("qkv_lora/down", "qkv_lora/up", "proj_lora/down", "proj_lora/up"),
 }
@@ -84,18 +86,25 @@ def trained_paths(model: nnx.Module, name: Trainable) -> tuple[str, ...]:
     """Paths of the parameters that a set has.
 
     `strategy`: the strategies' own parameters; of SLA at every site, as published (arXiv
-    2605.11354), 360,448 of VGGT-1B and 114,688 of Depth Anything 3 Large with all heads.
+    2605.11354), 360,448 of VGGT-1B and 114,688 of Depth Anything 3 Large with all heads; of
+    Speed3R the gates, 787,200 of VGGT-1B and 590,400 of pi^3.
+
+    `strategy+qkv`: also weights and biases of qkv wherever attention is replaced.
 
     `strategy+attention`: also weights and biases of qkv and proj wherever attention is replaced.
 
     `lora`: those of `strategy`, and the low-rank parts that `add_low_rank` made.
+
+    `all_but_encoder`: everything but the encoder of single views, as Speed3R was trained (arXiv
+    2603.08055).
 
     Args:
         model: a student.
         name: of the set.
 
     Raises:
-        InputError: nothing is replaced; for the wider sets, only some layers of a stack are.
+        InputError: nothing is replaced; for the wider sets, only some layers of a stack are; or
+            the backbone has no encoder apart from its trunk.
     """
     paths = [
         path_of((*place, *key))
@@ -103,7 +112,9 @@ def trained_paths(model: nnx.Module, name: Trainable) -> tuple[str, ...]:
         if isinstance(node, AttentionCore)
         for key, _ in nnx.to_flat_state(nnx.state(node, nnx.Param))
     ]
-    if name != "strategy":
+    if paths and name == "all_but_encoder":
+        paths = _all_but_encoder(model)
+    elif name != "strategy":
         paths += [
             f"{stack.name}/attn/{leaf}"
             for stack in _replaced(model, name)
@@ -115,6 +126,24 @@ def trained_paths(model: nnx.Module, name: Trainable) -> tuple[str, ...]:
     if not paths:
         raise InputError(f"trainable {name}: the plan replaces no attention, nothing can learn")
     return tuple(sorted({*paths}))  # a strategy inside of another one is met twice
+
+
+def _all_but_encoder(model: nnx.Module) -> list[str]:
+    encoders = [
+        path_of(place) + "/"
+        for place, node in nnx.iter_graph(model)
+        if isinstance(node, DinoEncoder)
+    ]
+    if not encoders:
+        raise InputError(
+            "trainable all_but_encoder: this backbone has no encoder apart from its trunk; choose"
+            " strategy+attention or lora"
+        )
+    return [
+        path
+        for path, (_, variable) in variables(model).items()
+        if isinstance(variable, nnx.Param) and not path.startswith(tuple(encoders))
+    ]
 
 
 def _replaced(model: nnx.Module, name: str) -> list[Stack]:

@@ -6,7 +6,16 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 
-from lite3r_jax.attention.presets import parse_plan, plan_name, plan_names, split_plans
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.presets import (
+    change_plan,
+    parse_plan,
+    plan_name,
+    plan_names,
+    split_plans,
+)
+from lite3r_jax.attention.registry import named_plan
+from lite3r_jax.attention.settings import parse_call, parse_settings
 from lite3r_jax.deploy.checkpoint import deployed_rules
 from lite3r_jax.deploy.manifest import Deployment, find_deployment
 from lite3r_jax.distillation.checkpoint import read_student
@@ -24,9 +33,10 @@ class Variant:
 
     Attributes:
         attention: a plan as text, see `attention.presets.parse_plan`; or student: that of a
-            distilled student; or untrained: that of the same student before its first step. Plans
-            other than dense take the teacher's weights as they are, too: the parameters that they
-            add have their first values, nothing has learned to use them.
+            distilled student, or student(SETTING=VALUE,...) with other adjustable settings
+            (`AttentionStrategy.adjustable`); or untrained: that of the same student before its
+            first step. Plans other than dense take the teacher's weights as they are, too: the
+            parameters that they add have their first values, nothing has learned to use them.
         precision: dtype of weights and compute, or a kind of `precision.deploy`.
     """
 
@@ -37,6 +47,11 @@ class Variant:
     def name(self) -> str:
         """ATTENTION-PRECISION."""
         return f"{self.attention}-{self.precision}"
+
+    @property
+    def of_student(self) -> bool:
+        """Whether there has to be a student."""
+        return self.attention.partition("(")[0] in (STUDENT, UNTRAINED)
 
 
 def parse_variants(
@@ -69,7 +84,9 @@ def parse_variants(
                 f"{where}: expected ATTENTION-PRECISION of {known} and {', '.join(PRECISION)},"
                 f" got {name!r}"
             )
-        if attention not in (STUDENT, UNTRAINED):
+        if attention.startswith(f"{STUDENT}("):
+            attention = f"{STUDENT}({parse_call(attention, where)[1]})"
+        elif attention not in (STUDENT, UNTRAINED):
             # the whole name: it says what is kept, and names a folder
             attention = plan_name(parse_plan(attention, where))
         if deployment is not None and f"{attention}-{precision}" != deployment.variant:
@@ -77,9 +94,10 @@ def parse_variants(
                 f"{where}: the weights are a deployed model, {deployment.variant}, which cannot be"
                 f" {name!r}; set {where}={deployment.variant}"
             )
-        if attention in (STUDENT, UNTRAINED) and not student and deployment is None:
+        chosen = Variant(attention, precision)
+        if chosen.of_student and not student and deployment is None:
             raise InputError(f"{where.rpartition('.')[0]}.student: not set, but {name!r} needs it")
-        variants.append(Variant(attention, precision))
+        variants.append(chosen)
     if not variants or len(set(variants)) < len(variants):
         raise InputError(f"{where}: expected at least one variant and each once, got {text!r}")
     return tuple(variants)
@@ -105,11 +123,27 @@ def spec_of(
     precision = cast(Precision, variant.precision)
     if variant.attention == STUDENT:
         return ModelSpec(weights, student, precision=precision, dtype=compute)
+    if variant.attention.startswith(STUDENT):
+        plan = _adjusted(variant.attention, student)
+        return ModelSpec(weights, student, plan, precision, dtype=compute)
     if variant.attention == UNTRAINED:
         made = read_student(Path(student))[0]
         rules = deployed_rules(made)
         return ModelSpec(weights, "", made.plan, precision, rules, dtype=compute)
     return ModelSpec(weights, "", variant.attention, precision, dtype=compute)
+
+
+def _adjusted(attention: str, student: str) -> Plan:
+    """The plan of a student with the settings in student(SETTING=VALUE,...).
+
+    Raises:
+        InputError: settings that it does not have, or plans of several parts.
+    """
+    where = f"variant {attention}"
+    before = plan_name(read_student(Path(student))[0].plan)
+    strategy = named_plan(parse_call(before, where)[0], where).strategy
+    settings = parse_settings(strategy, parse_call(attention, where)[1], where)
+    return parse_plan(change_plan(before, **settings), where)
 
 
 def build_variant(

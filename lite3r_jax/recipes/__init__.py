@@ -54,6 +54,25 @@ PAPER_STAGE1 = PAPER | {
 }
 """The first stage of its code, without the comparison of layers."""
 
+SPEED3R: dict[str, Any] = {
+    "train.data.buckets": ",".join(f"4x{views}x392x504" for views in (2, 4, 8, 16, 24)),
+    "train.step.accumulate": 4,
+    "train.loop.steps": 64_000,
+    "train.optimizer.learning_rate": 1e-5,
+    "distill.plan": "speed3r",
+    "distill.trainable": "all_but_encoder",
+    "distill.precision": "none",
+    "distill.targets": "teacher",
+    "distill.match.weight": 0.0,
+    "distill.match.final_weight": 0.0,
+}
+"""How Speed3R trains its students (arXiv 2603.08055), on 8 GPUs; the course of the rate is ours."""
+FEATURE_LOSS: dict[str, Any] = {
+    "distill.match.weight": 0.1,
+    "distill.match.schedule": "constant",
+}
+"""Its loss on features, here on outputs of attention layers."""
+
 
 def configure(
     name: str, backbone: str, recipe: Mapping[str, Any], variants: Mapping[str, Any], variant: str

@@ -23,6 +23,17 @@ A student with sparse attention in its 18 global layers and simulated float8:
     python -m lite3r_jax.main --config=configs/pi3.py --mode=train \
         --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
 
+Speed3R as published (arXiv 2603.08055), from the dense weights: everything but the encoder learns
+from the teacher's depth and cameras, in scenes of 2 to 24 views:
+
+    python -m lite3r_jax.main --config=configs/pi3.py:speed3r --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
+
+Further variants, several with commas between, the later ones change the earlier: `feature_loss`
+also compares outputs of attention layers; `gates`, `qkv` (gates, and queries, keys and values of
+those layers) and `lora` train less; `fp8` simulates float8. Published: 80 epochs of 800 steps; here
+not yet measured.
+
 `:backbone` trains the model itself further. Hardware: one GPU of 80 GB or more; time and expected
 result: not yet measured. Without weights or data: configs/vggt.py:tiny.
 """
@@ -32,13 +43,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lite3r_jax.recipes import TRAINING, configure
+from lite3r_jax.recipes import FEATURE_LOSS, SPEED3R, TRAINING, configure
 
 RECIPE = TRAINING | {
     "train.data.buckets": "1x4x434x574",
     "train.loss.kind": "scale_aligned",
 }
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"backbone": {"distill.plan": ""}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "backbone": {"distill.plan": "", "train.count": 0},
+    "speed3r": {**SPEED3R, "train.count": 654_915_420},
+    "feature_loss": FEATURE_LOSS,
+    "gates": {"distill.trainable": "strategy", "train.count": 590_400},
+    "qkv": {"distill.trainable": "strategy+qkv", "train.count": 57_268_800},
+    "lora": {"distill.trainable": "lora", "train.count": 0},
+    "fp8": {"distill.precision": "default"},
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -48,9 +48,22 @@ One epoch each, a sample of every training scene. Different from the original: t
 scenes are held out. Published: AbsRel 0.0271 on BlendedMVS against 0.0184 of the teacher, with
 another operator in use than in training; here not yet measured.
 
+Speed3R (arXiv 2603.08055), whose VGGT was never released: everything but the encoder learns from
+the teacher's depth and cameras, in scenes of 2 to 24 views:
+
+    python -m lite3r_jax.main --config=configs/vggt.py:speed3r --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
+
+`:speed3r,feature_loss` also compares outputs of attention layers, `:speed3r,fp8` simulates float8.
+Hardware: GPUs with room for two copies of trunk and heads; not yet measured. On any machine, its
+attention in place of the other student's: `:tiny,speed3r`. Hardware: CPU, 5 minutes on one core.
+Expected result: AbsRel within 5 % and AUC@30 within 0.02 of the teacher.
+
 Further variants, several with commas between, the later ones change the earlier:
 
-    strategy, attention, lora   what is trained
+    strategy, attention, lora, all_but_encoder
+                                what is trained
+    gates, qkv                  of Speed3R, likewise: gates alone; gates and qkv of its layers
     keep10, keep30              fraction of the key blocks that softmax sees
     token, block3               how keys are chosen
     every_site                  all 76 attention layers, not the 24 over views
@@ -59,7 +72,7 @@ Further variants, several with commas between, the later ones change the earlier
     whole                       after tiny: the student learns as a whole, with a task loss
     unlabeled                  the teacher's predictions are the truth, frames near each other
     no_match                    task loss only
-    no_fp8, paper_fp8           precision that is simulated
+    no_fp8, fp8, paper_fp8      precision that is simulated
     backbone                    no student: the weights themselves are trained further
 
 Each has the command, hardware and time of the recipe that it changes; what was measured of them
@@ -73,10 +86,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lite3r_jax.recipes import PAPER, PAPER_STAGE1, TRAINING, configure
+from lite3r_jax.recipes import (
+    FEATURE_LOSS,
+    PAPER,
+    PAPER_STAGE1,
+    SPEED3R,
+    TRAINING,
+    configure,
+)
 
 RECIPE = TRAINING | {"train.data.buckets": "1x4x518x518"}
 _APART = {"distill.match.mode": "layerwise", "distill.targets": "none"}
+# 14 of the 48 windows of 2 x 2 patches that 4 views of 112 x 112 pixels have beside the reference
+# view: about what the SLA student keeps.
+_TINY_SPEED3R = {"distill.plan": "speed3r(window=2,top=14)"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "paper_stage1": PAPER_STAGE1 | {"train.count": 360_448, "distill.precision": "paper_w4a16"},
     "paper": PAPER | {"train.count": 360_448, "distill.precision": "paper"},
@@ -109,8 +132,13 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         "evaluate.score.wrong_partner": False,
     },
     "strategy": {"distill.trainable": "strategy", "train.count": 0},
+    "gates": {"distill.trainable": "strategy", "train.count": 787_200},
+    "qkv": {"distill.trainable": "strategy+qkv", "train.count": 76_358_400},
     "attention": {"distill.trainable": "strategy+attention", "train.count": 0},
     "lora": {"distill.trainable": "lora", "train.count": 0},
+    "all_but_encoder": {"distill.trainable": "all_but_encoder", "train.count": 0},
+    "speed3r": {**SPEED3R, "train.count": 854_355_956},
+    "feature_loss": FEATURE_LOSS,
     "keep10": {"plan": {"keep": 0.1}},
     "keep30": {"plan": {"keep": 0.3}},
     "token": {"plan": {"routing": "token", "keep_special": False}},
@@ -129,6 +157,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "unlabeled": {"distill.targets": "teacher", "train.data.strategy": "spaced"},
     "no_match": {"distill.match.weight": 0.0, "distill.match.final_weight": 0.0},
     "no_fp8": {"distill.precision": "none"},
+    "fp8": {"distill.precision": "default"},
     "paper_fp8": {"distill.precision": "paper"},
     "backbone": {"distill.plan": "", "train.count": 0},
 }
@@ -136,4 +165,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
-    return configure("vggt", "vggt", RECIPE, VARIANTS, variant)
+    small = "tiny" in variant.split(",")
+    variants = {**VARIANTS, "speed3r": _TINY_SPEED3R} if small else VARIANTS
+    config = configure("vggt", "vggt", RECIPE, variants, variant)
+    if small:  # counts are those of VGGT-1B
+        config.update_from_flattened_dict({"train.count": 0})
+    return config

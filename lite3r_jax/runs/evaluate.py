@@ -27,8 +27,6 @@ from lite3r_jax.evaluation.score import in_unit
 from lite3r_jax.evaluation.thumbnails import predicted, truth
 from lite3r_jax.evaluation.variants import (
     HEADS,
-    STUDENT,
-    UNTRAINED,
     Variant,
     build_variant,
     parse_variants,
@@ -200,7 +198,7 @@ def settings(experiment: Experiment, models: Mapping[Variant, CheckedModel]) -> 
         check_weights(model.manifest, HEADS, model.held_dtype, experiment.compute.limit)
     first, student = next(iter(models)), None
     manifest = models[first].manifest
-    if {STUDENT, UNTRAINED} & {variant.attention for variant in models}:
+    if any(variant.of_student for variant in models):
         student = student_hash(experiment.evaluate.student)
     return {
         "backbone": experiment.backbone,

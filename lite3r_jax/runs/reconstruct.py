@@ -369,10 +369,12 @@ def check(experiment: Experiment, points: PointSource, progress: Progress) -> Ch
         progress: takes the time.
 
     Raises:
-        InputError: the weights cannot be had, are of another backbone, or do not fit into memory.
+        InputError: the weights cannot be had, are of another backbone, do not fit into memory, or
+            are without what the attention has to have learned.
     """
     with progress.stage("load weights"):
         checked = check_model(experiment.model_spec(), experiment.backbone)
+        checked.refuse_untrained()
         heads = _heads(experiment, checked, points)
         check_weights(checked.manifest, heads, checked.held_dtype, experiment.compute.limit)
     return checked

@@ -66,7 +66,8 @@ def convert(
         source: the open checkpoint; stays open.
         out: directory to make.
         backbone: registry name.
-        config: JSON form of the model's config; None for the published model.
+        config: JSON form of the model's config; None for the published model, of several the one
+            whose names the checkpoint has.
         heads: heads that the checkpoint has; None for all.
         overwrite: replace `out` if it is a directory of converted weights.
         origin: license and repository. None, or one that says nothing: the license that the
@@ -79,8 +80,11 @@ def convert(
             cannot be written.
     """
     entry = get_backbone(backbone)
-    kind = entry.checkpoint
-    settings = entry.default_config if config is None else entry.config_from_json(dict(config))
+    if config is None:
+        settings = entry.checkpoint.config_of(source.specs, entry.default_config)
+    else:
+        settings = entry.config_from_json(dict(config))
+    kind = entry.checkpoint.of(settings)
     chosen = _checked_heads(entry, heads)
     out = Path(os.path.abspath(out))
     _check_out(out, overwrite, source)

@@ -41,9 +41,8 @@ def export(directory: Path, out: Path, *, overwrite: bool = False) -> FileRecord
         raise InputError(f"{out}: inside the converted weights; choose another directory")
     weights.verify(weights.manifest.files)
     entry = get_backbone(weights.manifest.backbone)
-    names = entry.checkpoint.names(
-        entry.config_from_json(strict_json.read_object(directory / CONFIG_FILE))
-    )
+    config = entry.config_from_json(strict_json.read_object(directory / CONFIG_FILE))
+    names = entry.checkpoint.of(config).names(config)
     parts = [f"{part}.safetensors" for part in weights.manifest.parts]
     if CARRIED_FILE in weights.manifest.files:
         parts.append(CARRIED_FILE)

@@ -56,8 +56,9 @@ def load(
         dtype: compute dtype of the model, float32 or bfloat16.
         param_dtype: dtype in which parameters are held. None: the one they are stored in, or
             float32 where the file mixes several.
-        plan: attention strategy of every site; dense everywhere when None. Weights are a teacher's:
-            the parameters that strategies add to them get their initial values.
+        plan: attention strategy of every site; when None that which the weights were trained with,
+            dense but for a sparse pi^3. Parameters that strategies add and the weights are without
+            get their initial values.
         seed: of those values; nothing else depends on it.
         cache_dir: where converted hub weights are kept; the user's cache directory when None.
 
@@ -154,7 +155,7 @@ def _of_strategies(model: AbstractModel) -> set[str]:
 def _read(
     weights: ConvertedWeights, model: AbstractModel, parts: Sequence[str]
 ) -> dict[str, jax.Array]:
-    """All parameters but the strategies' own."""
+    """All parameters but the strategies' own, of those the ones that the weights have."""
     return read_arrays(weights, parts, model.dtypes, partial(_check_fit, weights, model))
 
 
@@ -204,7 +205,7 @@ def _check_fit(
 ) -> None:
     shapes = {name: spec.shape for name, spec in specs.items()}
     own = _of_strategies(model)
-    wanted = {name: shape for name, shape in model.shapes.items() if name not in own}
+    wanted = {n: shape for n, shape in model.shapes.items() if n not in own or n in shapes}
     wrong = [name for name, shape in wanted.items() if shapes.get(name) != shape]
     wrong += [name for name in shapes if name not in wanted]
     if wrong:

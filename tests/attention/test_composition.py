@@ -10,12 +10,15 @@ from flax import nnx
 
 from lite3r_jax.attention.presets import parse_plan
 from lite3r_jax.attention.registry import BUILT_IN
-from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
+from lite3r_jax.attention.strategy import AttentionInputs, LayerFunctions, Layouts, TokenLayout
 from lite3r_jax.errors import InputError
 from tests.attention import quick
 
 LAYOUT = TokenLayout(4, 2, (2, 3), "global")
 N, D = 2, 8
+LAYER = LayerFunctions(
+    lambda x: (x.reshape(*x.shape[:2], N, D),) * 3, lambda q, k: (q, k), lambda x, _: x, None
+)
 
 
 def table():
@@ -56,8 +59,10 @@ def test_what_the_table_says_holds(around, inside, goes):
     q, k, v = rng.standard_normal((3, 1, LAYOUT.tokens, N, D)).astype(np.float32)
     x = rng.standard_normal((1, LAYOUT.tokens, N * D)).astype(np.float32)
     layouts = Layouts.both(LAYOUT)
-    run = quick.jit(
-        lambda q, k, v, x: core(AttentionInputs(q, k, v, layouts, spec.context(x, LAYOUT)))
-    )
-    o = run(q, k, v, x)
+
+    def run(q, k, v, x):
+        context, of_x = spec.context(x, LAYOUT), lambda: x
+        return core(AttentionInputs(q, k, v, layouts, context, LAYER, of_x, of_x))
+
+    o = quick.jit(run)(q, k, v, x)
     assert o.shape == q.shape and np.isfinite(o).all() and np.abs(o).max() > 0

@@ -27,8 +27,8 @@ def _count(jaxpr):
             )
             continue
         times = params["length"] if name == "scan" else 1
-        for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
+        for inner in jax.tree.leaves(list(params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
                 some, open_ended = _count(getattr(inner, "jaxpr", inner))
                 if name == "while":
                     some, open_ended = 0, some + open_ended
@@ -37,5 +37,5 @@ def _count(jaxpr):
     return total, unknown
 
 
-def _is_jaxpr(x):
+def is_jaxpr(x):
     return hasattr(x, "eqns") or hasattr(getattr(x, "jaxpr", None), "eqns")

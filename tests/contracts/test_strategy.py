@@ -40,6 +40,7 @@ from tests.runs.test_real_runs import SMALL, lite3r, steps
 
 ROOT = Path(__file__).parents[2]
 TEXT = "toy_global(stride=2)+toy_frame(stride=1)"
+GATED = "speed3r(window=1,top=2)"
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ def test_what_needs_a_grid_refuses_merged_queries_by_name(tiny_dir):
         model(photos())
 
 
-def test_its_own_parameters_are_a_set_and_left_out_of_float8(backbone):
-    model = student(backbone[1])
+@pytest.mark.parametrize("text", [TEXT, GATED])
+def test_its_own_parameters_are_a_set_and_left_out_of_float8(backbone, text):
+    model = student(backbone[1], text)
     own = trained_paths(model, "strategy")
     assert {path.rpartition("/")[2] for path in own} == {"kernel", "bias"}
     assert own and all("_cores/" in path and "/gate/" in path for path in own)
@@ -183,6 +185,15 @@ def _heads(model: Any) -> int:
     return config.aggregator.num_heads if hasattr(config, "aggregator") else config.num_heads
 
 
+@pytest.mark.slow
+def test_chunks_of_frames_change_nothing_for_gates(tiny_da3_dir, monkeypatch):
+    model, images = student(tiny_da3_dir, GATED), photos()
+    together = model(images)[0].depth
+    monkeypatch.setattr(frame_chunks, "_TOKENS", 4)
+    apart = model(images, remat=True)[0].depth
+    np.testing.assert_allclose(apart, together, atol=3e-5 * float(np.abs(together).max()))
+
+
 def test_chunks_of_frames_and_layers_computed_again_change_nothing(backbone, monkeypatch):
     model, images = student(backbone[1]), photos()
     together = model(images)[0]
@@ -202,17 +213,18 @@ def test_chunks_of_frames_and_layers_computed_again_change_nothing(backbone, mon
 
 
 MESH = textwrap.dedent("""
+    import sys
     import jax, numpy as np
     from jax.sharding import AxisType
     jax.config.update("jax_disable_most_optimizations", True)
     from flax import nnx
     from lite3r_jax.attention.presets import parse_plan
     from lite3r_jax.attention.registry import register
-    from tests.contracts.test_strategy import TEXT, Toy
+    from tests.contracts.test_strategy import Toy
     from tests.distillation.mini import build
 
     register(Toy)
-    model = build(parse_plan(TEXT))
+    model = build(parse_plan(sys.argv[1]))
     images = np.random.default_rng(0).random((4, 4, 2, 2, 3), np.float32)
     graph, state = nnx.split(model)
 
@@ -232,13 +244,60 @@ MESH = textwrap.dedent("""
 
 
 @pytest.mark.slow
-def test_eight_devices_compute_what_one_does():
+@pytest.mark.parametrize("text", [TEXT, GATED])
+def test_eight_devices_compute_what_one_does(text):
     run = subprocess.run(
-        [sys.executable, "-c", MESH], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [sys.executable, "-c", MESH, text], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["8"]
+
+
+@pytest.fixture(scope="module")
+def gated(pocket_recipe, pocket_weights, tmp_path_factory):
+    """A student with gates, trained from the command line; compiled quickly."""
+    run = tmp_path_factory.mktemp("gated")
+    settings = SMALL | {"distill.plan": GATED, "distill.trainable": "strategy"}
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        assert lite3r(pocket_recipe, "train", weights=pocket_weights, output=run, **settings) == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    return run / "student"
+
+
+def test_gates_are_trained_and_the_student_takes_another_number_of_windows(gated, pocket_weights):
+    after = load_student(gated, pocket_weights, simulate=False)
+    assert plan_name(after.plan) == GATED
+    kernel = after.trunk.global_cores[0].gate.kernel[...]
+    assert (np.asarray(kernel) != 0).any(), "gradients reach the gates"
+    other = load_student(gated, pocket_weights, plan=parse_plan("speed3r(window=1,top=1)"))
+    images = photos()
+    assert np.abs(other(images)[0].depth - after(images)[0].depth).max() > 0
+
+
+def test_photos_are_not_reconstructed_with_gates_that_nobody_has_trained(
+    pocket_recipe, pocket_weights, tmp_path, capsys
+):
+    Image.fromarray(np.full((56, 56, 3), 99, np.uint8)).save(tmp_path / "1.png")
+    settings = {"input": tmp_path / "1.png", "attention.plan": GATED, "output": tmp_path / "out"}
+    assert lite3r(pocket_recipe, "reconstruct", weights=pocket_weights, **settings) == 2
+    assert "speed3r has parameters that" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_student_is_evaluated_with_other_numbers_of_windows(
+    gated, pocket_recipe, pocket_weights, tmp_path
+):
+    settings = {
+        "evaluate.protocols": "synthetic:test", "evaluate.views": "2", "evaluate.scenes": 1,
+        "evaluate.size": "28x28", "evaluate.pictures": 0, "evaluate.resamples": 10,
+        "evaluate.variants": "student-float32,student(top=1)-float32", "evaluate.student": gated,
+    }  # fmt: skip
+    assert lite3r(pocket_recipe, "eval", weights=pocket_weights, output=tmp_path, **settings) == 0
+    assert "student(top=1)-float32" in (tmp_path / "report.md").read_text()
 
 
 def test_it_is_trained_stored_and_evaluated(backbone, tmp_path):

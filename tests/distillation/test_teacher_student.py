@@ -1,5 +1,6 @@
 """What is trained, by name, and what teacher and student share."""
 
+import importlib
 import math
 
 import jax
@@ -10,14 +11,16 @@ from flax import nnx
 
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.plan import Plan, Rule
-from lite3r_jax.attention.presets import plan
+from lite3r_jax.attention.presets import parse_plan, plan
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import Layouts, TokenLayout
 from lite3r_jax.backbones.base import get_backbone
-from lite3r_jax.distillation.surgery import stacks
+from lite3r_jax.backbones.model import count_parameters
+from lite3r_jax.distillation.surgery import stacks, variables
 from lite3r_jax.distillation.teacher_student import make_pair, of_student, selectors
 from lite3r_jax.distillation.trainable import LowRankAttention, add_low_rank, sizes, trained_paths
 from lite3r_jax.errors import InputError
+from lite3r_jax.experiment import from_config
 from lite3r_jax.layers.attention import Attention
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Fp8Rule, apply_precision, deploy
@@ -144,6 +147,56 @@ def test_a_plan_that_replaces_nothing_leaves_nothing_to_learn():
     for name in ("strategy", "strategy+attention", "lora"):
         with pytest.raises(InputError, match=f"trainable {name}".replace("+", r"\+")):
             trained_paths(mini(Dense()), name)
+
+
+GATES = {"vggt": 24 * 32 * 1025, "pi3": 18 * 32 * 1025}
+QKV = {"vggt": 24 * 3072 * 1025, "pi3": 18 * 3072 * 1025}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GATES)
+def test_sets_of_speed3r_have_the_sizes_that_are_told(name):
+    backbone, heads = get_backbone(name), ("camera", "depth")
+    model = nnx.eval_shape(
+        lambda: backbone.build(
+            backbone.default_config, heads=heads, plan=parse_plan("speed3r"), rngs=traced_rngs(0)
+        )
+    )
+    counts = {
+        trained: sum(sizes(model, trained_paths(model, trained)).values())
+        for trained in ("strategy", "strategy+qkv", "all_but_encoder")
+    }
+    whole = count_parameters(model)
+    assert counts["strategy"] == GATES[name]
+    assert counts["strategy+qkv"] == GATES[name] + QKV[name]
+    encoder = 304_371_712  # a DINOv2 Large without its mask token
+    assert counts["all_but_encoder"] == whole - encoder
+    recipes = importlib.import_module(f"lite3r_jax.recipes.{name}")
+    for variant, trained in (
+        ("speed3r", "all_but_encoder"),
+        ("speed3r,gates", "strategy"),
+        ("speed3r,qkv", "strategy+qkv"),
+    ):
+        settings = from_config(recipes.get_config(variant).to_dict())
+        assert settings.distill.trainable == trained
+        assert settings.train.count == counts[trained]
+
+
+def test_all_but_the_encoder_needs_an_encoder_apart():
+    with pytest.raises(InputError, match="no encoder apart from its trunk; choose strategy"):
+        trained_paths(mini(), "all_but_encoder")
+
+
+def test_all_but_the_encoder_of_a_pi3_is_trained(tiny_pi3_json):
+    backbone = get_backbone("pi3")
+    config = backbone.config_from_json(dict(tiny_pi3_json))
+    model = nnx.eval_shape(
+        lambda: backbone.build(config, plan=parse_plan("speed3r"), rngs=traced_rngs(0))
+    )
+    trained = set(trained_paths(model, "all_but_encoder"))
+    rest = set(variables(model)) - trained
+    assert rest and all(path.startswith("encoder/") for path in rest)
+    assert {"trunk/global_cores/0/gate/kernel", "camera_head/fc1/kernel"} < trained
 
 
 @pytest.mark.slow

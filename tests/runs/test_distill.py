@@ -24,9 +24,14 @@ from lite3r_jax.weights.load import load
 
 RECIPES = [
     (name, variant)
-    for name in ("vggt", "da3_large")
+    for name in ("vggt", "da3_large", "pi3")
     for variant in ("", *importlib.import_module(f"lite3r_jax.recipes.{name}").VARIANTS)
 ]
+
+# what Speed3R's recipes train: all but the encoder; gates of 24 or 18 layers of 16 heads; qkv
+SPEED3R = {"vggt": 854_355_956, "pi3": 654_915_420, "da3_large": 0}
+GATES = {"vggt": 24 * 32 * 1025, "pi3": 18 * 32 * 1025, "da3_large": 0}
+QKV = {"vggt": 24 * 3072 * 1025, "pi3": 18 * 3072 * 1025, "da3_large": 0}
 
 
 def experiment(folder, weights, **distill):
@@ -50,7 +55,9 @@ def test_every_variant_of_every_recipe_can_be_built(name, variant):
     else:
         assert found.distill.student_plan()
     published = "paper" in variant and "fp8" not in variant
-    assert found.train.count == (published and {"vggt": 360_448, "da3_large": 114_688}[name])
+    counts = {"speed3r": SPEED3R[name], "gates": GATES[name], "qkv": GATES[name] + QKV[name]}
+    counts |= {variant: {"vggt": 360_448, "da3_large": 114_688}[name]} if published else {}
+    assert found.train.count == counts.get(variant, 0)
 
 
 def test_variants_add_up_and_unknown_ones_are_named():
@@ -59,6 +66,9 @@ def test_variants_add_up_and_unknown_ones_are_named():
     assert found.weights == "vggt-tiny" and found.train.data.source == "synthetic"
     assert found.distill.plan == "sla_global(block=4,keep=0.1)"
     assert found.distill.precision == "none"
+    gated = from_config(vggt.get_config("tiny,speed3r,qkv").to_dict())
+    assert gated.distill.plan == "speed3r(window=2,top=14)" and gated.train.count == 0
+    assert gated.distill.trainable == "strategy+qkv" and gated.weights == "vggt-tiny"
     as_published = vggt.get_config("tiny,every_site,token").distill.plan
     assert as_published == "sla(block=4,routing=token,keep_special=false)"
     with pytest.raises(InputError, match=r"variant 'tinny' is not known; did you mean 'tiny'"):

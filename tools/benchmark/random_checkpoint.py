@@ -44,7 +44,7 @@ def write_random(backbone: str, out: Path, config: dict | None = None, seed: int
     entry = get_backbone(backbone)
     settings = entry.default_config if config is None else entry.config_from_json(config)
     shapes = abstract_model(entry, settings, heads=entry.heads).shapes
-    names = entry.checkpoint.names(settings)
+    names = entry.checkpoint.of(settings).names(settings)
     upstream = names.upstream_shapes(shapes)
     size = (len(upstream), sum(math.prod(shape) for shape in upstream.values()))
     if config is None and size != PUBLISHED[backbone]:

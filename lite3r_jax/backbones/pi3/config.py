@@ -5,8 +5,11 @@ from typing import Any
 
 from flax import nnx
 
+from lite3r_jax.attention.plan import Plan, Rule, runs
+from lite3r_jax.attention.presets import plan_name
+from lite3r_jax.attention.speed3r import Speed3R
 from lite3r_jax.backbones.base import Published
-from lite3r_jax.backbones.config_json import from_json
+from lite3r_jax.backbones.config_json import from_json, to_json
 from lite3r_jax.backbones.model import count_parameters
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.rngs import traced_rngs
@@ -113,6 +116,8 @@ class Pi3Config:
             lengths are metres (`metric_head`).
         conv_head: sizes of that; of no meaning otherwise.
         metric_head: likewise.
+        sparse: whether it is the one that Speed3R was made of: its layers over all views have
+            `attention.speed3r` with gates among the weights, its trunk has no register tokens.
     """
 
     patch_size: int = 14
@@ -123,6 +128,12 @@ class Pi3Config:
     metric: bool = False
     conv_head: ConvHeadSizes = field(default_factory=ConvHeadSizes)
     metric_head: MetricSizes = field(default_factory=MetricSizes)
+    sparse: bool = False
+
+    @property
+    def registers(self) -> int:
+        """Register tokens that every view has in the trunk."""
+        return 0 if self.sparse else self.decoder.registers
 
     @property
     def pairs(self) -> int:
@@ -134,6 +145,9 @@ PUBLISHED = (
     Published("Pi3", "yyfz233/Pi3", Pi3Config(), "CC-BY-NC-4.0", "3.8 GB"),
     Published("Pi3X", "yyfz233/Pi3X", Pi3Config(metric=True), "CC-BY-NC-4.0", "5.4 GB"),
 )
+
+SPEED3R = Pi3Config(sparse=True)
+"""Sizes of the pi^3 that Visual-AI/speed3r has released."""
 
 # Keys of the JSON form that describe a test run and not the model.
 _RUN_KEYS = {"input", "input_axes"}
@@ -179,6 +193,36 @@ def config_from_json(data: dict[str, Any]) -> Pi3Config:
     return config
 
 
+def config_to_json(config: Pi3Config) -> dict[str, Any]:
+    """The inverse of `config_from_json`; a dense model does not say that it is no sparse one."""
+    return {key: value for key, value in to_json(config).items() if key != "sparse" or value}
+
+
+def own_plan(config: Pi3Config) -> Plan:
+    """The attention that weights of these sizes were trained with."""
+    return Plan((Rule("global", Speed3R()),)) if config.sparse else Plan()
+
+
+def check_plan(config: Pi3Config, plan: Plan) -> None:
+    """Refuse attention that leaves out what the weights of a sparse model have learned.
+
+    Raises:
+        InputError: another strategy, or other settings than may change without training.
+    """
+    if not config.sparse:
+        return
+    specs = plan.specs("global", config.pairs)
+    same = [isinstance(spec, Speed3R) and spec.window == Speed3R.window for spec in specs]
+    parts = runs(plan.specs("frame", config.pairs), specs)
+    if not all(same) or len(parts) > 1:
+        raise InputError(
+            "attention: these weights are Speed3R's, fine-tuned for its sparse attention in all"
+            f" layers over views, which is no dense one; leave out the plan, or change the number"
+            f" of windows alone: {plan_name(own_plan(config)).replace('32', '64')}; for other plans"
+            " take the dense weights of yyfz233/Pi3"
+        )
+
+
 def _check(config: Pi3Config) -> None:
     encoder, trunk, heads = config.encoder, config.decoder, config.heads
     rules = [
@@ -192,6 +236,7 @@ def _check(config: Pi3Config) -> None:
         (heads.dim % (4 * heads.heads) == 0, "heads.dim / heads.heads: a multiple of 4"),
         (trunk.depth % 2 == 0, "decoder.depth must be even"),
     ]
+    rules.append((not (config.metric and config.sparse), "metric and sparse exclude each other"))
     if config.metric:
         conv, metric = config.conv_head, config.metric_head
         fits = len(conv.stages) == 3 and all(n and n % 16 == 0 for n in conv.stages)

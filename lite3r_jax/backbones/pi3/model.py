@@ -30,7 +30,7 @@ from lite3r_jax.backbones.dinov2 import DinoEncoder, EncoderConfig
 from lite3r_jax.backbones.heads import map_frames
 from lite3r_jax.backbones.model import BackboneModel, Call, RoleSize
 from lite3r_jax.backbones.pi3.cameras import intrinsics_of, poses_of, ray_sums
-from lite3r_jax.backbones.pi3.config import EncoderSizes, Pi3Config
+from lite3r_jax.backbones.pi3.config import EncoderSizes, Pi3Config, check_plan, own_plan
 from lite3r_jax.backbones.pi3.heads import CameraHead, DepthHead
 from lite3r_jax.backbones.pi3.trunk import Trunk, scene_layout, view_layout
 from lite3r_jax.errors import InputError
@@ -100,8 +100,9 @@ class Pi3(BackboneModel):
         Args:
             config: sizes.
             heads: which of camera, depth to have; camera needs depth.
-            plan: attention strategy of every site; dense everywhere when None. Roles: "patch" of
-                the encoder, "frame" and "global" of the trunk, "head" of the decoders (points,
+            plan: attention strategy of every site; when None that of the weights: dense, and
+                `attention.speed3r` in the global layers of a sparse model. Roles: "patch" of the
+                encoder, "frame" and "global" of the trunk, "head" of the decoders (points,
                 confidence, cameras).
             dtype: compute dtype of encoder, trunk and head decoders, float32 or bfloat16.
                 LayerNorm, softmax, residual stream, RoPE, position tables and the last layers of
@@ -111,9 +112,12 @@ class Pi3(BackboneModel):
             rngs: random streams.
 
         Raises:
-            InputError: an unknown head, or camera without depth.
+            InputError: an unknown head, camera without depth, or a plan that leaves out what a
+                sparse model has learned.
             ValueError: the plan has a rule without a site.
         """
+        plan = own_plan(config) if plan is None else plan
+        check_plan(config, plan)
         super().__init__(config, heads=heads, plan=plan, dtype=dtype)
         if "camera" in heads and "depth" not in heads:
             raise InputError("heads: camera has its focal lengths from depth; add depth")

@@ -19,12 +19,12 @@ EPS = 1e-6
 
 def view_layout(config: Pi3Config, grid: tuple[int, int]) -> TokenLayout:
     """Tokens of one view: registers, then patches."""
-    return TokenLayout(1, config.decoder.registers, grid, "frame")
+    return TokenLayout(1, config.registers, grid, "frame")
 
 
 def scene_layout(config: Pi3Config, grid: tuple[int, int], views: int) -> TokenLayout:
     """Tokens of all views of a scene, none of which is a reference."""
-    return TokenLayout(views, config.decoder.registers, grid, "global", has_reference=False)
+    return TokenLayout(views, config.registers, grid, "global", has_reference=False)
 
 
 class Trunk(nnx.Module):
@@ -50,9 +50,10 @@ class Trunk(nnx.Module):
         self.dtype = dtype
         self.head_dim = sizes.dim // sizes.heads
         small = nnx.initializers.normal(1e-6)
-        self.register_token = nnx.Param(
-            small(rngs.params(), (1, 1, sizes.registers, sizes.dim), param_dtype)
-        )
+        if config.registers:
+            self.register_token = nnx.Param(
+                small(rngs.params(), (1, 1, config.registers, sizes.dim), param_dtype)
+            )
         block = BlockConfig(sizes.dim, sizes.heads, config.mlp_ratio, qk_norm=True, eps=EPS)
 
         def make(layer_rngs: nnx.Rngs) -> Block:
@@ -85,9 +86,11 @@ class Trunk(nnx.Module):
             global block, side by side; taps).
         """
         b, s = patches.shape[:2]
-        registers = self.register_token[...].astype(patches.dtype)
-        registers = jnp.broadcast_to(registers, (b, s, *registers.shape[2:]))
-        x = jnp.concatenate([registers, patches], axis=2)
+        x = patches
+        if self.config.registers:
+            registers = self.register_token[...].astype(patches.dtype)
+            registers = jnp.broadcast_to(registers, (b, s, *registers.shape[2:]))
+            x = jnp.concatenate([registers, patches], axis=2)
         frame, scene = view_layout(self.config, grid), scene_layout(self.config, grid, s)
         rope = rope_table(view_positions(frame), self.head_dim)
         _, kept, ys = run_stacks(

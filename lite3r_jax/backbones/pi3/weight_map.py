@@ -1,16 +1,25 @@
 """Names of the pi^3 checkpoint (yyfz233/Pi3) and of the parameters here.
 
 Upstream names: pi3/models/pi3.py, pi3/models/dinov2/*, pi3/models/layers/*. One upstream list holds
-all blocks of the trunk, frame blocks at even numbers and global ones at odd.
+all blocks of the trunk, frame blocks at even numbers and global ones at odd. The sparse model of
+Speed3R has two lists and gates (Visual-AI/speed3r, pi3/models/pi3_sparse.py).
 """
 
 from collections.abc import Mapping
 
 from lite3r_jax.backbones import tensor_rules
-from lite3r_jax.backbones.pi3.config import Pi3Config, license_of
+from lite3r_jax.backbones.pi3.config import SPEED3R, Pi3Config, license_of
 from lite3r_jax.backbones.tensor_rules import blocks, layer
 from lite3r_jax.layers.patch_embed import IMAGE_MEAN, IMAGE_STD
-from lite3r_jax.name_map import Checkpoint, NameMap, Skip, SkipPart, TensorRule, Transform
+from lite3r_jax.name_map import (
+    Checkpoint,
+    NameMap,
+    Skip,
+    SkipPart,
+    TensorRule,
+    Transform,
+    Variant,
+)
 
 FIELDS: Mapping[str, Mapping[str, str]] = {
     **tensor_rules.FIELDS,
@@ -76,6 +85,21 @@ def name_map(config: Pi3Config) -> NameMap:
     )
     if config.metric:
         skips += (Skip("depth_emb", _CONDITIONS, "trunk/register_token", (None, None, 3)),)
+    trunk = (
+        *blocks("decoder", "trunk/frame_blocks", range(0, depth, 2)),
+        *blocks("decoder", "trunk/global_blocks", range(1, depth, 2)),
+    )
+    if config.sparse:  # pi3/models/pi3_sparse.py of Visual-AI/speed3r
+        trunk = (
+            *blocks("local_decoder", "trunk/frame_blocks"),
+            *blocks("global_decoder", "trunk/global_blocks"),
+            *layer(
+                "global_decoder.{i}.attn.gate.0",
+                "trunk/global_cores/0/gate",
+                Transform.LINEAR,
+                "i",
+            ),
+        )
     return NameMap(
         fields=FIELDS,
         rules=(
@@ -84,8 +108,7 @@ def name_map(config: Pi3Config) -> NameMap:
             *layer("encoder.patch_embed.proj", "encoder/proj", Transform.CONV),
             *blocks("encoder.blocks", "encoder/blocks"),
             TensorRule("register_token", "trunk/register_token"),
-            *blocks("decoder", "trunk/frame_blocks", range(0, depth, 2)),
-            *blocks("decoder", "trunk/global_blocks", range(1, depth, 2)),
+            *trunk,
             *layer("{head_decoder}.{head_dense}", "{head_decoder}/{head_dense}", Transform.LINEAR),
             *blocks("{head_decoder}.blocks", "{head_decoder}/blocks"),
             *heads,
@@ -128,8 +151,8 @@ def _of_pi3x() -> tuple[TensorRule, ...]:
 
 def _relatives(config: Pi3Config) -> dict[str, str]:
     signs = {
-        r"(local|global)_decoder\..*": "Speed3R's sparse one, which is not supported; convert the"
-        " dense model that it was made of: lite3r convert pi3, with the file of yyfz233/Pi3",
+        r"(local|global)_decoder\..*": "Speed3R's sparse one; leave out --config, or write"
+        ' {"sparse": true} into it',
     }
     command = "lite3r convert pi3"
     if config.metric:
@@ -140,15 +163,28 @@ def _relatives(config: Pi3Config) -> dict[str, str]:
     return signs | {sign: f'Pi3X; write {{"metric": true}} into FILE: {command} --config FILE'}
 
 
+_HEADS = {"camera": "camera_decoder", "depth": "point_decoder"}
+_SPARSE = Checkpoint(
+    title="Speed3R (sparse pi^3)",
+    names=name_map,
+    trunk="global_decoder",
+    heads=_HEADS,
+    license=license_of,
+    relatives=lambda config: {
+        r"decoder\..*": "a dense pi^3, which has no gates; convert it without sparse in --config,"
+        " and start gates by training a student of it: lite3r distill --recipe pi3:speed3r",
+    },
+)
 CHECKPOINT = Checkpoint(
     title="pi^3",
     names=name_map,
     trunk="decoder",
-    heads={"camera": "camera_decoder", "depth": "point_decoder"},
+    heads=_HEADS,
     license=license_of,
     relatives=_relatives,
     signs={
         r"(local|global)_decoder\..*": "Speed3R, a sparse pi^3",
         r"(decoder\.\d+|point_decoder|conf_decoder)\..*": "Pi3",
     },
+    variants=(Variant(r"(local|global)_decoder\..*", lambda c: c.sparse, SPEED3R, _SPARSE),),
 )

@@ -1,0 +1,128 @@
+"""Where the tokens of an attention come from: views, special tokens and grids of patches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the tokens of one side (queries or keys) come from. Static.
+
+    Tokens are ordered view by view; within a view the special tokens come first, then the patches
+    row by row.
+
+    Attributes:
+        views: number of views S that share one sequence (1 when each view attends to itself).
+        special: special tokens per view (camera and register tokens).
+        grid: patch grid (h, w) of a view; (0, 0) where a view has no patches.
+        scope: "frame" when a sequence is one view, "global" when it spans all views of a scene.
+        kept: which views of the scene these are, where a strategy has dropped others: their numbers
+            in this order, -1 for one that only the data decides. None: all of them.
+        has_reference: whether the first view of a scene is its reference view, which strategies may
+            treat apart; False for models in which all views are equal.
+    """
+
+    views: int
+    special: int
+    grid: tuple[int, int]
+    scope: Literal["frame", "global"]
+    kept: tuple[int, ...] | None = None
+    has_reference: bool = True
+
+    @property
+    def tokens_per_view(self) -> int:
+        """P, tokens per view."""
+        return self.special + self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """T, tokens of one sequence."""
+        return self.views * self.tokens_per_view
+
+    @property
+    def reference(self) -> int | None:
+        """Position of the scene's reference view among these; None if it is not one of several."""
+        if self.scope == "frame" or not self.has_reference:
+            return None
+        if self.kept is None:
+            return 0
+        return self.kept.index(0) if 0 in self.kept else None
+
+    def keep(self, views: Sequence[int]) -> "TokenLayout":
+        """The layout of some of these views.
+
+        Args:
+            views: their positions here, -1 for one that only the data decides.
+        """
+        here = range(self.views) if self.kept is None else self.kept
+        kept = tuple(-1 if view < 0 else here[view] for view in views)
+        return replace(self, views=len(kept), kept=kept)
+
+    def keep_patches(self, step: int) -> "TokenLayout":
+        """The layout with every `step`-th row and column of patches, the first ones among them."""
+        h, w = self.grid
+        return replace(self, grid=(-(-h // step), -(-w // step)))
+
+
+@dataclass(frozen=True)
+class IrregularTokens:
+    """Tokens without a grid, as merging leaves them: their number is all that is known. Static."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layouts of the query side and of the key side.
+
+    They are equal unless a strategy reduces one of the sides.
+
+    Attributes:
+        query: of the queries.
+        key: of the keys.
+        all_keys: of the keys before strategies dropped some of them; None where none did.
+    """
+
+    query: TokenLayout | IrregularTokens
+    key: TokenLayout | IrregularTokens
+    all_keys: TokenLayout | None = None
+
+    @classmethod
+    def both(cls, layout: TokenLayout) -> "Layouts":
+        """Queries and keys are the same tokens."""
+        return cls(layout, layout)
+
+    def with_keys(self, layout: TokenLayout) -> "Layouts":
+        """The same with some of the keys.
+
+        Raises:
+            ValueError: keys are irregular.
+        """
+        before = self.all_keys or self.regular_keys("with_keys")
+        return replace(self, key=layout, all_keys=before)
+
+    def regular(self, who: str) -> tuple[TokenLayout, TokenLayout]:
+        """Both sides, for a strategy that needs views and grids of patches.
+
+        Args:
+            who: name of the strategy, for the message.
+
+        Raises:
+            ValueError: one of them is irregular.
+        """
+        return _regular(self.query, "queries", who), _regular(self.key, "keys", who)
+
+    def regular_keys(self, who: str) -> TokenLayout:
+        """The side of the keys alone; likewise."""
+        return _regular(self.key, "keys", who)
+
+
+def _regular(layout: TokenLayout | IrregularTokens, side: str, who: str) -> TokenLayout:
+    if isinstance(layout, IrregularTokens):
+        raise ValueError(
+            f"attention strategy {who} needs views with a grid of patches, but its {side} are"
+            f" {layout.tokens} tokens without one; use dense inside of a strategy that merges"
+            " tokens"
+        )
+    return layout

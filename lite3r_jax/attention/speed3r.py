@@ -1,0 +1,266 @@
+"""Speed3R: attention to pooled windows and to the best windows' tokens, mixed by learned gates."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from lite3r_jax.attention.head_groups import map_head_groups
+from lite3r_jax.attention.strategy import (
+    AttentionCore,
+    AttentionInputs,
+    AttentionStrategy,
+    Layouts,
+    Role,
+    TokenLayout,
+)
+from lite3r_jax.attention.window_selection import (
+    Pools,
+    Selection,
+    expanded,
+    pooled,
+    window_positions,
+    windows_of,
+)
+from lite3r_jax.errors import InputError
+from lite3r_jax.mesh import SCENES, VIEWS, axes
+
+COMPRESSION, SELECTION = 0, 1
+"""The branches, in the order of the gates of a head."""
+
+
+@dataclass(frozen=True)
+class Speed3R(AttentionStrategy):
+    """Patches attend to means of windows, and to all tokens of the windows that fit them best.
+
+    Global sparse attention as published (arXiv 2603.08055; Visual-AI/speed3r for pi^3). Patches are
+    cut into windows of one view. Queries, keys and values of a window are the means of its raw
+    ones, then normed, and turned by the mean position, rounded down. A window of queries attends to
+    those of all windows (compression). Its tokens attend to the tokens of the `top` windows with
+    the largest products of mean query and mean key, per head (selection); of equal ones the first
+    is taken, and no window twice. Two gates per token and head, sigmoids of a Linear of the layer's
+    normed input, weigh the two outputs.
+
+    Special tokens (camera, registers) attend to all tokens, without gates, and are attended to by
+    all, besides whole views (`always`), in the same softmax as the selected windows. The paper says
+    so of VGGT, without code; the released pi^3 has no special tokens and no such views.
+
+    The parameters are `gate/kernel` [C, 2 N], zeros at first, and `gate/bias` [2 N], with heads
+    before branches, compression first.
+
+    Attributes:
+        window: patches along a side of a window. The released checkpoint has 4; the paper finds 8
+            equally good.
+        top: windows that a window of queries selects; all of them where there are no more. As
+            published 32, and 8 to 128 without training again.
+        always: where there is a reference view: it and every `always`-th view from it on are
+            attended to by all; 1 for all views, 0 for none. As published 100.
+        gate: first values of the gates before the sigmoid, of compression and of selection.
+        pad: whether a grid of patches that windows do not divide is filled up, with places that
+            count nowhere; otherwise it is refused.
+        implementation: "blocked" (time and memory of what is attended to), "reference" (all pairs
+            at once, means after the projection; for tests), or "auto", which is "blocked".
+    """
+
+    name: ClassVar[str] = "speed3r"
+    runtime: ClassVar[frozenset[str]] = frozenset({"implementation"})
+    headline: ClassVar[frozenset[str]] = frozenset({"window", "top"})
+    adjustable: ClassVar[frozenset[str]] = frozenset({"top"})
+    needs_training: ClassVar[bool] = True
+    roles: ClassVar[tuple[Role, ...]] = ("global",)
+
+    window: int = 4
+    top: int = 32
+    always: int = 100
+    gate: tuple[float, ...] = (-1.0, 1.0)
+    pad: bool = True
+    implementation: Literal["auto", "blocked", "reference"] = "auto"
+
+    def __post_init__(self):
+        for name, least in (("window", 1), ("top", 1), ("always", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if len(self.gate) != 2:
+            raise ValueError(
+                f"gate must be two numbers, for compression and selection, got {list(self.gate)}"
+            )
+
+    @property
+    def takes_some_patches(self) -> bool:
+        """See `AttentionStrategy.takes_some_patches`."""
+        return False
+
+    def build(
+        self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
+    ) -> "Speed3RCore":
+        """A core with gates."""
+        return Speed3RCore(self, heads, head_dim, param_dtype, rngs)
+
+    def describe(self, dtype: Any, head_dim: int) -> str:
+        """See `AttentionStrategy.describe`."""
+        del dtype, head_dim
+        form = "blocked" if self.implementation == "auto" else self.implementation
+        return f"speed3r, window {self.window}, top {self.top} ({form})"
+
+    def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
+        """See `AttentionStrategy.flops`; windows count with all their places."""
+        query, key = layouts.regular(self.name)
+        of = self.selection(query, key)
+        pairs = len(of.query.tokens) * len(of.key.tokens)
+        kept = (len(of.always) + of.chosen + len(of.key.special)) * of.key.places
+        attended = pairs + of.query.tokens.size * kept + query.views * query.special * key.tokens
+        return {"softmax": 4 * attended * head_dim, "selection": 2 * pairs * head_dim}
+
+    def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
+        """See `AttentionStrategy.layer_flops`: the projection of means, and the gates."""
+        query, key = layouts.regular(self.name)
+        of, c = self.selection(query, key), heads * head_dim
+        means = len(of.query.tokens) + (0 if query == key else len(of.key.tokens))
+        return 2 * means * c * 3 * c + 2 * query.tokens * c * 2 * heads
+
+    def selection(self, query: TokenLayout, key: TokenLayout) -> Selection:
+        """Windows of both sides, and which ones every query attends to.
+
+        Raises:
+            InputError: windows do not divide the grid, and it is not to be filled up.
+        """
+        for layout in (query, key):
+            if not self.pad and any(side % self.window for side in layout.grid):
+                h, w = layout.grid
+                raise InputError(
+                    f"attention strategy {self.name}: windows of {self.window} x {self.window} do"
+                    f" not divide a grid of {h} x {w} patches; choose images whose sides are"
+                    f" multiples of {self.window} patches, or pad=true"
+                )
+        windows = windows_of(key, self.window)
+        return Selection(
+            windows_of(query, self.window),
+            windows,
+            np.flatnonzero(np.isin(windows.views, self._views(key))).astype(np.int32),
+            self.top,
+        )
+
+    def _views(self, key: TokenLayout) -> list[int]:
+        """Positions of the views that every query attends to."""
+        if key.scope == "frame" or not key.has_reference or not self.always:
+            return []
+        kept = range(key.views) if key.kept is None else key.kept
+        return [at for at, view in enumerate(kept) if view >= 0 and view % self.always == 0]
+
+
+class Speed3RCore(AttentionCore):
+    """See `Speed3R`.
+
+    Attributes:
+        gate: [.., C] -> [.., 2 N].
+    """
+
+    spec: Speed3R
+
+    def __init__(self, spec: Speed3R, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs):
+        self.spec = spec
+        first = np.tile(np.asarray(spec.gate, np.float32), heads)
+        self.gate = nnx.Linear(
+            heads * head_dim,
+            2 * heads,
+            param_dtype=param_dtype,
+            kernel_init=nnx.initializers.zeros,
+            bias_init=lambda key, shape, dtype: jnp.asarray(first, dtype).reshape(shape),
+            rngs=rngs,
+        )
+
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
+        """See `AttentionCore.__call__`.
+
+        Raises:
+            ValueError: queries or keys without a grid, or with some patches of it only.
+            InputError: see `Speed3R.selection`.
+        """
+        spec, (query, key) = self.spec, inputs.layouts.regular(self.spec.name)
+        of = spec.selection(query, key)
+        sides = (inputs.q, inputs.k, inputs.v)
+        x = inputs.x
+        pools = self._pools(inputs, x, x if query == key else inputs.key_x, query, key)
+        tokens = query.tokens, key.tokens, key.tokens
+
+        def attend(*joined: jax.Array) -> jax.Array:
+            parts = [jnp.split(a, [t], axis=1) for a, t in zip(joined, tokens, strict=True)]
+            (q, qc), (k, kc), (v, vc) = parts
+            form = of.reference if spec.implementation == "reference" else of.blocked
+            return jnp.concatenate(form(q, k, v, (qc, kc, vc)), axis=1)
+
+        def by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return map_head_groups(attend, q, k, v)
+
+        # Tokens and windows side by side, so that heads are cut out of both alike.
+        joined = [
+            jnp.concatenate([a, p.astype(a.dtype)], axis=1)
+            for a, p in zip(sides, pools, strict=True)
+        ]
+        selected, compressed = jnp.split(
+            _split(by_head, joined[0].shape)(*joined), [query.tokens], 1
+        )
+        gates = nnx.sigmoid(self.gate(x).astype(jnp.float32))
+        gates = gates.reshape(*x.shape[:2], -1, 2, 1)
+        patch = np.arange(query.tokens) % query.tokens_per_view >= query.special
+        weight = jnp.where(patch[:, None, None], gates[..., SELECTION, :], 1)
+        o = gates[..., COMPRESSION, :] * expanded(compressed, of.query, query.tokens)
+        return (o + weight * selected).astype(inputs.v.dtype)
+
+    def _pools(
+        self,
+        inputs: AttentionInputs,
+        x: jax.Array,
+        key_x: jax.Array,
+        query: TokenLayout,
+        key: TokenLayout,
+    ) -> Pools:
+        """Queries, keys and values of windows, normed and rotated."""
+        layer, edge = inputs.functions, self.spec.window
+        after = self.spec.implementation == "reference"
+
+        def raw(x: jax.Array, layout: TokenLayout) -> list[jax.Array]:
+            if after:
+                return [pooled(a, layout, edge) for a in layer.project(x)]
+            return list(layer.project(pooled(x, layout, edge)))
+
+        q, k, v = raw(x, query)
+        if key_x is not x:
+            _, k, v = raw(key_x, key)
+        q, k = layer.norm(q, k)
+        if layer.positions is not None:
+            q, k = (
+                layer.rotate(a, self._positions(layer.positions, layout))
+                for a, layout in ((q, query), (k, key))
+            )
+        return q, k, v
+
+    def _positions(self, positions: Any, layout: TokenLayout) -> np.ndarray:
+        positions = np.asarray(positions)
+        if len(positions) != layout.tokens_per_view:
+            raise ValueError(
+                f"attention strategy {self.spec.name} needs all patches of a view, but"
+                f" {layout.tokens_per_view} of {len(positions)} tokens are left; leave out what"
+                " drops patches"
+            )
+        return window_positions(positions, layout, self.spec.window)
+
+
+def _split(attend: Any, shape: tuple[int, ...]) -> Any:
+    """`attend` on every device for its own scenes and heads, where a mesh splits these."""
+    scenes, heads = axes(SCENES, shape[0])[0], axes(VIEWS, shape[2])[0]
+    if not scenes and not heads:
+        return attend
+    here = PartitionSpec(scenes or None, None, heads or None, None)
+    # Kernels do not say over which axes their outputs vary, hence no check_vma.
+    return jax.shard_map(
+        attend,
+        in_specs=(here, here, here),
+        out_specs=here,
+        axis_names={*scenes, *heads},
+        check_vma=False,
+    )

@@ -1,0 +1,245 @@
+"""Attention to pooled windows and to the tokens of the best of them: tables, pooling, two forms.
+
+The mathematics of Speed3R's global sparse attention (arXiv 2603.08055; pi3/models/layers/
+sparse_attention.py of Visual-AI/speed3r), without gates. A window is a square of patches of one
+view. Of Nq and Nk windows of queries and keys, n is either.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lite3r_jax.attention.dense import dense_attention
+from lite3r_jax.attention.sla import take
+from lite3r_jax.attention.strategy import TokenLayout
+from lite3r_jax.attention.windows import inverse
+from lite3r_jax.kernels.block_map.api import block_map
+from lite3r_jax.kernels.sla.blocked import BlockedTiles, sparse
+from lite3r_jax.kernels.sla.blocks import from_blocks, to_blocks
+
+Pools = tuple[jax.Array, jax.Array, jax.Array]
+"""Queries, keys and values of windows."""
+
+_LOGITS = 2**16
+"""Pairs of a query and a key that the blocked form works on at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of one sequence, static.
+
+    Attributes:
+        edge: s, patches along a side.
+        tokens: [n, s * s] int32, the token at every place, view by view, windows and places within
+            row by row; T, one past the last token, where the grid ends before the window does.
+        views: [n] int32, the view of every window.
+        special: [m, s * s] int32, the special tokens of all views in blocks of the same size.
+    """
+
+    edge: int
+    tokens: np.ndarray
+    views: np.ndarray
+    special: np.ndarray
+
+    @property
+    def places(self) -> int:
+        """Tokens of a whole window."""
+        return self.edge**2
+
+
+@functools.lru_cache(maxsize=64)
+def windows_of(layout: TokenLayout, edge: int) -> Windows:
+    """Cut the patches of every view into windows of `edge` x `edge`, from the first patch on.
+
+    Args:
+        layout: of the tokens.
+        edge: s.
+    """
+    (h, w), p, t = layout.grid, layout.tokens_per_view, layout.tokens
+    patches = np.full((-(-h // edge) * edge, -(-w // edge) * edge), -1)
+    patches[:h, :w] = layout.special + np.arange(h * w).reshape(h, w)
+    rows, columns = (side // edge for side in patches.shape)
+    one = patches.reshape(rows, edge, columns, edge).swapaxes(1, 2).reshape(-1, edge**2)
+    first = p * np.arange(layout.views)[:, None, None]
+    tokens = np.where(one < 0, t, first + one).reshape(-1, edge**2)
+    special = (first[..., 0] + np.arange(layout.special)).reshape(-1)
+    special = np.pad(special, (0, -len(special) % edge**2), constant_values=t)
+    result = Windows(
+        edge,
+        tokens.astype(np.int32),
+        np.repeat(np.arange(layout.views, dtype=np.int32), len(one)),
+        special.reshape(-1, edge**2).astype(np.int32),
+    )
+    for array in (result.tokens, result.views, result.special):
+        array.flags.writeable = False  # the result is cached
+    return result
+
+
+def pooled(x: jax.Array, layout: TokenLayout, edge: int) -> jax.Array:
+    """The mean of every window's tokens, of those that there are.
+
+    Args:
+        x: [B, T, ...].
+        layout: of these tokens.
+        edge: s.
+
+    Returns:
+        [B, n, ...] in the dtype of x, summed up in float32.
+    """
+    (h, w), more = layout.grid, x.shape[2:]
+    x = x.reshape(x.shape[0], layout.views, -1, *more)[:, :, layout.special :]
+    x = x.reshape(*x.shape[:2], h, w, *more)
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, -h % edge), (0, -w % edge), *[(0, 0)] * len(more)])
+    rows, columns = (side // edge for side in x.shape[2:4])
+    x = x.reshape(*x.shape[:2], rows, edge, columns, edge, *more)
+    total = x.sum(axis=(3, 5), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    total = total.reshape(x.shape[0], -1, *more)
+    count = (windows_of(layout, edge).tokens < layout.tokens).sum(axis=1)
+    return (total / count.reshape(-1, *[1] * len(more))).astype(x.dtype)
+
+
+def window_positions(positions: np.ndarray, layout: TokenLayout, edge: int) -> np.ndarray:
+    """Where the windows of one view stand: the mean position of their tokens, rounded down.
+
+    Args:
+        positions: [P, 2] integers (y, x) of the tokens of one view.
+        layout: of the tokens.
+        edge: s.
+
+    Returns:
+        [windows of a view, 2] int32.
+    """
+    tokens = windows_of(layout, edge).tokens
+    tokens = tokens[: len(tokens) // layout.views]
+    there = tokens < layout.tokens
+    total = np.where(there[..., None], positions[np.where(there, tokens, 0)], 0).sum(axis=1)
+    return (total // there.sum(axis=1)[:, None]).astype(np.int32)
+
+
+def expanded(of_windows: jax.Array, windows: Windows, tokens: int) -> jax.Array:
+    """What is known of windows [B, n, N, D], for each of their tokens: [B, tokens, N, D].
+
+    Tokens in no window, the special ones, have zeros.
+    """
+    b, n, *more = of_windows.shape
+    slots = jnp.broadcast_to(of_windows[:, :, None], (b, n, windows.places, *more))
+    return take(slots.reshape(b, -1, *more), inverse(windows.tokens, tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which windows are attended to, static; its two methods compute the same.
+
+    Attributes:
+        query: windows of the queries.
+        key: windows of the keys.
+        always: [A] int32 windows of keys that every query attends to, ascending; special tokens
+            are attended to in any case.
+        top: windows that a window of queries chooses among the others, at most.
+    """
+
+    query: Windows
+    key: Windows
+    always: np.ndarray
+    top: int
+
+    @property
+    def chosen(self) -> int:
+        """Windows that are chosen: `top`, or as many as there are."""
+        return min(self.top, len(self.key.tokens) - len(self.always))
+
+    def ids(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """The windows of keys that every window of queries attends to, without special tokens.
+
+        By the products of pooled queries [B, Nq, N, D] and keys [B, Nk, N, D], in float32; of equal
+        ones the lower window is chosen. No gradient flows through the choice.
+
+        Returns:
+            [B, N, Nq, A + chosen] int32, ascending.
+        """
+        kept = self.always.tolist()
+        return block_map(q, k, q_block=1, k_block=1, top=self.chosen, always=kept).critical.ids
+
+    def blocked(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools
+    ) -> tuple[jax.Array, jax.Array]:
+        """In time and memory of what is attended to.
+
+        Args:
+            q: [B, Tq, N, D] queries, normed and rotated.
+            k: [B, Tk, N, D] keys.
+            v: [B, Tk, N, D] values.
+            pools: queries [B, Nq, N, D], keys and values [B, Nk, N, D] of windows, likewise.
+
+        Returns:
+            (output of the tokens [B, Tq, N, D]: of patches, softmax over the tokens of their
+            window's choice, those of `always` and special ones; of special tokens, over all keys;
+            output of the windows [B, Nq, N, D]: softmax over pooled keys).
+        """
+        b, n = q.shape[0], q.shape[2]
+        of_windows = dense_attention(*pools)
+        blocks = np.concatenate([self.key.tokens, self.key.special])
+        columns = len(self.key.tokens)
+        ids = self.ids(*pools[:2]).reshape(b * n, len(self.query.tokens), -1)
+        special = np.arange(columns, len(blocks), dtype=np.int32)
+        special = jnp.broadcast_to(special, (*ids.shape[:2], len(special)))
+        ids = jnp.concatenate([ids, special], axis=-1)
+
+        size = self.query.places
+        here = jnp.asarray(blocks.reshape(-1) < k.shape[1])
+        valid = jnp.broadcast_to(here, (b, blocks.size))
+        kb, vb = (to_blocks(take(x, blocks), valid, size) for x in (k, v))
+        q_valid = jnp.broadcast_to(
+            jnp.asarray(self.query.tokens.reshape(-1) < q.shape[1]), (b, self.query.tokens.size)
+        )
+        qb = to_blocks(take(q, self.query.tokens), q_valid, size)
+        ok = jnp.broadcast_to(here.reshape(-1, size), kb.shape[:3])
+        entries = min(ids.shape[-1], max(1, _LOGITS // size**2))
+        tiles = BlockedTiles(max(1, _LOGITS // (size**2 * entries)), entries)
+        parts = [from_blocks(sparse(qb, kb, vb, ok, ids, tiles), q_valid).astype(v.dtype)]
+        rows = self.query.special[self.query.special < q.shape[1]]
+        if rows.size:
+            parts.append(dense_attention(take(q, rows), k, v))
+        places = inverse(np.concatenate([self.query.tokens.reshape(-1), rows]), q.shape[1])
+        return take(jnp.concatenate(parts, axis=1), places), of_windows
+
+    def reference(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools
+    ) -> tuple[jax.Array, jax.Array]:
+        """The definition, with all pairs in memory; see `blocked`."""
+        scores = _scores(pools[0], pools[1])
+        of_windows = _weighted(_softmax(scores * q.shape[-1] ** -0.5), pools[2])
+        free = ~np.isin(np.arange(scores.shape[-1]), self.always)
+        # A stable sort: of equal scores the lower window comes first.
+        order = jnp.argsort(jnp.where(free, -lax.stop_gradient(scores), jnp.inf), axis=-1)
+        rank = jnp.argsort(order, axis=-1)
+        seen = ((rank < self.chosen) & free) | ~free  # [B, N, Nq, Nk]
+        of_key = _window_of(self.key, k.shape[1])
+        of_query = _window_of(self.query, q.shape[1])
+        pairs = seen[:, :, np.maximum(of_query, 0)][..., np.maximum(of_key, 0)]
+        pairs = pairs | (of_key < 0) | (of_query < 0)[:, None]
+        logits = jnp.where(pairs, _scores(q, k) * q.shape[-1] ** -0.5, -jnp.inf)
+        return _weighted(_softmax(logits), v), of_windows
+
+
+def _window_of(windows: Windows, tokens: int) -> np.ndarray:
+    """The window of every token; -1 for special ones."""
+    places = inverse(windows.tokens, tokens)
+    return np.where(places < windows.tokens.size, places // windows.places, -1)
+
+
+def _softmax(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis."""
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
+
+
+def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
