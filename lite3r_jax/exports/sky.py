@@ -70,14 +70,14 @@ def sky(image: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
         return nothing
     # pieces between masts and roofs
     skies += [p for p in parts if p not in skies and any(p.continues(other) for other in skies)]
-    found = np.any([part.pixels for part in skies], 0)
-    found |= ndimage.binary_fill_holes(found) & likely  # clouds
+    mask = np.any([part.pixels for part in skies], 0)
+    mask |= ndimage.binary_fill_holes(mask) & likely  # clouds
     # smoothness is unknown along roofs: the color of the sky nearby tells
     side = 2 * _RIM + 1
-    share = ndimage.uniform_filter(found.astype(np.float32), side)
-    nearby = ndimage.uniform_filter(color * found, (1, side, side))
+    share = ndimage.uniform_filter(mask.astype(np.float32), side)
+    nearby = ndimage.uniform_filter(color * mask, (1, side, side))
     alike = np.abs(color * share - nearby).max(0) < _ALIKE * share
-    return found | (inside & alike & (share > 1e-3))
+    return mask | (inside & alike & (share > 1e-3))
 
 
 class _Part:

@@ -34,13 +34,13 @@ def measure(split: str, scenes: int, views: int, size: tuple[int, int]) -> str:
         assert sample.depth is not None
         for image, depth in zip(sample.images, sample.depth, strict=True):
             start = time.process_time()
-            found = sky(np.rint(image * 255).astype(np.uint8))
+            mask = sky(np.rint(image * 255).astype(np.uint8))
             seconds += time.process_time() - start
             truth = depth <= 0
-            both += (found & truth).sum()
-            taken, true = taken + found.sum(), true + truth.sum()
-            pixels += found.size
-            wrong += (found & ~truth).sum()
+            both += (mask & truth).sum()
+            taken, true = taken + mask.sum(), true + truth.sum()
+            pixels += mask.size
+            wrong += (mask & ~truth).sum()
     exact = [f"{both / taken:.4f}", f"{both / true:.4f}"] if taken and true else ["", ""]
     time_each = 1000 * seconds / (scenes * views)
     cells = [split, f"{scenes * views}", *exact, f"{100 * wrong / pixels:.2f}%", f"{time_each:.0f}"]
@@ -55,12 +55,12 @@ def draw(photos: str, out: Path) -> None:
     for scene in find_scenes(photos):
         for photo in scene.photos:
             image = fit_image(photo.read(), "crop", 518, photo.label).pixels
-            found = sky(image)
+            mask = sky(image)
             red = np.array([255, 0, 0])
-            shown = np.where(found[..., None], 0.4 * image + 0.6 * red, image).astype(np.uint8)
+            shown = np.where(mask[..., None], 0.4 * image + 0.6 * red, image).astype(np.uint8)
             path = out / f"{scene.name}-{photo.name.replace('/', '-')}.jpg"
             Image.fromarray(shown).save(path, quality=85)
-            print(f"{path}: {100 * found.mean():.1f} % of the pixels")
+            print(f"{path}: {100 * mask.mean():.1f} % of the pixels")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
