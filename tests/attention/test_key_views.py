@@ -206,7 +206,10 @@ def test_sparse_attention_to_the_kept_views_is_sparse_attention_without_the_othe
 
 def test_the_linear_part_may_have_the_views_that_are_dropped():
     q, k, v, x = problem()
-    over = {name: SLA(keep=0.4, block=4, init=0.3, linear_over=name) for name in ("kept", "all")}
+    over = {
+        name: SLA(keep=0.4, block=4, init=0.3, linear_over=name, implementation="reference")
+        for name in ("kept", "all")
+    }
     kept, every = (KeyViews("stride", every=4, inner=inner) for inner in over.values())
     cores = [s.build(heads=N, head_dim=D, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
              for s in (kept, every)]  # fmt: skip
@@ -230,8 +233,10 @@ def test_the_linear_part_may_have_the_views_that_are_dropped():
     whole = KeyViews("stride", every=1, inner=over["all"])
     plain = KeyViews("stride", every=1, inner=over["kept"])
     np.testing.assert_array_equal(attend(whole, q, k, v, x), attend(plain, q, k, v, x))
+    blocked = replace(every, inner=replace(over["all"], implementation="blocked"))
+    core = blocked.build(heads=N, head_dim=D, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     outside, inside = products(
-        lambda q, k: cores[1](AttentionInputs(q, k, k, Layouts.both(LAYOUT))), q[:1], k[:1]
+        lambda q, k: core(AttentionInputs(q, k, k, Layouts.both(LAYOUT))), q[:1], k[:1]
     )
     counted = every.flops(Layouts.both(LAYOUT), D)
     assert outside == N * (counted["selection"] + counted["linear"]) and inside > 0

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from lite3r_jax.weights.export import export
 from lite3r_jax.weights.load import load
 from lite3r_jax.weights.manifest import read_manifest
 from lite3r_jax.weights.safetensors_file import open_safetensors
+from tests.attention import quick
 from tests.benchmarking.jaxpr_products import products
 
 PUBLISHED = Pi3Config(metric=True)
@@ -75,12 +77,18 @@ def test_convolutions_are_those_of_upstream(arrays, parity):
     parity(
         group, "convhead/uv_24x16_aspect1.5", places, arrays["convhead/uv_24x16_aspect1.5"], 1e-6
     )
-    x = jnp.asarray(arrays["convhead/in"]).reshape(2, 2, 3, 24)
-    for i, stage in enumerate(head.stages):
-        x = stage(with_places(x, 1.5))
-        name = f"convhead/stage{i}"
-        parity(group, name, jnp.moveaxis(x, -1, 1), arrays[name], gate)
-    both = jnp.moveaxis(head(jnp.asarray(arrays["convhead/in"]), (2, 3), 14), -1, 1)
+
+    @quick.jit
+    def run(x):
+        y, stages = x.reshape(2, 2, 3, 24), []
+        for stage in head.stages:
+            y = stage(with_places(y, 1.5))
+            stages.append(jnp.moveaxis(y, -1, 1))
+        return stages, jnp.moveaxis(head(x, (2, 3), 14), -1, 1)
+
+    stages, both = run(arrays["convhead/in"])
+    for i, stage in enumerate(stages):
+        parity(group, f"convhead/stage{i}", stage, arrays[f"convhead/stage{i}"], gate)
     for name, some in (("xy", both[:, :2]), ("z", both[:, 2:])):
         parity(group, f"convhead/{name}", some, arrays[f"convhead/{name}"], gate)
 
@@ -92,12 +100,14 @@ def test_the_metric_branch_is_that_of_upstream(arrays, parity):
         "metric_decoder.", "depth_head/metric/",
     )  # fmt: skip
     assert left == {"token", "scale/kernel", "scale/bias"}
-    query, context = (jnp.asarray(arrays[f"metric/{name}"]) for name in ("query", "context"))
-    got = [
-        head.decode(query[b : b + 1], context[b : b + 1], rope_table(positions, head.head_dim))
-        for b, positions in enumerate(arrays["metric/pos"])
-    ]
-    parity("pi3/pi3x_modules", "metric/out", jnp.concatenate(got), arrays["metric/out"], 1e-5)
+    query, context, positions = (arrays[f"metric/{name}"] for name in ("query", "context", "pos"))
+
+    @quick.jit
+    def run(query, context, positions):
+        return head.decode(query[None], context[None], rope_table(positions, head.head_dim))[0]
+
+    got = jnp.stack([run(*some) for some in zip(query, context, positions, strict=True)])
+    parity("pi3/pi3x_modules", "metric/out", got, arrays["metric/out"], 1e-5)
 
 
 def test_published_counts():
@@ -125,16 +135,18 @@ def tiny_json(tiny_pi3_json):
 @pytest.fixture(scope="module")
 def checkpoint(tiny_json, tmp_path_factory):
     """A tiny one as upstream would publish it, with its parts for conditions."""
-    config = config_from_json(tiny_json)
-    model = Pi3(config, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    shapes = name_map(config)
-    tensors = {}
-    for path, (_, variable) in variables(model).items():
-        array = np.asarray(variable[...])
-        if array.std() == 0 and not path.endswith("scale"):  # biases
-            array = 0.1 * rng.standard_normal(array.shape, np.float32)
-        for pair, _ in shapes.to_upstream(path, array.shape):
+    config, entry = config_from_json(tiny_json), get_backbone("pi3")
+    rng, names, tensors = np.random.default_rng(0), name_map(config), {}
+    for path, shape in abstract_model(entry, config, heads=entry.heads).shapes.items():
+        array = rng.standard_normal(shape, np.float32)
+        if re.search(r"norm\w*/scale$|gamma$", path):
+            array = 1 + 0.1 * array
+        elif path.endswith("kernel"):
+            inputs = shape[0] if path.endswith("up/kernel") else math.prod(shape[-4:-1])
+            array /= np.float32(inputs**0.5) if len(shape) != 3 else np.float32(shape[1] ** 0.5)
+        else:
+            array *= 0.1
+        for pair, _ in names.to_upstream(path, array.shape):
             one = array if pair.index is None else array[pair.index]
             tensors[pair.source] = np.array(inverse(pair.transform, one), order="C")
     # rays that spread within an image, and tokens that the metric branch can tell apart
