@@ -92,11 +92,12 @@ def configure(
     """
     config = to_config(Experiment(backbone=backbone))
     config.update_from_flattened_dict(recipe)
+    plan = recipe["distill.plan"]
     for each in filter(None, variant.split(",")):
         if each not in variants:
             raise unknown_name(f"configs/{name}.py: variant", each, variants)
         change = dict(variants[each])
-        settings, plan = change.pop("plan", {}), change.get("distill.plan", config.distill.plan)
+        settings, plan = change.pop("plan", {}), change.get("distill.plan", plan)
         if settings and plan:
             plan = change_plan(plan, **settings)
         config.update_from_flattened_dict(change | {"distill.plan": plan})

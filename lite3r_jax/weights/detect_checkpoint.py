@@ -1,12 +1,12 @@
 """Recognizes by the names of its tensors what kind of model a checkpoint is of."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from lite3r_jax.backbones.base import backbone_names, get_backbone
 
 # A name that only such a checkpoint has -> what it is; backbones declare their own.
-_OTHERS: Mapping[str, str] = {
+_OTHERS: dict[str, str] = {
     r"(enc_blocks|dec_blocks2?|downstream_head1)\..*": "DUSt3R or MASt3R",
     r"encoder\.backbone\..*": "MoGe",
     r"(model\.diffusion_model|first_stage_model)\..*": "Stable Diffusion",
