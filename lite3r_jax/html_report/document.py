@@ -129,7 +129,8 @@ def table(
     head, *rows = cells
     marks = [' class="text"' if name in words else "" for name in head]
     arrows = better or {}
-    head = [f"{name} {arrows[name]}" if name in arrows else name for name in head]
+    # a space at which lines do not end
+    head = [f"{name}\u00a0{arrows[name]}" if name in arrows else name for name in head]
     named = [f'{m} data-name="{escape(name)}"' for m, name in zip(marks, head, strict=True)]
 
     def line(tag: str, row: Sequence[str]) -> str:

@@ -55,9 +55,9 @@ def test_an_interval_stands_below_its_number_and_a_new_group_below_a_line():
 def test_arrows_say_what_is_better():
     cells = [["variant", "AbsRel", "AUC"], ["a", "0.1", "0.9"]]
     text = table(cells, better={"AbsRel": LOWER, "AUC": HIGHER, "other": LOWER})
-    assert "<th>AbsRel \u2193</th><th>AUC \u2191</th>" in text
+    assert "<th>AbsRel\u00a0\u2193</th><th>AUC\u00a0\u2191</th>" in text
     assert '<th class="text">variant</th>' in text
-    assert '<td data-name="AUC \u2191">0.9</td>' in text, "on a phone, beside the number"
+    assert '<td data-name="AUC\u00a0\u2191">0.9</td>' in text, "on a phone, beside the number"
     assert "\u2193" not in table(cells)
 
 
