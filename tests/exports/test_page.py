@@ -19,7 +19,7 @@ from PIL import Image
 from lite3r_jax.errors import InputError
 from lite3r_jax.exports.page import PageOptions, _pack, write_page
 from lite3r_jax.exports.points import PointOptions, diagonal, select_points
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 from tests.chromium import Chromium
 
 ODD_NAMES = (
@@ -619,7 +619,9 @@ def test_points_and_pictures_are_saved_as_they_are_shown(browser, marked, tmp_pa
     browser.run("first.value = 1; first.dispatchEvent(new Event('input'))")
     want = select_points(scene, PointOptions(conf_percentile=0, max_points=0))
     second = want.view == 1
-    ply = trimesh.load(downloaded(browser, tmp_path, "save-ply", ".ply"))
+    saved = downloaded(browser, tmp_path, "save-ply", ".ply")
+    assert f"comment unit: {UNITS[scene.unit]}\n".encode() in saved.read_bytes()[:500]
+    ply = trimesh.load(saved)
     assert np.abs(ply.vertices - want.xyz[second]).max() < 1e-4
     np.testing.assert_array_equal(ply.colors[:, :3], want.rgb[second])
     sure = ply.metadata["_ply_raw"]["vertex"]["data"]["confidence"].ravel()

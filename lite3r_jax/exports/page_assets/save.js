@@ -30,7 +30,8 @@ function plyOf({ count, xyz, rgb, confidence }) {
   const properties = ["float x", "float y", "float z", "uchar red", "uchar green", "uchar blue", "float confidence"];
   const head = [
     "ply", "format binary_little_endian 1.0",
-    "comment world: the camera frame of the first view, x right, y down, z forward",
+    "comment world: camera frame of the first view (OpenCV: x right, y down, z forward)",
+    `comment unit: ${scene.unit}`,
     `element vertex ${count}`, ...properties.map((p) => `property ${p}`), "end_header", "",
   ].join("\n");
   const data = new DataView(new ArrayBuffer(19 * count));
