@@ -5,6 +5,7 @@ photo_0001.jpg and so on, in the order in which they came. Of the name only the 
 has to be one that photos and videos on disk have; what is inside is left to their readers.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from lite3r_jax.data.photos import PHOTO_SUFFIXES
 from lite3r_jax.data.video import VIDEO_SUFFIXES
 from lite3r_jax.errors import did_you_mean, shown
 from lite3r_jax.service.refusals import Refused
+
+# it writes a line for each malformed byte, which is for the sender to know and not for the log
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MAX_FIELD = 4096
 """Bytes of a field that is no file."""
