@@ -1,6 +1,7 @@
 """A model to a directory with float8 weights, and to programs that run without this package."""
 
 import os
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import get_args
@@ -13,6 +14,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.folder_lock import locked_beside
 from lite3r_jax.models import ModelSpec, check_model
 from lite3r_jax.precision import Kind
+from lite3r_jax.runs.image_sizes import size_note
 from lite3r_jax.weights.manifest import Manifest
 
 
@@ -71,6 +73,8 @@ def export_deployment(
             raise InputError(
                 f"{weights}: a deployed model already; name the weights that it was made from"
             )
+        if note := size_note(checked, ((each.height, each.width) for each in programs)):
+            print(note, file=sys.stderr, flush=True)
         return write_deployment(
             checked.build(heads),
             out,

@@ -10,8 +10,6 @@ import jax
 import numpy as np
 
 from lite3r_jax.allocator import keep_freed_memory
-from lite3r_jax.backbones.base import AREA, get_backbone
-from lite3r_jax.data.bounds import pixel_limit_size
 from lite3r_jax.data.views import SceneSource
 from lite3r_jax.deploy.manifest import Deployment, find_deployment
 from lite3r_jax.errors import printable
@@ -39,6 +37,7 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.models import CheckedModel, check_model, student_hash
 from lite3r_jax.progress import Progress
+from lite3r_jax.runs.image_sizes import size_note
 from lite3r_jax.weights import strict_json
 
 FREE = ("batch", "pictures", "resamples", "seed", "variants", "protocols", "views")
@@ -112,7 +111,8 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
         for source, views in options.tasks()
     ]
     models = check_models(experiment, variants, options.student, dtype=experiment.compute.jax_dtype)
-    _note_sizes(models[variants[0]], [protocol for protocol, _ in opened])
+    if note := size_note(models[variants[0]], (protocol.size for protocol, _ in opened)):
+        print(note, file=sys.stderr)
     results = Results(
         Path(experiment.output), settings(experiment, models), overwrite=experiment.overwrite
     )
@@ -145,24 +145,6 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
     scenes = thumbnail_scenes(results.root, entries, options.pictures)
     results.write("report.html", page(body, scenes).encode("utf-8", "backslashreplace"))
     return Evaluation(results.root, text, entries, failed)
-
-
-def _note_sizes(model: CheckedModel, protocols: Sequence[Protocol]) -> None:
-    """Say once, of all protocols, where images are not of the size that the weights are for."""
-    own = get_backbone(model.manifest.backbone).model.images_for(model.config)
-
-    def fits(height: int, width: int) -> bool:
-        if own.mode == AREA:
-            return pixel_limit_size(width, height, own.size) == (width, height)
-        return max(height, width) == own.size
-
-    other = {protocol.size for protocol in protocols if not fits(*protocol.size)}
-    if other:
-        sizes = ", ".join(f"{width}x{height}" for height, width in sorted(other))
-        print(
-            f"note: images of {sizes} pixels; these weights were made for {own} and may do worse",
-            file=sys.stderr,
-        )
 
 
 def check_models(

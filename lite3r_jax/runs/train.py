@@ -31,10 +31,11 @@ from lite3r_jax.experiment import Experiment, refuse_model_settings, require
 from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.report import environment
 from lite3r_jax.interrupts import INTERRUPTED
-from lite3r_jax.models import ModelSpec, check_model
+from lite3r_jax.models import CheckedModel, ModelSpec, check_model
 from lite3r_jax.precision import preset
 from lite3r_jax.runs.evaluate import Evaluation
 from lite3r_jax.runs.evaluate import evaluate as evaluate_models
+from lite3r_jax.runs.image_sizes import size_note
 from lite3r_jax.small_teacher import task as small_teacher
 from lite3r_jax.training.code_version import code_version
 from lite3r_jax.training.loop import Diverged
@@ -351,7 +352,7 @@ def build_distillation(experiment: Experiment, task: LossFn) -> Distillation:
         seed=options.seed,
     )
     return prepare(
-        check_model(spec, experiment.backbone).build(_heads(options)),
+        _checked(spec, experiment).build(_heads(options)),
         experiment.weights,
         distill,
         steps=options.loop.steps,
@@ -374,6 +375,15 @@ def _heads(options: TrainOptions) -> tuple[str, ...]:
     return tuple(head.strip() for head in options.heads.split(","))
 
 
+def _checked(spec: ModelSpec, experiment: Experiment) -> CheckedModel:
+    """The model, once it was said where images are not of the size that its weights are for."""
+    model = check_model(spec, experiment.backbone)
+    buckets = parse_buckets(experiment.train.data.buckets)
+    if note := size_note(model, ((bucket.height, bucket.width) for bucket in buckets)):
+        print(note, file=sys.stderr, flush=True)
+    return model
+
+
 def build(experiment: Experiment) -> nnx.Module:
     """The model: converted weights, or random ones for a config.
 
@@ -389,7 +399,7 @@ def build(experiment: Experiment) -> nnx.Module:
     kinds = {"heads": _heads(options), "dtype": jnp.dtype(options.dtype)}
     if experiment.weights:
         spec = ModelSpec(experiment.weights, dtype=kinds["dtype"], param_dtype=jnp.float32)
-        return check_model(spec, experiment.backbone).build(kinds["heads"])
+        return _checked(spec, experiment).build(kinds["heads"])
     backbone = get_backbone(experiment.backbone)
     config = backbone.config_from_json(strict_json.read_object(Path(options.model)))
     model = backbone.build(
