@@ -72,7 +72,7 @@ def measure(
             protocols=protocols,
             views=views,
             pictures=0,
-            resamples=0,
+            resamples=1,
             batch=8,
             score=ScoreOptions(alignment="median", points=False),
         )
