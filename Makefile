@@ -24,7 +24,7 @@ WITH_TORCH = $(shell grep -rl '^import torch' tests)
 help:
 	@echo "make demo       photos to cameras, depth and files, and a student distilled; in demo_output/"
 	@echo "make test       the default tests, in JOBS processes (2)"
-	@echo "make test-slow  the tests marked slow; needs Chromium"
+	@echo "make test-slow  the tests marked slow, and golden parity compiled as users do; needs Chromium"
 	@echo "make test-newest  the default tests with the newest Python (3.12, 3.13) and the newest jax"
 	@echo "make test-gpu-compile  compiles the kernels for an H200, without one, against budgets"
 	@echo "make fuzz       CASES (3000) damaged files for every reader; rewrites the figures of docs/reliability.md"
@@ -43,7 +43,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m slow $(PARALLEL)
+	$(RUN) -m pytest -m "slow or parity" $(PARALLEL)
 
 test-newest:
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 here: make test-newest NEWEST_PYTHON=..."; exit 1; }

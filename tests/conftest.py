@@ -83,11 +83,19 @@ def pytest_configure(config):
         _compile_quickly()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "parity" in getattr(item, "fixturenames", ()):
+            item.add_marker("parity")
+
+
 def _compile_quickly() -> None:
     """Spend little time in XLA, here and in child processes, before any device is asked for.
 
     Most of the time of the default tests would be the compilation of programs that run a few times
-    on little. Slow tests and `make parity` compile as users do.
+    on little. Slow tests compile as users do, and with them, a second time, all that is compared
+    with golden arrays (marker `parity`); so does `make parity`.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
