@@ -20,6 +20,8 @@ from lite3r_jax.interrupts import INTERRUPTED, MESSAGE, TERMINATED
 BAD_INPUT = 2
 # Faults of the place that was named and not of the program, wherever it is first looked at.
 _PLACES = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC}
+_TERMINATED = "terminated; no file is half-written"
+_CALLBACK = 0.02  # seconds after which a callback of the garbage collector has returned
 
 
 class Terminated(BaseException):
@@ -42,8 +44,9 @@ def exit_code(run: Callable[[], int], shown: Callable[[str], str] = str) -> int:
     for stream in (sys.stdout, sys.stderr):  # of any locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    terminated = threading.Event()
     try:
-        with _termination():
+        with _termination(terminated):
             return run()
     except InputError as error:
         print(f"error: {_short(shown(printable(error)))}", file=sys.stderr)
@@ -58,10 +61,14 @@ def exit_code(run: Callable[[], int], shown: Callable[[str], str] = str) -> int:
         print(MESSAGE, file=sys.stderr)
         return INTERRUPTED
     except Terminated:
-        print("terminated; no file is half-written", file=sys.stderr)
+        print(_TERMINATED, file=sys.stderr)
         return TERMINATED
-    except Exception:  # what JAX raises without a device has several types; others go on
-        reason = missing_device()
+    except Exception as error:
+        if terminated.is_set():  # compiled code that Python was called from made an error of it
+            print(f"while it was terminated: {_short(printable(error))}", file=sys.stderr)
+            print(_TERMINATED, file=sys.stderr)
+            return TERMINATED
+        reason = missing_device()  # JAX's errors for it have several types
         if reason is None:
             raise
         print(f"error: {reason}", file=sys.stderr)
@@ -89,8 +96,15 @@ def missing_device() -> str | None:
 
 
 @contextmanager
-def _termination() -> Iterator[None]:
-    """Raise `Terminated` at the first SIGTERM; further ones do not disturb the cleaning up."""
+def _termination(terminated: threading.Event) -> Iterator[None]:
+    """Raise `Terminated` at the first SIGTERM; further ones do not disturb the cleaning up.
+
+    Python drops what is raised in callbacks of its garbage collector and in finalizers, and JAX has
+    such callbacks: a signal that is lost there is sent again once they have returned.
+
+    Args:
+        terminated: set when the signal came.
+    """
     free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # else another program has a use
     if not free or threading.current_thread() is not threading.main_thread():
         yield
@@ -102,13 +116,24 @@ def _termination() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        terminated.set()
         raise Terminated
 
+    shown = sys.unraisablehook
+
+    def unraisable(lost: Any) -> None:
+        if not issubclass(lost.exc_type, Terminated):
+            return shown(lost)
+        signal.signal(signal.SIGTERM, stop)
+        threading.Timer(_CALLBACK, os.kill, (mine, signal.SIGTERM)).start()
+
+    sys.unraisablehook = unraisable
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = shown
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """What every program does when it is terminated."""
 
+import gc
 import os
 import random
 import shutil
@@ -41,6 +42,37 @@ def test_sigterm_removes_what_is_half_written_and_ends_with_143(tmp_path, capsys
     assert capsys.readouterr().err == "terminated; no file is half-written\n"
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
+    def callback(*_):
+        gc.callbacks.remove(callback)
+        terminate(os.getpid())  # Python drops what is raised here
+
+    def run():
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(10)  # the signal, which is sent again, ends this
+        raise AssertionError("not terminated")
+
+    before = sys.unraisablehook
+    assert exit_code(run) == 143
+    assert capsys.readouterr().err == "terminated; no file is half-written\n"
+    assert sys.unraisablehook is before
+
+
+def test_an_error_that_compiled_code_makes_of_sigterm_is_no_fault_of_the_program(capsys):
+    def run():
+        try:
+            terminate(os.getpid())
+        except BaseException:
+            raise RuntimeError("INTERNAL: a callback failed") from None
+
+    assert exit_code(run) == 143
+    assert capsys.readouterr().err == (
+        "while it was terminated: INTERNAL: a callback failed\n"
+        "terminated; no file is half-written\n"
+    )
 
 
 def test_a_handler_of_another_program_stays(capsys):
