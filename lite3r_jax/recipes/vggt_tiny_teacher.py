@@ -9,8 +9,8 @@ over the last 6,000 steps: --config.train.init_from=FOLDER --config.train.loop.s
 --config.train.optimizer.decay_steps=6000.
 
 Hardware and time: one CPU core, 32 to 39 views a second (docs/benchmarks.md), so 3.2 million views
-are 23 to 28 hours; 3 to 4 GB of memory. Expected result: docs/results.md, which has the model of an
-earlier recipe and how far this one has come.
+are 23 to 28 hours; 3 to 4 GB of memory; scikit-image, whose photographs some rooms carry. Expected
+result: docs/results.md, which has the model of an earlier recipe and how far this one has come.
 """
 
 from pathlib import Path
@@ -35,14 +35,27 @@ def get_config() -> ConfigDict:
         model=str(Path(__file__).with_name("vggt_tiny.json")),
         task="small_teacher",
         data=DataOptions(
-            source="synthetic:train*4,synthetic:train_floating*4,synthetic:train_corridor*1",
+            source=(
+                "synthetic:train*3,synthetic:train_floating*4,synthetic:train_corridor*1,"
+                "synthetic:train_photographs*2"
+            ),
             buckets="16x2x112x112*2, 8x4x112x112*2, 4x8x112x112",
             scenes=1000,
             renew=24,
             prefetch=0,
             cache=True,
             strategy="pairs",
-            augmentation=Augmentation(channels=0.5, mirror=0.5),
+            augmentation=Augmentation(
+                channels=0.5,
+                mirror=0.5,
+                jitter=0.5,
+                brightness=0.2,
+                contrast=0.2,
+                saturation=0.2,
+                hue=0.02,
+                blur=0.1,
+                sigma=1.0,
+            ),
         ),
         loss=LossOptions(depth=LogDepth(conf=0.1), frame_chunk=32),
         optimizer=OptimizerOptions(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lite3r_jax.data.synthetic.photographs import TRAINING
 from lite3r_jax.data.synthetic.rng import Rng
 from lite3r_jax.data.synthetic.texture import Material
 
@@ -16,6 +17,8 @@ UNSEEN = ("glyphs", "rings", "zigzag", "contours")
 """Those that training never shows."""
 BARE = ("bare",)
 """Hardly any texture."""
+PHOTOGRAPHS = ("photograph", "photograph", "plaster", "planks", "cloth", "tiles")
+"""A third of the surfaces carry a photograph."""
 REPEATED = ("repeated tiles", "repeated checks", "repeated stripes", "repeated dots")
 """Cells that are all alike."""
 
@@ -52,6 +55,10 @@ def draw_material(rng: Rng, family: str, size: float = 1.0) -> Material:
         mark_kind=0.0,
         mark_weight=0.0,
         shine=rng.uniform(0.0, 0.12) if rng.chance(0.3) else 0.0,
+        photo=-1.0,
+        photo_size=1.0,
+        photo_u=0.0,
+        photo_v=0.0,
     )
     material = _FAMILIES[family](rng, material)
     return material._replace(
@@ -61,6 +68,9 @@ def draw_material(rng: Rng, family: str, size: float = 1.0) -> Material:
         cell_v=material.cell_v * size,
         mortar=material.mortar * size,
         mark_cell=material.mark_cell * size,
+        photo_size=material.photo_size * size,
+        photo_u=material.photo_u * size,
+        photo_v=material.photo_v * size,
     )
 
 
@@ -217,6 +227,16 @@ def _contours(rng: Rng, material: Material) -> Material:
     return material._replace(contour=rng.uniform(20, 45), gain=rng.uniform(0.6, 0.8))
 
 
+def _photograph(rng: Rng, material: Material) -> Material:
+    return material._replace(
+        photo=float(rng.below(len(TRAINING))),
+        photo_size=rng.log_uniform(0.5, 2.5),
+        photo_u=rng.uniform(-1, 1),
+        photo_v=rng.uniform(-1, 1),
+        turn=rng.choice((0.0, 0.0, 0.5 * np.pi)) if rng.chance(0.7) else rng.uniform(0, 2 * np.pi),
+    )
+
+
 def _bare(rng: Rng, material: Material) -> Material:
     middle = 0.35 * material.dark + 0.65 * material.bright
     return material._replace(
@@ -269,6 +289,7 @@ _FAMILIES: dict[str, Callable[[Rng, Material], Material]] = {
     "rings": _rings,
     "zigzag": _zigzag,
     "contours": _contours,
+    "photograph": _photograph,
     "bare": _bare,
     "repeated tiles": _repeated_tiles,
     "repeated checks": _repeated_checks,

@@ -69,9 +69,13 @@ def lens_of(cameras: Cameras) -> Lens:
 
 
 def stack(worlds: Sequence[World]) -> World:
-    """Worlds for `render`: arrays [B, ...] with numbers of 32 bits."""
-    stacked = [np.stack([getattr(world, name) for world in worlds]) for name in _NAMES]
-    return World(*(x.astype(np.float32) if x.dtype == np.float64 else x for x in stacked))
+    """Worlds for `render`: arrays [B, ...] of 32-bit numbers; all have photographs or none."""
+
+    def of_32_bits(*parts: np.ndarray) -> np.ndarray:
+        stacked = np.stack(parts)
+        return stacked.astype(np.float32) if stacked.dtype == np.float64 else stacked
+
+    return jax.tree.map(of_32_bits, *worlds)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "samples", "chunk", "strip_pixels"))

@@ -1,13 +1,14 @@
 """One seed to one scene: a world and cameras that see enough of it."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lite3r_jax.data.synthetic import oracle
 from lite3r_jax.data.synthetic.cameras import Cameras, draw_cameras
 from lite3r_jax.data.synthetic.other_layouts import place_corridor, place_floating
+from lite3r_jax.data.synthetic.photographs import pyramids
 from lite3r_jax.data.synthetic.place_objects import place_objects, place_on_table
 from lite3r_jax.data.synthetic.rng import Rng
 from lite3r_jax.data.synthetic.splits import RECIPES, Recipe, split_of
@@ -69,6 +70,14 @@ def make_scene(seed: int, frames: int) -> Scene:
 
 
 def _world(rng: Rng, recipe: Recipe) -> World:
+    return _with_photographs(_layout(rng, recipe), recipe)
+
+
+def _with_photographs(world: World, recipe: Recipe) -> World:
+    return replace(world, photos=pyramids(recipe.photographs)) if recipe.photographs else world
+
+
+def _layout(rng: Rng, recipe: Recipe) -> World:
     if recipe.layout == "floating":
         return place_floating(rng, recipe.families)
     if recipe.layout == "corridor":
@@ -87,7 +96,8 @@ def make_table(seed: int, cameras: Cameras) -> Scene:
         InputError: no split has this seed.
     """
     recipe = RECIPES[split_of(seed)]
-    return Scene(place_on_table(Rng(seed), recipe.families, scale=TABLE_SCALE), cameras)
+    world = place_on_table(Rng(seed), recipe.families, scale=TABLE_SCALE)
+    return Scene(_with_photographs(world, recipe), cameras)
 
 
 def _suits(world: World, cameras: Cameras, recipe: Recipe) -> bool:

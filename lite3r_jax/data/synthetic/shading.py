@@ -48,7 +48,7 @@ def color(
     material = texture.unpack(materials)
     # between the widths across and along the slope
     on_face = width / xp.sqrt(xp.clip(facing, 0.05, 1))
-    rgb = texture.albedo(xp, material, seeds, place.u, place.v, on_face)
+    rgb = texture.albedo(xp, material, seeds, place.u, place.v, on_face, world.photos)
 
     to_lamp = [world.lamp[i] - point[i] for i in range(3)]
     square = sum(x * x for x in to_lamp)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lite3r_jax.data.synthetic import materials
+from lite3r_jax.data.synthetic.photographs import HELD_OUT, TRAINING
 from lite3r_jax.errors import InputError
 
 Split = Literal[
     "train", "validation", "test", "new_textures", "wide_baseline", "low_texture", "repetitive",
-    "sky", "train_floating", "floating", "train_corridor", "corridor",
+    "sky", "train_floating", "floating", "train_corridor", "corridor", "train_photographs",
+    "photographs",
 ]  # fmt: skip
 CameraPath = Literal["orbit", "walk", "look_around", "sphere", "along"]
 Layout = Literal["room", "floating", "corridor"]
@@ -31,6 +33,7 @@ class Recipe:
         open_top: whether rooms have the sky in place of a ceiling.
         sky: smallest and largest share of a view that is sky.
         layout: a furnished room, things that float in a void, or a corridor.
+        photographs: those that surfaces of the family "photograph" carry.
     """
 
     families: tuple[str, ...] = materials.ORDINARY
@@ -42,6 +45,7 @@ class Recipe:
     open_top: bool = False
     sky: tuple[float, float] = (0.0, 0.0)
     layout: Layout = "room"
+    photographs: tuple[str, ...] = ()
 
 
 _FLOATING = Recipe(
@@ -62,6 +66,8 @@ RECIPES: dict[Split, Recipe] = {
     "floating": _FLOATING,
     "train_corridor": _CORRIDOR,
     "corridor": _CORRIDOR,
+    "train_photographs": Recipe(families=materials.PHOTOGRAPHS, photographs=TRAINING),
+    "photographs": Recipe(families=materials.PHOTOGRAPHS, photographs=HELD_OUT),
 }
 
 

@@ -2,9 +2,10 @@
 
 Three layers over each other: fractal value noise between two colors; a lattice of cells (checks,
 bricks, planks, stripes) with its own tint in each cell and mortar between them; marks (discs,
-squares, rings, glyphs) strewn over it. Everything is filtered by the width of a pixel on the
-surface, so that one sample a pixel suffices: octaves finer than a pixel fade out, edges are as wide
-as a pixel. Numbers come from a hash of lattice points.
+squares, rings, glyphs) strewn over it. In place of them a surface may carry a photograph.
+Everything is filtered by the width of a pixel on the surface, so that one sample a pixel suffices:
+octaves finer than a pixel fade out, edges are as wide as a pixel. Numbers come from a hash of
+lattice points.
 """
 
 import math
@@ -12,6 +13,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from lite3r_jax.data.synthetic.photographs import look_up
 
 Array = Any  # of the module xp
 
@@ -49,6 +52,10 @@ class Material(NamedTuple):
         mark_kind: 0 disc, 1 square, 2 ring, 3 glyph.
         mark_weight: how opaque marks are.
         shine: weight of the highlight.
+        photo: which photograph of the world is shown in place of all that, or -1.
+        photo_size: width of the photograph.
+        photo_u: where it begins, along u after the turn.
+        photo_v: likewise along v.
     """
 
     dark: Array
@@ -73,6 +80,10 @@ class Material(NamedTuple):
     mark_kind: Array
     mark_weight: Array
     shine: Array
+    photo: Array
+    photo_size: Array
+    photo_u: Array
+    photo_v: Array
 
 
 _COLORS = 3  # the first fields of `Material`
@@ -125,7 +136,13 @@ def value_noise(xp: ModuleType, x: Array, y: Array, seed: Array) -> Array:
 
 
 def albedo(
-    xp: ModuleType, material: Material, seed: Array, u: Array, v: Array, width: Array
+    xp: ModuleType,
+    material: Material,
+    seed: Array,
+    u: Array,
+    v: Array,
+    width: Array,
+    photos: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Red, green and blue of points, each [...] in [0, 1].
 
@@ -136,6 +153,7 @@ def albedo(
         u: [...] on the face.
         v: likewise.
         width: [...] of a pixel on the face, in the unit of u and v.
+        photos: of `photographs.pyramids`, where surfaces carry some.
     """
     cos, sin = xp.cos(material.turn), xp.sin(material.turn)
     a, b = cos * u + sin * v, cos * v - sin * u
@@ -151,6 +169,13 @@ def albedo(
         base = base + mortar * (material.accent[c] - base)
         base = base + mark * (hue[c] - base)
         color.append(xp.clip(base, 0, 1))
+    if photos is not None:
+        size = material.photo_size
+        shown = look_up(
+            xp, photos, xp.maximum(material.photo, 0).astype(xp.int32),
+            (a - material.photo_u) / size, (b - material.photo_v) / size, width / size,
+        )  # fmt: skip
+        color = [xp.where(material.photo >= 0, p, c) for p, c in zip(shown, color, strict=True)]
     return color[0], color[1], color[2]
 
 

@@ -35,6 +35,7 @@ class World:
         zenith: float64 [3], color of the sky overhead.
         scale: float64 [], units of the sample per unit of the world.
         void: bool [], whether there are no walls, floor and ceiling: the sky is all around.
+        photos: of `photographs.pyramids`, uint8 [P, ..., 3]; None where no surface carries one.
     """
 
     affine: np.ndarray
@@ -49,6 +50,7 @@ class World:
     zenith: np.ndarray
     scale: np.ndarray
     void: np.ndarray = field(default_factory=lambda: np.array(False))
+    photos: np.ndarray | None = None
 
 
 def affine_of(center: np.ndarray, half: np.ndarray, rotation: np.ndarray) -> np.ndarray:

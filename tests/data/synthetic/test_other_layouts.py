@@ -57,7 +57,7 @@ def test_height_in_the_picture_tells_depth_in_rooms_and_not_among_floating_thing
         assert abs(correlation("floating")) < 0.2
 
 
-@pytest.mark.parametrize("split", ["floating", "corridor"])
+@pytest.mark.parametrize("split", ["floating", "corridor", "photographs"])
 def test_both_renderers_draw_the_same(split):
     made = scene(split, 1)
     cameras = cut(made.cameras, (0,), (56, 56))

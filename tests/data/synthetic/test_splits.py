@@ -68,6 +68,8 @@ def test_splits_share_no_seed():
          [-2.617936512, -0.110154369, 0.755876116]),
         ("sky", 3, [3.444796030, 1.697603251, 3.823946951], 2355729901,
          [0.527246964, 0.077491572, 1.614071855]),
+        ("photographs", 3, [2.947231326, 1.443867002, 3.426536852], 1012337949,
+         [-0.932906366, 0.177415311, -1.947332385]),
     ],
 )  # fmt: skip
 def test_seeds_name_the_scenes_that_they_have_always_named(split, number, half, seed, center):
@@ -89,7 +91,14 @@ def test_new_textures_are_never_in_training():
 
 
 @pytest.mark.parametrize(
-    "families", [materials.ORDINARY, materials.UNSEEN, materials.BARE, materials.REPEATED]
+    "families",
+    [
+        materials.ORDINARY,
+        materials.UNSEEN,
+        materials.BARE,
+        materials.REPEATED,
+        materials.PHOTOGRAPHS,
+    ],
 )
 def test_families_draw_looks_that_are_colors_and_lengths(families):
     for family in families:
@@ -101,6 +110,7 @@ def test_families_draw_looks_that_are_colors_and_lengths(families):
                 min(material.frequency_u, material.frequency_v, material.cell_u, material.cell_v)
                 > 0
             )
+            assert material.photo_size > 0
             assert 0 < material.mark_size < 0.5 and material.mark_cell > 0
 
 
