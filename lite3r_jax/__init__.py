@@ -3,39 +3,43 @@
 `load` gives a model with published or trained weights, with sparse attention, a distilled student
 or float8 weights where asked for; `reconstruct(model, photos)` a scene on the host; `export(scene,
 folder, formats)` files that other programs open. `train`, `distill`, `evaluate` and `bench` take
-the settings of a `recipe`. `model(images)` gives `(Prediction, taps)`. Importing this package needs
-only jax, flax, numpy, ml_dtypes and safetensors.
+the settings of a `recipe`. `model(images)` gives `(Prediction, taps)`. Names are imported when they
+are first used, which needs only jax, flax, numpy, ml_dtypes and safetensors.
 """
 
-from lite3r_jax.api import (
-    Benchmark,
-    Evaluation,
-    Experiment,
-    ModelSpec,
-    Probing,
-    Reconstructions,
-    Reconstructor,
-    Training,
-    bench,
-    check_data,
-    distill,
-    evaluate,
-    export,
-    export_deployment,
-    load,
-    probe,
-    recipe,
-    reconstruct,
-    reconstruct_files,
-    train,
-)
-from lite3r_jax.backbones.base import Prediction, Tracks
-from lite3r_jax.data.video import VideoOptions
-from lite3r_jax.errors import InputError
-from lite3r_jax.exports import ExportOptions, PointOptions
-from lite3r_jax.infer.cameras import CameraOptions
-from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
-from lite3r_jax.scene import Scene
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lite3r_jax.api import (
+        Benchmark,
+        Evaluation,
+        Experiment,
+        ModelSpec,
+        Probing,
+        Reconstructions,
+        Reconstructor,
+        Training,
+        bench,
+        check_data,
+        distill,
+        evaluate,
+        export,
+        export_deployment,
+        load,
+        probe,
+        recipe,
+        reconstruct,
+        reconstruct_files,
+        train,
+    )
+    from lite3r_jax.backbones.base import Prediction, Tracks
+    from lite3r_jax.data.video import VideoOptions
+    from lite3r_jax.errors import InputError
+    from lite3r_jax.exports import ExportOptions, PointOptions
+    from lite3r_jax.infer.cameras import CameraOptions
+    from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
+    from lite3r_jax.scene import Scene
 
 __version__ = "0.1.0"
 
@@ -72,3 +76,29 @@ __all__ = [
     "reconstruct_files",
     "train",
 ]
+
+_MODULES = {
+    "CameraOptions": "infer.cameras",
+    "ComputeOptions": "infer.reconstruct",
+    "ExportOptions": "exports",
+    "ImageOptions": "infer.reconstruct",
+    "InputError": "errors",
+    "PointOptions": "exports",
+    "Prediction": "backbones.base",
+    "Scene": "scene",
+    "Tracks": "backbones.base",
+    "VideoOptions": "data.video",
+}
+"""Where public names are; all others are in `api`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

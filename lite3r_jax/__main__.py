@@ -1,6 +1,16 @@
 """`python -m lite3r_jax` is the program `lite3r`."""
 
-from lite3r_jax.cli.lite3r import program
+from typing import NoReturn
+
+from lite3r_jax.interrupts import ended_at_once
+
+
+def program() -> NoReturn:
+    """Run the program `lite3r` as a process, which Ctrl-C ends at once."""
+    with ended_at_once():
+        from lite3r_jax.cli import lite3r
+    lite3r.program()
+
 
 if __name__ == "__main__":
     program()

@@ -41,6 +41,24 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Ctrl-C meanwhile ends the process with a line, at once: for imports, which write nothing."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        os.write(2, f"\n{MESSAGE}\n".encode())
+        _leave(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _watch(ended: threading.Event) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # a job in the background, which is born with interrupts ignored

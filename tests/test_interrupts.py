@@ -32,6 +32,34 @@ def interrupted(program: str, *words: str, until: str, after: float):
 
 
 @pytest.mark.parametrize(
+    "start",
+    [
+        "from lite3r_jax.__main__ import program; program()",
+        "import runpy; runpy.run_module('lite3r_jax.main', run_name='__main__')",
+    ],
+)
+def test_an_interrupt_while_the_program_is_still_imported_is_one_line(start):
+    program = (
+        "import sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'jax':\n"
+        "            print('busy'); time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+    )
+    code, seconds, errors = interrupted(program + start, "--help", until="busy", after=0.1)
+    assert (code, errors.strip()) == (130, LINE) and seconds < 30
+
+
+def test_the_package_imports_nothing_until_a_name_is_used():
+    program = (
+        "import sys, lite3r_jax; assert 'jax' not in sys.modules; print(lite3r_jax.__version__);"
+        "assert 'load' in dir(lite3r_jax); lite3r_jax.InputError; assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)",  # compiled code, which does not return

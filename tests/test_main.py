@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lite3r_jax import main as program
+from lite3r_jax.cli.modes import MODES
 from lite3r_jax.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_a_missing_config_file_is_named(capsys):
 
 def test_the_mode_gets_the_experiment_and_its_code_is_the_exit_code(monkeypatch):
     seen = []
-    monkeypatch.setitem(program.MODES, "view", lambda experiment: seen.append(experiment) or 7)
+    monkeypatch.setitem(MODES, "view", lambda experiment: seen.append(experiment) or 7)
     assert main([CONFIG, "--mode=view", "--config.input=a b", "--config.images.size=392"]) == 7
     (experiment,) = seen
     assert (experiment.input, experiment.images.size) == ("a b", 392)
@@ -46,7 +46,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(program.MODES, "view", interrupted)
+    monkeypatch.setitem(MODES, "view", interrupted)
     assert main([CONFIG, "--mode=view"]) == 130
     assert capsys.readouterr().err.startswith("interrupted")
 

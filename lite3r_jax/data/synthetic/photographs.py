@@ -52,7 +52,7 @@ def pyramids(names: tuple[str, ...]) -> np.ndarray:
             the generated world names the same scene for ever.
     """
     try:
-        from skimage import __version__, data_dir
+        from skimage import data_dir
     except ImportError as error:
         raise InputError(
             "synthetic: splits with photographs need scikit-image; pip install 'lite3r_jax[demo]'"
@@ -63,8 +63,8 @@ def pyramids(names: tuple[str, ...]) -> np.ndarray:
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != _SHA256[name]:
             raise InputError(
-                f"{path}: not the photograph that the splits of the generated world were made of"
-                f" (scikit-image {__version__}); install scikit-image 0.26"
+                f"{path}: not the photograph that the splits of the generated world were made of;"
+                " install scikit-image 0.26"
             )
         made.append(_pyramid(path))
     return np.stack(made)
