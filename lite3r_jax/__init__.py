@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lite3r_jax.exports import ExportOptions, PointOptions
     from lite3r_jax.infer.cameras import CameraOptions
     from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
+    from lite3r_jax.refine import RefineOptions
     from lite3r_jax.scene import Scene
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "Probing",
     "Reconstructions",
     "Reconstructor",
+    "RefineOptions",
     "Scene",
     "Tracks",
     "Training",
@@ -85,6 +87,7 @@ _MODULES = {
     "InputError": "errors",
     "PointOptions": "exports",
     "Prediction": "backbones.base",
+    "RefineOptions": "refine",
     "Scene": "scene",
     "Tracks": "backbones.base",
     "VideoOptions": "data.video",

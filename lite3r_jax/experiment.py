@@ -25,6 +25,7 @@ from lite3r_jax.exports import ExportOptions
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
 from lite3r_jax.models import AttentionChoice, ModelSpec, Precision
+from lite3r_jax.refine import RefineOptions
 from lite3r_jax.service import ServeOptions
 from lite3r_jax.setting_bounds import check_number
 from lite3r_jax.small_teacher.options import SmallTeacherOptions
@@ -62,6 +63,7 @@ class Experiment:
         video: which frames of a video.
         cameras: known cameras, and how others are found.
         compute: dtype, chunks, memory.
+        refine: predicted cameras adjusted to matches between the photos.
         export: points and pictures in the results.
         view: `--mode=view`: what the viewer starts with.
         serve: `--mode=serve`: models to choose from, and limits.
@@ -92,6 +94,7 @@ class Experiment:
     video: VideoOptions = field(default_factory=VideoOptions)
     cameras: CameraOptions = field(default_factory=CameraOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    refine: RefineOptions = field(default_factory=RefineOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     view: ViewerOptions = field(default_factory=ViewerOptions)
     serve: ServeOptions = field(default_factory=ServeOptions)

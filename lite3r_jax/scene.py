@@ -42,6 +42,50 @@ UNITS: Mapping[str, str] = MappingProxyType(
 """Units of length of a scene, and how files call them."""
 
 
+@dataclass(frozen=True, eq=False)
+class TrackedPoints:
+    """N points that several views were found to see, and where: M observations, ordered by point.
+
+    Attributes:
+        points: float32 [N, 3] in the world of the scene.
+        colors: uint8 [N, 3] RGB.
+        errors: float32 [N], mean distance from observations to the point in pixels of the photos.
+        track: int32 [M], the point of each observation; each point has two or more.
+        view: int32 [M], the view, at most once for a point.
+        pixel: float32 [M, 2], (u, v) in `Scene.images`, centers at integers.
+    """
+
+    points: np.ndarray
+    colors: np.ndarray
+    errors: np.ndarray
+    track: np.ndarray
+    view: np.ndarray
+    pixel: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def mean_length(self) -> float:
+        """Observations of a point, on average."""
+        return len(self.track) / max(len(self), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedGeometry:
+    """Cameras and depth of a scene as a model predicted them, before they were refined.
+
+    Attributes:
+        extrinsics: see `Scene`, and so are `intrinsics` and `depth`.
+        intrinsics: likewise.
+        depth: likewise.
+    """
+
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    depth: np.ndarray
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Scene:
     """Cameras, depth and points of S views as NumPy arrays.
@@ -67,6 +111,8 @@ class Scene:
         world_points_conf: float32 [S, H, W]; None without one.
         unit: of all lengths, one of `UNITS`.
         photos: the photos themselves, or empty where they are not at hand.
+        tracks: points that several views see, of a refined scene; None without.
+        predicted: cameras and depth before they were refined; None where they are as predicted.
     """
 
     names: tuple[str, ...]
@@ -81,6 +127,8 @@ class Scene:
     world_points_conf: np.ndarray | None = None
     unit: str = "model"
     photos: tuple[Photo, ...] = ()
+    tracks: TrackedPoints | None = None
+    predicted: PredictedGeometry | None = None
 
     def __post_init__(self):
         check_names(self.names)
@@ -102,16 +150,17 @@ class Scene:
         }
         for name, (shape, kind) in wanted.items():
             array: np.ndarray | None = getattr(self, name)
-            if array is None and name.startswith("world_points"):
-                continue
-            if array is None or array.shape != shape or not np.issubdtype(array.dtype, kind):
-                actual = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise InputError(
-                    f"scene: {name} is {actual}, expected {kind.__name__} {list(shape)} for {s}"
-                    " views"
-                )
+            if array is not None or not name.startswith("world_points"):
+                _check(name, array, shape, kind, f" for {s} views")
         if 0 in self.images.shape:
             raise InputError("scene: there is no view; at least one is needed")
+        if self.predicted is not None:
+            for name in ("extrinsics", "intrinsics", "depth"):
+                _check(f"predicted {name}", getattr(self.predicted, name), *wanted[name])
+        if self.tracks is not None:
+            _check_tracks(self.tracks, s)
+        if (self.tracks is None) != (self.predicted is None):
+            raise InputError("scene: tracks and predicted go together; give both or neither")
         if self.photos and len(self.photos) != s:
             raise InputError(f"scene: {len(self.photos)} photos for {s} views")
 
@@ -202,6 +251,41 @@ class Scene:
         else:
             raise InputError(f"points.source: expected depth or head, got {source!r}")
         return points, conf, valid & np.isfinite(points).all(-1) & np.isfinite(conf)
+
+
+def _check(
+    name: str, array: np.ndarray | None, shape: tuple[int, ...], kind: type, whose: str = ""
+) -> None:
+    if array is None or array.shape != shape or not np.issubdtype(array.dtype, kind):
+        actual = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+        raise InputError(
+            f"scene: {name} is {actual}, expected {kind.__name__} {list(shape)}{whose}"
+        )
+
+
+def _check_tracks(tracks: TrackedPoints, views: int) -> None:
+    n, m = len(tracks.points), len(tracks.track)
+    wanted = {
+        "points": ((n, 3), np.float32),
+        "colors": ((n, 3), np.uint8),
+        "errors": ((n,), np.float32),
+        "track": ((m,), np.integer),
+        "view": ((m,), np.integer),
+        "pixel": ((m, 2), np.float32),
+    }
+    for name, (shape, kind) in wanted.items():
+        _check(f"tracks.{name}", getattr(tracks, name), shape, kind)
+    track, view = tracks.track.astype(np.int64), tracks.view.astype(np.int64)
+    if n and m and not (track.min() >= 0 and track.max() < n):
+        raise InputError(f"scene: tracks.track names points beyond the {n} that there are")
+    if m and not (view.min() >= 0 and view.max() < views):
+        raise InputError(f"scene: tracks.view names views beyond the {views} that there are")
+    order = track * views + view
+    if (np.diff(order) <= 0).any() or (np.bincount(track, minlength=n) < 2).any():
+        raise InputError(
+            "scene: tracks are not ordered by point, then view, with two or more views for each"
+            " point and none twice; write the file again"
+        )
 
 
 _unproject = jax.jit(geometry.unproject_to_world)  # operation by operation it compiles for seconds

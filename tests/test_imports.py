@@ -31,7 +31,7 @@ LAYERS = ATTENTION | {"layers"}
 BACKBONES = LAYERS | {"backbones"}
 MODELS = BACKBONES | {"losses", "metrics", "precision", "weights"}
 WORK = MODELS | {"data", "deploy", "distillation", "html_report", "models", "scene"}
-OUTPUT = {"exports", "viewer", "service"}
+OUTPUT = {"exports", "refine", "viewer", "service"}
 RUNS = (
     WORK
     | OUTPUT
@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "weights": BACKBONES | {"precision"},
     "data": set(),
     "exports": {"data", "html_report", "scene"},
+    "refine": {"data", "scene"},
     "viewer": {"exports", "scene"},
     "service": {"data", "exports", "scene", "viewer"},
     "distillation": MODELS,
@@ -250,8 +251,8 @@ def test_import_needs_only_the_core_packages():
         import importlib.abc, sys
 
         BLOCKED = {"PIL", "cv2", "grain", "huggingface_hub", "ml_collections", "orbax",
-                   "pi_heif", "psutil", "python_multipart", "skimage", "starlette", "torch", "tqdm",
-                   "trimesh", "uvicorn", "viser"}
+                   "pi_heif", "psutil", "pycolmap", "python_multipart", "skimage", "starlette",
+                   "torch", "tqdm", "trimesh", "uvicorn", "viser"}
 
         class Refuse(importlib.abc.MetaPathFinder):
             def find_spec(self, name, path=None, target=None):

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "lite3r_jax"
-EXTRAS = ("viewer", "serve", "da3", "lens", "video", "train", "heic", "deploy")
+EXTRAS = ("viewer", "serve", "da3", "lens", "video", "train", "heic", "deploy", "refine")
 """Of users. The CUDA wheels of jax depend on the machine and are left to jax's own pins."""
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 HEAD = """\

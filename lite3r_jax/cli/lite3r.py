@@ -65,6 +65,7 @@ _RECONSTRUCTION = {
     "attention": "attention.plan",
     "cameras": "cameras.known",
     "dtype": "compute.dtype",
+    "refine": "refine.on",
     "size": "images.size",
 }
 _MASKS = {"mask": "points.mask", "mask-folder": "points.mask_folder"}
@@ -80,11 +81,21 @@ COMMANDS: Mapping[str, Command] = {
         "PHOTOS [--weights facebook/VGGT-1B] [--output OUT] [--open] [--overwrite]"
         " [--formats npz,ply,glb,colmap,html] [--size PIXELS] [--student RUN/student]"
         " [--attention PLAN] [--precision fp8_dynamic] [--cameras FILE] [--dtype bfloat16]"
-        " [--mask sky,edges] [--mask-folder MASKS]",
+        " [--mask sky,edges] [--mask-folder MASKS] [--refine]",
         ("input",),
         many=True,
         short=_RECONSTRUCTION | _EXPORTED,
-        shown=(*_PHOTOS, *_MODEL, "output", "overwrite", "quiet", "open", "formats", "export"),
+        shown=(
+            *_PHOTOS,
+            *_MODEL,
+            "refine",
+            "output",
+            "overwrite",
+            "quiet",
+            "open",
+            "formats",
+            "export",
+        ),
         weights=SMALL,
     ),
     "train": Command(
@@ -151,7 +162,7 @@ COMMANDS: Mapping[str, Command] = {
         ("input",),
         many=True,
         short=_RECONSTRUCTION | _VIEWED,
-        shown=(*_PHOTOS, *_MODEL, "quiet", "host", "port", "view"),
+        shown=(*_PHOTOS, *_MODEL, "refine", "quiet", "host", "port", "view"),
         weights=SMALL,
     ),
     "serve": Command(
@@ -162,11 +173,13 @@ COMMANDS: Mapping[str, Command] = {
             "attention": "attention.plan",
             "dtype": "compute.dtype",
             "models": "serve.models",
+            "refine": "refine.on",
             "size": "images.size",
         },
         defaults={"output": SERVED},
         shown=(
             *_MODEL,
+            "refine",
             "output",
             "open",
             "formats",

@@ -102,11 +102,13 @@ class Format:
 
 
 def _colmap(job: _Job, path: Path) -> None:
-    write_colmap(job.scene, job.sparse_points, job.images, path)
+    kind = job.options.colmap_points
+    write_colmap(job.scene, job.sparse_points, job.images, path, points=kind)
 
 
 def _colmap_txt(job: _Job, path: Path) -> None:
-    write_colmap(job.scene, job.sparse_points, job.images, path, text=True)
+    kind = job.options.colmap_points
+    write_colmap(job.scene, job.sparse_points, job.images, path, points=kind, text=True)
 
 
 def _nerfstudio(job: _Job, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 One PINHOLE camera per image. COLMAP's pixels have their centers at halves: the first pixel of an
 image is at (0.5, 0.5), which is our (0, 0). Cameras are world-to-camera with OpenCV's axes, as in
-`Scene`. Ids are view + 1. Every point has been observed at least by the view that it comes from:
-its track is that one observation, with error 0.
+`Scene`. Ids are view + 1. Points are those that several views of a refined scene see, with their
+tracks and mean errors in pixels of the photos. Without them they are pixels with depth, of which
+each has been observed at least by the view that it comes from: its track is that one observation,
+with error 0.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 
 from lite3r_jax.exports.cameras import quaternions
 from lite3r_jax.exports.images import ImageSet, write_images
+from lite3r_jax.exports.options import ColmapPoints
 from lite3r_jax.exports.points import PointCloud
 from lite3r_jax.scene import UNITS, Scene
 
@@ -22,15 +26,19 @@ _CAMERA = np.dtype([("id", "<u4"), ("model", "<i4"), ("size", "<u8", 2), ("param
 _IMAGE = np.dtype([("id", "<u4"), ("quat", "<f8", 4), ("t", "<f8", 3), ("camera", "<u4")])
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = np.dtype(
-    [
-        ("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"),
-        ("length", "<u8"), ("image", "<u4"), ("index", "<u4"),
-    ]
-)  # fmt: skip
+    [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")]
+)
+_ELEMENT = np.dtype([("image", "<u4"), ("index", "<u4")])  # of a track
 
 
 def write_colmap(
-    scene: Scene, cloud: PointCloud, images: ImageSet, folder: Path, *, text: bool = False
+    scene: Scene,
+    cloud: PointCloud,
+    images: ImageSet,
+    folder: Path,
+    *,
+    points: ColmapPoints = "tracks",
+    text: bool = False,
 ) -> None:
     """Write `folder`/images and `folder`/sparse/0 with cameras, images and points3D.
 
@@ -39,25 +47,32 @@ def write_colmap(
         cloud: points of the scene, ordered by view.
         images: what is written to images/; the model is in their pixels.
         folder: made.
+        points: which points the model has, see `ExportOptions.colmap_points`.
         text: .txt files instead of .bin.
     """
     write_images(scene, images, folder / "images")
-    write_model(scene, cloud, images, folder / "sparse" / "0", text=text)
+    write_model(scene, cloud, images, folder / "sparse" / "0", points=points, text=text)
 
 
 def write_model(
-    scene: Scene, cloud: PointCloud, images: ImageSet, folder: Path, *, text: bool = False
+    scene: Scene,
+    cloud: PointCloud,
+    images: ImageSet,
+    folder: Path,
+    *,
+    points: ColmapPoints = "tracks",
+    text: bool = False,
 ) -> None:
     """Write the model of `write_colmap` alone: three files in `folder`."""
     folder.mkdir(parents=True)
     cameras = _cameras(images)
     poses = _poses(scene)
-    points, observations = _points(cloud, images)
-    per_view = np.split(observations, np.searchsorted(cloud.view, np.arange(1, scene.views)))
+    sparse = _sparse(scene, cloud, images, points)
+    per_view, index = sparse.observations(scene.views)
     if text:
         _write_lines(folder / "cameras.txt", _camera_lines(cameras))
         _write_lines(folder / "images.txt", _image_lines(poses, images.names, per_view))
-        _write_lines(folder / "points3D.txt", _point_lines(points, UNITS[scene.unit]))
+        _write_lines(folder / "points3D.txt", _point_lines(sparse, index, UNITS[scene.unit]))
         return
     with (folder / "cameras.bin").open("wb") as file:
         file.write(_count(cameras))
@@ -68,8 +83,7 @@ def write_model(
             file.write(pose.tobytes() + name.encode() + b"\0" + _count(seen))
             seen.tofile(file)
     with (folder / "points3D.bin").open("wb") as file:
-        file.write(_count(points))
-        points.tofile(file)
+        file.write(_count(sparse.xyz) + _point_bytes(sparse, index))
 
 
 def _cameras(images: ImageSet) -> np.ndarray:
@@ -91,20 +105,69 @@ def _poses(scene: Scene) -> np.ndarray:
     return poses
 
 
-def _points(cloud: PointCloud, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """(points3D, the observation of each), both ordered by view."""
-    points = np.zeros(len(cloud), _POINT)
-    points["id"] = np.arange(len(cloud)) + 1
-    points["xyz"] = cloud.xyz
-    points["rgb"] = cloud.rgb
-    points["length"] = 1
-    points["image"] = cloud.view + 1
-    counts = np.bincount(cloud.view, minlength=len(images.names))
-    points["index"] = np.arange(len(cloud)) - (np.cumsum(counts) - counts)[cloud.view]
-    observations = np.empty(len(cloud), _OBSERVATION)
-    observations["xy"] = images.pixels(cloud.view, cloud.pixel) + 0.5
-    observations["point"] = points["id"]
-    return points, observations
+@dataclass(frozen=True, eq=False)
+class _Sparse:
+    """N points and their M observations, ordered by point, in COLMAP's pixels of the images."""
+
+    xyz: np.ndarray
+    rgb: np.ndarray
+    error: np.ndarray
+    track: np.ndarray
+    view: np.ndarray
+    pixel: np.ndarray
+
+    def observations(self, views: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """(observations of each view, place [M] of each observation among those of its view)."""
+        order = np.argsort(self.view, kind="stable")
+        counts = np.bincount(self.view, minlength=views)
+        index = np.empty(len(order), np.int64)
+        index[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        seen = np.empty(len(order), _OBSERVATION)
+        seen["xy"] = self.pixel[order]
+        seen["point"] = self.track[order] + 1
+        return np.split(seen, np.cumsum(counts)[:-1]), index
+
+
+def _sparse(scene: Scene, cloud: PointCloud, images: ImageSet, points: ColmapPoints) -> _Sparse:
+    """Points of the model: tracks, the cloud, or tracks before the cloud."""
+    parts: list[_Sparse] = []
+    if scene.tracks is not None and points != "dense":
+        t = scene.tracks
+        pixel = images.pixels(t.view, t.pixel.astype(np.float64)) + 0.5
+        parts.append(_Sparse(t.points, t.colors, t.errors, t.track, t.view, pixel))
+    if not parts or points == "both":
+        pixel = images.pixels(cloud.view, cloud.pixel) + 0.5
+        alone, none = np.arange(len(cloud)), np.zeros(len(cloud))
+        parts.append(_Sparse(cloud.xyz, cloud.rgb, none, alone, cloud.view, pixel))
+    if len(parts) == 1:
+        return parts[0]
+    one, two = parts
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(one, name), getattr(two, name)])
+
+    track = np.concatenate([one.track, two.track + len(one.xyz)])
+    xyz, rgb, error = joined("xyz"), joined("rgb"), joined("error")
+    return _Sparse(xyz, rgb, error, track, joined("view"), joined("pixel"))
+
+
+def _point_bytes(points: _Sparse, index: np.ndarray) -> bytes:
+    """points3D.bin after its count: of each point a head, then an element for each observation."""
+    count = len(points.xyz)
+    head, elements = np.zeros(count, _POINT), np.zeros(len(points.track), _ELEMENT)
+    lengths = np.bincount(points.track, minlength=count)
+    head["id"], head["length"] = np.arange(count) + 1, lengths
+    head["xyz"], head["rgb"], head["error"] = points.xyz, points.rgb, points.error
+    elements["image"], elements["index"] = points.view + 1, index
+    sizes = _POINT.itemsize + lengths * _ELEMENT.itemsize
+    starts = np.cumsum(sizes) - sizes
+    places = np.arange(len(elements)) * _ELEMENT.itemsize
+    places += (points.track + 1) * _POINT.itemsize  # behind the heads up to that of its point
+    body = np.empty(int(sizes.sum()), np.uint8)
+    for rows, where in ((head, starts), (elements, places)):
+        size = rows.itemsize
+        body[where[:, None] + np.arange(size)] = rows.view(np.uint8).reshape(-1, size)
+    return body.tobytes()
 
 
 def _count(items: np.ndarray) -> bytes:
@@ -129,11 +192,16 @@ def _image_lines(
         yield " ".join(f"{x!r} {y!r} {point}" for (x, y), point in _rows(seen, "xy", "point"))
 
 
-def _point_lines(points: np.ndarray, unit: str) -> Iterable[str]:
+def _point_lines(points: _Sparse, index: np.ndarray, unit: str) -> Iterable[str]:
     yield f"# unit: {unit}"
     yield "# POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"
-    for number, xyz, rgb, image, index in _rows(points, "id", "xyz", "rgb", "image", "index"):
-        yield f"{number} {_joined(xyz)} {_joined(rgb)} 0 {image} {index}"
+    elements = np.stack([points.view + 1, index], -1).tolist()
+    ends = np.cumsum(np.bincount(points.track, minlength=len(points.xyz))).tolist()
+    columns = (points.xyz.astype(np.float64), points.rgb, points.error.astype(np.float64))
+    rows = zip(*(column.tolist() for column in columns), [0, *ends], ends, strict=False)
+    for number, (xyz, rgb, error, start, end) in enumerate(rows, 1):
+        track = " ".join(f"{image} {place}" for image, place in elements[start:end])
+        yield f"{number} {_joined(xyz)} {_joined(rgb)} {error:.17g} {track}"
 
 
 def _rows(table: np.ndarray, *fields: str) -> Iterable[tuple[Any, ...]]:

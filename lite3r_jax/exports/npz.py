@@ -8,7 +8,7 @@ import numpy as np
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.npz_file import open_npz
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
 
 FORMAT_VERSION = 1
 _AGAIN = "write it again with this version"
@@ -22,6 +22,10 @@ Pixel centers are at integers: (0, 0) is the center of the first pixel. names [S
 pixels of the upright photos, whose (width, height) are source_sizes [S, 2]; boxes [S, 4], edges
 (x1, y1, x2, y2) of the whole photos in images, measured from the outer corner of the first pixel;
 world_points [S, H, W, 3] and world_points_conf [S, H, W] of the point head, if there is one.
+Refined scenes have besides: predicted_extrinsics, predicted_intrinsics and predicted_depth as they
+were before; track_points [N, 3] that several views see, with track_colors [N, 3] and track_errors
+[N] in pixels of the photos; their observations: observation_track [M], the point, observation_view
+[M] and observation_pixel [M, 2], (u, v) in images.
 """
 # name: (dtype, number of axes)
 _REQUIRED = {
@@ -31,6 +35,19 @@ _REQUIRED = {
     "boxes": ("<f4", 2), "source_sizes": ("<i8", 2),
 }  # fmt: skip
 _OPTIONAL = {"world_points": ("<f4", 4), "world_points_conf": ("<f4", 3), "unit": ("<U", 0)}
+# of refined scenes, all or none; name: (field of `Scene.predicted`, dtype, number of axes)
+_PREDICTED = {
+    "predicted_extrinsics": ("extrinsics", "<f4", 3),
+    "predicted_intrinsics": ("intrinsics", "<f4", 3),
+    "predicted_depth": ("depth", "<f4", 3),
+}
+# likewise of `Scene.tracks`
+_TRACKS = {
+    "track_points": ("points", "<f4", 2), "track_colors": ("colors", "|u1", 2),
+    "track_errors": ("errors", "<f4", 1), "observation_track": ("track", "<i4", 1),
+    "observation_view": ("view", "<i4", 1), "observation_pixel": ("pixel", "<f4", 2),
+}  # fmt: skip
+_REFINED = _PREDICTED | _TRACKS
 
 
 def write_npz(scene: Scene, path: Path) -> None:
@@ -45,6 +62,10 @@ def write_npz(scene: Scene, path: Path) -> None:
         values = own[name] if name in own else getattr(scene, name)
         if values is not None:
             arrays[name] = np.asarray(values, dtype, order="C")
+    if scene.predicted is not None and scene.tracks is not None:
+        for part, fields in ((scene.predicted, _PREDICTED), (scene.tracks, _TRACKS)):
+            for name, (field, dtype, _) in fields.items():
+                arrays[name] = np.asarray(getattr(part, field), dtype, order="C")
     with path.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -62,19 +83,25 @@ def read_npz(path: str | os.PathLike[str]) -> Scene:
         _check_names(set(file.names))
         if packed := [name for name in file.names if file.compressed(name)]:
             raise InputError(f"{packed[0]} is compressed, expected stored arrays; {_AGAIN}")
-        arrays: dict[str, Any] = {
-            name: file.read(name, *(_REQUIRED | _OPTIONAL)[name]) for name in file.names
-        }
+        kinds = _REQUIRED | _OPTIONAL | {name: kind[1:] for name, kind in _REFINED.items()}
+        arrays: dict[str, Any] = {name: file.read(name, *kinds[name]) for name in file.names}
         version = int(arrays.pop("format_version"))
         if version != FORMAT_VERSION:
             raise InputError(f"format version {version}, expected {FORMAT_VERSION}; {_AGAIN}")
         del arrays["conventions"], arrays["source_intrinsics"]
         unit = str(arrays.pop("unit", "model"))  # which files of before have not
+        if "predicted_depth" in arrays:
+            parts = ((PredictedGeometry, _PREDICTED), (TrackedPoints, _TRACKS))
+            predicted, tracks = (
+                kind(**{field: arrays.pop(name) for name, (field, *_) in fields.items()})
+                for kind, fields in parts
+            )
+            arrays |= {"predicted": predicted, "tracks": tracks}
         return Scene(names=tuple(arrays.pop("names").tolist()), unit=unit, **arrays)
 
 
 def _check_names(names: set[str]) -> None:
-    required = set(_REQUIRED)
+    required = set(_REQUIRED) | (set(_REFINED) if names & set(_REFINED) else set())
     if wrong := (required - names) | (names - required - set(_OPTIONAL)):
         raise InputError(
             "is no predictions.npz: arrays missing or unknown:"

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,11 +18,15 @@ from lite3r_jax.data.known_cameras import KnownCameras, network_intrinsics, read
 from lite3r_jax.data.photos import PhotoSet, find_scenes, load_photos
 from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
+from lite3r_jax.exports.masks import left_out, parse_masks
+from lite3r_jax.exports.points import PointOptions
 from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.expected_time import ExpectedTime
 from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan
 from lite3r_jax.progress import Progress
+from lite3r_jax.refine import RefineOptions, check_extra
+from lite3r_jax.refine import refine as refine_scene
 from lite3r_jax.scene import Scene, check_names
 
 if TYPE_CHECKING:
@@ -106,6 +110,8 @@ def reconstruct(
     cameras: CameraOptions | None = None,
     known: KnownCameras | None = None,
     compute: ComputeOptions = ComputeOptions(),
+    refine: RefineOptions | None = None,
+    masks: PointOptions | None = None,
     progress: bool = True,
 ) -> Scene:
     """Cameras, depth and points of one scene.
@@ -124,6 +130,9 @@ def reconstruct(
         known: known cameras, for instance of `data.known_cameras.known_cameras`; None: those of
             `cameras`, if it names some.
         compute: `frame_chunk` and `memory_limit`; the dtype is the model's.
+        refine: how cameras are adjusted to matches between the photos, see `refine.refine`; None:
+            they stay as predicted.
+        masks: whose `mask` and `mask_folder` say what gives no matches; None: nothing.
         progress: whether stages are shown on stderr: bars on a terminal, elsewhere a line every
             half minute.
 
@@ -146,9 +155,9 @@ def reconstruct(
     if known is None and cameras is not None:
         known = cameras.read(scenes)
     reconstructor = Reconstructor(
-        model, images=images, cameras=cameras, known=known, compute=compute
+        model, images=images, cameras=cameras, known=known, compute=compute, refine=refine
     )
-    return reconstructor(scenes[0], shown)
+    return reconstructor(scenes[0], shown, masks)
 
 
 def find_photos(
@@ -183,6 +192,7 @@ class Reconstructor:
         alignment: with known cameras, how the prediction of the last scene fits them: what their
             unit is in the model's, the median angle between their axes and the median distance
             of their centers (in their unit) after alignment; None without.
+        refinement: what refining the last scene did, see `refine.Refined`; None without.
     """
 
     def __init__(
@@ -193,6 +203,7 @@ class Reconstructor:
         cameras: CameraOptions | None = None,
         known: KnownCameras | None = None,
         compute: ComputeOptions = ComputeOptions(),
+        refine: RefineOptions | None = None,
     ):
         """See `reconstruct`.
 
@@ -203,6 +214,7 @@ class Reconstructor:
             known: cameras of the photos of every scene that will come; None: those of `cameras`,
                 if it names some.
             compute: likewise.
+            refine: likewise.
 
         Raises:
             InputError: the model has no camera or no depth head, or cannot do what was asked for.
@@ -213,6 +225,10 @@ class Reconstructor:
                 "heads: a scene needs camera and depth, this model is without"
                 f" {' and '.join(missing)}; load it with them"
             )
+        if refine is not None:
+            check_extra()
+        self._refine = refine
+        self.refinement: Mapping[str, Any] | None = None
         cameras = cameras or CameraOptions()
         if known is None and cameras.known:
             known = read_known_cameras(cameras.known)
@@ -240,12 +256,18 @@ class Reconstructor:
             side=side,
         )
 
-    def __call__(self, photos: PhotoSet, progress: Progress | None = None) -> Scene:
+    def __call__(
+        self,
+        photos: PhotoSet,
+        progress: Progress | None = None,
+        masks: PointOptions | None = None,
+    ) -> Scene:
         """Reconstruct one scene.
 
         Args:
             photos: from `data.photos.find_scenes`.
             progress: takes the time of every stage; None: nothing is shown.
+            masks: see `reconstruct`.
 
         Raises:
             InputError: as `reconstruct`.
@@ -285,7 +307,28 @@ class Reconstructor:
             self._expected.took(time.perf_counter() - start, *shape)
         if given is not None:
             prediction = self._aligned(prediction, given, photos)
-        return to_scene(prediction, images, boxes, photos)
+        scene = to_scene(prediction, images, boxes, photos)
+        return scene if self._refine is None else self._refined(scene, photos, progress, masks)
+
+    def _refined(
+        self, scene: Scene, photos: PhotoSet, progress: Progress, masks: PointOptions | None
+    ) -> Scene:
+        """The scene with cameras adjusted to matches, or as it is, which is then said."""
+        assert self._refine is not None
+        steps = self._refine.rounds * scene.views
+        with progress.stage("refine", steps, "view") as tick:
+            refined = refine_scene(
+                scene,
+                self._refine,
+                masked=None if masks is None else _masked(scene, masks),
+                known=self._known is not None,
+                progress=tick,
+            )
+        self.refinement = refined.report
+        if not refined.report["refined"]:
+            reason = refined.report["reason"]
+            _log.warning("%s: not refined, the prediction stays: %s", photos.name, reason)
+        return refined.scene
 
     def _warn_of_order(self, photos: PhotoSet) -> None:
         """Say so if attention takes neighboring photos for similar ones and no order is known."""
@@ -358,6 +401,15 @@ def to_scene(
         unit=host.unit,
         photos=photos.photos,
     )
+
+
+def _masked(scene: Scene, masks: PointOptions) -> np.ndarray | None:
+    """bool [S, H, W], pixels that masks leave out; None where there are no masks."""
+    kinds = parse_masks(masks.mask)
+    if not (kinds or masks.mask_folder):
+        return None
+    points, _, valid = scene.points()
+    return left_out(scene, kinds, masks.mask_folder, points, valid, "depth", {})
 
 
 def _check_finite(prediction: Prediction, photos: PhotoSet) -> None:

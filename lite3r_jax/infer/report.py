@@ -43,6 +43,7 @@ def describe_run(
     settings: Mapping[str, Any],
     ignored: Sequence[str],
     cameras: Mapping[str, Any] | None = None,
+    refinement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is the same for every run on the same photos with the same settings and machine.
 
@@ -52,6 +53,7 @@ def describe_run(
         settings: of the run.
         ignored: files of the input folder that are no photos.
         cameras: with known cameras, `Reconstructor.alignment`.
+        refinement: of a run that refines, `Reconstructor.refinement`.
     """
     height, width = scene.size
     return {
@@ -65,6 +67,7 @@ def describe_run(
             ],
             "ignored_files": list(ignored),
             "known_cameras": None if cameras is None else dict(cameras),
+            "refinement": None if refinement is None else dict(refinement),
         },
         "model": dict(model),
         "settings": dict(settings),
@@ -145,6 +148,8 @@ def summary(report: Mapping[str, Any]) -> str:
             f" degrees and {cameras['median_distance']:.3g} of their unit away (medians)"
         )
         rows.append(("known cameras", text))
+    if refinement := scene.get("refinement"):
+        rows.append(("refined", _refinement(refinement)))
     if scene["ignored_files"]:
         names = scene["ignored_files"]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -158,6 +163,23 @@ def summary(report: Mapping[str, Any]) -> str:
             break_long_words=False, break_on_hyphens=False,
         ) or [first]  # fmt: skip
     return "\n".join(lines)
+
+
+def _refinement(report: Mapping[str, Any]) -> str:
+    """What refining did, in a sentence."""
+    if not report["refined"]:
+        return f"no, the prediction stays: {report['reason']}"
+    error, within = report["error_pixels"], report["within_limit"]
+    text = (
+        f"{report['tracks']:,} points in {report['mean_track_length']:.1f} views each; median error"
+        f" {error['before']:.2f} -> {error['after']:.2f} pixels, matches within"
+        f" {report['limit_pixels']:.1f} pixels {within['before']:.0%} -> {within['after']:.0%};"
+        f" cameras turned by {report['rotation_degrees']['median']:.2f} degrees (median), focal"
+        f" length x {report['focal_length']:.3f}"
+    )
+    if report["not_tied"]:
+        text += f"; as predicted, too few matches: {', '.join(report['not_tied'])}"
+    return text
 
 
 def _gib(size: int) -> float:

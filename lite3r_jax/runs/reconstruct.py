@@ -23,6 +23,7 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.models import CheckedModel, check_model
 from lite3r_jax.progress import Progress
+from lite3r_jax.refine import RefineOptions, check_extra
 from lite3r_jax.runs.results import ResultFolder, made_of, refuse_other
 from lite3r_jax.scene import PointSource, check_names
 from lite3r_jax.weights import hub
@@ -86,6 +87,8 @@ def _reconstruct_files(
     opened = {} if several else {scenes[0].name: open_scene(experiment, scenes[0], started)}
     known = known_cameras(experiment, scenes, opened)
     _check_masks(experiment, scenes, opened)
+    if experiment.refine.on:
+        check_extra()
     checked = check(experiment, experiment.export.points.source, started)
     folders = result_folders(experiment, scenes, formats, checked)
     mine = Path(experiment.output) if experiment.output else folders[scenes[0].name].path
@@ -159,6 +162,7 @@ class SceneRun:
             cameras=experiment.cameras.with_points(model, experiment.export.points.source),
             known=known,
             compute=experiment.compute,
+            refine=refinement_of(experiment),
         )
         self.several = several
         self._set(experiment, formats)
@@ -188,7 +192,7 @@ class SceneRun:
         if not self.experiment.overwrite and state in ("done", "other"):
             refuse_other([folder])
         options = self._export_options(photos)
-        scene = self.reconstructor(photos, progress)
+        scene = self.reconstructor(photos, progress, options.points)
         assert self.reconstructor.plan is not None
         facts = reports.describe_run(
             scene,
@@ -196,6 +200,7 @@ class SceneRun:
             settings=self.settings,
             ignored=photos.ignored,
             cameras=self.reconstructor.alignment,
+            refinement=self.reconstructor.refinement,
         )
         older = folder.begin()
         try:
@@ -337,6 +342,11 @@ def known_cameras(
             f" {len(scenes)}; reconstruct them one by one"
         )
     return experiment.cameras.read(list(opened.values()))
+
+
+def refinement_of(experiment: Experiment) -> RefineOptions | None:
+    """How cameras are refined; None where they are not."""
+    return experiment.refine if experiment.refine.on else None
 
 
 def _check_masks(

@@ -16,7 +16,7 @@ from lite3r_jax.experiment import Experiment, to_config
 from lite3r_jax.infer import report as reports
 from lite3r_jax.weights import strict_json
 
-DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "export")
+DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "refine", "export")
 """Settings and groups of settings that results depend on, besides the model and the input."""
 State = Literal["new", "done", "unfinished", "other"]
 

@@ -11,7 +11,14 @@ from lite3r_jax.experiment import Experiment, refuse_model_settings, require
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.progress import Progress
-from lite3r_jax.runs.reconstruct import build, check, find, known_cameras, open_scene
+from lite3r_jax.runs.reconstruct import (
+    build,
+    check,
+    find,
+    known_cameras,
+    open_scene,
+    refinement_of,
+)
 from lite3r_jax.scene import Scene
 
 
@@ -100,5 +107,6 @@ def _scene(experiment: Experiment) -> Scene:
         cameras=experiment.cameras.with_points(model, points),
         known=known,
         compute=experiment.compute,
+        refine=refinement_of(experiment),
     )
-    return reconstructor(photos, progress)
+    return reconstructor(photos, progress, experiment.view.points)

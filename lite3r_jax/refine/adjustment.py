@@ -1,0 +1,165 @@
+"""Bundle adjustment by pycolmap: cameras and points that fit the observations best."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.refine.geometry_of_views import Cameras
+from lite3r_jax.refine.observations import Observations
+from lite3r_jax.refine.options import CameraModel
+
+
+@dataclass(frozen=True, eq=False)
+class Lenses:
+    """Which views have the same camera, and what of it is adjusted.
+
+    Attributes:
+        group: int [S], number of the camera of each view, from 0.
+        sizes: int [S, 2], (width, height) of the photos; equal within a group.
+        model: COLMAP's.
+        focal: whether focal lengths are adjusted.
+        center: whether principal points are adjusted.
+    """
+
+    group: np.ndarray
+    sizes: np.ndarray
+    model: CameraModel = "SIMPLE_PINHOLE"
+    focal: bool = True
+    center: bool = False
+
+    def joined(self, intrinsics: np.ndarray) -> np.ndarray:
+        """Intrinsics [S, 3, 3] with one camera for each group: the medians of its views.
+
+        With SIMPLE_PINHOLE the two focal lengths become one, their geometric mean.
+        """
+        joined = intrinsics.copy()
+        for group in np.unique(self.group):
+            joined[self.group == group] = np.median(intrinsics[self.group == group], axis=0)
+        if self.model == "SIMPLE_PINHOLE":
+            focal = np.sqrt(joined[:, 0, 0] * joined[:, 1, 1])
+            joined[:, 0, 0] = joined[:, 1, 1] = focal
+        return joined
+
+
+def require_pycolmap() -> Any:
+    """The module pycolmap.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise InputError(
+            "refine: needs pycolmap and OpenCV; pip install 'lite3r_jax[refine]', or leave"
+            f" refinement out ({error})"
+        ) from error
+    return pycolmap
+
+
+def adjust(
+    obs: Observations,
+    cameras: Cameras,
+    points: np.ndarray,
+    lenses: Lenses,
+    loss_scale: float,
+    fixed_poses: bool = False,
+) -> tuple[Cameras, np.ndarray]:
+    """Adjust cameras and points to the observations, under Cauchy's loss.
+
+    Views without observations stay as they are; position, orientation and unit of the world are
+    held by two of the cameras.
+
+    Args:
+        obs: of two or more views for each track.
+        cameras: to start from; intrinsics equal within a group of `lenses`.
+        points: [N, 3] to start from.
+        lenses: see there.
+        loss_scale: error in pixels from which an observation counts less.
+        fixed_poses: whether poses stay as they are.
+
+    Returns:
+        (cameras, points [N, 3]).
+
+    Raises:
+        InputError: pycolmap is not installed.
+    """
+    pycolmap = require_pycolmap()
+    model = _reconstruction(pycolmap, obs, cameras, points, lenses)
+    config = pycolmap.BundleAdjustmentConfig()
+    for view in np.unique(obs.view).tolist():
+        config.add_image(view + 1)
+        if fixed_poses:
+            config.set_constant_rig_from_world_pose(model.images[view + 1].frame_id)
+    if not fixed_poses:
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = lenses.focal
+    options.refine_principal_point = lenses.center
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.loss_function_scale = loss_scale
+    options.ceres.solver_options.num_threads = 1  # with more, two runs differ in their last bits
+    options.ceres.solver_options.function_tolerance = 1e-6
+    level = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = pycolmap.logging.ERROR  # steps that fail are tried again shorter
+    try:
+        pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    finally:
+        pycolmap.logging.minloglevel = level
+    extrinsics, intrinsics = cameras.extrinsics.copy(), cameras.intrinsics.copy()
+    first = {int(g): int(np.argmax(lenses.group == g)) for g in np.unique(lenses.group)}
+    for view, group in enumerate(lenses.group.tolist()):
+        extrinsics[view] = model.images[view + 1].cam_from_world().matrix()
+        p = model.cameras[first[group] + 1].params
+        fx, fy = (p[0], p[0]) if lenses.model == "SIMPLE_PINHOLE" else (p[0], p[1])
+        intrinsics[view] = [[fx, 0, p[-2] - 0.5], [0, fy, p[-1] - 0.5], [0, 0, 1]]
+    moved = np.array([model.points3D[i + 1].xyz for i in range(len(points))]).reshape(-1, 3)
+    return Cameras(extrinsics, intrinsics), moved
+
+
+def _reconstruction(
+    pycolmap: Any, obs: Observations, cameras: Cameras, points: np.ndarray, lenses: Lenses
+) -> Any:
+    """A model whose images and cameras are numbered view + 1, and points track + 1."""
+    model = pycolmap.Reconstruction()
+    k = cameras.intrinsics
+    for group in np.unique(lenses.group):
+        view = int(np.argmax(lenses.group == group))
+        focal = [k[view, 0, 0]] + [k[view, 1, 1]] * (lenses.model == "PINHOLE")
+        width, height = lenses.sizes[view].tolist()
+        camera = pycolmap.Camera(
+            model=lenses.model,
+            width=width,
+            height=height,
+            params=[*focal, *(k[view, :2, 2] + 0.5)],  # COLMAP's pixels have centers at halves
+            camera_id=view + 1,
+        )
+        model.add_camera_with_trivial_rig(camera)
+    index = np.empty(len(obs), np.intp)  # of each observation in its image
+    for view, group in enumerate(lenses.group.tolist()):
+        mine = np.flatnonzero(obs.view == view)
+        index[mine] = np.arange(len(mine))
+        image = pycolmap.Image(
+            name=str(view),
+            camera_id=int(np.argmax(lenses.group == group)) + 1,
+            image_id=view + 1,
+        )
+        image.points2D = pycolmap.Point2DList(
+            [pycolmap.Point2D(xy) for xy in obs.pixel[mine] + 0.5]
+        )
+        pose = cameras.extrinsics[view]
+        rigid = pycolmap.Rigid3d(pycolmap.Rotation3d(pose[:, :3]), pose[:, 3])
+        model.add_image_with_trivial_frame(image, rigid)
+    ends = np.flatnonzero(np.diff(obs.track, append=-1)) + 1
+    views, indices = (obs.view + 1).tolist(), index.tolist()
+    start = 0
+    for point, end in zip(points, ends.tolist(), strict=True):
+        track = pycolmap.Track()
+        for i in range(start, end):
+            track.add_element(views[i], indices[i])
+        model.add_point3D(point, track)
+        start = end
+    return model

@@ -1,0 +1,209 @@
+"""Matches by guided tracking: corners are followed to where predicted geometry says they are.
+
+Predicted cameras and depth give the place of each corner in every partner view; pyramidal
+Lucas-Kanade (Lucas and Kanade, IJCAI 1981; in OpenCV with Bouguet's pyramids) goes on from there.
+A match has to come back to where it began and to look alike. What was found in a view is followed
+on from there, and new corners are taken only where nothing was found, so that a point is one track.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup
+from lite3r_jax.refine.observations import Observations
+
+_WINDOW = 15  # pixels across what is compared while following
+_COARSEST = 100  # pixels of the longer side from which on images are not halved again
+_RETURN = 0.7  # pixels from where a match comes back to
+_ALIKE = 0.8  # normalized correlation of the surroundings
+_PATCH = 11  # pixels across the surroundings
+_MARGIN = 8  # pixels from the border
+_NEAR_ENOUGH = 0.25  # relative difference between depth in the other view and that of the point
+_CELLS = 8  # across and down, over which corners are spread
+_CANDIDATES = 4  # corners to choose from for each that is wanted
+_ROWS = 30_000  # of what OpenCV remaps at once
+
+
+def match(
+    gray: Sequence[np.ndarray],
+    scales: np.ndarray,
+    cameras: Cameras,
+    depth: DepthLookup,
+    pairs: Sequence[Sequence[int]],
+    corners: int,
+    progress: Callable[[], object] = lambda: None,
+) -> Observations:
+    """Tracks of corners through the views.
+
+    Args:
+        gray: uint8 [h, w] of every view: the photos, perhaps made smaller.
+        scales: [S, 2], size of these images over that of the photos.
+        cameras: predicted, in pixels of the photos.
+        depth: predicted; corners are taken where it is usable.
+        pairs: partners of every view.
+        corners: that each view has, found or followed, before it is followed into others.
+        progress: called after each view.
+
+    Returns:
+        Tracks of two or more views.
+    """
+    seen: list[dict[int, np.ndarray]] = []  # track -> view -> pixel of the image
+    in_view: list[list[int]] = [[] for _ in gray]
+    for a in range(len(gray)):
+        before = in_view[a]
+        known = np.array([seen[t][a] for t in before]).reshape(-1, 2)
+        fresh = _corners(gray[a], scales[a], a, depth, known, corners - len(known))
+        for pixel in fresh:
+            in_view[a].append(len(seen))
+            seen.append({a: pixel})
+        _follow(gray, scales, cameras, depth, a, pairs[a], in_view, seen)
+        progress()
+    rows = [
+        (number, view, *track[view])
+        for number, track in enumerate(t for t in seen if len(t) > 1)
+        for view in sorted(track)
+    ]
+    table = np.array(rows, np.float64).reshape(-1, 4)
+    view = table[:, 1].astype(np.intp)
+    pixel = (table[:, 2:] + 0.5) / scales[view] - 0.5
+    return Observations(table[:, 0].astype(np.intp), view, pixel)
+
+
+def _follow(
+    gray: Sequence[np.ndarray],
+    scales: np.ndarray,
+    cameras: Cameras,
+    depth: DepthLookup,
+    a: int,
+    partners: Sequence[int],
+    in_view: list[list[int]],
+    seen: list[dict[int, np.ndarray]],
+) -> None:
+    """Follow what is seen in a view into its partners."""
+    numbers = np.array(in_view[a], np.intp)
+    if not len(numbers):
+        return
+    start = np.array([seen[t][a] for t in numbers])
+    view = np.full(len(start), a)
+    pixels = (start + 0.5) / scales[a] - 0.5
+    z = depth.at(view, pixels)
+    points = cameras.centers[a] + cameras.rays(view, pixels) * z[:, None]
+    for b in partners:
+        into = np.full(len(start), b)
+        place, there = cameras.project(into, points)
+        other = depth.at(into, np.where((there > 0)[:, None], place, -1e9))
+        new = np.array([b not in seen[t] for t in numbers])
+        wanted = new & (z > 0) & (other > 0) & (np.abs(other - there) < _NEAR_ENOUGH * there)
+        index = np.flatnonzero(wanted)
+        guess = (place[index] + 0.5) * scales[b] - 0.5
+        found, good = _track(gray[a], gray[b], start[index], guess)
+        there_too = (found[good] + 0.5) / scales[b] - 0.5
+        good[good] = depth.at(np.full(len(there_too), b), there_too) > 0  # and not masked
+        for i, pixel in zip(index[good], found[good], strict=True):
+            seen[numbers[i]][b] = pixel
+            in_view[b].append(int(numbers[i]))
+
+
+def _track(
+    one: np.ndarray, two: np.ndarray, start: np.ndarray, guess: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [N, 2] of image two that show what those of image one do, and which are believed."""
+    import cv2
+
+    if not len(start):
+        return start, np.zeros(0, bool)
+    how: dict[str, Any] = {
+        "winSize": (_WINDOW, _WINDOW),
+        "maxLevel": max(0, int(np.log2(max(one.shape) / _COARSEST))),
+        "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
+        "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
+    }
+    height, width = two.shape
+    patches_of = one, two
+    if one.shape != two.shape:  # OpenCV follows between images of one size
+        bottom, right = (max(sides) for sides in zip(one.shape, two.shape, strict=True))
+        one, two = (
+            cv2.copyMakeBorder(
+                x, 0, bottom - x.shape[0], 0, right - x.shape[1], cv2.BORDER_REPLICATE
+            )
+            for x in (one, two)
+        )
+    p, q = (x.astype(np.float32)[:, None] for x in (start, guess))
+    q, forth, _ = cv2.calcOpticalFlowPyrLK(one, two, p, q.copy(), **how)
+    # back from there with the same displacement, so that the way back is as hard as the way there
+    back, home, _ = cv2.calcOpticalFlowPyrLK(two, one, q, p.copy(), **how)
+    found = q[:, 0].astype(np.float64)
+    good = (forth[:, 0] == 1) & (home[:, 0] == 1)
+    good &= np.linalg.norm(back[:, 0] - start, axis=-1) < _RETURN
+    good &= ((found > _MARGIN) & (found < (width - 1 - _MARGIN, height - 1 - _MARGIN))).all(-1)
+    index = np.flatnonzero(good)
+    if not len(index):
+        return found, good
+    alike = _correlation(
+        _patches(patches_of[0], start[index]), _patches(patches_of[1], found[index])
+    )
+    good[index] = alike > _ALIKE
+    return found, good
+
+
+def _patches(image: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """float32 [N, patch * patch] around pixels [N, 2], bilinear."""
+    import cv2
+
+    step = np.arange(_PATCH) - _PATCH // 2
+    u = np.broadcast_to(centers[:, None, None, 0] + step, (len(centers), _PATCH, _PATCH))
+    v = np.broadcast_to(centers[:, None, None, 1] + step[:, None], u.shape)
+    u, v = (x.reshape(-1, _PATCH).astype(np.float32) for x in (u, v))
+    pieces = [
+        cv2.remap(image, u[i : i + _ROWS], v[i : i + _ROWS], cv2.INTER_LINEAR)
+        for i in range(0, len(u), _ROWS)
+    ]
+    return np.concatenate(pieces).reshape(len(centers), -1).astype(np.float32)
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    one, two = (x - x.mean(-1, keepdims=True) for x in (one, two))
+    return (one * two).sum(-1) / np.sqrt((one**2).sum(-1) * (two**2).sum(-1) + 1e-9)
+
+
+def _corners(
+    gray: np.ndarray,
+    scale: np.ndarray,
+    view: int,
+    depth: DepthLookup,
+    known: np.ndarray,
+    count: int,
+) -> np.ndarray:
+    """New corners [N, 2], at most `count`, away from known ones, spread over image and depth.
+
+    They are taken in turns from cells of the image and thirds of the range of depth, the strongest
+    of each first.
+    """
+    import cv2
+
+    if count <= 0:
+        return np.zeros((0, 2))
+    height, width = gray.shape
+    apart = max(4, round(np.sqrt(height * width) / 75))
+    free = np.full(gray.shape, 255, np.uint8)
+    free[:_MARGIN], free[-_MARGIN:], free[:, :_MARGIN], free[:, -_MARGIN:] = 0, 0, 0, 0
+    for u, v in np.rint(known).astype(int).tolist():
+        cv2.circle(free, (u, v), apart, 0, -1)
+    found = cv2.goodFeaturesToTrack(gray, _CANDIDATES * count, 0.002, apart, mask=free)
+    if found is None:
+        return np.zeros((0, 2))
+    pixels = found[:, 0].astype(np.float64)  # strongest first
+    z = depth.at(np.full(len(pixels), view), (pixels + 0.5) / scale - 0.5)
+    pixels, z = pixels[z > 0], z[z > 0]
+    if not len(pixels):
+        return pixels
+    cell = (pixels * _CELLS / (width, height)).astype(int)
+    third = np.searchsorted(np.quantile(z, (1 / 3, 2 / 3)), z)
+    place = (cell[:, 1] * _CELLS + cell[:, 0]) * 3 + third
+    order = np.argsort(place, kind="stable")
+    turn = np.empty(len(place), int)  # how many stronger ones the same place has
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    turn[order] = np.arange(len(place)) - np.repeat(starts, np.diff(np.append(starts, len(place))))
+    return pixels[np.argsort(turn, kind="stable")[:count]]

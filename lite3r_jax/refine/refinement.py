@@ -1,0 +1,330 @@
+"""Refine a scene: match its photos, adjust its cameras, let depth follow, say what was gained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lite3r_jax.data.known_cameras import network_intrinsics
+from lite3r_jax.errors import InputError
+from lite3r_jax.refine.adjustment import require_pycolmap
+from lite3r_jax.refine.depth import DepthFit, fit_depth
+from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup, depth_lookup, to_network
+from lite3r_jax.refine.klt import match
+from lite3r_jax.refine.lenses import lenses_of
+from lite3r_jax.refine.observations import Observations, errors, lengths, triangulate
+from lite3r_jax.refine.options import RefineOptions
+from lite3r_jax.refine.pairs import choose_pairs
+from lite3r_jax.refine.solve import Solution, limits, solve
+from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
+
+_FEW_TRACKS = 30
+_PARALLAX = 3.0  # pixels that points move against infinity, below which cameras only turn
+_SAME_SHARE, _SAME_ERROR = 0.005, 0.02  # of matches, of pixels: differences that say nothing
+_SHARE = 0.5  # of views that have to be tied
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A refined scene, and what was done.
+
+    Attributes:
+        scene: refined, or as it was.
+        report: plain data. `refined`: whether the scene is; `reason`: if not, why; the others are
+            counts, errors in pixels of the photos before and after, and how far things moved.
+    """
+
+    scene: Scene
+    report: Mapping[str, Any]
+
+
+def check_extra() -> None:
+    """Refuse to refine where pycolmap or OpenCV is missing.
+
+    Raises:
+        InputError: naming what to install.
+    """
+    require_pycolmap()
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "refine: needs pycolmap and OpenCV; pip install 'lite3r_jax[refine]', or leave"
+            f" refinement out ({error})"
+        ) from error
+
+
+def refine(
+    scene: Scene,
+    options: RefineOptions | None = None,
+    *,
+    masked: np.ndarray | None = None,
+    known: bool = False,
+    progress: Callable[[], object] = lambda: None,
+) -> Refined:
+    """Adjust the cameras of a scene to matches between its photos.
+
+    Args:
+        scene: as predicted, with its photos.
+        options: how; `on` does not count; None: `RefineOptions()`.
+        masked: bool [S, H, W], pixels of the network images that give no matches, of things that
+            move for instance; None: none.
+        known: whether the cameras are known: they stay, and points and depth are fitted to them.
+        progress: called once for every view and round of matching (`options.rounds`).
+
+    Returns:
+        The scene with refined cameras and depth in the unit that it had, tracked points, and the
+        prediction beside them; the scene as it was where the report says that it stays, and why.
+
+    Raises:
+        InputError: pycolmap or OpenCV is not installed; the scene comes without photos, or one
+            cannot be read.
+    """
+    check_extra()
+    options = options or RefineOptions()
+    if scene.predicted is not None:
+        raise InputError("refine: the scene is refined already; give the one that was predicted")
+    report: dict[str, Any] = {"refined": False, "reason": "", "views": scene.views}
+    if scene.views < 2:
+        return _kept(scene, report, "one view has no other to be matched with")
+    if not scene.photos:
+        raise InputError("refine: the scene comes without its photos; reconstruct it again")
+    gray, scales = _gray_photos(scene, options.max_side)
+    lenses = lenses_of(scene, options, known)
+    before = Cameras.of(scene)
+    depth = depth_lookup(scene, masked)
+    cameras, looked_up = before, depth
+    obs, solution = None, None
+    for number in range(options.rounds):
+        pairs = choose_pairs(cameras, looked_up, options.partners)
+        found = match(gray, scales, cameras, looked_up, pairs, options.corners, progress)
+        if found.tracks < _FEW_TRACKS:
+            break
+        obs = found
+        solution = solve(obs, cameras, lenses, known)
+        if number + 1 < options.rounds and solution.used.any():
+            moved = _in_predicted_world(obs, solution, before, depth, known)
+            cameras = moved.cameras
+            fit = _fit(scene, obs, moved, depth)
+            looked_up = replace(depth, scene=replace(scene, depth=fit(scene.depth)))
+    count = 0 if obs is None else obs.tracks
+    report |= {"cameras": int(lenses.group.max()) + 1, "matched_tracks": count}
+    if obs is None or solution is None:
+        return _kept(scene, report, "too few points were found in several views; photos need"
+                     " texture and have to overlap")  # fmt: skip
+    solution = _in_predicted_world(obs, solution, before, depth, known)
+    reason = _judge(scene, obs, before, solution, report)
+    if reason:
+        return _kept(scene, report, reason)
+    fit = _fit(scene, obs, solution, depth)
+    refined = _refined(scene, obs, solution, fit)
+    _describe_moves(report, scene, obs, before, solution, depth, fit)
+    report |= {
+        "refined": True,
+        "tracks": len(refined.tracks or ()),
+        "observations": int(solution.used.sum()),
+        "mean_track_length": round(refined.tracks.mean_length, 2) if refined.tracks else 0.0,
+    }
+    return Refined(refined, report)
+
+
+def _kept(scene: Scene, report: dict[str, Any], reason: str) -> Refined:
+    return Refined(scene, report | {"reason": reason})
+
+
+def _gray_photos(scene: Scene, max_side: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """(uint8 [h, w] of every view, their size over that of the photo [S, 2])."""
+    import cv2
+
+    gray, scales = [], []
+    for name, size, photo in zip(scene.names, scene.source_sizes, scene.photos, strict=True):
+        image = np.asarray(photo.read().convert("L"))
+        height, width = image.shape
+        if (width, height) != tuple(size):
+            raise InputError(
+                f"{name}: the photo is {width}x{height} pixels now, it was {size[0]}x{size[1]}; put"
+                " it back"
+            )
+        factor = max_side / max(width, height)
+        if factor < 1:
+            smaller = max(1, round(width * factor)), max(1, round(height * factor))
+            image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+        gray.append(image)
+        scales.append((image.shape[1] / width, image.shape[0] / height))
+    return gray, np.array(scales)
+
+
+def _in_predicted_world(
+    obs: Observations, solution: Solution, before: Cameras, depth: DepthLookup, known: bool
+) -> Solution:
+    """The solution moved to where the predicted cameras are, in the unit of the predicted depth."""
+    tied = solution.tied
+    if known or not tied.any():
+        return solution
+    after = solution.cameras
+    one, other = after.extrinsics[tied], before.extrinsics[tied]
+    u, _, vt = np.linalg.svd(np.einsum("sji,sjk->ik", other[..., :3], one[..., :3]))
+    turn = (u * [1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    used = solution.used
+    track, view = obs.track[used], obs.view[used]
+    _, z = after.project(view, solution.points[track])
+    there = depth.at(view, obs.pixel[used])
+    good = (there > 0) & (z > 0)
+    scale = float(np.median(there[good] / z[good])) if good.any() else 1.0
+    shift = (before.centers[tied] - scale * after.centers[tied] @ turn.T).mean(0)
+    rotation = one[..., :3] @ turn.T
+    centers = scale * after.centers[tied] @ turn.T + shift
+    extrinsics = after.extrinsics.copy()
+    extrinsics[tied] = np.concatenate(
+        [rotation, -np.einsum("sij,sj->si", rotation, centers)[..., None]], -1
+    )
+    points = scale * solution.points @ turn.T + shift
+    return replace(solution, cameras=Cameras(extrinsics, after.intrinsics), points=points)
+
+
+def _judge(
+    scene: Scene,
+    obs: Observations,
+    before: Cameras,
+    solution: Solution,
+    report: dict[str, Any],
+) -> str:
+    """Why the prediction stays, or ""; the figures that decide go into the report.
+
+    All matches count, also those that were taken for wrong: of each track the point that fits it
+    best is made with the cameras before and with those after.
+    """
+    limit = limits(scene.source_sizes)[obs.view]
+    scale = float(np.median(limit)) / 2
+    shares, medians = [], []
+    for cameras in (before, solution.cameras):
+        off = errors(obs, cameras, triangulate(obs, cameras, scale))
+        shares.append(float((off < limit).mean()))
+        medians.append(float(np.median(off)))
+    names = [name for name, tied in zip(scene.names, solution.tied, strict=True) if not tied]
+    report |= {
+        "not_tied": names,
+        "limit_pixels": round(float(np.median(limit)), 3),
+        "error_pixels": dict(zip(("before", "after"), np.round(medians, 4).tolist(), strict=True)),
+        "within_limit": dict(zip(("before", "after"), np.round(shares, 4).tolist(), strict=True)),
+    }
+    views = int(solution.tied.sum())
+    sub, _ = obs.where(solution.used)
+    if solution.parallax < _PARALLAX:
+        return "the camera only turned: without a baseline neither positions nor depth can be told"
+    if views < 2 or sub.tracks < _FEW_TRACKS or views < _SHARE * scene.views:
+        return (
+            f"matches tie only {views} of {scene.views} views together; photos need texture and"
+            " have to overlap"
+        )
+    if shares[1] < shares[0] - _SAME_SHARE or medians[1] > medians[0] + _SAME_ERROR * scale:
+        return (
+            f"it fits the matches better: median error {medians[0]:.2f} pixels, refined"
+            f" {medians[1]:.2f}; within the limit {shares[0]:.1%}, refined {shares[1]:.1%}"
+        )
+    return ""
+
+
+def _fit(scene: Scene, obs: Observations, solution: Solution, depth: DepthLookup) -> DepthFit:
+    sub, numbers = obs.where(solution.used)
+    _, z = solution.cameras.project(sub.view, solution.points[numbers][sub.track])
+    place = np.rint(to_network(scene, sub.view, sub.pixel)).astype(np.intp)
+    height, width = scene.size
+    u, v = place[:, 0].clip(0, width - 1), place[:, 1].clip(0, height - 1)
+    least = np.array(
+        [float(d[good].min()) if good.any() else 1.0
+         for d, good in zip(scene.depth, depth.usable, strict=True)]
+    )  # fmt: skip
+    conf = scene.depth_conf[sub.view, v, u].astype(np.float64)
+    return fit_depth(sub, depth.at(sub.view, sub.pixel), z, conf, least)
+
+
+def _refined(scene: Scene, obs: Observations, solution: Solution, fit: DepthFit) -> Scene:
+    """The scene with cameras, depth, points and tracks of the solution."""
+    cameras, tied = solution.cameras, solution.tied
+    boxes = np.concatenate([scene.boxes, scene.source_sizes], -1)
+    fitted = network_intrinsics(cameras.intrinsics, boxes, scene.size).astype(np.float32)
+    intrinsics = np.where(tied[:, None, None], fitted, scene.intrinsics)
+    extrinsics = cameras.extrinsics.astype(np.float32)
+    depth = fit(scene.depth).astype(np.float32)
+    moved = replace(
+        scene,
+        extrinsics=extrinsics,
+        intrinsics=intrinsics,
+        depth=depth,
+        world_points=_moved_points(scene, extrinsics, fit),
+    )
+    sub, numbers = obs.where(solution.used)
+    # of the cameras as the scene has them, rounded to float32
+    stored = Cameras.of(moved)
+    points = solution.points[numbers].astype(np.float32)
+    off = errors(sub, stored, points.astype(np.float64))
+    pixel = to_network(scene, sub.view, sub.pixel)
+    height, width = scene.size
+    u, v = np.rint(pixel).astype(np.intp).clip(0, (width - 1, height - 1)).T
+    first = np.flatnonzero(np.diff(sub.track, prepend=-1))
+    colors = scene.images[sub.view, v, u][first]
+    tracks = TrackedPoints(
+        points=points,
+        colors=colors,
+        errors=(np.bincount(sub.track, off) / lengths(sub)).astype(np.float32),
+        track=sub.track.astype(np.int32),
+        view=sub.view.astype(np.int32),
+        pixel=pixel.astype(np.float32),
+    )
+    predicted = PredictedGeometry(scene.extrinsics, scene.intrinsics, scene.depth)
+    return replace(moved, tracks=tracks, predicted=predicted)
+
+
+def _moved_points(scene: Scene, extrinsics: np.ndarray, fit: DepthFit) -> np.ndarray | None:
+    """Points of the point head, which move with their views and stretch as their depth does."""
+    if scene.world_points is None:
+        return None
+    moved = np.empty_like(scene.world_points)
+    for view, points in enumerate(scene.world_points):
+        old, new = (e[view].astype(np.float64) for e in (scene.extrinsics, extrinsics))
+        local = points @ old[:, :3].T + old[:, 3]
+        z = local[..., 2:]
+        front = z > 0
+        ratio = fit.scale[view] + fit.shift[view] / np.where(front, z, 1)
+        local = local * np.where(front, ratio, fit.scale[view])
+        moved[view] = (local - new[:, 3]) @ new[:, :3]
+    return moved
+
+
+def _describe_moves(
+    report: dict[str, Any],
+    scene: Scene,
+    obs: Observations,
+    before: Cameras,
+    solution: Solution,
+    depth: DepthLookup,
+    fit: DepthFit,
+) -> None:
+    """How far cameras, focal lengths and depth moved."""
+    tied, after = solution.tied, solution.cameras
+    apart = after.extrinsics[tied][..., :3] - before.extrinsics[tied][..., :3]
+    turned = np.degrees(2 * np.arcsin(np.minimum(np.linalg.norm(apart, axis=(1, 2)) / 8**0.5, 1)))
+    spread = np.linalg.norm(after.centers[tied] - after.centers[tied].mean(0), axis=-1).mean()
+    away = np.linalg.norm(after.centers[tied] - before.centers[tied], axis=-1)
+    focal = [np.median(c.intrinsics[tied, 0, 0]) for c in (before, after)]
+    used = solution.used
+    _, z = after.project(obs.view[used], solution.points[obs.track[used]])
+    view, there = obs.view[used], depth.at(obs.view[used], obs.pixel[used])
+    good = there > 0
+    offs = [
+        float(np.median(np.abs(d - z)[good] / z[good])) if good.any() else float("nan")
+        for d in (there, there * fit.scale[view] + fit.shift[view])
+    ]
+    report |= {
+        "rotation_degrees": {
+            "median": round(float(np.median(turned)), 3),
+            "largest": round(float(turned.max()), 3),
+        },
+        "position_of_spread": round(float(np.median(away) / max(spread, 1e-12)), 4),
+        "focal_length": round(float(focal[1] / focal[0]), 4),
+        "depth_scale": [round(float(s), 4) for s in (fit.scale.min(), fit.scale.max())],
+        "depth_shifted_views": int((fit.shift != 0).sum()),
+        "depth_error": dict(zip(("before", "after"), np.round(offs, 4).tolist(), strict=True)),
+    }

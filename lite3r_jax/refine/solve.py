@@ -1,0 +1,117 @@
+"""From matches to cameras: rounds of adjustment, triangulation and filtering."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lite3r_jax.refine.adjustment import Lenses, adjust
+from lite3r_jax.refine.geometry_of_views import Cameras
+from lite3r_jax.refine.observations import Observations, angles, errors, lengths, triangulate
+
+LIMIT = 2.0
+"""Error in pixels, of images of up to 1,000 pixels, beyond which a match counts as wrong."""
+_FIRST, _LIMITS = 8.0, (4.0, 2.0, 1.0)  # filters after each round, times the limit
+_LEAST_ANGLE = 0.5  # degrees between rays of a point that is kept
+_LEAST_MATCHES = 20  # of a view that is tied
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Adjusted cameras.
+
+    Attributes:
+        cameras: all of them; those of views that are not tied are as they came.
+        points: float64 [N, 3] of all tracks.
+        used: bool [M], observations that the last adjustment held.
+        tied: bool [S], views that hang together by enough matches.
+        parallax: pixels that the median point moves between views against one infinitely far away.
+    """
+
+    cameras: Cameras
+    points: np.ndarray
+    used: np.ndarray
+    tied: np.ndarray
+    parallax: float = np.inf
+
+
+def limits(sizes: np.ndarray) -> np.ndarray:
+    """`LIMIT` [S] in pixels of photos of these (width, height) [S, 2]: larger ones are softer."""
+    return LIMIT * np.maximum(1, sizes.max(-1) / 1000)
+
+
+def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool) -> Solution:
+    """Adjust cameras to matches.
+
+    Args:
+        obs: of two or more views for each track.
+        cameras: predicted.
+        lenses: which are the same, and what is adjusted.
+        fixed_poses: whether poses are known and stay.
+    """
+    limit = limits(lenses.sizes)[obs.view]
+    scale = float(np.median(limit)) / 2
+    start = cameras
+    cameras = Cameras(cameras.extrinsics, lenses.joined(cameras.intrinsics))
+    points = triangulate(obs, cameras, 4 * scale)
+    off = errors(obs, cameras, points)
+    used, tied = _tied(obs, np.isfinite(off), len(lenses.group))
+    if not used.any():
+        return Solution(start, points, used, tied)
+    parallax = np.inf
+    first = float(np.clip(np.median(off[used]), scale, _FIRST * scale))
+    for loss, bound in zip((first, scale, scale), _LIMITS, strict=True):
+        sub, numbers = obs.where(used)
+        cameras, points[numbers] = adjust(sub, cameras, points[numbers], lenses, loss, fixed_poses)
+        points = triangulate(obs, cameras, scale, points)
+        off = errors(obs, cameras, points)
+        seen = lengths(obs, off < bound * limit) >= 2
+        wide = angles(obs, cameras, points)
+        if seen.any():
+            focal = np.median(cameras.intrinsics[:, 0, 0])
+            parallax = float(np.median(np.radians(wide[seen])) * focal)
+        wide = wide > _LEAST_ANGLE
+        used, tied = _tied(obs, (off < bound * limit) & wide[obs.track], len(tied))
+        if not used.any():
+            break
+    if used.any():
+        sub, numbers = obs.where(used)
+        cameras, points[numbers] = adjust(sub, cameras, points[numbers], lenses, scale, fixed_poses)
+    kept = tied[:, None, None]
+    cameras = Cameras(
+        np.where(kept, cameras.extrinsics, start.extrinsics),
+        np.where(kept, cameras.intrinsics, start.intrinsics),
+    )
+    return Solution(cameras, points, used, tied, parallax)
+
+
+def _tied(obs: Observations, good: np.ndarray, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """(observations that count [M], views that hang together [S]).
+
+    Tracks need two good observations. Of more than two views those with enough matches that three
+    views share hang together, as matches of two alone do not tell how far apart these are.
+    """
+    least = min(3, views)
+    tied = np.ones(views, bool)
+    while True:
+        good = good & tied[obs.view]
+        length = lengths(obs, good)[obs.track]
+        good &= length >= 2
+        counts = np.bincount(obs.view[good & (length >= least)], minlength=views)
+        enough = (counts >= _LEAST_MATCHES) & _largest_part(obs, good & (length >= least), views)
+        if (enough == tied).all():
+            return good, tied
+        tied = tied & enough
+
+
+def _largest_part(obs: Observations, good: np.ndarray, views: int) -> np.ndarray:
+    """bool [S]: views of the largest part of those that share tracks."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    track, view = obs.track[good], obs.view[good]
+    size = views + obs.tracks
+    graph = coo_array((np.ones(len(track)), (view, views + track)), shape=(size, size))
+    _, label = connected_components(graph, directed=False)
+    label = label[:views]
+    sizes = np.bincount(label, minlength=size)[label]
+    return label == label[np.argmax(sizes)]

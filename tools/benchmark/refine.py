@@ -1,0 +1,180 @@
+"""How much refinement wins back of disturbed cameras, on generated scenes with exact truth.
+
+    python -m tools.benchmark.refine [--scenes 10] [--seeds 3] [--degrees 1,2,5] [--views 8]
+                                     [--size 448] [--split test] [--first 0]
+
+Every camera but the first is turned by a random rotation of so many degrees (root of the mean
+square) and moved by 2.5 % of the spread of the cameras for each degree, at most 10 %; focal lengths
+are too long by the same share; depth is wrong by a smooth 5 %. Rotations and directions are of all
+pairs of views; depth is compared after one scale for the scene. Cells: median before -> after
+(worst scene and seed after).
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lite3r_jax.data.synthetic.source import SyntheticScenes
+from lite3r_jax.data.views import Sample
+from lite3r_jax.metrics.pose import pair_errors
+from lite3r_jax.refine import RefineOptions, refine
+from lite3r_jax.scene import Scene
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+DEPTH_ERROR = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A photo in memory; see `scene.Photo`."""
+
+    pixels: np.ndarray
+
+    def read(self) -> "PILImage":
+        """The image."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels)
+
+    def upright_file(self) -> Path | None:
+        """There is no file."""
+        return None
+
+
+def scene_of(sample: Sample) -> Scene:
+    """A sample with depth as a scene that was reconstructed without an error."""
+    assert sample.depth is not None
+    views, (height, width) = sample.views, sample.size
+    images = np.rint(sample.images * 255).astype(np.uint8)
+    return Scene(
+        names=tuple(f"{frame}.png" for frame in sample.frames),
+        images=images,
+        depth=sample.depth,
+        depth_conf=np.ones_like(sample.depth),
+        extrinsics=sample.extrinsics,
+        intrinsics=sample.intrinsics,
+        boxes=np.tile(np.array([0, 0, width, height], np.float32), (views, 1)),
+        source_sizes=np.tile(np.array([width, height]), (views, 1)),
+        photos=tuple(Picture(image) for image in images),
+    )
+
+
+def disturbed(scene: Scene, degrees: float, seed: int, depth_error: float = DEPTH_ERROR) -> Scene:
+    """The scene as a model might have predicted it, see above."""
+    import cv2
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(seed)
+    share = min(0.025 * degrees, 0.1)
+    centers = scene.camera_to_world[..., 3]
+    spread = np.linalg.norm(centers - centers.mean(0), axis=-1).mean()
+    extrinsics = scene.extrinsics.astype(np.float64)
+    for view in range(1, scene.views):
+        turn = Rotation.from_rotvec(rng.normal(size=3) * np.radians(degrees) / np.sqrt(3))
+        rotation = turn.as_matrix() @ extrinsics[view, :, :3]
+        center = centers[view] + rng.normal(size=3) * spread * share / np.sqrt(3)
+        extrinsics[view] = np.concatenate([rotation, -(rotation @ center)[:, None]], -1)
+    intrinsics = scene.intrinsics.copy()
+    intrinsics[:, (0, 1), (0, 1)] *= 1 + share
+    height, width = scene.size
+    smooth = [
+        cv2.resize(rng.normal(size=(4, 5)), (width, height), interpolation=cv2.INTER_CUBIC)
+        for _ in range(scene.views)
+    ]
+    depth = scene.depth * (1 + depth_error * np.stack(smooth))
+    return replace(
+        scene,
+        extrinsics=extrinsics.astype(np.float32),
+        intrinsics=intrinsics,
+        depth=depth.astype(np.float32),
+    )
+
+
+def camera_errors(scene: Scene, truth: Scene) -> dict[str, float]:
+    """Medians over pairs of views in degrees, and of the relative errors of focal length, depth."""
+    off = pair_errors(scene.extrinsics, truth.extrinsics)
+    focal = scene.intrinsics[:, 0, 0] / truth.intrinsics[:, 0, 0]
+    valid = truth.depth > 0
+    depth = scene.depth[valid] / truth.depth[valid]
+    depth /= np.median(depth)
+    return {
+        "rotation": float(np.median(off.rotation)),
+        "direction": float(np.nanmedian(off.direction)),
+        "focal": float(np.median(np.abs(focal - 1))),
+        "depth": float(np.median(np.abs(depth - 1))),
+    }
+
+
+def measure(sources: Sequence[Scene], degrees: float, seeds: int, options: RefineOptions) -> str:
+    """A row of the table: medians over scenes and seeds."""
+    before, after, reports, seconds = [], [], [], []
+    for truth in sources:
+        for seed in range(seeds):
+            start = disturbed(truth, degrees, seed)
+            began = time.perf_counter()
+            refined = refine(start, options)
+            seconds.append(time.perf_counter() - began)
+            before.append(camera_errors(start, truth))
+            after.append(camera_errors(refined.scene, truth))
+            reports.append(refined.report)
+
+    def spread(name: str) -> str:
+        one, two = (np.array([each[name] for each in errors]) for errors in (before, after))
+        factor, unit = (100, " %") if name in ("focal", "depth") else (1, "")
+        return (
+            f"{factor * np.median(one):.2f} -> {factor * np.median(two):.2f}"
+            f" ({factor * two.max():.2f}){unit}"
+        )
+
+    done = [report for report in reports if report["refined"]]
+    views = sources[0].views
+    tied = sum(views - len(report["not_tied"]) for report in done) / (views * len(reports))
+    cells: list[Any] = [
+        f"{degrees:g}", f"{len(done)} of {len(reports)}", f"{100 * tied:.1f} %",
+        *map(spread, ("rotation", "direction", "focal", "depth")),
+        f"{np.mean([r['mean_track_length'] for r in done]):.1f}" if done else "",
+        f"{np.median(seconds):.1f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark.refine", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--scenes", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the first scene")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--degrees", default="1,2,5")
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--size", type=int, default=448)
+    parser.add_argument("--samples", type=int, default=2, help="rays across a pixel")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--rounds", type=int, default=RefineOptions.rounds)
+    args = parser.parse_args(arguments)
+    source = SyntheticScenes(
+        args.split, args.scenes, args.views, first=args.first, samples=args.samples
+    )
+    frames, size = range(args.views), (args.size, args.size)
+    scenes = [scene_of(source.read(name, frames, size)) for name in source.scenes]
+    options = RefineOptions(rounds=args.rounds)
+    print(
+        "| degrees | refined | views tied | rotation, degrees | direction, degrees | focal length"
+        " | depth | track length | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for degrees in args.degrees.split(","):
+        print(measure(scenes, float(degrees), args.seeds, options), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
