@@ -6,6 +6,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,22 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
     finally:
         _remove(partial)
     _remove(old)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before time goes into what it is to hold.
+
+    Raises:
+        InputError: its folder cannot be made or written, or a folder is in its place.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def temporary_name(path: Path, kind: str = _PARTIAL) -> Path:

@@ -3,6 +3,7 @@
 `check_model(ModelSpec("WEIGHTS", student="RUN/student", precision="fp8_dynamic")).build()`
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from lite3r_jax.distillation.checkpoint import (
     read_student,
 )
 from lite3r_jax.errors import InputError, unknown_name
+from lite3r_jax.kernels.operators import OPERATORS
+from lite3r_jax.kernels.registry import decisions
+from lite3r_jax.kernels.self_check import check_model_kernels
 from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.precision import Kind, apply_precision, deploy, preset
 from lite3r_jax.weights import strict_json
@@ -172,6 +176,10 @@ class CheckedModel:
     def build(self, heads: Sequence[str] | None = None) -> Any:
         """The model.
 
+        On a GPU the kernels that it would take are checked against their definitions first, once
+        for the kind of device, jax, driver and version of the package; see
+        `kernels.self_check.check_model_kernels`.
+
         Args:
             heads: heads to build; None for all that weights, student or deployed model have. Files
                 of other heads are not read.
@@ -181,10 +189,11 @@ class CheckedModel:
 
         Raises:
             InputError: a damaged, missing or extra file (named); heads that are not there; a plan
-                with a rule that fits no site of the backbone.
+                with a rule that fits no site of the backbone; on a GPU, a kernel that was asked
+                for by name and cannot run or fails its self-check.
         """
         if isinstance(self.manifest, Deployment):
-            return load_deployed(self.directory, heads=heads, dtype=self.dtype)
+            return _checked(load_deployed(self.directory, heads=heads, dtype=self.dtype))
         kinds: dict[str, Any] = {
             "heads": heads,
             "dtype": self.dtype,
@@ -201,11 +210,11 @@ class CheckedModel:
                     raise
                 raise InputError(f"attention: {error}") from error
         if self.spec.precision == "simulated":
-            return apply_precision(model, preset(self.rules))
+            model = apply_precision(model, preset(self.rules))
         if self.spec.precision.startswith("fp8"):
             kind = cast(Kind, self.spec.precision)
-            return deploy(model, preset(self.rules), kind, rest=self.dtype)
-        return model
+            model = deploy(model, preset(self.rules), kind, rest=self.dtype)
+        return _checked(model)
 
     def facts(self) -> dict[str, Any]:
         """Which model it is, as far as that is known before it is built: names and hashes."""
@@ -242,13 +251,20 @@ class CheckedModel:
         held = ", ".join(sorted({str(x.dtype) for x in leaves}))
         stored = sum(x.size for x in leaves if x.dtype.itemsize == 1)
         facts = self.facts()
+        with decisions() as made:
+            attention, products = model.attention(), describe_products(model)
         return facts | {
             "heads": list(model.heads),
             "parameters": count_parameters(model) + stored,
             "precision": facts["precision"] if facts["float8_rules"] else held,
             "dtype": {"compute": str(np.dtype(model.dtype)), "weights": held},
-            "attention": model.attention(),
-            "float8_products": describe_products(model),
+            "attention": attention,
+            "float8_products": products,
+            "kernels": [
+                dataclasses.asdict(each) | {"text": str(each)}
+                for each in dict.fromkeys(made)
+                if each.state != "plain"
+            ],
         }
 
     def _describe_student(self) -> dict[str, Any] | None:
@@ -261,6 +277,26 @@ class CheckedModel:
             "trainable": self.student.trainable,
             "trained_under": self.student.precision,
         }
+
+
+def _checked(model: Any) -> Any:
+    """The model, whose kernels were checked if this is a GPU.
+
+    Raises:
+        InputError: one that was asked for by name cannot run here.
+    """
+
+    def describe() -> None:
+        model.attention()
+        describe_products(model)
+
+    try:
+        check_model_kernels(describe, OPERATORS)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"implementation: {error}") from error
+    return model
 
 
 def student_hash(folder: str | os.PathLike[str]) -> str:

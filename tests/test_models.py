@@ -1,19 +1,24 @@
 """One description of a model: what it builds, what it says of itself, what it refuses and when."""
 
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from lite3r_jax import models
 from lite3r_jax.attention.presets import plan, plan_name
 from lite3r_jax.distillation.checkpoint import load_student
 from lite3r_jax.errors import InputError
+from lite3r_jax.kernels import proofs, target
+from lite3r_jax.kernels.self_check import check_model_kernels
 from lite3r_jax.models import CheckedModel, ModelSpec, check_model
 from lite3r_jax.precision import deploy, preset
 from lite3r_jax.runs.deploy import export_deployment
 from lite3r_jax.weights.load import BUNDLED, load
+from tests.kernels.devices import GPU
 
 WEIGHTS = "vggt-tiny"
 TEXT = "sla_global(keep=0.5,block=4)"
@@ -51,6 +56,34 @@ def test_float8_weights_are_those_of_precision_deploy():
         facts["parameters"]
         == check_model(ModelSpec(WEIGHTS)).describe(load(WEIGHTS, heads=("depth",)))["parameters"]
     )
+
+
+def test_on_a_gpu_the_kernels_of_a_model_are_checked_when_it_is_built(monkeypatch, tmp_path):
+    asked = []
+
+    def run(operator, implementation, scopes, quick, kind):
+        asked.append((operator, implementation))
+        for scope in scopes:
+            verdict = "failed" if operator == "sla" else "passed"
+            yield proofs.Result("case", scope, verdict, "o is off by 1")
+
+    monkeypatch.setattr(models, "check_model_kernels", partial(check_model_kernels, run=run))
+    monkeypatch.setattr(target, "device", lambda: GPU)
+    with proofs.kept_in(tmp_path):
+        checked = check_model(ModelSpec(WEIGHTS, attention="sla_global(keep=0.5)"))
+        facts = checked.describe(checked.build(("camera",)))
+        assert asked == [("sla", "triton"), ("block_map", "triton")]
+        assert {each["operator"]: each["state"] for each in facts["kernels"]} == {
+            "sla": "fell back", "block_map": "verified"
+        }  # fmt: skip
+        assert "(blocked)" in facts["attention"]["global"]
+        by_name = "sla_global(keep=0.5,implementation=triton)"
+        with pytest.raises(
+            InputError, match=r"implementation: sla 'triton' cannot run this: .*off"
+        ):
+            check_model(ModelSpec(WEIGHTS, attention=by_name)).build(("camera",))
+    monkeypatch.undo()
+    assert checked.describe(checked.build(("camera",)))["kernels"] == []
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from lite3r_jax.attention.strategy import (
     TokenLayout,
 )
 from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks, inverse
-from lite3r_jax.kernels.block_map.api import block_map, budgets
+from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION_OPERATOR
+from lite3r_jax.kernels.block_map.api import SelectionCall, block_map, budgets, pooled_dtype
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.api import OPERATOR, SELECTION, sla
 from lite3r_jax.kernels.sla.limits import SlaCall
@@ -145,6 +146,9 @@ class SLA(AttentionStrategy):
     def describe(self, dtype: Any, head_dim: int) -> str:
         """See `AttentionStrategy.describe`."""
         name = self.choose(jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype))
+        if self.routing != "token":  # for those who watch what is chosen
+            selected = SelectionCall(head_dim, pooled_dtype(dtype))
+            SELECTION_OPERATOR.choose(SELECTION[self.implementation], selected)
         return f"sla {self.routing}, keep {self.keep:g} ({name})"
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from lite3r_jax.cli import check_data, config, convert, deploy, setting_help
+from lite3r_jax.cli import check_data, config, convert, deploy, gpu_check, setting_help
 from lite3r_jax.cli.arguments import Arguments, parse
 from lite3r_jax.cli.modes import MODES
 from lite3r_jax.cli.programs import exit_code
 from lite3r_jax.errors import InputError, did_you_mean
 from lite3r_jax.experiment import Experiment, changed
 from lite3r_jax.interrupts import run_as_process
-from lite3r_jax.kernels import prove
 from lite3r_jax.runs.recipes import load_recipe, recipe_names, settings_for
 from lite3r_jax.runs.reconstruct import DEFAULT_OUTPUT
 from lite3r_jax.runs.serve import DEFAULT_OUTPUT as SERVED
@@ -197,10 +196,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "convert": (convert.main, "convert a checkpoint, or write one again"),
     "deploy": (deploy.main, "write a model with float8 weights, and programs of it"),
     "check-data": (check_data.main, "read a dataset and list everything that is wrong with it"),
-    "prove-kernels": (
-        prove.main,
-        "compare kernels with their definitions on this GPU, so that they may be chosen",
-    ),
+    "gpu-check": (gpu_check.main, "check the kernels on this GPU, and measure everything on it"),
     "config": (config.main, "show the settings of a run, or what one of them means"),
     "version": (lambda arguments: version(), "print the version"),
 }

@@ -130,6 +130,7 @@ def summary(report: Mapping[str, Any]) -> str:
         ("plan", model["plan"]),
         ("attention", ", ".join(f"{role} {text}" for role, text in model["attention"].items())),
         *[("float8 products", text) for text in [model.get("float8_products")] if text],
+        *[("kernels", kernel["text"]) for kernel in model.get("kernels", ())],
         ("device", f"{report['device']['kind']}; {report['device']['machine']}"),
         (
             "memory",

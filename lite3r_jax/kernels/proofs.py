@@ -1,8 +1,10 @@
 """Records of kernels that were compared with their definitions on a real device.
 
-A record holds for one kind of device, one version of jax and one state of the kernel's code. This
-machine's records lie in the user's cache directory, where `prove` writes them. Those in `proven/`
-beside this file are part of the package; they were made by the same command on such a device.
+A record holds for one kind of device, one version of jax and one state of the kernel's code, and
+speaks of kinds of calls (`registry.Operator.scope`). This machine's records lie in the user's cache
+directory and hold for its driver and this version of the package as well; models write them when
+they are loaded on a GPU, and `lite3r gpu-check`. Those in `proven/` beside this file are part of
+the package; they are what `lite3r gpu-check --record` wrote on such a device.
 """
 
 import contextlib
@@ -12,25 +14,44 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import jax
 
-from lite3r_jax.errors import InputError
-from lite3r_jax.files import atomic_write, user_cache
+from lite3r_jax.files import atomic_write, check_writable, user_cache
 from lite3r_jax.kernels.target import Device
 
 COMMITTED = Path(__file__).with_name("proven")
+Verdict = Literal["passed", "refused", "failed"]
+_SHARED = "launch.py", "target.py", "triton_call.py"
 _log = logging.getLogger(__name__)
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("proofs", default=None)
 _assumed: contextvars.ContextVar[bool] = contextvars.ContextVar("assumed", default=False)
 
 
 @dataclasses.dataclass(frozen=True)
+class Result:
+    """What came out of one case of a self-check.
+
+    Attributes:
+        case: its name.
+        scope: the kind of calls that it speaks of, see `registry.Operator.scope`.
+        verdict: "passed": it agreed with the definition. "refused": the implementation does not
+            take it on this device, which says nothing about it.
+        detail: why it was refused, or what was wrong.
+    """
+
+    case: str
+    scope: str
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Proof:
-    """The outcome of a self-check.
+    """The outcome of self-checks of one implementation.
 
     Attributes:
         operator: its name.
@@ -38,13 +59,12 @@ class Proof:
         device_kind: as "NVIDIA H200".
         compute_capability: of that device.
         jax: version.
+        driver: version of NVIDIA's driver, or None.
         package: version of this package.
         sources: `digest` of the operator's folder.
         date: day, as 2026-11-30.
         command: with which the record was made.
-        passed: names of the cases that agreed with the definition.
-        refused: cases that the implementation does not take on this device.
-        failures: "case: what was wrong"; empty where the implementation is proven.
+        results: of all cases.
     """
 
     operator: str
@@ -52,18 +72,49 @@ class Proof:
     device_kind: str
     compute_capability: float | None
     jax: str
+    driver: str | None
     package: str
     sources: str
     date: str
     command: str
-    passed: tuple[str, ...]
-    refused: tuple[str, ...]
-    failures: tuple[str, ...]
+    results: tuple[Result, ...]
+
+    @property
+    def failures(self) -> tuple[Result, ...]:
+        """Cases in which something was wrong."""
+        return tuple(result for result in self.results if result.verdict == "failed")
+
+    @property
+    def passed(self) -> "Proof":
+        """Without the kinds of calls in which something was wrong."""
+        wrong = {result.scope for result in self.failures}
+        kept = tuple(result for result in self.results if result.scope not in wrong)
+        return dataclasses.replace(self, results=kept)
+
+    def failure(self, scope: str) -> str | None:
+        """What was wrong in the first case of a kind of calls that failed, or None."""
+        found = [f"{r.case}: {r.detail}" for r in self.failures if r.scope == scope]
+        return found[0] if found else None
+
+    def speaks_of(self, scope: str) -> bool:
+        """Whether a case of that kind of calls was run."""
+        return any(r.scope == scope and r.verdict != "refused" for r in self.results)
+
+    def joined(self, older: "Proof | None") -> "Proof":
+        """With what a record of the same key says of kinds of calls that this one leaves out."""
+        if older is None or _key(older) != _key(self):
+            return self
+        mine = {result.scope for result in self.results}
+        kept = tuple(result for result in older.results if result.scope not in mine)
+        return dataclasses.replace(self, results=(*kept, *self.results))
 
     @property
     def file_name(self) -> str:
-        """Of the record, in any folder."""
-        return _file_name(self.operator, self.implementation, self.device_kind, self.jax)
+        """Of the record in this machine's folder."""
+        return _file_name(
+            self.operator, self.implementation, self.device_kind, self.jax, self.driver,
+            self.package,
+        )  # fmt: skip
 
 
 def folder() -> Path:
@@ -96,20 +147,50 @@ def are_assumed() -> bool:
     return _assumed.get()
 
 
-def find(operator: str, implementation: str, device: Device, sources: str) -> Proof | None:
-    """The record for that device, this jax and that code: this machine's, else the package's.
+def find(
+    operator: str, implementation: str, device: Device, sources: str, scope: str
+) -> Proof | None:
+    """The record that speaks of a kind of calls: this machine's, else the package's.
 
     What cannot be read counts as no record and is logged.
+
+    Args:
+        operator: its name.
+        implementation: its name.
+        device: for which the record has to hold.
+        sources: `digest` of the operator's folder.
+        scope: the kind of calls.
     """
-    name = _file_name(operator, implementation, device.kind, jax.__version__)
-    for path in (folder() / name, COMMITTED / name):
-        proof = _read(path)
-        if proof is None:
-            continue
+    for proof in _candidates(operator, implementation, device):
         wanted = operator, implementation, device.kind, jax.__version__, sources
         has = proof.operator, proof.implementation, proof.device_kind, proof.jax, proof.sources
         capable = device.described or proof.compute_capability == device.compute_capability
-        if wanted == has and capable:
+        if wanted == has and capable and proof.speaks_of(scope):
+            return proof
+    return None
+
+
+def _candidates(operator: str, implementation: str, device: Device) -> Iterator[Proof]:
+    mine = own(operator, implementation, device)
+    if mine is not None:
+        yield mine
+    for path in sorted(COMMITTED.glob("*.json")):
+        yield from read_record(path)
+
+
+def own(operator: str, implementation: str, device: Device) -> Proof | None:
+    """This machine's record of an implementation, for its driver and this version of the package.
+
+    That of a device that is only described is one that was made without a driver.
+    """
+    name = _file_name(
+        operator, implementation, device.kind, jax.__version__, device.driver, package_version()
+    )
+    path = folder() / name
+    if not path.exists():
+        return None
+    for proof in read_record(path):
+        if (proof.driver, proof.package) == (device.driver, package_version()):
             return proof
     return None
 
@@ -121,9 +202,49 @@ def write(proof: Proof) -> Path:
         InputError: the folder cannot be written.
     """
     path = folder() / proof.file_name
-    with atomic_write(path, overwrite=True) as partial:
-        partial.write_text(json.dumps(dataclasses.asdict(proof), indent=1) + "\n")
+    write_record(path, [proof])
     return path
+
+
+def write_record(path: Path, proofs: Iterable[Proof], **more: Any) -> None:
+    """A file of proofs, for `read_record`; what is there already is replaced.
+
+    Args:
+        path: of the file.
+        proofs: what it is made of.
+        **more: other values that JSON has, which nothing is chosen by.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    values = {"proofs": [dataclasses.asdict(proof) for proof in proofs], **more}
+    with atomic_write(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_record(path: Path) -> tuple[Proof, ...]:
+    """The proofs of a file; none, and a warning, where it cannot be read or is something else."""
+    try:
+        listed = json.loads(path.read_text())["proofs"]
+        return tuple(_proof(values) for values in listed)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        _log.warning("%s: no record of kernels' proofs (%s); it is ignored", path, error)
+        return ()
+
+
+def _proof(values: dict[str, Any]) -> Proof:
+    results = tuple(Result(**result) for result in values["results"])
+    proof = Proof(**{**values, "results": results})
+    for record in (proof, *results):
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if field.name in ("results", "compute_capability", "driver"):
+                continue
+            if not isinstance(value, str):
+                raise ValueError(f"{field.name}: expected text, got {value!r}")
+    if any(result.verdict not in get_args(Verdict) for result in results):
+        raise ValueError(f"verdict: expected one of {', '.join(get_args(Verdict))}")
+    return proof
 
 
 def check_folder() -> None:
@@ -132,33 +253,33 @@ def check_folder() -> None:
     Raises:
         InputError: it cannot.
     """
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder()):
-            pass
-    except OSError as error:
-        raise InputError(f"{folder()}: cannot be written ({error.strerror})") from error
+    check_writable(folder() / "record.json")
 
 
 def digest(sources: Path) -> str:
     """SHA-256 of the code of an operator and of how its kernels are started."""
     digest = hashlib.sha256()
-    for path in [*sorted(sources.glob("*.py")), Path(__file__).with_name("triton_call.py")]:
+    shared = [Path(__file__).with_name(name) for name in _SHARED]
+    for path in [*sorted(sources.glob("*.py")), *shared]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
-def _file_name(operator: str, implementation: str, kind: str, version: str) -> str:
-    return f"{operator}-{implementation}-{re.sub(r'[^A-Za-z0-9]+', '_', kind)}-jax{version}.json"
+def package_version() -> str:
+    """Of this package."""
+    from lite3r_jax import __version__
+
+    return __version__
 
 
-def _read(path: Path) -> Proof | None:
-    try:
-        values = json.loads(path.read_text())
-        lists = {name: tuple(values[name]) for name in ("passed", "refused", "failures")}
-        return Proof(**{**values, **lists})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        _log.warning("%s: no record of a kernel's proof (%s); it is ignored", path, error)
-        return None
+def _key(proof: Proof) -> Sequence[Any]:
+    """What records have to agree in to be one."""
+    return [
+        value for name, value in vars(proof).items() if name not in ("date", "command", "results")
+    ]
+
+
+def _file_name(*words: str | None) -> str:
+    operator, implementation, kind, version, driver, package = words
+    text = f"{operator}-{implementation}-{kind}-jax{version}-driver{driver}-{package}"
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text) + ".json"

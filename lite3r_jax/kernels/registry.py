@@ -3,15 +3,18 @@
 Kernels of this package may be right in an interpreter and compile for a GPU, and still be wrong on
 it. Therefore "auto" takes the best implementation that does not refuse the device, dtype and shapes
 and is proven on that kind of device (`proofs`). Plain JAX and the libraries that jax calls (cuDNN)
-need no proof of ours. An implementation that is asked for by name is the one that runs.
+need no proof of ours. An implementation that is asked for by name is the one that runs, or an error
+where it cannot run or failed its self-check here.
 """
 
+import contextlib
+import contextvars
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from lite3r_jax.kernels import proofs, target
 from lite3r_jax.kernels.target import Device
@@ -19,6 +22,10 @@ from lite3r_jax.kernels.target import Device
 Call = TypeVar("Call")
 
 _log = logging.getLogger(__name__)
+_watched: contextvars.ContextVar["list[Decision] | None"] = contextvars.ContextVar(
+    "decisions", default=None
+)
+REPORT_TO = "please report it with that file"
 
 
 def _never(device: Device, call: Any) -> None:
@@ -52,11 +59,57 @@ class Check(Generic[Call]):
         name: of the case.
         call: what is computed; a case that the implementation refuses says nothing about it.
         run: computes it, and says what is wrong, or None.
+        quick: whether it is one of the few that a model waits for when it is loaded.
     """
 
     name: str
     call: Call
     run: Callable[[], str | None]
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which implementation of an operator was chosen for a kind of calls, and on what grounds.
+
+    Attributes:
+        operator: its name.
+        scope: the kind of calls, see `Operator.scope`.
+        chosen: the implementation that runs.
+        best: the one that "auto" would take if it were proven: the best that was not checked, or
+            else the best that failed; `chosen` where there is none, or by name.
+        state: of `best`: "verified" by a record; "fell back", since it failed its self-check;
+            "unchecked" without a record; "plain" where it needs none.
+        detail: what was wrong.
+    """
+
+    operator: str
+    scope: str
+    chosen: str
+    best: str
+    state: Literal["verified", "fell back", "unchecked", "plain"]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """As reports say it."""
+        state = {
+            "verified": "verified on this kind of device",
+            "fell back": f"{self.best} failed its self-check here ({self.detail})",
+            "unchecked": f"{self.best} was never checked here",
+            "plain": "plain JAX",
+        }[self.state]
+        return f"{self.operator} ({self.scope}): {self.chosen}, {state}"
+
+
+@contextlib.contextmanager
+def decisions() -> Iterator[list[Decision]]:
+    """Inside, what is chosen is written into the list that this gives, and nothing is logged."""
+    made: list[Decision] = []
+    token = _watched.set(made)
+    try:
+        yield made
+    finally:
+        _watched.reset(token)
 
 
 @dataclass(frozen=True)
@@ -67,11 +120,14 @@ class Operator(Generic[Call]):
         name: of the operator.
         implementations: from the plainest to the best: "auto" is the last that can.
         sources: folder of its kernels, for whose code a proof holds; None where none needs one.
+        scope: the kind of a call in words, as "bfloat16, head dim 64". A kernel is proven for the
+            kinds of calls that its self-check had cases of.
     """
 
     name: str
     implementations: tuple[Implementation[Call], ...]
     sources: Path | None = None
+    scope: Callable[[Call], str] = str
 
     def __post_init__(self):
         if len(set(self.names)) < len(self.names):
@@ -121,49 +177,87 @@ class Operator(Generic[Call]):
             device: the device that is computed on; `target.device()` by default.
 
         Raises:
-            ValueError: an unknown name, or one that cannot run this, with those that can.
+            ValueError: an unknown name, or one that cannot run this or failed its self-check on
+                this kind of device, with those that can.
         """
         self.check_name(name)
         device = target.device() if device is None else device
         refusals = {i.name: i.refuses(device, call) for i in self.implementations}
         able = [n for n, reason in refusals.items() if reason is None]
+        scope = self.scope(call)
         if name == "auto" and able:
-            proven = [n for n in able if self.proven(n, device)]
-            if proven and proven[-1] != able[-1]:
-                _say_once(self._unproven(able[-1], proven[-1], device))
+            proven = [n for n in able if self.proven(n, device, scope)]
             if proven:
+                better = able[able.index(proven[-1]) + 1 :]
+                self._note(proven[-1], better[::-1], device, scope)
                 return proven[-1]
         if name in able:
-            return name
-        reason = refusals.get(name) or "; ".join(f"{n!r}: {why}" for n, why in refusals.items())
+            record = self.proof(name, device, scope)
+            if record is None or record.failure(scope) is None or proofs.are_assumed():
+                self._note(name, [], device, scope)
+                return name
+            reason = self._failed(name, device, scope, record)
+            able.remove(name)
+        else:
+            reason = refusals.get(name) or "; ".join(f"{n!r}: {why}" for n, why in refusals.items())
         raise ValueError(
             f"{self.name} {name!r} cannot run this: {reason}; "
             f"{', '.join(able) or 'no implementation'} can"
         )
 
-    def proven(self, name: str, device: Device) -> bool:
-        """Whether "auto" may take an implementation on a device."""
+    def proven(self, name: str, device: Device, scope: str) -> bool:
+        """Whether "auto" may take an implementation on a device for a kind of calls."""
         if not self[name].needs_proof or proofs.are_assumed():
             return True
-        record = self.proof(name, device)
-        return record is not None and not record.failures
+        record = self.proof(name, device, scope)
+        return record is not None and record.failure(scope) is None
 
-    def proof(self, name: str, device: Device) -> proofs.Proof | None:
+    def proof(self, name: str, device: Device, scope: str) -> proofs.Proof | None:
         """The record of its last self-check on that kind of device, of this code and this jax."""
+        if not self[name].needs_proof:
+            return None
         assert self.sources is not None
-        return proofs.find(self.name, name, device, proofs.digest(self.sources))
+        return proofs.find(self.name, name, device, proofs.digest(self.sources), scope)
 
-    def _unproven(self, better: str, chosen: str, device: Device) -> str:
-        record = self.proof(better, device)
+    def _note(self, chosen: str, better: Sequence[str], device: Device, scope: str) -> None:
+        """Write the decision down where that is wanted; else say what is not proven.
+
+        Args:
+            chosen: the implementation that runs.
+            better: those that could run and are not proven, the best first.
+            device: on which.
+            scope: the kind of calls.
+        """
+        unchecked = [name for name in better if self.proof(name, device, scope) is None]
+        best = [*unchecked, *better, chosen][0]
+        watched = _watched.get()
+        if watched is None:
+            if better:
+                _say_once(self._unproven(best, chosen, device, scope))
+            return
+        record = self.proof(best, device, scope)
+        state, detail = "unchecked", ""
+        if not self[best].needs_proof:
+            state = "plain"
+        elif record is not None:
+            detail = record.failure(scope) or ""
+            state = "fell back" if detail else "verified"
+        watched.append(Decision(self.name, scope, chosen, best, state, detail))
+
+    def _unproven(self, better: str, chosen: str, device: Device, scope: str) -> str:
+        record = self.proof(better, device, scope)
         if record is None:
             return (
                 f"{self.name}: {chosen!r} runs; {better!r} is meant to be faster, but was never "
-                f"proven on {device.kind}: prove it once with "
-                f"`lite3r prove-kernels {self.name}`"
+                f"proven on {device.kind} for {scope}: prove it once with `lite3r gpu-check`"
             )
+        return f"{self.name}: {chosen!r} runs: {self._failed(better, device, scope, record)}"
+
+    def _failed(self, name: str, device: Device, scope: str, record: proofs.Proof) -> str:
         return (
-            f"{self.name}: {chosen!r} runs, because {better!r} failed its self-check on "
-            f"{device.kind} ({record.failures[0]}); please report {record.file_name}"
+            f"{name!r} failed its self-check on {device.kind} for {scope} "
+            f"({record.failure(scope)}); {REPORT_TO}: {proofs.folder() / record.file_name}; "
+            "`lite3r gpu-check` checks it again"
         )
 
 

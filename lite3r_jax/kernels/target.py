@@ -1,9 +1,35 @@
 """The device that is traced for: an attached one, or one that is only described."""
 
+import ctypes
+import functools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
+
+# Compute capabilities by the names of GPUs, for descriptions, which have no more than a name.
+# Source: developer.nvidia.com/cuda-gpus.
+_CAPABILITIES = (
+    (7.0, r"V100|TITAN V"),
+    (7.5, r"T4|RTX 20\d\d|GTX 16\d\d|TITAN RTX"),
+    (8.0, r"A100|A800|A30"),
+    (8.9, r"L4|L40S?|RTX 40\d\d|RTX \d000 Ada"),
+    (8.6, r"A10G?|A16|A2|A40|RTX 30\d\d|RTX A\d000"),
+    (9.0, r"G?H\d+"),
+    (10.0, r"G?B[12]00"),
+    (10.3, r"G?B300"),
+    (12.0, r"RTX 50\d\d|RTX PRO \d000"),
+)
+# KiB of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide,
+# table "Technical Specifications per Compute Capability").
+_SHARED_MEMORY = {
+    7.0: 96, 7.2: 96, 7.5: 64, 8.0: 163, 8.6: 99, 8.7: 163, 8.9: 99, 9.0: 227, 10.0: 227,
+    10.3: 227, 11.0: 227, 12.0: 99, 12.1: 99,
+}  # fmt: skip
+# Of a capability that is not listed: the least of all from 8.0 on.
+_LEAST = 99
+LEAST_CAPABILITY = 8.0
+"""Below it neither Triton nor cuDNN's flash attention compiles."""
 
 
 @dataclass(frozen=True)
@@ -14,19 +40,26 @@ class Device:
         platform: "cpu", "gpu" or "tpu".
         kind: its name, as "NVIDIA H200".
         compute_capability: of an NVIDIA GPU, as 9.0; None where there is none, and for a described
-            GPU that is not a Hopper: a description has no more than a name.
+            GPU whose name is not known here: a description has no more than a name.
         described: it is not the one that is here: programs are compiled for it and not run.
+        driver: version of NVIDIA's driver; None where there is none or it is only described.
     """
 
     platform: str
     kind: str
     compute_capability: float | None = None
     described: bool = False
+    driver: str | None = None
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that one block of a kernel may have."""
+        return 1024 * _SHARED_MEMORY.get(self.compute_capability or 0.0, _LEAST)
 
     @property
     def is_hopper(self) -> bool:
         """An H100, H200, GH200 or their like."""
-        return re.search(r"\bG?H\d+", self.kind) is not None
+        return self.compute_capability == 9.0
 
 
 def device() -> Device:
@@ -42,10 +75,47 @@ def device() -> Device:
     if named is not None:
         named_platform = "gpu" if named.platform == "cuda" else named.platform
         if (named_platform, named.device_kind) != (platform, here.device_kind):
-            other = Device(named_platform, named.device_kind, described=True)
-            return replace(other, compute_capability=9.0) if other.is_hopper else other
-    capability = getattr(here, "compute_capability", None)
-    return Device(platform, here.device_kind, None if capability is None else float(capability))
+            return described(named_platform, named.device_kind)
+    # That of an AMD GPU is no number: "gfx942".
+    capability = re.fullmatch(r"\d+\.\d+", str(getattr(here, "compute_capability", "")))
+    if platform != "gpu" or capability is None:
+        return Device(platform, here.device_kind)
+    return Device(platform, here.device_kind, float(capability[0]), driver=driver_version())
+
+
+def described(platform: str, kind: str) -> Device:
+    """A device that is not here, by its name, with what is known of NVIDIA GPUs of that name."""
+    found = [c for c, names in _CAPABILITIES if re.search(rf"\b(?:{names})\b", kind)]
+    return Device(platform, kind, found[0] if found else None, described=True)
+
+
+@functools.cache
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver on this machine, from its management library; None without it."""
+    text = ctypes.create_string_buffer(96)
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        found = library.nvmlInit_v2() == 0 and not library.nvmlSystemGetDriverVersion(text, 96)
+    except (OSError, AttributeError):
+        return None
+    return text.value.decode("ascii", "replace") if found else None
+
+
+def unfit_for_triton(device: Device) -> str | None:
+    """Why no kernel through Pallas' Triton lowering runs on a device, or None."""
+    if device.platform != "gpu":
+        return f"its kernels are for NVIDIA GPUs and this is {device.platform}"
+    if device.compute_capability is None:
+        return (
+            f"its kernels are for NVIDIA GPUs of compute capability {LEAST_CAPABILITY} or more and"
+            f" that of {device.kind} is not known"
+        )
+    if device.compute_capability < LEAST_CAPABILITY:
+        return (
+            f"its kernels are for compute capability {LEAST_CAPABILITY} or more and {device.kind}"
+            f" has {device.compute_capability}"
+        )
+    return without_triton()
 
 
 def without_triton() -> str | None:

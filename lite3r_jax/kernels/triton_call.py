@@ -2,25 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-
-@dataclass(frozen=True)
-class Launch:
-    """Of one kernel.
-
-    Attributes:
-        warps: warps of 32 threads per program.
-        stages: depth of the software pipeline of its loop.
-    """
-
-    warps: int
-    stages: int
+from lite3r_jax.kernels.launch import Launch
 
 
 def call(
@@ -87,6 +75,8 @@ def head(*rest: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, *rest), lambda i, n, b: (b, n, *(0 for _ in rest)))
 
 
-def part(*rest: int) -> pl.BlockSpec:
-    """Element i of [B, N, M, *rest]."""
-    return pl.BlockSpec((None, None, None, *rest), lambda i, n, b: (b, n, i, *(0 for _ in rest)))
+def part(*rest: int, programs: int = 1) -> pl.BlockSpec:
+    """Element i of [B, N, M, *rest], or of so many programs each."""
+    return pl.BlockSpec(
+        (None, None, None, *rest), lambda i, n, b: (b, n, i // programs, *(0 for _ in rest))
+    )

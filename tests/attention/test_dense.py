@@ -8,6 +8,7 @@ import pytest
 from lite3r_jax.attention.dense import Dense, dense_attention
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
+from lite3r_jax.kernels.dense import blocked
 from lite3r_jax.kernels.dense.api import OPERATOR, DenseCall
 from lite3r_jax.kernels.dense.reference import reference
 from lite3r_jax.kernels.target import Device
@@ -58,6 +59,56 @@ def test_blocked_equals_the_definition_in_value_and_gradient(case):
     np.testing.assert_allclose(got, exact(*args), atol=2e-6)
     for a, b in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if i in (0, 1, 3, 4) else [])
+        for i, case in enumerate(CASES)
+    ],
+)
+def test_the_form_of_gpus_equals_the_definition_in_value_and_gradient(case):
+    """All heads at a time, by tiles, which on a CPU nothing takes."""
+    *shape, q_block, k_block = case
+    args = qkv(*shape)
+    up = jnp.asarray(np.random.default_rng(0).standard_normal(args[0].shape), jnp.float32)
+
+    def both(f):
+        return jax.jit(lambda *a: (f(*a), jax.vjp(f, *a)[1](up)))(*args)
+
+    sizes = min(q_block, shape[1]), min(k_block, shape[2])
+    got, gradients = both(lambda *a: blocked._side_by_side(*a, *sizes))
+    _, wanted = both(reference)
+    np.testing.assert_allclose(got, exact(*args), atol=2e-6)
+    for a, b in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 16, 128, 1600])
+@pytest.mark.parametrize("tokens", [1, 1374, 10_992, 137_400, 1_374_000])
+def test_tiles_of_gpus_are_bounded_and_few(heads, tokens):
+    q_block, k_block = blocked._gpu_blocks(heads, tokens, tokens)
+    assert 1 <= q_block <= tokens and 1 <= k_block <= tokens
+    assert heads * q_block * k_block <= blocked._TILE or k_block == 1
+    assert q_block >= min(tokens, 64), "or all keys would be read too often"
+
+
+@pytest.mark.parametrize(
+    "shape,loops",
+    [
+        ((1, 32, 16, 128), 0),
+        ((1, 1374, 2, 64), 0),
+        ((1, 10_992, 16, 64), 1),
+        ((8, 10_992, 16, 64), 2),
+    ],
+)
+def test_a_gpu_has_no_loop_over_heads(shape, loops):
+    """One over queries where they are many, and one over keys where those are, too."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with described_gpu():
+        text = str(jax.make_jaxpr(lambda *x: dense_attention(*x))(x, x, x))
+    assert text.count("scan[") == loops
 
 
 @pytest.mark.parametrize("k_block", [16, 128])

@@ -1,4 +1,4 @@
-"""Compiling for a described H200 without a GPU, and what came out of it."""
+"""Compiling for a described H200, or another GPU, without one, and what came out of it."""
 
 import dataclasses
 import importlib.util
@@ -15,14 +15,20 @@ from jax.experimental import topologies
 
 from tests.kernels.devices import described_gpu
 
-DESCRIPTION = (Path(__file__).parents[2] / "tools" / "benchmark" / "h200.txtpb").read_text()
+
+def description(name: str) -> str:
+    """What XLA has to know of a GPU, from the file of that name."""
+    return (Path(__file__).parents[2] / "tools" / "benchmark" / f"{name}.txtpb").read_text()
+
+
+DESCRIPTION = description("h200")
 SHARED_MEMORY_PER_BLOCK = int(re.findall(r"shared_memory_per_block_optin: (\d+)", DESCRIPTION)[0])
 
 
-def mesh(devices: int = 1) -> jax.sharding.Mesh:
-    """Described H200s on one axis, "x"."""
+def mesh(devices: int = 1, name: str = "h200") -> jax.sharding.Mesh:
+    """Described GPUs on one axis, "x"."""
     topology = topologies.get_topology_desc(
-        platform="cuda", target_config=DESCRIPTION, topology=f"1x1x{devices}"
+        platform="cuda", target_config=description(name), topology=f"1x1x{devices}"
     )
     return topologies.make_mesh(topo=topology, mesh_shape=(devices,), axis_names=("x",))
 

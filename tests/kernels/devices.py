@@ -6,7 +6,10 @@ from pathlib import Path
 
 import jax
 
-from lite3r_jax.kernels import proofs
+from lite3r_jax.kernels import proofs, self_check
+from lite3r_jax.kernels.target import Device
+
+GPU = Device("gpu", "NVIDIA H200", 9.0, driver="580.65.06")
 
 
 @contextlib.contextmanager
@@ -29,9 +32,24 @@ def proven_gpu(kind="NVIDIA H200"):
         yield
 
 
-def proof(operator, name, device, failures=()):
-    """A record of today's code and jax."""
+def proof(operator, name, device, failure="", scope="numbers"):
+    """A record of today's code, jax and package about one case."""
     return proofs.Proof(
-        operator.name, name, device.kind, device.compute_capability, jax.__version__, "0.1.0",
-        proofs.digest(operator.sources), "2026-11-30", "in a test", ("case",), (), tuple(failures),
+        operator.name, name, device.kind, device.compute_capability, jax.__version__,
+        device.driver, proofs.package_version(), proofs.digest(operator.sources), "2026-11-30",
+        "in a test",
+        (proofs.Result("case", scope, "failed" if failure else "passed", failure),),
     )  # fmt: skip
+
+
+def in_this_process(operator, checks):
+    """A `self_check.Runner` without a second process."""
+
+    def run(name, implementation, scopes, quick, kind):
+        del name, kind
+        for check in checks(implementation):
+            wanted = scopes is None or operator.scope(check.call) in scopes
+            if wanted and (check.quick or not quick):
+                yield self_check.run_case(operator, implementation, check, GPU)
+
+    return run

@@ -1,11 +1,6 @@
-"""The benchmarks of float8 products: counts in a program; the program for a GPU on a CPU."""
+"""The benchmark of float8 products: counts in a program."""
 
-import re
-
-import pytest
-
-from lite3r_jax.kernels.fp8 import check
-from tools.benchmark import fp8_block, fp8_gpu
+from tools.benchmark import fp8_block
 
 PROGRAM = """HloModule jit_f
 
@@ -37,32 +32,3 @@ def test_counts_kernels_and_their_bytes():
         ("__cublas$lt$matmul$f8", 32 + 64 + 4, 128),
         ("fusion", 128, 64),
     ]
-
-
-def test_the_gpu_program_names_what_it_had_no_time_for(capsys):
-    args = ["--implementation", "xla", "--views", "1", "--cases", "0", "--seconds", "0"]
-    assert fp8_gpu.main(args) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("| no time |") == 10
-    assert "0 checks failed, 10 measurements are missing" in printed
-
-
-@pytest.mark.slow
-def test_the_gpu_program_proves_and_measures(capsys):
-    args = ["--implementation", "xla", "--views", "1", "--grid", "1", "2", "--cases", "2"]
-    assert fp8_gpu.main(args) == 0
-    printed = capsys.readouterr().out
-    assert len(re.findall(r"bfloat16 \| xla \|.* True \| fine \|", printed)) == 2
-    for what in ("qkv", "proj", "fc1", "fc2", "block"):
-        for weights in ("bfloat16", "xla"):
-            assert re.search(rf"\| 1 \| {what} \| {weights} \| \d+\.\d+ \|", printed)
-    assert "0 checks failed, 0 measurements are missing" in printed
-
-
-@pytest.mark.slow
-def test_a_wrong_product_fails_and_what_is_for_a_gpu_is_refused(monkeypatch, capsys):
-    real = check.linear
-    monkeypatch.setattr(check, "linear", lambda *args, **kinds: 1.02 * real(*args, **kinds))
-    assert fp8_gpu.prove(["xla", "mosaic"], fp8_gpu.CASES[:1]) == 1
-    printed = capsys.readouterr().out
-    assert "FAILED" in printed and "refused: fp8 'mosaic' cannot run this" in printed

@@ -22,15 +22,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.sla import SLA
-from lite3r_jax.attention.strategy import AttentionInputs, AttentionStrategy, Layouts, TokenLayout
+from lite3r_jax.attention.strategy import AttentionStrategy, TokenLayout
+from lite3r_jax.benchmarking.gpu_check.attention import (
+    HEAD_DIM,
+    HEADS,
+    SPECIAL,
+    forward,
+    gradient,
+)
 from lite3r_jax.kernels import proofs
 
 MIB = 2**20
-HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
 PASSES = ("forward", "gradient")
 PLANS = {"h200": "NVIDIA H200"}
 
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             dense = None
             for spec in specs:
                 call = (forward if which == "forward" else gradient)(spec, layout)
-                compiled = compile_for(args.plan, call, shape)
+                compiled = compile_for(args.plan, call, *[shape] * 4)
                 memory = compiled.memory_analysis().temp_size_in_bytes
                 with target(args.plan):
                     name = spec.describe(args.dtype, HEAD_DIM)
@@ -75,27 +80,6 @@ def main(argv: list[str] | None = None) -> None:
                     dense = dense or wall
                     text += f", {wall:.2f} s wall, {cpu:.2f} s CPU, {dense / wall:.2f} x dense"
                 print(text, flush=True)
-
-
-def forward(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
-    """(q, k, v, cotangent) -> o."""
-    core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    return lambda q, k, v, _: core(AttentionInputs(q, k, v, Layouts.both(layout)))
-
-
-def gradient(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
-    """(q, k, v, cotangent) -> o and the gradients of q, k, v and the strategy's parameters."""
-    core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(core)
-
-    def call(q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
-        def attend(params, q, k, v):
-            return nnx.merge(graph, params)(AttentionInputs(q, k, v, Layouts.both(layout)))
-
-        o, pull = jax.vjp(attend, params, q, k, v)
-        return o, pull(up)
-
-    return call
 
 
 @contextlib.contextmanager
@@ -110,21 +94,20 @@ def target(device: str | None) -> Iterator[None]:
         yield
 
 
-def compile_for(device: str | None, call: Callable[..., Any], shape: jax.ShapeDtypeStruct) -> Any:
-    """`call` of four arrays of that shape, compiled for a described device or for this one."""
+def compile_for(device: str | None, call: Callable[..., Any], *args: Any) -> Any:
+    """`call` of described arrays, compiled for a described device or for this one."""
     if device is None:
-        return jax.jit(call).lower(*[shape] * 4).compile()
+        return jax.jit(call).lower(*args).compile()
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
     config = (Path(__file__).parent / f"{device}.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
     mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
-    shape = jax.ShapeDtypeStruct(
-        shape.shape, shape.dtype, sharding=NamedSharding(mesh, PartitionSpec())
-    )
+    here = NamedSharding(mesh, PartitionSpec())
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
     with target(device):
-        lowered = jax.jit(call).trace(*[shape] * 4).lower(lowering_platforms=("cuda",))
+        lowered = jax.jit(call).trace(*args).lower(lowering_platforms=("cuda",))
     # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
     return lowered.compile({"xla_gpu_enable_triton_gemm": False})
 

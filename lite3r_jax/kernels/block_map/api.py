@@ -14,7 +14,7 @@ from lite3r_jax.kernels.block_map.limits import unsupported
 from lite3r_jax.kernels.block_map.select import select_sorted
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, without_triton
+from lite3r_jax.kernels.target import Device, unfit_for_triton
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class SelectionCall:
 
 
 def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
-    if device.platform != "gpu":
-        return f"its kernel is for NVIDIA GPUs and this is {device.platform}"
-    return without_triton() or unsupported(call.head_dim, call.dtype)
+    return unfit_for_triton(device) or unsupported(call.head_dim, call.dtype)
 
 
 def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
@@ -51,6 +49,7 @@ OPERATOR = Operator(
         Implementation("triton", _triton, _refuses_triton, needs_proof=True),
     ),
     Path(__file__).parent,
+    lambda call: f"head dim {call.head_dim}",
 )
 
 

@@ -12,12 +12,13 @@ from jax.experimental.pallas import triton as plt
 from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.limits import unsupported
 from lite3r_jax.kernels.block_map.table import block_count
+from lite3r_jax.kernels.launch import Launch
 
 # Query blocks of one program, key blocks whose scores it holds at a time, and the part of the head
 # dim that a product takes. Compiled for an H200: 128 registers, 172 with `bottom`, whatever the
 # head dim and the number of blocks; twice the depth or the tile spills.
 _ROWS, _TILE, _DEPTH = 32, 64, 32
-_LAUNCH = at.Launch(warps=8, stages=1)
+_LAUNCH = Launch(warps=8, stages=1)
 
 # What a key block is to the kernel.
 _UNUSED, _FREE, _KEPT = 0, 1, 2

@@ -12,7 +12,11 @@ from lite3r_jax.mesh import shard_major, split_ways, unshard
 # Finite, so that exp(old - new) of two untouched maxima is 1 and not NaN.
 _LOWEST = -1e30
 _TOGETHER = 2**24
-"""Logits of all heads and sequences, 64 MiB, up to which a CPU computes them at once."""
+"""Logits of all heads and sequences, 64 MiB, up to which they are computed at once."""
+_TILE = 5 * 2**24
+"""Logits, 320 MiB, that a GPU computes at a time of all heads and sequences."""
+_LEAST_QUERIES = 64
+"""Queries that a GPU handles at a time at least, since all keys are read for each such part."""
 
 
 def _split(length: int, block: int) -> tuple[int, int]:
@@ -33,13 +37,16 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, *, q_block: int, k_block: 
     The live tile is [q_block, k_block] float32 whatever T is. Keys beyond one block are folded in
     with the running maximum and sum of Milakov and Gimelshein (arXiv 1805.02867); the backward pass
     recomputes tiles instead of keeping them. Where each head is one tile and all of them are small,
-    a CPU computes them together, and the backward pass keeps them: a loop costs more than it saves.
+    they are computed together, and the backward pass keeps them: a loop costs more than it saves.
+    A GPU, whose loops cost launches, works on all heads and sequences at a time, in larger tiles.
     """
     b, tq, n, d = q.shape
     tk = k.shape[1]
     one_tile = tq <= q_block and tk <= k_block and b * n * tq * tk <= _TOGETHER
-    if one_tile and target.device().platform == "cpu" and split_ways() == 1:
+    if one_tile and target.device().platform in ("cpu", "gpu") and split_ways() == 1:
         return _together(q, k, v)
+    if target.device().platform == "gpu" and split_ways() == 1:
+        return _side_by_side(q, k, v, *_gpu_blocks(b * n, tq, tk))
 
     def heads_first(x: jax.Array) -> jax.Array:
         """[heads of a device, devices, T, D]: every device goes over its own."""
@@ -74,6 +81,32 @@ def _together(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     o = jnp.einsum("bqk,bkd->bqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
     o = (o / p.sum(axis=-1, keepdims=True)).astype(v.dtype)
     return o.reshape(b, n, tq, d).transpose(0, 2, 1, 3)
+
+
+def _gpu_blocks(heads: int, queries: int, keys: int) -> tuple[int, int]:
+    """Queries and keys of a tile of all heads: all keys, if enough queries fit beside them."""
+    q_block = max(_TILE // (heads * keys), min(_LEAST_QUERIES, queries))
+    k_block = max(_TILE // (heads * q_block), 1)
+    return min(q_block, queries), min(k_block, keys)
+
+
+def _side_by_side(
+    q: jax.Array, k: jax.Array, v: jax.Array, q_block: int, k_block: int
+) -> jax.Array:
+    """All heads at a time, [B, Tq, N, D] and twice [B, Tk, N, D] to [B, Tq, N, D], by tiles."""
+    b, tq, n, d = q.shape
+    q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * n, -1, d) for x in (q, k, v))
+    count, size = _split(tq, q_block)
+    attend = _one_pass if k.shape[1] <= k_block else _running
+
+    @jax.checkpoint
+    def some(qi: jax.Array) -> jax.Array:
+        return jax.vmap(lambda *x: attend(x[0], x[1], x[2], k_block))(qi, k, v)
+
+    parts = jnp.pad(q, ((0, 0), (0, count * size - tq), (0, 0))).reshape(b * n, count, size, d)
+    o = lax.map(some, parts.swapaxes(0, 1)) if count > 1 else some(parts[:, 0])[None]
+    o = o.swapaxes(0, 1).reshape(b, n, count * size, d)
+    return o[:, :, :tq].transpose(0, 2, 1, 3)
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -56,6 +56,8 @@ CASES = (
     Case("deep", "nothing", 4096, 4096, 5496),
     Case("many tiles of each program", "norm", 1024, 4096, 43968),
 )
+# For a model that waits, of either dtype.
+QUICK = "short last tile", "one view", "float32"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def checks(name: str) -> Iterator[Check[Product]]:
     """All cases, for a name in `fused.OPERATOR`."""
     for case in CASES:
         run = functools.partial(_wrong, case, name)
-        yield Check(f"{case.name}, {case.dtype}", case.product, run)
+        yield Check(f"{case.name}, {case.dtype}", case.product, run, case.name in QUICK)
 
 
 def _wrong(case: Case, name: str) -> str | None:

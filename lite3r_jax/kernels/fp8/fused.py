@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lite3r_jax.kernels.fp8.api import multiply
 from lite3r_jax.kernels.fp8.limits import unsupported_product, unsupported_rows
 from lite3r_jax.kernels.fp8.quantized import Before, Quantized
 from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, split_over_devices, without_triton
+from lite3r_jax.kernels.target import Device, split_over_devices, unfit_for_triton
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Product:
 
 
 def _refuses_triton(device: Device, product: Product) -> str | None:
-    if device.platform != "gpu":
-        return f"its kernels are for NVIDIA GPUs and this is {device.platform}"
+    if reason := unfit_for_triton(device):
+        return reason
     if (device.compute_capability or 0) < 8.9:
         return f"its kernels are for GPUs with float8 products, which {device.kind} has not"
     if split_over_devices():
@@ -55,13 +56,13 @@ def _refuses_triton(device: Device, product: Product) -> str | None:
             "it multiplies e4m3 by e4m3 with scales per row, and this is "
             f"{product.weights} by {product.activations} with scales per {product.scale}"
         )
-    return without_triton() or unsupported_rows(product.inputs, product.dtype)
+    return unsupported_rows(product.inputs, product.dtype)
 
 
 def _refuses_mosaic(device: Device, product: Product) -> str | None:
     if reason := _refuses_triton(device, product):
         return reason
-    if device.compute_capability != 9.0:
+    if not device.is_hopper:
         return f"its product is for Hopper GPUs (H100, H200, ...) and this is {device.kind}"
     return unsupported_product(product.rows, product.inputs, product.outputs, product.dtype)
 
@@ -97,6 +98,7 @@ OPERATOR = Operator(
         Implementation("mosaic", _mosaic, _refuses_mosaic, needs_proof=True),
     ),
     Path(__file__).parent,
+    lambda product: str(jnp.dtype(product.dtype)),
 )
 
 

@@ -12,9 +12,10 @@ from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.fp8.limits import unsupported_rows
 from lite3r_jax.kernels.fp8.quantized import Before, Gelu, Norm, Quantized, padded_rows
 from lite3r_jax.kernels.fp8.reference import FORMATS, LEAST_SCALE
+from lite3r_jax.kernels.launch import Launch
 
 # Values that one program holds, 32 of each thread: four tokens of width 1024, one of width 4096.
-_VALUES, _LAUNCH = 4096, at.Launch(warps=4, stages=1)
+_VALUES, _LAUNCH = 4096, Launch(warps=4, stages=1)
 
 # erfc(z) = t exp(p(t) - z^2) for z >= 0, with t = 2.5 / (2.5 + z) and this p, from t^0 to t^7: the
 # interpolation of log(erfc(z) / t) + z^2 at the Chebyshev nodes of 0 <= z <= 10. Its error is at

@@ -12,10 +12,11 @@ from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
 from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.sla.blocked import sla_blocked
-from lite3r_jax.kernels.sla.limits import SlaCall, unsupported_mosaic, unsupported_triton
+from lite3r_jax.kernels.sla.limits import SlaCall, scope, unsupported_mosaic, unsupported_triton
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
-from lite3r_jax.kernels.target import Device, without_triton
+from lite3r_jax.kernels.sla.tiles import too_little_shared_memory
+from lite3r_jax.kernels.target import Device, unfit_for_triton
 
 
 def _not_token(device: Device, call: SlaCall) -> str | None:
@@ -24,9 +25,11 @@ def _not_token(device: Device, call: SlaCall) -> str | None:
 
 
 def _refuses_triton(device: Device, call: SlaCall) -> str | None:
-    if device.platform != "gpu":
-        return f"its kernels are for NVIDIA GPUs and this is {device.platform}"
-    return without_triton() or unsupported_triton(call)
+    return (
+        unfit_for_triton(device)
+        or unsupported_triton(call)
+        or too_little_shared_memory(device, call)
+    )
 
 
 def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
@@ -59,6 +62,7 @@ OPERATOR = Operator(
         Implementation("triton", _triton, _refuses_triton, needs_proof=True),
     ),
     Path(__file__).parent,
+    scope,
 )
 
 

@@ -42,6 +42,12 @@ class SlaCall:
         return cls(routing, q.shape[-1], q.dtype, block_map.q_block, block_map.k_block)
 
 
+def scope(call: SlaCall) -> str:
+    """The kind of a call: what the kernels are compiled anew for."""
+    queries = "" if call.q_block is None else f", query blocks of {call.q_block}"
+    return f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}{queries}"
+
+
 def unsupported_triton(call: SlaCall) -> str | None:
     """Why the Triton kernels are not made for this call, or None; whatever the device."""
     if call.q_block is None or call.routing == "token":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lite3r_jax.kernels import target
 from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
 from lite3r_jax.kernels.sla import triton_kernels as kernels
@@ -56,7 +57,8 @@ def sla_triton(
     k_pad, v_pad = (_pad(x, k_valid, table.columns * K_BLOCK) for x in (k, v))
     k_valid_pad = jnp.pad(k_valid, ((0, 0), (0, k_pad.shape[1] - k.shape[1])))
     bias = jnp.where(k_valid_pad, 0, kernels.MASKED).astype(jnp.float32)
-    launch = launch or tiles(q.shape[-1], q.dtype, block_map.q_block)
+    if launch is None:
+        launch = tiles(q.shape[-1], q.dtype, block_map.q_block, target.device().shared_memory)
     plan = _Plan(launch, block_map.q_block, forward, interpret)
     if routing == "block":
         mean_eps = eps / k_pad.shape[1]
@@ -106,6 +108,16 @@ class _Plan:
     forward: Callable[..., tuple[jax.Array, jax.Array]] | None
     interpret: bool
 
+    @property
+    def rows(self) -> int:
+        """Queries of one program over the table."""
+        return min(self.tiles.rows, self.q_block)
+
+    @property
+    def programs(self) -> int:
+        """How many programs a query block is split into."""
+        return self.q_block // self.rows
+
 
 def _sparse(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, table: BlockTable, plan: _Plan
@@ -137,13 +149,13 @@ def _sparse_forward(q, k, v, bias, table, plan):
 def _triton_forward(q, k, v, bias, table, plan):
     b, tokens, n, d = q.shape
     return at.call(
-        functools.partial(kernels.sla_forward, k_block=K_BLOCK),
+        functools.partial(kernels.sla_forward, k_block=K_BLOCK, programs=plan.programs),
         plan.tiles.forward,
-        (table.ids.shape[2], n, b),
+        (table.ids.shape[2] * plan.programs, n, b),
         _over_table(q, k, v, bias, table, plan),
         [
-            (q.shape, v.dtype, at.rows(plan.q_block, d)),
-            ((b, n, tokens), jnp.float32, at.row(plan.q_block)),
+            (q.shape, v.dtype, at.rows(plan.rows, d)),
+            ((b, n, tokens), jnp.float32, at.row(plan.rows)),
         ],
         interpret=plan.interpret,
     )
@@ -152,11 +164,11 @@ def _triton_forward(q, k, v, bias, table, plan):
 def _sparse_backward(plan, residuals, do):
     q, k, v, bias, table, o, lse = residuals
     b, tokens, n, d = q.shape
-    q_rows, k_rows, column = at.rows(plan.q_block, d), at.rows(K_BLOCK, d), at.row(plan.q_block)
+    q_rows, k_rows, column = at.rows(plan.rows, d), at.rows(K_BLOCK, d), at.row(plan.rows)
     dq, delta = at.call(
-        functools.partial(kernels.sla_query_gradient, k_block=K_BLOCK),
+        functools.partial(kernels.sla_query_gradient, k_block=K_BLOCK, programs=plan.programs),
         plan.tiles.query_gradient,
-        (table.ids.shape[2], n, b),
+        (table.ids.shape[2] * plan.programs, n, b),
         [
             *_over_table(q, k, v, bias, table, plan),
             (do, q_rows),
@@ -193,13 +205,13 @@ _sparse_vjp.defvjp(_sparse_forward, _sparse_backward)
 
 
 def _over_table(q, k, v, bias, table, plan):
-    """Inputs of a kernel whose programs have one query block each."""
+    """Inputs of a kernel whose programs have one query block each, or a part of it."""
     return [
-        (q, at.rows(plan.q_block, q.shape[-1])),
+        (q, at.rows(plan.rows, q.shape[-1])),
         (k, at.all_variants(k)),
         (v, at.all_variants(v)),
         (bias, at.all_mask(bias)),
-        (table.ids, at.part(table.ids.shape[-1])),
+        (table.ids, at.part(table.ids.shape[-1], programs=plan.programs)),
         (table.counts, at.head(table.ids.shape[2])),
     ]
 

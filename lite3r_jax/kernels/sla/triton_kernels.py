@@ -34,9 +34,19 @@ MASKED = -2e30
 
 
 def sla_forward(
-    q_ref, k_ref, v_ref, bias_ref, ids_ref, counts_ref, o_ref, lse_ref, *, k_block: int
+    q_ref,
+    k_ref,
+    v_ref,
+    bias_ref,
+    ids_ref,
+    counts_ref,
+    o_ref,
+    lse_ref,
+    *,
+    k_block: int,
+    programs: int,
 ):
-    """One query block: output and log-sum-exp."""
+    """One query block, or its part among so many programs: output and log-sum-exp."""
     q = q_ref[...]
 
     def fold(step, carry):
@@ -55,7 +65,7 @@ def sla_forward(
         jnp.zeros((rows,), jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
     )
-    top, total, acc = lax.fori_loop(0, counts_ref[pl.program_id(0)], fold, start)
+    top, total, acc = lax.fori_loop(0, counts_ref[pl.program_id(0) // programs], fold, start)
     total = jnp.where(total > 0, total, 1)
     o_ref[...] = (acc / total[:, None]).astype(o_ref.dtype)
     lse_ref[...] = top + jnp.log2(total)
@@ -75,8 +85,9 @@ def sla_query_gradient(
     delta_ref,
     *,
     k_block: int,
+    programs: int,
 ):
-    """One query block: its gradient, and delta, the row sums of do * o."""
+    """One query block, or its part: its gradient, and delta, the row sums of do * o."""
     q, do, lse = q_ref[...], do_ref[...], lse_ref[...]
     delta = (do.astype(jnp.float32) * o_ref[...].astype(jnp.float32)).sum(axis=1)
     delta_ref[...] = delta
@@ -89,7 +100,7 @@ def sla_query_gradient(
         return dq + _dot(ds.astype(q.dtype), k)
 
     zero = jnp.zeros(q.shape, jnp.float32)
-    dq = lax.fori_loop(0, counts_ref[pl.program_id(0)], fold, zero)
+    dq = lax.fori_loop(0, counts_ref[pl.program_id(0) // programs], fold, zero)
     dq_ref[...] = (dq * q.shape[1] ** -0.5).astype(dq_ref.dtype)
 
 

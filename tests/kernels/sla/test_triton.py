@@ -14,6 +14,7 @@ from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.limits import SlaCall, unsupported_triton
 from lite3r_jax.kernels.sla.pallas_triton import sla_triton
+from lite3r_jax.kernels.sla.tiles import candidates
 from tests.kernels.devices import described_gpu
 from tests.kernels.sla.test_sla import (
     NAMES,
@@ -95,6 +96,21 @@ def test_equals_float64_in_value_and_gradient(case, dtype, lists, padding):
     got = compiled(case)(*problem.args)
     assert [x.dtype for x in got] == [dtype] * 4 + ["float32"]
     check(got, problem, CAPS[dtype])
+
+
+@pytest.mark.parametrize(
+    "case,tiles",
+    [
+        (Case("two programs a block", 257, 130, 1, 1, 64, 128), 1),
+        pytest.param(Case("parts of rows", 130, 150, 1, 1, 128, 128), 2, marks=slow),
+    ],
+)
+def test_smaller_tiles_give_the_same(case, tiles):
+    launch = candidates(case.head_dim, jnp.float32, case.q_block)[tiles]
+    lists, padding = VALUES[0]
+    problem = Problem(case, lists, padding)
+    run = functools.partial(sla_triton, launch=launch)
+    check(gradient(case, interpret=True, run=run)(*problem.args), problem, CAPS["float32"])
 
 
 @slow

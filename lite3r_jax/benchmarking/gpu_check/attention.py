@@ -1,0 +1,105 @@
+"""Times of one attention layer over all views of VGGT-1B: dense, sparse, and choosing blocks."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import AttentionInputs, AttentionStrategy, Layouts, TokenLayout
+from lite3r_jax.attention.windows import SPECIAL as SPECIAL_BLOCK
+from lite3r_jax.attention.windows import blocks
+from lite3r_jax.benchmarking.gpu_check.rows import Figures, Job, Row, done, milliseconds
+from lite3r_jax.benchmarking.gpu_check.sizes import Sizes
+from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION
+from lite3r_jax.kernels.block_map.api import block_map, budgets
+from lite3r_jax.kernels.sla.api import OPERATOR
+
+HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
+# Products of T x T x D per pass, two operations each: 2 forward, 5 backward.
+PRODUCTS = {"forward": 2, "gradient": 7}
+
+
+def rows(sizes: Sizes, end: float) -> Iterator[Row]:
+    """Forward and gradient of every implementation beside dense attention, and of the selection."""
+    yield from done(jobs(sizes), end)
+
+
+def jobs(sizes: Sizes) -> Iterator[Job]:
+    """See `rows`; q, k and v are drawn when they are first needed."""
+    for views in sizes.views:
+        layout = TokenLayout(views, SPECIAL, sizes.grid, "global")
+        draw = partial(tokens, layout)
+        for which, call in (("forward", forward), ("gradient", gradient)):
+            for name, spec in strategies(sizes, which):
+                row = Row("attention", views, which, name)
+                work = int(pairs(layout, spec) * 2 * HEAD_DIM * HEADS * PRODUCTS[which])
+                yield Job(row, partial(_timed, call(spec, layout), draw, work))
+        for name in SELECTION.names:
+            row = Row("attention", views, "block selection, keep 0.1", name)
+            yield Job(row, partial(_timed, partial(selection, name), draw, 0))
+
+
+def _timed(call: Callable[..., Any], draw: Callable[[], list[jax.Array]], work: int) -> Figures:
+    return Figures(milliseconds(call, draw()), work)
+
+
+def strategies(sizes: Sizes, which: str) -> Iterator[tuple[str, AttentionStrategy]]:
+    """By name, dense first. Mosaic differs from Triton in the forward pass only."""
+    yield "dense", Dense()
+    yield "dense, plain JAX", Dense("blocked")
+    for name in OPERATOR.names:
+        if name == "reference" or (which == "gradient" and name == "mosaic"):
+            continue
+        for keep in sizes.keep:
+            yield f"sla {name}, keep {keep:g}", SLA(keep=keep, implementation=name)
+
+
+def selection(name: str, q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
+    """A block map of the tokens as they come."""
+    del v, up
+    columns = -(-k.shape[1] // 64)
+    top, _ = budgets(columns, 0.1)
+    return block_map(q, k, q_block=128, k_block=64, top=top, implementation=name)
+
+
+def tokens(layout: TokenLayout, dtype: str = "bfloat16") -> list[jax.Array]:
+    """q, k, v and a cotangent."""
+    shape = (1, layout.tokens, HEADS, HEAD_DIM)
+    return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 4)]
+
+
+def pairs(layout: TokenLayout, spec: AttentionStrategy) -> float:
+    """Pairs of query and key that the softmax sees, places without a token included."""
+    if not isinstance(spec, SLA):
+        return layout.tokens**2
+    keys = blocks(layout, spec.block).views
+    always = int(((keys == SPECIAL_BLOCK) | (keys == 0)).sum())
+    kept = (always + budgets(len(keys) - always, spec.keep)[0]) * spec.block
+    special = layout.views * layout.special
+    return special * layout.tokens + (layout.tokens - special) * min(kept, layout.tokens)
+
+
+def forward(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
+    """(q, k, v, cotangent) -> o."""
+    core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return lambda q, k, v, _: core(AttentionInputs(q, k, v, Layouts.both(layout)))
+
+
+def gradient(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
+    """(q, k, v, cotangent) -> o and the gradients of q, k, v and the strategy's parameters."""
+    core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(core)
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
+        def attend(params: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return nnx.merge(graph, params)(AttentionInputs(q, k, v, Layouts.both(layout)))
+
+        o, pull = jax.vjp(attend, params, q, k, v)
+        return o, pull(up)
+
+    return call

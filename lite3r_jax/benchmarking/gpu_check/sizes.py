@@ -1,0 +1,24 @@
+"""The sizes at which `lite3r gpu-check` measures: those of use, and small ones for a rehearsal."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of everything that is measured.
+
+    Attributes:
+        views: of scenes, in the order in which they are measured.
+        grid: rows and columns of patches of a view; the image has 14 times as many pixels.
+        keep: fractions of key blocks that sparse attention keeps.
+        small: whether models are small ones, with weights of the same kind.
+    """
+
+    views: tuple[int, ...]
+    grid: tuple[int, int]
+    keep: tuple[float, ...]
+    small: bool
+
+
+REAL = Sizes((8, 32, 2, 100), (37, 37), (0.1, 0.3), False)
+REHEARSAL = Sizes((2,), (4, 5), (0.5,), True)

@@ -1,0 +1,36 @@
+"""`lite3r gpu-check`: are the kernels right on this GPU, and how fast is everything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lite3r_jax.benchmarking.gpu_check.run import CHECK, PARTS, gpu_check
+from lite3r_jax.cli.programs import Parser, exit_code
+
+
+def parser(program: str) -> Parser:
+    """The command line; program: its name."""
+    top = Parser(prog=program, description=(__doc__ or "").partition(": ")[2])
+    top.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join((CHECK, *PARTS))}; default: all"
+    )
+    top.add_argument(
+        "--minutes", type=float, default=8.0, help="after which nothing more is begun; default: 8"
+    )
+    top.add_argument(
+        "--record",
+        type=Path,
+        help="JSON file for all that is found; what is there is replaced, and what is done is kept"
+        " if time runs out",
+    )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "lite3r gpu-check") -> int:
+    """Exit code: 0 if no kernel failed, 1 if one did, 2 for bad input."""
+
+    def run() -> int:
+        options = parser(program).parse_args(arguments)
+        found = gpu_check(minutes=options.minutes, record=options.record, parts=options.parts)
+        return int(found.failed > 0)
+
+    return exit_code(run)

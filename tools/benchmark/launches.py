@@ -1,0 +1,156 @@
+"""How many kernels a program launches on an H200, counted in its compiled form, without a GPU.
+
+    JAX_PLATFORMS=cpu python -m tools.benchmark.launches --views 2 8 32
+
+Compiles parts of VGGT-1B at 518 x 518 for a described H200: the camera head, a frame and a global
+attention layer in float32, and a global layer of `sla_global` in bfloat16 with its Triton kernels.
+cuDNN cannot be compiled for without a GPU; in bfloat16 its flash attention is one launch. Kernels
+in loops count as often as the loop runs. Needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
+version. This says what would run, and nothing about how long it would take.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.plan import Plan
+from lite3r_jax.attention.sla import SLA
+from lite3r_jax.attention.strategy import TokenLayout
+from lite3r_jax.backbones.vggt.camera_head import CameraConfig, IterativeCameraHead
+from lite3r_jax.benchmarking.gpu_check.attention import forward
+from lite3r_jax.layers.rngs import traced_rngs
+from tools.benchmark.attention import compile_for
+
+# What is no kernel. Copies between two places of the device are kernels or as costly.
+_FREE = {
+    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id",
+    "replica-id", "copy-done", "opt-barrier", "custom-call-done", "async-done",
+}  # fmt: skip
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
+
+
+def launches(text: str) -> int:
+    """Kernels that an optimized program launches in one call.
+
+    Args:
+        text: `jax.stages.Compiled.as_text()`.
+
+    Raises:
+        ValueError: a loop of which XLA does not know how often it runs.
+    """
+    bodies, entry = _computations(text)
+    found: dict[str, int] = {}
+
+    def count(name: str) -> int:
+        if name not in found:
+            found[name] = sum(of(line) for line in bodies[name])
+        return found[name]
+
+    def of(line: str) -> int:
+        match = _INSTRUCTION.match(line)
+        if match is None or match[1] in _FREE:
+            return 0
+        called = dict(re.findall(r"(\w+)=%([\w.\-]+)", line))
+        if match[1] == "while":
+            times = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+            if times is None:
+                raise ValueError(f"a loop without a known count: {line.strip()[:100]}")
+            return int(times[1]) * count(called["body"])
+        if match[1] == "call":
+            return count(called["to_apply"])
+        if match[1] == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+            names = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
+            names += [called[k] for k in ("true_computation", "false_computation") if k in called]
+            return max(count(name) for name in names)
+        return 1
+
+    return count(entry)
+
+
+def operations(text: str) -> Counter[str]:
+    """How often each kind of instruction that is a kernel stands in a program, loops once."""
+    bodies, _ = _computations(text)
+    kinds: Counter[str] = Counter()
+    for name, lines in bodies.items():
+        if "fused" in name:
+            continue
+        for line in lines:
+            match = _INSTRUCTION.match(line)
+            if match and match[1] not in _FREE:
+                target = re.search(r'custom_call_target="([^"]+)"', line)
+                kinds[target[1] if target else match[1]] += 1
+    return kinds
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of every computation by name, and the name of the entry."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = bodies[match[1]] = []
+            entry = match[1] if line.startswith("ENTRY") else entry
+        elif line.startswith(" "):
+            lines.append(line)
+    return bodies, entry
+
+
+def camera_head(views: int) -> Any:
+    """The camera head of VGGT-1B over that many views, compiled."""
+    kinds = {"plan": Plan(), "param_dtype": jnp.float32}
+    head = nnx.eval_shape(
+        lambda: IterativeCameraHead(CameraConfig(), 2048, **kinds, rngs=traced_rngs(0))
+    )
+    graph, state = nnx.split(head)
+    x = jax.ShapeDtypeStruct((1, views, 2048), jnp.float32)
+    return compile_for("h200", lambda state, x: nnx.merge(graph, state)(x), state, x)
+
+
+def layer(spec: Any, batch: int, views: int, dtype: str) -> Any:
+    """Attention of `batch` sequences of that many views from q, k and v to o, compiled."""
+    layout = TokenLayout(views, 5, (37, 37), "frame" if views == 1 else "global")
+    x = jax.ShapeDtypeStruct((batch, layout.tokens, 16, 64), dtype)
+    return compile_for("h200", forward(spec, layout), x, x, x, x)
+
+
+def parts(views: int) -> dict[str, Callable[[], Any]]:
+    """Name -> what compiles it."""
+    return {
+        "camera head": partial(camera_head, views),
+        "frame layer, float32": partial(layer, Dense(), views, 1, "float32"),
+        "global layer, float32": partial(layer, Dense(), 1, views, "float32"),
+        "global layer, sla, bfloat16": partial(layer, SLA(keep=0.1), 1, views, "bfloat16"),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--views", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--list", action="store_true", help="kinds of instructions")
+    args = parser.parse_args(argv)
+    print(f"jax {jax.__version__}, compiled for an H200, not run\n")
+    print("| views | part | launches | temporary |\n|---|---|---|---|")
+    for views in args.views:
+        for name, compiled in parts(views).items():
+            program = compiled()
+            text, memory = program.as_text(), program.memory_analysis().temp_size_in_bytes
+            print(f"| {views} | {name} | {launches(text)} | {memory / 2**20:.0f} MiB |", flush=True)
+            if args.list:
+                print(f"    {dict(operations(text).most_common())}")
+
+
+if __name__ == "__main__":
+    main()
