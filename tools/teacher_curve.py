@@ -44,11 +44,12 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("docs/teacher_curve.csv"))
     parser.add_argument("--protocols", default=PROTOCOLS)
     parser.add_argument("--views", default="2,4", help="numbers with commas between")
+    parser.add_argument("--scenes", type=int, default=0, help="only the first; default: all 64")
     parser.add_argument("--step", type=int, help="of which checkpoint; default: the newest")
     parser.add_argument("--raw", action="store_true")
     args = parser.parse_args()
     try:
-        lines = measure(args.run, args.protocols, args.views, args.step, args.raw)
+        lines = measure(args.run, args.protocols, args.views, args.step, args.raw, args.scenes)
     except InputError as error:
         sys.exit(f"error: {error}")
     new = not args.csv.exists()
@@ -62,7 +63,12 @@ def main() -> None:
 
 
 def measure(
-    run: Path, protocols: str, views: str, step: int | None = None, raw: bool = False
+    run: Path,
+    protocols: str,
+    views: str,
+    step: int | None = None,
+    raw: bool = False,
+    scenes: int = 0,
 ) -> list[dict[str, object]]:
     """Lines of the table, one for each protocol and number of views."""
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +77,7 @@ def measure(
         options = EvaluateOptions(
             protocols=protocols,
             views=views,
+            scenes=scenes,
             pictures=0,
             resamples=1,
             batch=8,

@@ -1,0 +1,73 @@
+"""The documented way of the small teacher: trained, saved, gone on with, evaluated."""
+
+import csv
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lite3r_jax import load
+from lite3r_jax.main import main
+from lite3r_jax.training.checkpoint import read_arrays
+from lite3r_jax.training.parameters import split
+from tools import teacher_curve, training_state
+
+
+def call(program, *words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
+    program.main()
+
+
+def train(output, steps, **settings):
+    small = {
+        "data.buckets": "2x2x56x56",
+        "data.scenes": 4,
+        "loop.steps": steps,
+        "loop.log_every": 1,
+        "checkpoint.every": 1,
+        **settings,
+    }
+    words = [f"--config.train.{name}={value}" for name, value in small.items()]
+    return main(["--config=vggt_tiny_teacher", "--mode=train", f"--config.output={output}", *words])
+
+
+@pytest.fixture
+def quick_compilation():
+    """Programs of this size take minutes to be optimized, and run here a few times on little."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.slow
+def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(
+    tmp_path, monkeypatch, capsys, quick_compilation
+):
+    assert train(tmp_path / "first", 1) == 0
+    capsys.readouterr()
+    call(training_state, "save", tmp_path / "first", tmp_path / "state", monkeypatch=monkeypatch)
+    assert json.loads(capsys.readouterr().out) == {"step": 1, "views": 4}
+
+    assert train(tmp_path / "second", 2, init_from=tmp_path / "state") == 0
+    events = (tmp_path / "second" / "events.jsonl").read_text().splitlines()
+    (begun,) = [e for e in map(json.loads, events) if e["event"] == "start"]
+    assert (begun["init_from"]["step"], begun["init_from"]["views"]) == (1, 4)
+
+    table = tmp_path / "curve.csv"
+    options = ["--csv", table, "--protocols", "synthetic:photographs", "--views", 2, "--scenes", 2]
+    call(teacher_curve, tmp_path / "second", *options, monkeypatch=monkeypatch)
+    with table.open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["run"], line["step"], line["seen"]) == ("second", "2", "8")
+    assert (line["weights"], line["split"], line["views"]) == ("average", "photographs", "2")
+    assert 0 < float(line["abs_rel"]) < 10 and float(line["wrong_partner"]) > 0
+
+    out = tmp_path / "weights"
+    call(training_state, "weights", tmp_path / "second", out, monkeypatch=monkeypatch)
+    average = read_arrays(tmp_path / "second", 2, "average")
+    loaded = {f"model/{path}": x for path, x in split(load(str(out)))[1].items()}
+    assert loaded.keys() < average.keys()  # without the heads that only help training
+    assert all((np.asarray(x) == average[path]).all() for path, x in loaded.items())
