@@ -1,9 +1,10 @@
 """Matches by guided tracking: corners are followed to where predicted geometry says they are.
 
-Predicted cameras and depth give the place of each corner in every partner view; pyramidal
-Lucas-Kanade (Lucas and Kanade, IJCAI 1981; in OpenCV with Bouguet's pyramids) goes on from there.
-A match has to come back to where it began and to look alike. What was found in a view is followed
-on from there, and new corners are taken only where nothing was found, so that a point is one track.
+A partner view is drawn as the first one would see it if predicted cameras and depth were right, so
+that views from the side, nearer or turned look alike, and pyramidal Lucas-Kanade (Lucas and Kanade,
+IJCAI 1981; in OpenCV with Bouguet's pyramids) follows what is left. A match has to come back to
+where it began and to look alike. What was found in a view is followed on from there, and new
+corners are taken only where nothing was found, so that a point is one track.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup
+from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup, to_photo
 from lite3r_jax.refine.observations import Observations
+from lite3r_jax.scene import Scene
 
 _WINDOW = 15  # pixels across what is compared while following
-_COARSEST = 100  # pixels of the longer side from which on images are not halved again
+_COARSEST = 50  # pixels of the longer side from which on images are not halved again
 _RETURN = 0.7  # pixels from where a match comes back to
 _ALIKE = 0.8  # normalized correlation of the surroundings
 _PATCH = 11  # pixels across the surroundings
@@ -23,6 +25,7 @@ _MARGIN = 8  # pixels from the border
 _NEAR_ENOUGH = 0.25  # relative difference between depth in the other view and that of the point
 _CELLS = 8  # across and down, over which corners are spread
 _CANDIDATES = 4  # corners to choose from for each that is wanted
+_FAR = 1e5  # pixels; beyond nothing is drawn
 _ROWS = 30_000  # of what OpenCV remaps at once
 
 
@@ -90,6 +93,7 @@ def _follow(
     pixels = (start + 0.5) / scales[a] - 0.5
     z = depth.at(view, pixels)
     points = cameras.centers[a] + cameras.rays(view, pixels) * z[:, None]
+    surface = surface_points(depth.scene, cameras, a)
     for b in partners:
         into = np.full(len(start), b)
         place, there = cameras.project(into, points)
@@ -97,8 +101,10 @@ def _follow(
         new = np.array([b not in seen[t] for t in numbers])
         wanted = new & (z > 0) & (other > 0) & (np.abs(other - there) < _NEAR_ENOUGH * there)
         index = np.flatnonzero(wanted)
-        guess = (place[index] + 0.5) * scales[b] - 0.5
-        found, good = _track(gray[a], gray[b], start[index], guess)
+        if not len(index):
+            continue
+        where = _places(surface, cameras, depth.scene, a, b, gray[a].shape, scales)
+        found, good = _track(gray[a], gray[b], where, start[index])
         there_too = (found[good] + 0.5) / scales[b] - 0.5
         good[good] = depth.at(np.full(len(there_too), b), there_too) > 0  # and not masked
         for i, pixel in zip(index[good], found[good], strict=True):
@@ -106,45 +112,90 @@ def _follow(
             in_view[b].append(int(numbers[i]))
 
 
-def _track(
-    one: np.ndarray, two: np.ndarray, start: np.ndarray, guess: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 2] of image two that show what those of image one do, and which are believed."""
+def surface_points(scene: Scene, cameras: Cameras, view: int) -> np.ndarray:
+    """World points [H * W, 3] of the network pixels of a view, as its depth has them.
+
+    Pixels without depth get the median, since nothing is followed there.
+    """
+    height, width = scene.size
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    of = np.full(u.size, view)
+    pixels = to_photo(scene, of, np.stack([u.ravel(), v.ravel()], -1))
+    z = scene.depth[view].ravel().astype(np.float64)
+    good = np.isfinite(z) & (z > 0)
+    z = np.where(good, z, np.median(z[good]) if good.any() else 1.0)
+    return cameras.centers[view] + cameras.rays(of, pixels) * z[:, None]
+
+
+def _places(
+    surface: np.ndarray,
+    cameras: Cameras,
+    scene: Scene,
+    a: int,
+    b: int,
+    shape: tuple[int, int],
+    scales: np.ndarray,
+) -> np.ndarray:
+    """Where the pixels of image a are in image b, by predicted geometry: float32 [h, w, 2]."""
     import cv2
 
-    if not len(start):
-        return start, np.zeros(0, bool)
-    how: dict[str, Any] = {
+    place, z = cameras.project(np.full(len(surface), b), surface)
+    place = (place + 0.5) * scales[b] - 0.5
+    place[(z <= 0) | (np.abs(place) > _FAR).any(-1)] = -_FAR
+    grid = place.reshape(*scene.size, 2).astype(np.float32)
+    # pixels of image a in the network image
+    x1, y1, x2, y2 = scene.boxes[a].astype(np.float64)
+    size = scene.source_sizes[a] * scales[a]
+    stretch = np.array([x2 - x1, y2 - y1]) / size
+    origin = 0.5 * stretch + [x1, y1] - 0.5
+    to_grid = np.array([[stretch[0], 0, origin[0]], [0, stretch[1], origin[1]]])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(
+        grid, to_grid, (shape[1], shape[0]), flags=how, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def _track(
+    one: np.ndarray, two: np.ndarray, where: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of image two that show what pixels of image one do.
+
+    Image two is drawn as the first view would see it if the prediction were right, and what is left
+    is followed between image one and that.
+
+    Args:
+        one: uint8 [h, w].
+        two: uint8 [h', w'].
+        where: float32 [h, w, 2], place in image two of pixels of image one, as predicted.
+        start: [N, 2], in image one.
+
+    Returns:
+        (pixels [N, 2] of image two, bool [N] which of them are to be believed).
+    """
+    import cv2
+
+    cv: Any = cv2  # whose stubs do not know that maps and guesses may be left out
+    how = {
         "winSize": (_WINDOW, _WINDOW),
         "maxLevel": max(0, int(np.log2(max(one.shape) / _COARSEST))),
-        "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
         "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
     }
-    height, width = two.shape
-    patches_of = one, two
-    if one.shape != two.shape:  # OpenCV follows between images of one size
-        bottom, right = (max(sides) for sides in zip(one.shape, two.shape, strict=True))
-        one, two = (
-            cv2.copyMakeBorder(
-                x, 0, bottom - x.shape[0], 0, right - x.shape[1], cv2.BORDER_REPLICATE
-            )
-            for x in (one, two)
-        )
-    p, q = (x.astype(np.float32)[:, None] for x in (start, guess))
-    q, forth, _ = cv2.calcOpticalFlowPyrLK(one, two, p, q.copy(), **how)
-    # back from there with the same displacement, so that the way back is as hard as the way there
-    back, home, _ = cv2.calcOpticalFlowPyrLK(two, one, q, p.copy(), **how)
-    found = q[:, 0].astype(np.float64)
+    drawn = cv.remap(two, where, None, cv2.INTER_LINEAR)
+    p = start.astype(np.float32)[:, None]
+    q, forth, _ = cv.calcOpticalFlowPyrLK(one, drawn, p, None, **how)
+    back, home, _ = cv.calcOpticalFlowPyrLK(drawn, one, q, None, **how)
+    there = q[:, 0].astype(np.float64)
     good = (forth[:, 0] == 1) & (home[:, 0] == 1)
     good &= np.linalg.norm(back[:, 0] - start, axis=-1) < _RETURN
-    good &= ((found > _MARGIN) & (found < (width - 1 - _MARGIN, height - 1 - _MARGIN))).all(-1)
+    found = cv.remap(where, q, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = found[:, 0].astype(np.float64)
+    height, width = two.shape
+    inside = (found > _MARGIN) & (found < (width - 1 - _MARGIN, height - 1 - _MARGIN))
+    good &= np.all(inside, axis=-1)
     index = np.flatnonzero(good)
-    if not len(index):
-        return found, good
-    alike = _correlation(
-        _patches(patches_of[0], start[index]), _patches(patches_of[1], found[index])
-    )
-    good[index] = alike > _ALIKE
+    if len(index):
+        alike = _correlation(_patches(one, start[index]), _patches(drawn, there[index]))
+        good[index] = alike > _ALIKE
     return found, good
 
 

@@ -15,7 +15,7 @@ from lite3r_jax.refine.geometry_of_views import Cameras
 from tools.benchmark.refine import Picture, camera_errors, disturbed, scene_of
 
 SIZE = (160, 160)
-OPTIONS = RefineOptions(corners=400)
+OPTIONS = RefineOptions(corners=300)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,10 @@ def truth():
 
 @pytest.fixture(scope="module")
 def start(truth):
-    return disturbed(truth, 2, seed=0)
+    """What a model might have predicted; depth of each view has a scale of its own as well."""
+    scales = np.array([1, 1.1, 0.9, 1.05], np.float32)
+    scene = disturbed(truth, 2, seed=0)
+    return replace(scene, depth=scene.depth * scales[:, None, None])
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +52,16 @@ def subset(scene, views):
 
 def test_cameras_come_back_and_the_report_says_by_how_much(truth, start, refined):
     before, after = camera_errors(start, truth), camera_errors(refined.scene, truth)
-    assert before["rotation"] > 1 and after["rotation"] < 0.25
+    assert before["rotation"] > 1 and after["rotation"] < 0.6
     assert after["direction"] < before["direction"]
-    assert before["focal"] == pytest.approx(0.05, abs=1e-3) and after["focal"] < 0.015
+    assert before["focal"] == pytest.approx(0.05, abs=1e-3) and after["focal"] < 0.03
     report = refined.report
     assert report["refined"] and report["reason"] == "" and report["not_tied"] == []
     error, within = report["error_pixels"], report["within_limit"]
     assert error["before"] > 2 * error["after"] and error["after"] < 0.3
     assert within["after"] > 0.9 and within["after"] > within["before"] + 0.05
-    assert report["depth_error"]["after"] <= report["depth_error"]["before"]
+    assert report["depth_error"]["after"] < 0.75 * report["depth_error"]["before"]
+    assert after["depth"] < 0.75 * before["depth"]
     assert report["cameras"] == 1  # photos of one size without EXIF data
     k = refined.scene.intrinsics
     assert (k == k[0]).all() and k[0, 0, 0] == k[0, 1, 1]
@@ -70,7 +74,7 @@ def test_the_prediction_stays_beside_and_the_world_stays_where_it_was(start, ref
         np.testing.assert_array_equal(getattr(predicted, name), getattr(start, name))
     moved = refined.scene.camera_to_world[..., 3] - start.camera_to_world[..., 3]
     np.testing.assert_allclose(moved.mean(0), 0, atol=1e-4)
-    assert np.median(refined.scene.depth / start.depth) == pytest.approx(1, abs=0.03)
+    assert np.median(refined.scene.depth / start.depth) == pytest.approx(1, abs=0.05)
 
 
 def test_tracks_are_what_the_views_see(refined, truth):
