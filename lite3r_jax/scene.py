@@ -32,6 +32,27 @@ class Photo(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class StillPhoto:
+    """A photo in memory; see `Photo`.
+
+    Attributes:
+        pixels: uint8 [H, W, 3] RGB.
+    """
+
+    pixels: np.ndarray
+
+    def read(self) -> "PILImage":
+        """The image."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels)
+
+    def upright_file(self) -> Path | None:
+        """There is no file."""
+        return None
+
+
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "model": "the model's own, not meters",

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "models": MODELS | {"deploy", "distillation"},
     "training": WORK,
     "small_teacher": MODELS | {"training"},
-    "evaluation": WORK,
+    "evaluation": WORK | {"refine"},
     "infer": WORK | OUTPUT,
     "benchmarking": WORK | OUTPUT | {"evaluation", "infer"},
     "experiment": RUNS,

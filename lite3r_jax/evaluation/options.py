@@ -44,7 +44,8 @@ class EvaluateOptions:
         size: HEIGHTxWIDTH of the images; "" for that of the protocol.
         scenes: only so many samples of each list, the first ones; 0: all.
         variants: models with commas between, ATTENTION-PRECISION each, see
-            `variants.parse_variants`. What the others predict is also compared with the first.
+            `variants.parse_variants`; dense-float32+refine is the same with refined cameras and
+            depth. What the others predict is also compared with the first.
         student: folder of a distilled student, for variants such as student-bfloat16.
         score: what is measured.
         pictures: so many samples of each list, the first ones, are shown in pictures by

@@ -23,6 +23,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.models import ModelSpec, Precision, check_model
 
 STUDENT, UNTRAINED = "student", "untrained"
+REFINE = "refine"
 PRECISION = ("float32", "bfloat16", "fp8_weight_only", "fp8_dynamic")
 HEADS = ("camera", "depth")
 
@@ -38,15 +39,17 @@ class Variant:
             first step. Plans other than dense take the teacher's weights as they are, too: the
             parameters that they add have their first values, nothing has learned to use them.
         precision: dtype of weights and compute, or a kind of `precision.deploy`.
+        refine: whether predictions are refined, see `evaluation.refined`.
     """
 
     attention: str
     precision: str
+    refine: bool = False
 
     @property
     def name(self) -> str:
-        """ATTENTION-PRECISION."""
-        return f"{self.attention}-{self.precision}"
+        """ATTENTION-PRECISION, with +refine behind it where predictions are refined."""
+        return f"{self.attention}-{self.precision}" + (f"+{REFINE}" if self.refine else "")
 
     @property
     def of_student(self) -> bool:
@@ -59,17 +62,21 @@ def parse_variants(
     student: str = "",
     where: str = "evaluate.variants",
     deployment: Deployment | None = None,
+    *,
+    refine: bool = False,
 ) -> tuple[Variant, ...]:
     """Rows from ATTENTION-PRECISION, commas between.
 
     ATTENTION is student, untrained, or a plan such as dense or sla_global(keep=0.1); PRECISION is
-    float32, bfloat16, fp8_weight_only or fp8_dynamic.
+    float32, bfloat16, fp8_weight_only or fp8_dynamic. With +refine behind it predictions are
+    refined.
 
     Args:
         text: the variants.
         student: folder of the student; needed by the variants student and untrained.
         where: name of the setting, for messages.
         deployment: the weights, if they are a deployed model, which is one variant and no other.
+        refine: whether there may be variants with +refine.
 
     Raises:
         InputError: a variant that is none, one twice, none at all, or no student; another than that
@@ -78,6 +85,10 @@ def parse_variants(
     variants = []
     for name in split_plans(text):
         attention, _, precision = name.rpartition("-")
+        precision, plus, suffix = precision.partition("+")
+        if plus and not (refine and suffix == REFINE):
+            behind = f"+{REFINE} or nothing" if refine else "nothing"
+            raise InputError(f"{where}: expected {behind} behind {precision}, got {name!r}")
         if not attention or precision not in PRECISION:
             known = ", ".join((*plan_names(), STUDENT, UNTRAINED))
             raise InputError(
@@ -94,7 +105,7 @@ def parse_variants(
                 f"{where}: the weights are a deployed model, {deployment.variant}, which cannot be"
                 f" {name!r}; set {where}={deployment.variant}"
             )
-        chosen = Variant(attention, precision)
+        chosen = Variant(attention, precision, bool(plus))
         if chosen.of_student and not student and deployment is None:
             raise InputError(f"{where.rpartition('.')[0]}.student: not set, but {name!r} needs it")
         variants.append(chosen)

@@ -20,6 +20,7 @@ from lite3r_jax.evaluation.page import page
 from lite3r_jax.evaluation.predictor import Output, Predictor
 from lite3r_jax.evaluation.protocols import Protocol, open_protocol
 from lite3r_jax.evaluation.record import Record
+from lite3r_jax.evaluation.refined import refined
 from lite3r_jax.evaluation.results import TRUTH, Results, folder_name, thumbnail_scenes
 from lite3r_jax.evaluation.score import in_unit
 from lite3r_jax.evaluation.thumbnails import predicted, truth
@@ -37,6 +38,7 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.models import CheckedModel, check_model, student_hash
 from lite3r_jax.progress import Progress
+from lite3r_jax.refine import check_extra
 from lite3r_jax.runs.image_sizes import size_note
 from lite3r_jax.weights import strict_json
 
@@ -105,7 +107,9 @@ def evaluate(experiment: Experiment) -> Evaluation:
 def _evaluate_all(experiment: Experiment) -> Evaluation:
     options = experiment.evaluate
     deployment = find_deployment(Path(experiment.weights))
-    variants = parse_variants(options.variants, options.student, deployment=deployment)
+    variants = parse_variants(options.variants, options.student, deployment=deployment, refine=True)
+    if any(variant.refine for variant in variants):
+        check_extra()
     opened = [
         open_protocol(source, views=views, size=options.pixels(), scenes=options.scenes)
         for source, views in options.tasks()
@@ -260,4 +264,7 @@ class _Lazy:
             )
             chunk = experiment.compute.frame_chunk or 8
             self._predictor = Predictor(model, batch=experiment.evaluate.batch, frame_chunk=chunk)
-        return self._predictor(images)
+        outputs = self._predictor(images)
+        if self._variant.refine:
+            return [refined(*each) for each in zip(images, outputs, strict=False)]
+        return outputs

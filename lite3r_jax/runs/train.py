@@ -296,7 +296,7 @@ def check_distillation(experiment: Experiment) -> None:
         )
     if experiment.distill.final_variants:
         options = _comparison(experiment).evaluate
-        parse_variants(options.variants, options.student, "distill.final_variants")
+        parse_variants(options.variants, options.student, "distill.final_variants", refine=True)
         for name, views in options.tasks():
             open_protocol(name, views=views, size=options.pixels())
 

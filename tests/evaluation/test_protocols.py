@@ -223,9 +223,14 @@ def test_rows_are_attention_and_precision():
         ("", "at least one variant"),
         ("dense-float32,dense-float32", "each once"),
         ("student-bfloat16", "evaluate.student: not set"),
+        ("dense-float32+refine", "expected nothing behind float32"),
     ):
         with pytest.raises(InputError, match=message):
             parse_variants(text)
+    (row,) = parse_variants("dense-float32+refine", refine=True)
+    assert row == Variant("dense", "float32", refine=True) and row.name == "dense-float32+refine"
+    with pytest.raises(InputError, match=r"expected \+refine or nothing behind float32"):
+        parse_variants("dense-float32+refined", refine=True)
 
 
 def test_a_row_without_weights_is_refused(tmp_path):

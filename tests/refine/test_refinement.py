@@ -12,7 +12,8 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.exports import ExportOptions, read_npz, write
 from lite3r_jax.refine import RefineOptions, refine, refinement
 from lite3r_jax.refine.geometry_of_views import Cameras
-from tools.benchmark.refine import Picture, camera_errors, disturbed, scene_of
+from lite3r_jax.scene import StillPhoto
+from tools.benchmark.refine import camera_errors, disturbed, scene_of
 
 SIZE = (160, 160)
 OPTIONS = RefineOptions(corners=300)
@@ -180,7 +181,7 @@ def test_two_views_are_refined(truth, start):
 
 def test_photos_of_other_sizes_are_other_cameras(start):
     larger = [
-        Picture(np.asarray(photo.read().resize((240, 240)))) if i == 1 else photo
+        StillPhoto(np.asarray(photo.read().resize((240, 240)))) if i == 1 else photo
         for i, photo in enumerate(start.photos)
     ]
     sizes = start.source_sizes.copy()
@@ -193,7 +194,7 @@ def test_photos_of_other_sizes_are_other_cameras(start):
 
 def flat(scene):
     """The scene with photos that show nothing."""
-    plain = Picture(np.full((160, 160, 3), 128, np.uint8))
+    plain = StillPhoto(np.full((160, 160, 3), 128, np.uint8))
     return replace(scene, photos=(plain,) * scene.views)
 
 
@@ -211,7 +212,7 @@ def turning(scene):
         rays = np.stack([(u - 79.5) / focal, (v - 79.5) / focal, np.ones_like(u)], -1) @ rotation
         x, y = focal * rays[..., 0] / rays[..., 2], focal * rays[..., 1] / rays[..., 2]
         column, row = (np.rint(a).astype(int) for a in (x + 150, y + 150))
-        photos.append(Picture(wall[row.clip(0, 359), column.clip(0, 539)]))
+        photos.append(StillPhoto(wall[row.clip(0, 359), column.clip(0, 539)]))
         # predicted with a small baseline that is not there
         poses.append(np.concatenate([rotation, [[0.02 * view], [0], [0]]], -1))
     lens = np.array([[focal, 0, 79.5], [0, focal, 79.5], [0, 0, 1]])
@@ -256,7 +257,7 @@ def test_an_adjustment_that_fits_worse_is_not_taken(truth, start, monkeypatch):
 
 def test_a_view_that_sees_something_else_is_named_and_stays(start):
     rng = np.random.default_rng(0)
-    other = Picture(rng.integers(0, 255, (160, 160, 3), np.uint8))
+    other = StillPhoto(rng.integers(0, 255, (160, 160, 3), np.uint8))
     result = refine(replace(start, photos=(*start.photos[:3], other)), OPTIONS)
     assert result.report["refined"] and result.report["not_tied"] == [start.names[3]]
     np.testing.assert_array_equal(result.scene.extrinsics[3], start.extrinsics[3])
@@ -267,7 +268,7 @@ def test_a_view_that_sees_something_else_is_named_and_stays(start):
 def test_missing_photos_and_packages_are_named(start, monkeypatch):
     with pytest.raises(InputError, match="comes without its photos"):
         refine(replace(start, photos=()))
-    small = Picture(np.zeros((80, 80, 3), np.uint8))
+    small = StillPhoto(np.zeros((80, 80, 3), np.uint8))
     with pytest.raises(InputError, match="is 80x80 pixels now, it was 160x160"):
         refine(replace(start, photos=(small, *start.photos[1:])))
     monkeypatch.setitem(sys.modules, "pycolmap", None)

@@ -13,9 +13,8 @@ pairs of views; depth is compared after one scale for the scene. Cells: median b
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,29 +22,9 @@ from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.data.views import Sample
 from lite3r_jax.metrics.pose import pair_errors
 from lite3r_jax.refine import RefineOptions, refine
-from lite3r_jax.scene import Scene
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
+from lite3r_jax.scene import Scene, StillPhoto
 
 DEPTH_ERROR = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A photo in memory; see `scene.Photo`."""
-
-    pixels: np.ndarray
-
-    def read(self) -> "PILImage":
-        """The image."""
-        from PIL import Image
-
-        return Image.fromarray(self.pixels)
-
-    def upright_file(self) -> Path | None:
-        """There is no file."""
-        return None
 
 
 def scene_of(sample: Sample) -> Scene:
@@ -62,7 +41,7 @@ def scene_of(sample: Sample) -> Scene:
         intrinsics=sample.intrinsics,
         boxes=np.tile(np.array([0, 0, width, height], np.float32), (views, 1)),
         source_sizes=np.tile(np.array([width, height]), (views, 1)),
-        photos=tuple(Picture(image) for image in images),
+        photos=tuple(map(StillPhoto, images)),
     )
 
 
