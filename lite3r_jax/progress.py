@@ -136,7 +136,12 @@ class Progress:
 
     @contextmanager
     def stage(
-        self, name: str, total: int | None = None, unit: str = "", expected: float | None = None
+        self,
+        name: str,
+        total: int | None = None,
+        unit: str = "",
+        expected: float | None = None,
+        initial: int = 0,
     ) -> Iterator[Tick]:
         """Time a stage and show how far it is.
 
@@ -145,12 +150,16 @@ class Progress:
             total: number of steps; None where nobody can tell, then a clock runs.
             unit: what a step is, e.g. "photo".
             expected: seconds that a stage without steps will take, about; None: nobody knows.
+            initial: steps that were done before.
 
         Yields:
             A function to be called after each step, from any thread.
         """
         start = time.perf_counter()
-        bar = Bar(name, total, unit, expected=expected, show=self.show, every=self._every)
+        bar = Bar(
+            name, total, unit,
+            initial=initial, expected=expected, show=self.show, every=self._every,
+        )  # fmt: skip
         try:
             with bar:
                 yield bar.update

@@ -36,6 +36,7 @@ RUNS = (
     WORK
     | OUTPUT
     | {"training", "small_teacher", "evaluation", "infer", "benchmarking", "experiment"}
+    | {"long_video"}
 )
 MAY_IMPORT = {
     "allocator": set(),
@@ -71,6 +72,7 @@ MAY_IMPORT = {
     "small_teacher": MODELS | {"training"},
     "evaluation": WORK | {"refine"},
     "infer": WORK | OUTPUT,
+    "long_video": WORK | OUTPUT | {"infer"},
     "benchmarking": WORK | OUTPUT | {"evaluation", "infer"},
     "experiment": RUNS,
     "recipes": RUNS,

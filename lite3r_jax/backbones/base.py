@@ -219,6 +219,8 @@ class Backbone(Protocol):
         inputs: see `Input`; by what they are called in messages.
         camera_outputs: paths of the Linears whose outputs are cameras, which float8 leaves out by
             default.
+        view_tokens: the tap, [B, S, ..., C], whose tokens tell what a view shows, by which views of
+            one place are found; "" where there is none.
     """
 
     parts: ClassVar[Mapping[str, str]]
@@ -226,6 +228,7 @@ class Backbone(Protocol):
     choices: ClassVar[Mapping[str, Choice]]
     inputs: ClassVar[Mapping[str, Input]]
     camera_outputs: ClassVar[tuple[str, ...]]
+    view_tokens: ClassVar[str]
     config: Any
     heads: tuple[str, ...]
     dtype: Any

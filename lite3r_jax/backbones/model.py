@@ -60,8 +60,9 @@ _PUBLISHED_TABLE = 518  # side of the images that position tables of published m
 class BackboneModel(nnx.Module):
     """A model of a backbone; the contract is `backbones.base.Backbone`.
 
-    A subclass declares `parts` and `taps`, and `choices`, `inputs` and `camera_outputs` where it
-    has some; its `__init__` calls this one's first; it defines `roles`, `forward` and `operations`.
+    A subclass declares `parts` and `taps`, and `choices`, `inputs`, `camera_outputs` and
+    `view_tokens` where it has some; its `__init__` calls this one's first; it defines `roles`,
+    `forward` and `operations`.
     """
 
     parts: ClassVar[Mapping[str, str]] = {}
@@ -69,6 +70,7 @@ class BackboneModel(nnx.Module):
     choices: ClassVar[Mapping[str, Choice]] = {}
     inputs: ClassVar[Mapping[str, Input]] = {}
     camera_outputs: ClassVar[tuple[str, ...]] = ()
+    view_tokens: ClassVar[str] = ""
     published_images: ClassVar[ImageInput] = ImageInput("crop", 518)
 
     def __init__(self, config: Any, *, heads: Sequence[str], plan: Plan | None, dtype: Any):

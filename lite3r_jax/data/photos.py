@@ -13,7 +13,7 @@ import numpy as np
 
 from lite3r_jax.data.images import MAX_PIXELS, Mode, read_and_stack, read_image, upright_format
 from lite3r_jax.data.posed import PosedPhoto
-from lite3r_jax.data.video import VIDEO_SUFFIXES, VideoOptions, read_video
+from lite3r_jax.data.video import VIDEO_SUFFIXES, VideoFrame, VideoOptions, read_video
 from lite3r_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,11 +109,15 @@ class UnopenedScene:
     Attributes:
         name: see `PhotoSet`.
         files: paths of its photos, or of its video.
+        video: path of its video; None where it is of photos.
+        ignored: see `PhotoSet`.
     """
 
     name: str
     files: tuple[str, ...]
     _open: Callable[[Callable[[], object] | None], PhotoSet] = field(repr=False)
+    video: str | None = None
+    ignored: tuple[str, ...] = ()
 
     def open(self, progress: Callable[[], object] | None = None) -> PhotoSet:
         """Its photos; a video is decoded.
@@ -221,7 +225,13 @@ def list_scenes(
         )
 
     return [
-        UnopenedScene(name, place.photos or (place.video or place.called,), opener(place, name))
+        UnopenedScene(
+            name,
+            place.photos or (place.video or place.called,),
+            opener(place, name),
+            place.video,
+            place.ignored,
+        )
         for name, place in zip(_scene_names(scene_places), scene_places, strict=True)
     ]
 
@@ -382,10 +392,13 @@ def _open_place(
     if place.video is None:
         return PhotoSet(name, _source_photos(place.photos, max_pixels), place.ignored)
     frames = read_video(place.video, video, max_pixels=max_pixels, progress=progress)
-    photos = [
-        SourcePhoto(f.name, f.png, f"{place.video}, frame {f.index}", max_pixels) for f in frames
-    ]
+    photos = [photo_of_frame(frame, place.video, max_pixels) for frame in frames]
     return PhotoSet(name, tuple(photos), place.ignored)
+
+
+def photo_of_frame(frame: VideoFrame, video: str, max_pixels: int = MAX_PIXELS) -> SourcePhoto:
+    """A frame of a video as a photo, whose messages name the video."""
+    return SourcePhoto(frame.name, frame.png, f"{video}, frame {frame.index}", max_pixels)
 
 
 def _source_photos(sources: Sequence, max_pixels: int) -> tuple[SourcePhoto, ...]:

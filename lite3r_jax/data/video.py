@@ -46,16 +46,24 @@ class VideoOptions:
         stride: if above 0, every so many frames instead, whatever their times.
         max_frames: if above 0, the most frames to take: if `fps` or `stride` give more, so many of
             them evenly spread from the first to the last.
+        chunk: if above 0, so many frames go through the model at a time, in chunks that overlap
+            and are joined; for videos that are too long for one pass.
+        overlap: frames that neighboring chunks share; 0: a third of `chunk`.
+        loops: with `chunk`, how many returns to a place that was seen before are tried at most;
+            each is one more pass over a chunk. 0: none.
     """
 
     fps: float = 1.0
     stride: int = 0
     max_frames: int = 0
+    chunk: int = 0
+    overlap: int = 0
+    loops: int = 20
 
     def __post_init__(self):
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise InputError(f"video.fps: expected frames per second above 0, got {self.fps}")
-        for key in ("stride", "max_frames"):
+        for key in ("stride", "max_frames", "chunk", "overlap", "loops"):
             value = getattr(self, key)
             if not isinstance(value, int) or value < 0:
                 raise InputError(f"video.{key}: expected a whole number, 0 for none, got {value!r}")
@@ -63,6 +71,20 @@ class VideoOptions:
             raise InputError(
                 f"video.fps={self.fps} and video.stride={self.stride}: choose one of the two"
             )
+        if self.chunk and not (self.chunk >= 2 and self.overlap < self.chunk):
+            raise InputError(
+                f"video.chunk={self.chunk} and video.overlap={self.overlap}: expected a chunk of 2"
+                " or more frames and an overlap below it; lower video.overlap or raise video.chunk"
+            )
+        if self.overlap and not self.chunk:
+            raise InputError(
+                f"video.overlap={self.overlap}: is for chunks; set video.chunk as well"
+            )
+
+    @property
+    def shared(self) -> int:
+        """Frames that neighboring chunks share."""
+        return self.overlap or max(1, self.chunk // 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,24 +133,78 @@ def read_video(
         InputError: there is no such file; it is no video, is cut off or damaged, has no frames or,
             for `fps`, no time stamps; frames are too large; OpenCV is missing.
     """
+    return list(frames_of(path, options, max_pixels=max_pixels, progress=progress))
+
+
+def frames_of(
+    path: str | os.PathLike[str],
+    options: VideoOptions | None = None,
+    *,
+    first: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[], object] | None = None,
+) -> Iterator[VideoFrame]:
+    """The frames of `read_video` one by one, so that no more of them lie in memory than are kept.
+
+    Args:
+        path: see `read_video`, and so are `options`, `max_pixels` and `progress`.
+        options: likewise.
+        first: so many of the frames that would come are passed over.
+        max_pixels: likewise.
+        progress: likewise.
+
+    Raises:
+        InputError: as `read_video`, while frames are asked for.
+    """
     name = os.fspath(path)
     options = options or VideoOptions()
     _check_container(name)
     keep = None
     if options.max_frames:
-        with _opened(name, max_pixels) as capture:
-            chosen = np.array([index for index, _ in _sample(capture, options, name)])
-        if len(chosen) > options.max_frames:
-            places = np.linspace(0, len(chosen) - 1, options.max_frames)
-            keep = set(chosen[places.round().astype(int)].tolist())
-    frames = []
+        keep = {index for index, _ in list_frames(path, options, max_pixels=max_pixels)}
     with _opened(name, max_pixels) as capture:
+        passed = 0
         for index, seconds in _sample(capture, options, name):
-            if keep is None or index in keep:
-                frames.append(VideoFrame(index, seconds, _png(capture, name, max_pixels)))
+            if keep is not None and index not in keep:
+                continue
+            passed += 1
+            if passed > first:
+                yield VideoFrame(index, seconds, _png(capture, name, max_pixels))
                 if progress is not None:
                     progress()
-    return frames
+
+
+def list_frames(
+    path: str | os.PathLike[str],
+    options: VideoOptions | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[], object] | None = None,
+) -> list[tuple[int, float]]:
+    """Which frames the options choose, without keeping a pixel: (index, seconds) of each.
+
+    Args:
+        path: see `read_video`, and so are the others.
+        options: likewise.
+        max_pixels: likewise.
+        progress: called after each frame that is chosen.
+
+    Raises:
+        InputError: as `read_video`.
+    """
+    name = os.fspath(path)
+    options = options or VideoOptions()
+    _check_container(name)
+    chosen = []
+    with _opened(name, max_pixels) as capture:
+        for frame in _sample(capture, options, name):
+            chosen.append(frame)
+            if progress is not None:
+                progress()
+    if options.max_frames and len(chosen) > options.max_frames:
+        places = np.linspace(0, len(chosen) - 1, options.max_frames).round().astype(int)
+        chosen = [chosen[place] for place in places.tolist()]
+    return chosen
 
 
 def _sample(

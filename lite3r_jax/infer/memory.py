@@ -86,6 +86,8 @@ class Forward:
         known: whether known cameras go in as well: `model(images, extrinsics=..., intrinsics=...)`.
         arguments: what else the model is called with.
         side: which side of the network images `images.size` stands for, for the advice.
+        tokens: tap whose mean over the tokens of each view comes out beside the prediction; "" for
+            none.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Forward:
         known: bool = False,
         arguments: Mapping[str, Any] = MappingProxyType({}),
         side: Literal["width", "longer", "shorter", "area"] = "width",
+        tokens: str = "",
     ):
         graph, self._state = nnx.split(model)
         self._limit = limit
@@ -109,7 +112,11 @@ class Forward:
         ) -> Any:
             merged = nnx.merge(graph, state)
             given = dict(zip(CAMERAS, cameras, strict=True)) if cameras else {}
-            return merged(images, **given, frame_chunk=frame_chunk, **arguments)[0]
+            more = {**given, "frame_chunk": frame_chunk, **arguments}
+            if not tokens:
+                return merged(images, **more)[0]
+            prediction, taps = merged(images, **more, taps=(tokens,))
+            return prediction, describe_views(taps[tokens])
 
         self._jitted = jax.jit(forward, static_argnums=3)
 
@@ -164,7 +171,7 @@ class Forward:
                 empty without.
 
         Returns:
-            Prediction, computed.
+            Prediction, computed; with `tokens` (it, float32 [1, S, 2 C], see `describe_views`).
 
         Raises:
             InputError: the device ran out of memory all the same; the message has settings that
@@ -265,6 +272,16 @@ class Forward:
             outputs=memory.output_size_in_bytes,
             limit=self._limit or device_limit(),
         )
+
+
+def describe_views(tokens: jax.Array) -> jax.Array:
+    """A vector for each view: mean and standard deviation over its tokens, float32 [B, S, 2 C].
+
+    Args:
+        tokens: [B, S, ..., C].
+    """
+    flat = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1]).astype(jnp.float32)
+    return jnp.concatenate([flat.mean(2), flat.std(2)], -1)
 
 
 def check_weights(

@@ -144,6 +144,11 @@ def reconstruct(
             not suffice, known cameras are none or do not fit the photos, the model cannot do what
             was asked for, or it gives cameras that are not finite.
     """
+    if video is not None and video.chunk:
+        raise InputError(
+            f"video.chunk={video.chunk}: a scene in memory has one pass; use reconstruct_files,"
+            " which writes chunks as they are done"
+        )
     shown = Progress(progress)
     with shown.stage("find photos") as tick:
         scenes = find_photos(source, images=images, video=video, progress=tick)
@@ -193,6 +198,8 @@ class Reconstructor:
             unit is in the model's, the median angle between their axes and the median distance
             of their centers (in their unit) after alignment; None without.
         refinement: what refining the last scene did, see `refine.Refined`; None without.
+        descriptors: float32 [S, D] of the views of the last scene, made of the model's tokens, if
+            these were asked for and the model says which (`Backbone.view_tokens`); else None.
     """
 
     def __init__(
@@ -204,6 +211,7 @@ class Reconstructor:
         known: KnownCameras | None = None,
         compute: ComputeOptions = ComputeOptions(),
         refine: RefineOptions | None = None,
+        descriptors: bool = False,
     ):
         """See `reconstruct`.
 
@@ -215,6 +223,7 @@ class Reconstructor:
                 if it names some.
             compute: likewise.
             refine: likewise.
+            descriptors: whether views are described as well.
 
         Raises:
             InputError: the model has no camera or no depth head, or cannot do what was asked for.
@@ -235,6 +244,8 @@ class Reconstructor:
         self.plan: MemoryPlan | None = None
         self._attention = model.plan, model.sites
         self.alignment: dict[str, Any] | None = None
+        self.descriptors: np.ndarray | None = None
+        self._tokens = model.view_tokens if descriptors else ""
         self._images = images.of(model)
         self._note = images.unlike(model)  # for the first scene that fits
         self._known = known
@@ -254,6 +265,7 @@ class Reconstructor:
             known=known is not None,
             arguments=arguments,
             side=side,
+            tokens=self._tokens,
         )
 
     def __call__(
@@ -284,8 +296,32 @@ class Reconstructor:
                 options.size,
                 progress=tick,
             )
-        views, height, width = images.shape[:3]
         self._warn_of_order(photos)
+        scene = self.of_images(images, boxes, photos, progress, known)
+        return scene if self._refine is None else self._refined(scene, photos, progress, masks)
+
+    def of_images(
+        self,
+        images: np.ndarray,
+        boxes: np.ndarray,
+        photos: PhotoSet,
+        progress: Progress | None = None,
+        known: KnownCameras | None = None,
+    ) -> Scene:
+        """Reconstruct a scene from photos that were read before; it is not refined.
+
+        Args:
+            images: float32 [S, H, W, 3] in [0, 1], of `data.photos.load_photos`.
+            boxes: float32 [S, 6], likewise.
+            photos: the S photos; they are not read.
+            progress: as for the call.
+            known: cameras of these photos.
+
+        Raises:
+            InputError: as `reconstruct`.
+        """
+        progress = progress or Progress(show=False)
+        views, height, width = images.shape[:3]
         if known is None:
             given = None
         else:
@@ -303,12 +339,14 @@ class Reconstructor:
         start = time.perf_counter()
         with progress.stage("run", expected=expected):
             prediction = self._forward(images[None], self.plan, self._prepared(given))
+        if self._tokens:
+            prediction, described = prediction
+            self.descriptors = np.asarray(described)[0]
         if progress.show:
             self._expected.took(time.perf_counter() - start, *shape)
         if given is not None:
             prediction = self._aligned(prediction, given, photos)
-        scene = to_scene(prediction, images, boxes, photos)
-        return scene if self._refine is None else self._refined(scene, photos, progress, masks)
+        return to_scene(prediction, images, boxes, photos)
 
     def _refined(
         self, scene: Scene, photos: PhotoSet, progress: Progress, masks: PointOptions | None

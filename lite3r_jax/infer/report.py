@@ -76,12 +76,12 @@ def describe_run(
 
 
 def measure_run(
-    plan: MemoryPlan, seconds: Mapping[str, float], outputs: Mapping[str, Path], folder: Path
+    plan: MemoryPlan | None, seconds: Mapping[str, float], outputs: Mapping[str, Path], folder: Path
 ) -> dict[str, Any]:
     """What differs from run to run.
 
     Args:
-        plan: what was predicted before the run.
+        plan: what was predicted before the run; None where no pass was left to run.
         seconds: stage -> wall time.
         outputs: format -> what was written, below `folder`.
         folder: of the results.
@@ -90,10 +90,10 @@ def measure_run(
     return {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "memory_GiB": {
-            "predicted_peak": _gib(plan.peak),
+            "predicted_peak": None if plan is None else _gib(plan.peak),
             "measured_peak": _gib(peak_process() if device is None else device),
             "measured": "process" if device is None else "device",
-            "frame_chunk": plan.frame_chunk,
+            "frame_chunk": None if plan is None else plan.frame_chunk,
             "process_peak": _gib(peak_process()),
         },
         "outputs": {
@@ -118,7 +118,7 @@ def write_report(report: Mapping[str, Any], path: Path, *, overwrite: bool = Fal
 def summary(report: Mapping[str, Any]) -> str:
     """The short table for the screen, within its width."""
     scene, model, memory = report["scene"], report["model"], report["memory_GiB"]
-    size = scene["network_size"]
+    size, planned = scene["network_size"], memory["predicted_peak"]
     rows = [
         ("views", f"{scene['views']} of {size['width']}x{size['height']}"),
         (
@@ -134,8 +134,8 @@ def summary(report: Mapping[str, Any]) -> str:
         ("device", f"{report['device']['kind']}; {report['device']['machine']}"),
         (
             "memory",
-            f"{memory['measured_peak']:.2f} GiB peak of the {memory['measured']},"
-            f" {memory['predicted_peak']:.2f} GiB planned",
+            f"{memory['measured_peak']:.2f} GiB peak of the {memory['measured']}"
+            + ("" if planned is None else f", {planned:.2f} GiB planned"),
         ),
     ]
     rows += [(name, f"{value:8.2f} s") for name, value in report["seconds"].items()]
@@ -143,6 +143,7 @@ def summary(report: Mapping[str, Any]) -> str:
         (name, f"{out['path']}  {out['bytes'] / 1e6:,.1f} MB")
         for name, out in report["outputs"].items()
     ]
+    rows += [("video", line) for line in report.get("video", {}).get("summary", [])]
     if cameras := scene["known_cameras"]:
         text = (
             f"{cameras['known']}; predicted ones are {cameras['median_rotation_degrees']:.2f}"

@@ -13,6 +13,7 @@ from lite3r_jax import exports
 from lite3r_jax.backbones.base import POINTS, get_backbone
 from lite3r_jax.data.known_cameras import KnownCameras
 from lite3r_jax.data.photos import PhotoSet, UnopenedScene, list_scenes
+from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError, printable
 from lite3r_jax.experiment import Experiment, require, to_config
 from lite3r_jax.exports.masks import check_masks
@@ -21,9 +22,12 @@ from lite3r_jax.infer import report as reports
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.reconstruct import Reconstructor
+from lite3r_jax.long_video.chunks import plan_chunks
+from lite3r_jax.long_video.frames import Frames, open_frames
 from lite3r_jax.models import CheckedModel, check_model
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
+from lite3r_jax.runs.long_video import check_chunked, run_chunks
 from lite3r_jax.runs.results import ResultFolder, made_of, refuse_other
 from lite3r_jax.scene import PointSource, check_names
 from lite3r_jax.weights import hub
@@ -71,6 +75,8 @@ def reconstruct_files(experiment: Experiment) -> Reconstructions:
     """
     require(experiment, "input", "weights")
     formats = exports.parse_formats(experiment.formats)
+    if experiment.video.chunk:
+        check_chunked(experiment)
     with ExitStack() as locks:
         if experiment.output:
             locks.enter_context(locked(Path(experiment.output), "reconstruct"))
@@ -84,7 +90,14 @@ def _reconstruct_files(
     scenes = find(experiment)
     several = len(scenes) > 1
     # one scene is looked at before anything else; many videos do not fit into memory at once
-    opened = {} if several else {scenes[0].name: open_scene(experiment, scenes[0], started)}
+    opened: dict[str, PhotoSet] = {}
+    frames: dict[str, Frames] = {}
+    if not several:
+        first = open_any(experiment, scenes[0], started)
+        if isinstance(first, PhotoSet):
+            opened[scenes[0].name] = first
+        else:
+            frames[scenes[0].name] = first
     known = known_cameras(experiment, scenes, opened)
     _check_masks(experiment, scenes, opened)
     if experiment.refine.on:
@@ -114,13 +127,17 @@ def _reconstruct_files(
             continue
         progress = Progress(not experiment.quiet)
         try:
-            photos = opened.get(name) or open_scene(experiment, unopened, progress)
+            photos = opened.get(name) or frames.get(name)
+            photos = photos or open_any(experiment, unopened, progress)
             if not experiment.quiet:
-                print(f"{where}: {len(photos.photos)} views", flush=True)
+                print(f"{where}: {described(photos, experiment.video)}", flush=True)
             progress.seconds = started.seconds | progress.seconds
             path = folders[name].path
             with nullcontext() if path == mine else locked(path, "reconstruct"):
-                run_one(photos, folders[name], progress)
+                if isinstance(photos, PhotoSet):
+                    run_one(photos, folders[name], progress)
+                else:
+                    run_chunks(run_one, photos, folders[name], progress)
             done[name] = path
         except InputError as error:
             if not several:
@@ -163,6 +180,7 @@ class SceneRun:
             known=known,
             compute=experiment.compute,
             refine=refinement_of(experiment),
+            descriptors=bool(experiment.video.chunk and experiment.video.loops),
         )
         self.several = several
         self._set(experiment, formats)
@@ -226,7 +244,7 @@ class SceneRun:
 
     def _export_options(self, photos: PhotoSet) -> exports.ExportOptions:
         """With the scene's own masks, where there are several scenes, and its name as title."""
-        options = _titled(self.experiment.export, photos.name)
+        options = titled(self.experiment.export, photos.name)
         masks = options.points.mask_folder
         if not (self.several and masks):
             return options
@@ -317,6 +335,37 @@ def open_scene(experiment: Experiment, unopened: UnopenedScene, progress: Progre
         photos = unopened.open(tick)
     check_names(tuple(photo.name for photo in photos.photos))
     return photos
+
+
+def open_any(
+    experiment: Experiment, unopened: UnopenedScene, progress: Progress
+) -> "PhotoSet | Frames":
+    """The photos of a scene; or of a video that is longer than a chunk, frames to be read later.
+
+    Raises:
+        InputError: as `open_scene`; `video.chunk` is set for photos whose names tell no order.
+    """
+    video = experiment.video
+    if not video.chunk:
+        return open_scene(experiment, unopened, progress)
+    with progress.stage("find frames") as tick:
+        frames = open_frames(unopened, video, experiment.images.max_pixels, tick)
+    if len(frames.names) <= video.chunk:
+        return open_scene(experiment, unopened, progress)
+    check_names(frames.names)
+    return frames
+
+
+def described(photos: "PhotoSet | Frames", video: VideoOptions) -> str:
+    """How much a scene has, and where chunks were asked for, how it is run."""
+    if isinstance(photos, PhotoSet):
+        one = f", one pass, since a chunk has {video.chunk}" if video.chunk else ""
+        return f"{len(photos.photos)} views{one}"
+    count = len(plan_chunks(len(photos.names), video.chunk, video.shared))
+    return (
+        f"{len(photos.names)} frames in {count} chunks of {video.chunk}, of which neighbors share"
+        f" {video.shared}"
+    )
 
 
 def known_cameras(
@@ -419,7 +468,7 @@ def _heads(experiment: Experiment, checked: CheckedModel, points: PointSource) -
     return heads + list(experiment.cameras.heads(kind))
 
 
-def _titled(options: exports.ExportOptions, name: str) -> exports.ExportOptions:
+def titled(options: exports.ExportOptions, name: str) -> exports.ExportOptions:
     """With the name of the scene as the title of the page, unless another was asked for."""
     if options.page.title != exports.PageOptions.title:
         return options

@@ -14,6 +14,9 @@ from lite3r_jax import exports
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, to_config
 from lite3r_jax.infer import report as reports
+from lite3r_jax.long_video import outputs as long_video
+from lite3r_jax.long_video.outputs import PARTS
+from lite3r_jax.long_video.store import CHUNKS
 from lite3r_jax.weights import strict_json
 
 DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "refine", "export")
@@ -62,11 +65,14 @@ class ResultFolder:
 
     def planned(self) -> list[Path]:
         """All files and folders that will be in it."""
-        return [*exports.planned(self.path, self.formats), self.path / reports.FILE_NAME]
+        own = long_video.planned if self._in_chunks() else exports.planned
+        return [*own(self.path, self.formats), self.path / reports.FILE_NAME]
 
     def existing(self) -> list[Path]:
-        """Those that are there."""
-        return [path for path in self.planned() if os.path.lexists(path)]
+        """Those that are there, and what a run in chunks that was stopped has left."""
+        chunks = [self.path / CHUNKS] if self._in_chunks() else []
+        every = dict.fromkeys([*self.planned(), *chunks])
+        return [path for path in every if os.path.lexists(path)]
 
     def state(self) -> State:
         """new: nothing is there; done: all is, of the same settings, model and input.
@@ -79,16 +85,23 @@ class ResultFolder:
         report = self._report()
         if report.get("made_of") != self.key:
             return "other"
-        complete = report.get("finished") is True and len(existing) == len(self.planned())
+        complete = report.get("finished") is True and set(self.planned()) <= set(existing)
         return "done" if complete else "unfinished"
 
-    def begin(self) -> frozenset[str]:
-        """Note that a run has begun; gives the formats of the run before."""
+    def begin(self, *, chunks: bool = False) -> frozenset[str]:
+        """Note that a run has begun; gives the formats of the run before.
+
+        Args:
+            chunks: whether it is of a video in chunks. Those of other settings, weights or videos
+                go.
+        """
         report = self._report()
+        if report.get("in_chunks") is True and report.get("made_of") != self.key:
+            self.forget_chunks()
         older = report.get("outputs")
         names = set(older) if isinstance(older, dict) else set()
         outputs = {name: {} for name in (*sorted(names & set(exports.FORMATS)), *self.formats)}
-        note = {"made_of": self.key, "finished": False, "outputs": outputs}
+        note = {"made_of": self.key, "finished": False, "in_chunks": chunks, "outputs": outputs}
         reports.write_report(note, self.path / reports.FILE_NAME, overwrite=True)
         return frozenset(names & set(exports.FORMATS))
 
@@ -98,7 +111,7 @@ class ResultFolder:
         for path in exports.planned(self.path, sorted(older)) if older else ():
             if path not in mine:
                 _remove(path)
-        whole = {**report, "made_of": self.key, "finished": True}
+        whole = {**report, "made_of": self.key, "finished": True, "in_chunks": self._in_chunks()}
         reports.write_report(whole, self.path / reports.FILE_NAME, overwrite=True)
 
     def give_up(self) -> None:
@@ -107,6 +120,14 @@ class ResultFolder:
             with suppress(OSError):
                 (self.path / reports.FILE_NAME).unlink()
                 self.path.rmdir()
+
+    def forget_chunks(self) -> None:
+        """Delete chunks of a video, and results of parts of it that did not hang together."""
+        for name in (CHUNKS, PARTS):
+            _remove(self.path / name)
+
+    def _in_chunks(self) -> bool:
+        return self._report().get("in_chunks") is True
 
     def _report(self) -> Mapping[str, Any]:
         try:

@@ -17,6 +17,7 @@ from lite3r_jax.attention.presets import parse_plan, plan_names
 from lite3r_jax.errors import InputError, printable
 from lite3r_jax.experiment import Experiment, changed, require
 from lite3r_jax.folder_lock import locked
+from lite3r_jax.runs.long_video import refuse_chunks
 from lite3r_jax.runs.recipes import settings_for
 from lite3r_jax.runs.reconstruct import about_bundled
 from lite3r_jax.runs.serve_engine import Process
@@ -212,6 +213,7 @@ def _bases(experiment: Experiment) -> dict[str, Experiment]:
     Raises:
         InputError: there are no such weights.
     """
+    refuse_chunks(experiment, "the service")
     limit = experiment.serve.max_photos
     frames = min(experiment.video.max_frames or limit, limit)
     first = replace(experiment, video=replace(experiment.video, max_frames=frames))

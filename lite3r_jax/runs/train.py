@@ -36,6 +36,7 @@ from lite3r_jax.precision import preset
 from lite3r_jax.runs.evaluate import Evaluation
 from lite3r_jax.runs.evaluate import evaluate as evaluate_models
 from lite3r_jax.runs.image_sizes import size_note
+from lite3r_jax.runs.long_video import refuse_chunks
 from lite3r_jax.small_teacher import task as small_teacher
 from lite3r_jax.training.code_version import code_version
 from lite3r_jax.training.loop import Diverged
@@ -189,6 +190,7 @@ def train_any(experiment: Experiment) -> Training:
         "precision": "distill.precision",
     }
     refuse_model_settings(experiment, instead)
+    refuse_chunks(experiment, "training")
     keep_freed_memory()
     options = experiment.train
     if experiment.distill.plan:

@@ -11,6 +11,7 @@ from lite3r_jax.experiment import Experiment, refuse_model_settings, require
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.progress import Progress
+from lite3r_jax.runs.long_video import refuse_chunks
 from lite3r_jax.runs.reconstruct import (
     build,
     check,
@@ -89,6 +90,7 @@ def _scene(experiment: Experiment) -> Scene:
         refuse_model_settings(experiment)
         return read_scene(Path(experiment.input))
     require(experiment, "weights")
+    refuse_chunks(experiment, "the viewer")
     progress = Progress(not experiment.quiet)
     scenes = find(experiment)
     if len(scenes) != 1:

@@ -75,6 +75,7 @@ class DA3(BackboneModel):
     camera_outputs = (
         "camera_head/translation", "camera_head/quaternion", "camera_head/field_of_view",
     )  # fmt: skip
+    view_tokens = "features"
     published_images: ClassVar = ImageInput("upper_bound_resize", 504)
     choices: ClassVar[Mapping[str, Choice]] = {
         "reference": Choice(

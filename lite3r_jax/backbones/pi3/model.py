@@ -68,6 +68,7 @@ class Pi3(BackboneModel):
     parts = PARTS
     taps = TAPS
     camera_outputs = ("camera_head/translation", "camera_head/rotation")
+    view_tokens = "trunk/tokens"
     published_images: ClassVar = ImageInput(AREA, 255_000)
     choices: ClassVar[Mapping[str, Choice]] = {
         "world": Choice(

@@ -77,6 +77,7 @@ class VGGT(BackboneModel):
     parts = PARTS
     taps = TAPS
     camera_outputs = ("camera_head/pose_branch/fc2",)
+    view_tokens = "trunk/tokens"
     inputs: ClassVar[Mapping[str, Input]] = {
         QUERIES: Input(("query_points",), "track", "[B, N, 2] (x, y) in pixels of the first view")
     }

@@ -1,0 +1,266 @@
+"""What a run on a long video has done so far, on disk: a folder for each chunk, a file a loop.
+
+    chunks/000012/predictions.npz   the scene of the chunk in its own world, as npz has it
+    chunks/000012/views.npz         cameras and descriptors of its views, some of its points
+    chunks/000012/chunk.json        its frames, and how it fits onto the chunk before
+    chunks/loops/000003-000017.json a loop that was tried, taken or not
+
+A folder or file appears under its name when it is complete; so what is there counts, and a run that
+was killed goes on with what is not.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.exports.npz import read_npz, write_npz
+from lite3r_jax.files import atomic_write
+from lite3r_jax.geometry import Sim3
+from lite3r_jax.long_video.chunks import Chunk
+from lite3r_jax.long_video.joint import Joint, unprojected
+from lite3r_jax.long_video.loops import Candidate, Loop, described
+from lite3r_jax.npz_file import open_npz
+from lite3r_jax.scene import Scene
+from lite3r_jax.weights import strict_json
+
+CHUNKS = "chunks"
+"""Name of the folder in the folder of results."""
+_SAMPLE = 2000  # points of a chunk by which the size of the whole is told
+_ARRAYS = {
+    "extrinsics": ("<f4", 3), "intrinsics": ("<f4", 3), "boxes": ("<f4", 2),
+    "source_sizes": ("<i8", 2), "descriptors": ("<f2", 2), "sample": ("<f4", 2),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkViews:
+    """What is small of a chunk.
+
+    Attributes:
+        extrinsics: float32 [S, 3, 4], see `Scene`, and so are the next three.
+        intrinsics: float32 [S, 3, 3].
+        boxes: float32 [S, 4].
+        source_sizes: int [S, 2].
+        size: (height, width) of the network images.
+        unit: see `Scene`.
+        descriptors: float16 [K, D] of the views `loops.described`; K is 0 where there are none.
+        sample: float32 [N, 3], points of it.
+        depth: median depth.
+        joint: how it fits onto the chunk before; None for the first.
+    """
+
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    boxes: np.ndarray
+    source_sizes: np.ndarray
+    size: tuple[int, int]
+    unit: str
+    descriptors: np.ndarray
+    sample: np.ndarray
+    depth: float
+    joint: Joint | None
+
+    @property
+    def centers(self) -> np.ndarray:
+        """float64 [S, 3], of the cameras in the world of the chunk."""
+        rotation = self.extrinsics[..., :3].astype(np.float64).swapaxes(-1, -2)
+        return -(rotation @ self.extrinsics[..., 3:].astype(np.float64))[..., 0]
+
+
+class Store:
+    """Chunks and loops that are done."""
+
+    def __init__(self, results: Path):
+        """Args: results: folder of results; its folder `CHUNKS` is used."""
+        self.folder = results / CHUNKS
+
+    def has(self, chunk: Chunk) -> bool:
+        """Whether the chunk is done."""
+        return self._chunk(chunk).is_dir()
+
+    def write(
+        self, chunk: Chunk, scene: Scene, descriptors: np.ndarray | None, joint: Joint | None
+    ) -> None:
+        """Keep a chunk.
+
+        Args:
+            chunk: it.
+            scene: in its own world.
+            descriptors: float [S, D] of its views; None without.
+            joint: how it fits onto the chunk before; None for the first.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        views = described(scene.views)
+        kept = np.zeros((0, 0)) if descriptors is None else descriptors[views]
+        sample, depth = _sample(scene)
+        arrays = {
+            "descriptors": kept / max(float(np.abs(kept).max(initial=0)), 1e-12), "sample": sample
+        } | {
+            name: getattr(scene, name)
+            for name in ("extrinsics", "intrinsics", "boxes", "source_sizes")
+        }  # fmt: skip
+        typed: dict[str, Any] = {
+            name: np.asarray(arrays[name], kind) for name, (kind, _) in _ARRAYS.items()
+        }
+        facts = {
+            "first_frame": scene.names[0], "last_frame": scene.names[-1], "views": scene.views,
+            "height": scene.size[0], "width": scene.size[1], "unit": scene.unit, "depth": depth,
+            "joint": None if joint is None else _joint_json(joint),
+        }  # fmt: skip
+        with atomic_write(self._chunk(chunk)) as partial:
+            partial.mkdir()
+            write_npz(scene, partial / "predictions.npz")
+            with (partial / "views.npz").open("wb") as file:
+                np.savez(file, **typed)
+            (partial / "chunk.json").write_bytes(strict_json.dump(facts))
+
+    def views(self, chunk: Chunk) -> ChunkViews:
+        """What is small of a chunk that is done.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        with self._checked(chunk) as folder:
+            facts = strict_json.read_object(folder / "chunk.json")
+            with open_npz(folder / "views.npz") as file:
+                arrays = {name: file.read(name, *kind) for name, kind in _ARRAYS.items()}
+            if facts["views"] != len(chunk) or len(arrays["extrinsics"]) != len(chunk):
+                raise InputError(f"{folder}: has {facts['views']} views, expected {len(chunk)}")
+            joint = facts["joint"]
+            return ChunkViews(
+                **arrays,
+                size=(int(facts["height"]), int(facts["width"])),
+                unit=str(facts["unit"]),
+                depth=float(facts["depth"]),
+                joint=None if joint is None else _joint_of(joint),
+            )
+
+    def scene(self, chunk: Chunk) -> Scene:
+        """The scene of a chunk that is done, in its own world, without photos.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        with self._checked(chunk) as folder:
+            return read_npz(folder / "predictions.npz")
+
+    def loop(self, candidate: Candidate) -> Loop | None:
+        """A loop that was tried before; None if it was not.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = self._loop(candidate)
+        if not path.is_file():
+            return None
+        with _Damage(path):
+            data = strict_json.read_object(path)
+            frames = (data["first_frame"], data["second_frame"])
+            if frames != (candidate.first_frame, candidate.second_frame):
+                raise InputError(f"{path}: is of the frames {frames}")
+            similarity = data["similarity"]
+            return Loop(
+                candidate,
+                None if similarity is None else _sim3_of(similarity),
+                float(data["error"]),
+                float(data["seen"]),
+                str(data["fault"]),
+            )
+
+    def write_loop(self, loop: Loop) -> None:
+        """Keep what became of a candidate.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        data = {
+            "first_frame": loop.candidate.first_frame,
+            "second_frame": loop.candidate.second_frame,
+            "similarity": None if loop.similarity is None else sim3_json(loop.similarity),
+            "error": loop.error, "seen": loop.seen, "fault": loop.fault,
+        }  # fmt: skip
+        with atomic_write(self._loop(loop.candidate)) as partial:
+            partial.write_bytes(strict_json.dump(data))
+
+    def remove(self) -> None:
+        """Delete all that was kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _chunk(self, chunk: Chunk) -> Path:
+        return self.folder / f"{chunk.index:06d}"
+
+    def _loop(self, candidate: Candidate) -> Path:
+        return self.folder / "loops" / f"{candidate.first:06d}-{candidate.second:06d}.json"
+
+    def _checked(self, chunk: Chunk) -> "_Damage":
+        return _Damage(self._chunk(chunk))
+
+
+class _Damage:
+    """Errors of reading what is kept, with what to do about them."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> Path:
+        return self._path
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError | LookupError | TypeError | ValueError):
+            raise InputError(
+                f"{self._path}: cannot be used again ({error}); delete it, and the same command"
+                " makes it anew"
+            ) from error
+
+
+def _sample(scene: Scene) -> tuple[np.ndarray, float]:
+    """(some points float32 [N, 3], median depth)."""
+    height, width = scene.size
+    step = max(1, int(np.sqrt(scene.views * height * width / _SAMPLE)))
+    rows, columns = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
+    depth = scene.depth[:, rows][:, :, columns].astype(np.float64)
+    valid = scene.inside()[:, rows][:, :, columns] & np.isfinite(depth) & (depth > 0)
+    points = unprojected(scene, depth, rows, columns)[valid].astype(np.float32)
+    return points, float(np.median(depth[valid])) if valid.any() else 1.0
+
+
+def sim3_json(sim3: Sim3) -> dict[str, Any]:
+    """A similarity as JSON: y = scale * rotation x + translation."""
+    return {
+        "scale": float(sim3.scale),
+        "rotation": np.asarray(sim3.rotation).tolist(),
+        "translation": np.asarray(sim3.translation).tolist(),
+    }
+
+
+def _sim3_of(data: Mapping[str, Any]) -> Sim3:
+    rotation = np.asarray(data["rotation"], np.float64).reshape(3, 3)
+    translation = np.asarray(data["translation"], np.float64).reshape(3)
+    return Sim3(np.float64(data["scale"]), rotation, translation)
+
+
+def _joint_json(joint: Joint) -> dict[str, Any]:
+    similarity = joint.similarity
+    return {
+        "similarity": None if similarity is None else sim3_json(similarity),
+        "agreeing": joint.agreeing, "error": joint.error, "degrees": joint.degrees,
+        "fault": joint.fault,
+    }  # fmt: skip
+
+
+def _joint_of(data: Mapping[str, Any]) -> Joint:
+    similarity = data["similarity"]
+    return Joint(
+        None if similarity is None else _sim3_of(similarity),
+        float(data["agreeing"]),
+        float(data["error"]),
+        float(data["degrees"]),
+        str(data["fault"]),
+    )
