@@ -18,7 +18,7 @@ NEWEST_PYTHON ?= $(firstword $(shell for v in 13 12; do for p in python3.$$v \
 WITH_TORCH = $(shell grep -rl '^import torch' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-newest test-without-torch newest-python test-gpu-compile parity docs lint format fuzz licenses audit clean
+.PHONY: help demo test test-slow test-newest test-without-torch newest-python test-gpu-compile test-tpu-compile parity docs lint format fuzz licenses audit clean
 .NOTPARALLEL:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test-slow  the tests marked slow, and golden parity compiled as users do; needs Chromium"
 	@echo "make test-newest  the default tests with the newest Python (3.12, 3.13) and the newest jax"
 	@echo "make test-gpu-compile  compiles the kernels for an H200, without one, against budgets"
+	@echo "make test-tpu-compile  compiles the kernels for TPU v5e, v5p and v6e, without one"
 	@echo "make fuzz       CASES (3000) damaged files for every reader; rewrites the figures of docs/reliability.md"
 	@echo "make licenses   the licenses of everything that the package needs when it runs"
 	@echo "make audit      known vulnerabilities of the versions in constraints.txt; needs the network"
@@ -59,6 +60,9 @@ test-without-torch: $(VENV)/.test
 
 test-gpu-compile: $(VENV)/.gpu
 	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile
+
+test-tpu-compile: $(VENV)/.tpu
+	PYTHONPATH=$(VENV)/tpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m tpu_compile tests/tpu_compile
 
 parity: $(VENV)/.dev
 	$(RUN) -m pytest -m "slow or not slow" --parity-table=docs/parity.md
@@ -101,6 +105,14 @@ $(VENV)/.gpu: $(VENV)/.dev
 	version=$$($(RUN) -c 'import jax; print(jax.__version__)') && $(RUN) -m pip install --quiet \
 		--target $(VENV)/gpu --upgrade --no-deps jax-cuda13-plugin==$$version \
 		jax-cuda13-pjrt==$$version 'nvidia-cuda-nvcc>=13,<13.1'
+	@touch $@
+
+# XLA's compiler for TPUs, in the version that jax names; in a folder of its own, since jax looks for
+# TPUs where it finds it.
+$(VENV)/.tpu: $(VENV)/.dev
+	libtpu=$$($(RUN) -c 'import importlib.metadata as m; print(next(r.split(";")[0].strip() for r in \
+		m.requires("jax") if r.startswith("libtpu")))') && $(RUN) -m pip install --quiet \
+		--target $(VENV)/tpu --upgrade --no-deps "$$libtpu"
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.docs $(VENV)/.test $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt

@@ -38,7 +38,7 @@ class Device:
 
     Attributes:
         platform: "cpu", "gpu" or "tpu".
-        kind: its name, as "NVIDIA H200".
+        kind: its name, as "NVIDIA H200" or "TPU v5 lite"; "cpu" for a CPU.
         compute_capability: of an NVIDIA GPU, as 9.0; None where there is none, and for a described
             GPU whose name is not known here: a description has no more than a name.
         described: it is not the one that is here: programs are compiled for it and not run.
@@ -60,6 +60,16 @@ class Device:
     def is_hopper(self) -> bool:
         """An H100, H200, GH200 or their like."""
         return self.compute_capability == 9.0
+
+    @property
+    def is_old_tpu(self) -> bool:
+        """A TPU before v5e, with 16 MiB of vector memory or less per core."""
+        return re.search(r"\bTPU v[234]\b", self.kind) is not None
+
+    @property
+    def multiplies_no_float8(self) -> bool:
+        """A TPU before v6e, for which jax's table of TPUs has no rate of float8 products."""
+        return re.search(r"\bTPU v[2345]", self.kind) is not None
 
 
 def device() -> Device:
@@ -104,7 +114,7 @@ def driver_version() -> str | None:
 def unfit_for_triton(device: Device) -> str | None:
     """Why no kernel through Pallas' Triton lowering runs on a device, or None."""
     if device.platform != "gpu":
-        return f"its kernels are for NVIDIA GPUs and this is {device.platform}"
+        return f"its kernels are for NVIDIA GPUs and this is {device.kind}"
     if device.compute_capability is None:
         return (
             f"its kernels are for NVIDIA GPUs of compute capability {LEAST_CAPABILITY} or more and"

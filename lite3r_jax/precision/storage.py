@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.kernels.fp8.fused import OPERATOR
+from lite3r_jax.kernels.fp8.fused import OPERATOR, without_products
 from lite3r_jax.kernels.fp8.quantize import quantize
 from lite3r_jax.kernels.fp8.reference import FormatName
 from lite3r_jax.layers.fp8 import Fp8Linear
@@ -70,7 +70,8 @@ def deploy(
             used.
         kind: "fp8_weight_only": activations stay as they are, whatever the rules say.
             "fp8_dynamic": activations get scales per token at run time, and float8 is multiplied by
-            float8; on devices without such a product XLA converts, which is right but slow.
+            float8; on a CPU and on GPUs without such a product XLA converts, which is right but
+            slow, and on TPUs without it, v5e and v5p, this is refused.
         count: as for `apply_precision`.
         rest: dtype in which parameters are held that no rule is for; None: as they are.
         implementation: of products with quantized activations, a name in
@@ -79,12 +80,15 @@ def deploy(
             holds everywhere, and a call that it cannot run is a ValueError.
 
     Raises:
-        InputError: see `apply_precision`; an unknown kind; a rule that cannot be deployed.
+        InputError: see `apply_precision`; an unknown kind, or one that this device has not; a rule
+            that cannot be deployed.
         ValueError: an unknown implementation.
     """
     OPERATOR.check_name(implementation)
     if kind not in ("fp8_weight_only", "fp8_dynamic"):
         raise InputError(f"deploy: kind {kind!r} is not known; choose fp8_weight_only, fp8_dynamic")
+    if kind == "fp8_dynamic" and (reason := without_products()):
+        raise InputError(f"deploy: {reason}; choose fp8_weight_only or bfloat16")
     for rule in rules:
         if not isinstance(rule, Fp8Rule) or not (rule.full or rule.weights):
             raise InputError(f"deploy: {rule} stores no float8 weights; it can only be simulated")

@@ -12,11 +12,20 @@ from lite3r_jax.kernels.target import Device
 GPU = Device("gpu", "NVIDIA H200", 9.0, driver="580.65.06")
 
 
-@contextlib.contextmanager
 def described_gpu(kind="NVIDIA H200"):
     """What is traced inside is for that GPU, on which no kernel was proven."""
-    gpu = jax.sharding.AbstractDevice(kind, num_cores=None, platform="cuda")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
+    return _described(kind, None, "cuda")
+
+
+def described_tpu(kind="TPU v5 lite"):
+    """As `described_gpu`, for a TPU."""
+    return _described(kind, 1, "tpu")
+
+
+@contextlib.contextmanager
+def _described(kind, cores, platform):
+    device = jax.sharding.AbstractDevice(kind, num_cores=cores, platform=platform)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     with (
         tempfile.TemporaryDirectory() as folder,
         proofs.kept_in(Path(folder)),
@@ -29,6 +38,13 @@ def described_gpu(kind="NVIDIA H200"):
 def proven_gpu(kind="NVIDIA H200"):
     """As `described_gpu`, and every kernel was proven on it."""
     with described_gpu(kind), proofs.assumed():
+        yield
+
+
+@contextlib.contextmanager
+def proven_tpu(kind="TPU v5 lite"):
+    """As `proven_gpu`, for a TPU."""
+    with described_tpu(kind), proofs.assumed():
         yield
 
 

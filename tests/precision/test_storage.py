@@ -16,6 +16,7 @@ from lite3r_jax.precision import (
     preset,
 )
 from lite3r_jax.training import parameters
+from tests.kernels.devices import described_tpu
 from tests.precision.net import ALL
 
 
@@ -62,6 +63,17 @@ def test_deployment_names_what_it_does_not_know(net):
         deploy(net, (Fp8Rule("layers", weights=None),), "fp8_dynamic")
     with pytest.raises(InputError, match="quantize 5 Linears, expected 6"):
         deploy(net, ALL, "fp8_dynamic", count=6)
+
+
+def test_float8_products_are_refused_by_name_on_a_tpu_that_has_none(net):
+    for kind in ("TPU v5 lite", "TPU v5"):
+        with described_tpu(kind):
+            with pytest.raises(InputError, match=f"{kind} has no float8 products, .*weight_only"):
+                deploy(net, ALL, "fp8_dynamic")
+            deploy(net, ALL, "fp8_weight_only")
+            apply_precision(net, ALL)
+    with described_tpu("TPU v6 lite"):
+        deploy(net, ALL, "fp8_dynamic")
 
 
 @pytest.mark.slow

@@ -12,3 +12,11 @@ def test_a_variant_has_its_settings_and_the_forms_of_a_gpu():
     (rule,) = plan("sla_global", keep=0.1, implementation="triton").rules
     assert sparse.rules == (rule,) and sparse.default == Dense("blocked")
     assert parse_plan("sla_global(keep=0.1)").rules[0].spec != rule.spec
+
+
+def test_a_variant_has_the_forms_of_a_tpu_where_it_is_planned_for_one():
+    (row,) = parse_variants("sla_global(keep=0.1)-bfloat16")
+    for chip in ("v5e", "v5p", "v6e"):
+        (rule,) = plan("sla_global", keep=0.1, implementation="tpu").rules
+        assert planned(row, chip).rules == (rule,)
+        assert planned(row, chip).default == Dense("blocked")

@@ -1,19 +1,21 @@
-"""Time a forward pass and its memory on this machine, or plan it for an H200 without one.
+"""Time a forward pass and its memory on this machine, or plan it for a device that is not here.
 
     python -m tools.benchmark.forward WEIGHTS --views 2 --height 392 --width 518
     python -m tools.benchmark.forward --backbone da3 --views 2 --height 378 --width 504
     python -m tools.benchmark.forward --backbone pi3 --views 2 --height 434 --width 574
     python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
     python -m tools.benchmark.forward --plan h200 --views 2 --row sla_global-fp8_dynamic
+    python -m tools.benchmark.forward --plan v5e --views 2 8 --row "sla_global(keep=0.1)-bfloat16"
 
 WEIGHTS is a converted directory; without it a model with random weights is made, of the backbone's
 published size (VGGT-1B, DA3-Large, Pi3) or of the sizes in --config. Every number of views is
 compiled apart; compile time is not part of the run time.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
-version, no GPU and no driver) and prints XLA's memory plan. cuDNN cannot be compiled for that way,
-so the plan has the blocked form of dense attention. With --row it is that of a model as
-`--mode=bench` has it, ATTENTION-PRECISION, with the Triton kernels of sparse attention.
+version, no GPU and no driver) and prints XLA's memory plan; `--plan v5e`, `v5p` and `v6e` for one
+TPU chip (see `tools.benchmark.tpu`). cuDNN cannot be compiled for that way, so the plan has the
+blocked form of dense attention. With --row it is that of a model as `--mode=bench` has it,
+ATTENTION-PRECISION, with the kernels that sparse attention has for the device.
 """
 
 import argparse
@@ -40,6 +42,7 @@ from lite3r_jax.kernels import proofs
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
+from tools.benchmark import tpu
 
 GIB = 2**30
 
@@ -50,7 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", nargs="?", type=Path)
-    parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
+    parser.add_argument("--plan", choices=["h200", *tpu.CHIPS], help="compile only, for this")
     parser.add_argument("--backbone", choices=backbone_names(), default="vggt")
     parser.add_argument("--config", type=Path, help="JSON sizes of a model with random weights")
     parser.add_argument("--views", type=int, nargs="+", default=[2])
@@ -86,7 +89,9 @@ def run(args: argparse.Namespace) -> None:
         row = parse_variants(args.row, where="--row")[0]
         low = row.precision.startswith("fp8")
         compute = jnp.dtype("bfloat16" if low else row.precision)
-        plan(args, as_row(abstract(planned(row), compute, held_dtype(row)), row), row.name)
+        plan(
+            args, as_row(abstract(planned(row, args.plan), compute, held_dtype(row)), row), row.name
+        )
         return
     if args.plan:
         plan(args, abstract(Plan(default=Dense("blocked"))), f"{args.dtype}, attention: blocked")
@@ -103,20 +108,21 @@ def run(args: argparse.Namespace) -> None:
         measure(model, views, args)
 
 
-def planned(row: Variant) -> Plan:
-    """The attention of a row as a GPU computes it, on a machine without one."""
+def planned(row: Variant, device: str = "h200") -> Plan:
+    """The attention of a row as a device computes it, on a machine without one."""
+    kernels = "tpu" if device in tpu.CHIPS else "triton"
     plan = parse_plan(row.attention)
-    rules = tuple(replace(rule, spec=_on_gpu(rule.spec)) for rule in plan.rules)
-    return Plan(rules, _on_gpu(plan.default))
+    rules = tuple(replace(rule, spec=_by(kernels, rule.spec)) for rule in plan.rules)
+    return Plan(rules, _by(kernels, plan.default))
 
 
-def _on_gpu(spec: AttentionStrategy) -> AttentionStrategy:
+def _by(kernels: str, spec: AttentionStrategy) -> AttentionStrategy:
     if isinstance(spec, Dense):  # cuDNN's needs a GPU to be compiled
         return replace(spec, implementation="blocked")
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    inner = {n: _on_gpu(v) for n, v in values.items() if isinstance(v, AttentionStrategy)}
-    kernels = {"implementation": "triton"} if "implementation" in values else {}
-    return replace(spec, **inner, **kernels)
+    inner = {n: _by(kernels, v) for n, v in values.items() if isinstance(v, AttentionStrategy)}
+    named = {"implementation": kernels} if "implementation" in values else {}
+    return replace(spec, **inner, **named)
 
 
 def as_row(model: Any, row: Variant) -> Any:
@@ -173,7 +179,8 @@ def plan(args: argparse.Namespace, model: Any, what: str) -> None:
         lowered = lower(model, (1, views, args.height, args.width, 3), args.frame_chunk, args.plan)
         traced = time.perf_counter() - start
         # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
-        compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
+        options: Any = {"xla_gpu_enable_triton_gemm": False} if args.plan == "h200" else None
+        compiled = lowered.compile(options)
         seconds = time.perf_counter() - start - traced
         m = compiled.memory_analysis()
         assert m is not None, "XLA gives no memory plan for this device"
@@ -199,13 +206,15 @@ def lower(
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
-    config = (Path(__file__).parent / f"{device}.txtpb").read_text()
-    topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
-    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
+    if device in tpu.CHIPS:
+        mesh = tpu.mesh(device)
+    else:
+        config = (Path(__file__).parent / f"{device}.txtpb").read_text()
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=config, topology="1x1x1"
+        )
+        mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
     here = NamedSharding(mesh, PartitionSpec())
-
-    gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
-    on_gpu = jax.sharding.AbstractMesh((), (), abstract_device=gpu)  # what kernels are chosen for
 
     def described(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
@@ -216,8 +225,13 @@ def lower(
         return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
 
     images = described(jax.ShapeDtypeStruct(shape, jnp.float32))
+    state = jax.tree.map(described, state)
+    if device in tpu.CHIPS:
+        return tpu.lower(device, forward, state, images)
+    gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
+    on_gpu = jax.sharding.AbstractMesh((), (), abstract_device=gpu)  # what kernels are chosen for
     with proofs.assumed(), jax.sharding.use_abstract_mesh(on_gpu):
-        traced = jax.jit(forward).trace(jax.tree.map(described, state), images)
+        traced = jax.jit(forward).trace(state, images)
         return traced.lower(lowering_platforms=("cuda",))
 
 

@@ -39,8 +39,10 @@ PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
         ),
     }
 )
+# Platforms that kernels of this package are for.
+_CHECKED = ("gpu", "tpu")
 NO_GPU = (
-    "There is no GPU: kernels are not checked, and what follows is a rehearsal at small sizes,"
+    "There is no GPU: its kernels are not checked, and what follows is a rehearsal at small sizes,"
     " whose times say nothing about a GPU."
 )
 
@@ -101,7 +103,7 @@ def gpu_check(
     device = found_device()
     on_gpu = device.platform == "gpu"
     sizes = REAL if on_gpu else REHEARSAL
-    if on_gpu:
+    if device.platform in _CHECKED:
         proofs.check_folder()
     report(
         f"lite3r_jax {proofs.package_version()}, jax {jax.__version__}, {device.kind},"
@@ -159,8 +161,8 @@ def _checks(device: Device, end: float, report: Callable[[str], None]) -> Iterat
         for row in OPERATORS[name].implementations:
             if not row.needs_proof:
                 continue
-            if device.platform != "gpu":
-                report(f"{name} {row.name}: not checked, its kernels are for NVIDIA GPUs")
+            if device.platform not in _CHECKED:
+                report(f"{name} {row.name}: not checked, its kernels are for GPUs or TPUs")
                 continue
             try:
                 yield self_check(OPERATORS[name], row.name, run, device=device, report=report)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lite3r_jax.kernels.block_map.limits import unsupported
+from lite3r_jax.kernels.block_map.limits import unsupported, unsupported_tpu
 from lite3r_jax.kernels.block_map.select import select_sorted
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
 from lite3r_jax.kernels.registry import Implementation, Operator
@@ -34,6 +34,14 @@ def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
     return unfit_for_triton(device) or unsupported(call.head_dim, call.dtype)
 
 
+def _refuses_tpu(device: Device, call: SelectionCall) -> str | None:
+    if device.platform != "tpu":
+        return f"its kernel is for TPUs and this is {device.kind}"
+    if device.is_old_tpu:
+        return f"its kernel is for TPU v5e, v5p, v6e or later and this is {device.kind}"
+    return unsupported_tpu(call.dtype)
+
+
 def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
     # Imported when it is used: the package must not need the kernel's lowering.
     from lite3r_jax.kernels.block_map.pallas_triton import select_triton
@@ -41,12 +49,19 @@ def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
     return select_triton(*args, **settings)
 
 
-# `run` is called as `select.select_sorted`, but for `chunk`.
+def _tpu(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
+    from lite3r_jax.kernels.block_map.pallas_tpu import select_tpu
+
+    return select_tpu(*args, **settings)
+
+
+# `run` is called as `select.select_sorted`, but for `chunk` and `choose`.
 OPERATOR = Operator(
     "block_map",
     (
         Implementation("sorted", select_sorted),
         Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+        Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
     Path(__file__).parent,
     lambda call: f"head dim {call.head_dim}",

@@ -1,4 +1,4 @@
-"""What the GPU kernel of the block selection is made for; importing this needs no kernel."""
+"""What the kernels of the block selection are made for; importing this needs no kernel."""
 
 from typing import Any
 
@@ -8,9 +8,14 @@ HEAD_DIMS = (64, 128)
 
 
 def unsupported(head_dim: int, dtype: Any) -> str | None:
-    """Why the kernel is not made for pooled tokens of this kind, or None; whatever the device."""
+    """Why the GPU kernel is not made for pooled tokens of this kind, or None; on any device."""
     if head_dim not in HEAD_DIMS:
         return f"head dim {head_dim} is not one of {HEAD_DIMS}"
+    return unsupported_tpu(dtype)
+
+
+def unsupported_tpu(dtype: Any) -> str | None:
+    """Why the TPU kernel is not made for pooled tokens of this dtype, or None; on any device."""
     if dtype != jnp.float32:
         return f"its scores are float32 and not {jnp.dtype(dtype)}"
     return None

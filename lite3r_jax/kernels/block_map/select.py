@@ -1,5 +1,8 @@
 """The block selection in plain JAX: `lax.top_k` of the scores of some query blocks at a time."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +24,7 @@ def select_sorted(
     top: int,
     bottom: int,
     chunk: int | None = None,
+    choose: Callable[..., Any] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Choose key blocks by the scores q k^T of pooled queries and keys.
 
@@ -33,6 +37,7 @@ def select_sorted(
         top: blocks chosen per row by highest score.
         bottom: blocks then chosen per row by lowest score.
         chunk: query blocks whose scores are held at a time; by default as many as 64 MiB hold.
+        choose: by scores [B, N, rows, Mk], in place of `pick`.
 
     Returns:
         As `pick`, [B, N, Mq, A + top] and [B, N, Mq, bottom]; nothing in rows that are not used.
@@ -43,12 +48,13 @@ def select_sorted(
         chunk = max(1, _SCORES // (b * n * columns))
     chunk = min(chunk, rows)
     chunks = block_count(rows, chunk)
+    choose = choose or pick
 
     def some_rows(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         some_q, used = part
         # Block scores decide: full float32 products, also where a GPU would take TF32.
         scores = jnp.einsum("bnid,bnjd->bnij", some_q, k, precision="highest")
-        picked = pick(scores, k_used[:, None, None], kept, top, bottom)
+        picked = choose(scores, k_used[:, None, None], kept, top, bottom)
         return tuple(jnp.where(used[:, None, :, None], ids, columns) for ids in picked)
 
     def map_frame_chunks(x: jax.Array, axis: int) -> jax.Array:

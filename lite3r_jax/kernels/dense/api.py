@@ -41,7 +41,7 @@ def _refuses_cudnn(device: Device, call: DenseCall) -> str | None:
     if jnp.dtype(call.dtype) not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 or float16 and this is {jnp.dtype(call.dtype)}"
     if device.platform != "gpu":
-        return f"it is for NVIDIA GPUs and this is {device.platform}"
+        return f"it is for NVIDIA GPUs and this is {device.kind}"
     if device.described:
         return f"jax lowers it only where the GPU is, and {device.kind} is only described here"
     capability = device.compute_capability

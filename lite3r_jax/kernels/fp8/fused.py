@@ -18,7 +18,7 @@ from lite3r_jax.kernels.fp8.limits import unsupported_product, unsupported_rows
 from lite3r_jax.kernels.fp8.quantized import Before, Quantized
 from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, split_over_devices, unfit_for_triton
+from lite3r_jax.kernels.target import Device, device, split_over_devices, unfit_for_triton
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,14 @@ OPERATOR = Operator(
     Path(__file__).parent,
     lambda product: str(jnp.dtype(product.dtype)),
 )
+
+
+def without_products() -> str | None:
+    """Why a TPU that is computed on multiplies no float8, or None; elsewhere XLA converts."""
+    here = device()
+    if here.multiplies_no_float8:
+        return f"{here.kind} has no float8 products, which fp8_dynamic is made of"
+    return None
 
 
 def quantize_before(x: jax.Array, before: Before, *, interpret: bool = False) -> Quantized:

@@ -12,7 +12,13 @@ from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
 from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.sla.blocked import sla_blocked
-from lite3r_jax.kernels.sla.limits import SlaCall, scope, unsupported_mosaic, unsupported_triton
+from lite3r_jax.kernels.sla.limits import (
+    SlaCall,
+    scope,
+    unsupported_mosaic,
+    unsupported_tpu,
+    unsupported_triton,
+)
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
 from lite3r_jax.kernels.sla.tiles import too_little_shared_memory
@@ -38,6 +44,14 @@ def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
     return _refuses_triton(device, call) or unsupported_mosaic(call)
 
 
+def _refuses_tpu(device: Device, call: SlaCall) -> str | None:
+    if device.platform != "tpu":
+        return f"its kernels are for TPUs and this is {device.kind}"
+    if device.is_old_tpu:
+        return f"its kernels are for TPU v5e, v5p, v6e or later and this is {device.kind}"
+    return unsupported_tpu(call)
+
+
 def _triton(*args: Any, **settings: Any) -> jax.Array:
     from lite3r_jax.kernels.sla.pallas_triton import sla_triton
 
@@ -50,6 +64,12 @@ def _mosaic(*args: Any, **settings: Any) -> jax.Array:
     return sla_mosaic(*args, **settings)
 
 
+def _tpu(*args: Any, **settings: Any) -> jax.Array:
+    from lite3r_jax.kernels.sla.pallas_tpu import sla_tpu
+
+    return sla_tpu(*args, **settings)
+
+
 # `run` is called with all arguments of `sla` but `implementation`, checked, and with masks that are
 # arrays. It is differentiable in q, k, v and proj_lin. What invalid rows of q, k and v hold, NaN
 # included, must not matter.
@@ -60,6 +80,7 @@ OPERATOR = Operator(
         Implementation("blocked", sla_blocked, _not_token),
         Implementation("mosaic", _mosaic, _refuses_mosaic, needs_proof=True),
         Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+        Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
     Path(__file__).parent,
     scope,
@@ -74,6 +95,7 @@ SELECTION = MappingProxyType(
         "blocked": "sorted",
         "mosaic": "triton",
         "triton": "triton",
+        "tpu": "tpu",
     }
 )
 

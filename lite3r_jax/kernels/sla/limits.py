@@ -1,4 +1,4 @@
-"""What the GPU kernels of Sparse Linear Attention are made for; importing this needs no kernel."""
+"""What the kernels of Sparse Linear Attention are made for; importing this needs no kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ K_BLOCK = 64
 DTYPES = ("bfloat16", "float16", "float32")
 MOSAIC_Q_BLOCK = 128
 MOSAIC_DTYPES = ("bfloat16", "float16")
+TPU_DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,7 @@ def scope(call: SlaCall) -> str:
 
 def unsupported_triton(call: SlaCall) -> str | None:
     """Why the Triton kernels are not made for this call, or None; whatever the device."""
-    if call.q_block is None or call.routing == "token":
-        return "routing 'token' is not made of blocks"
-    if call.head_dim not in HEAD_DIMS:
-        return f"head dim {call.head_dim} is not one of {HEAD_DIMS}"
-    if call.q_block not in Q_BLOCKS or call.k_block != K_BLOCK:
-        return (
-            f"query blocks of {call.q_block} and key blocks of {call.k_block} are not "
-            f"{Q_BLOCKS} and {K_BLOCK}"
-        )
-    if jnp.dtype(call.dtype) not in DTYPES:
-        return f"{jnp.dtype(call.dtype)} is not one of {', '.join(DTYPES)}"
-    return None
+    return _unsupported(call, DTYPES)
 
 
 def unsupported_mosaic(call: SlaCall) -> str | None:
@@ -72,4 +62,24 @@ def unsupported_mosaic(call: SlaCall) -> str | None:
         return f"query blocks of {call.q_block} are not {MOSAIC_Q_BLOCK}"
     if jnp.dtype(call.dtype) not in MOSAIC_DTYPES:
         return f"{jnp.dtype(call.dtype)} is not one of {', '.join(MOSAIC_DTYPES)}"
+    return None
+
+
+def unsupported_tpu(call: SlaCall) -> str | None:
+    """Why the TPU kernels are not made for this call, or None; whatever the device."""
+    return _unsupported(call, TPU_DTYPES)
+
+
+def _unsupported(call: SlaCall, dtypes: tuple[str, ...]) -> str | None:
+    if call.q_block is None or call.routing == "token":
+        return "routing 'token' is not made of blocks"
+    if call.head_dim not in HEAD_DIMS:
+        return f"head dim {call.head_dim} is not one of {HEAD_DIMS}"
+    if call.q_block not in Q_BLOCKS or call.k_block != K_BLOCK:
+        return (
+            f"query blocks of {call.q_block} and key blocks of {call.k_block} are not "
+            f"{Q_BLOCKS} and {K_BLOCK}"
+        )
+    if jnp.dtype(call.dtype) not in dtypes:
+        return f"{jnp.dtype(call.dtype)} is not one of {', '.join(dtypes)}"
     return None

@@ -1,4 +1,4 @@
-"""How the GPU kernels of Sparse Linear Attention are launched; importing this needs no kernel."""
+"""How the kernels of Sparse Linear Attention are launched; importing this needs no kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,24 @@ class TritonTiles:
     rows: int = 128
     slice: int = 64
     chunk: int = 16
+
+
+@dataclass(frozen=True)
+class TpuTiles:
+    """Of all kernels of `pallas_tpu`; nothing was timed.
+
+    Blocks are fetched for the next program while one computes. Sixteen key blocks are 256 KiB in
+    half precision: fewer would not hide what a program and a fetch cost besides.
+
+    Attributes:
+        key_blocks: key blocks per program, even.
+        query_blocks: query blocks per program of the key gradient, even.
+        scalars: int32 numbers in the 1 MiB of scalar memory at a time.
+    """
+
+    key_blocks: int = 16
+    query_blocks: int = 8
+    scalars: int = 2**17
 
 
 def candidates(head_dim: int, dtype: Any, q_block: int) -> tuple[TritonTiles, ...]:

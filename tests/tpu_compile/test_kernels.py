@@ -1,0 +1,72 @@
+"""The TPU kernels compiled for described TPUs, without one; `make test-tpu-compile` runs this."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION
+from lite3r_jax.kernels.sla.cases import vggt_global
+from lite3r_jax.kernels.sla.pallas_tpu import sla_tpu
+from tests.kernels.sla.test_triton import gradient, shapes
+from tools.benchmark import tpu
+
+pytestmark = pytest.mark.tpu_compile
+KERNELS = {"sla_forward", "sla_query_gradient", "sla_key_gradient"}
+
+
+def kernels(text):
+    """Names of the Pallas kernels of a compiled program."""
+    return set(re.findall(r'%([a-z_]+)[.\d]* = [^\n]*custom_call_target="tpu_custom_call"', text))
+
+
+def here(chip):
+    return NamedSharding(tpu.mesh(chip), PartitionSpec())
+
+
+@pytest.mark.parametrize("chip", tpu.CHIPS)
+@pytest.mark.parametrize(
+    "views,head_dim,q_block,dtype,low",
+    [
+        (2, 64, 64, "bfloat16", 0.0),
+        (8, 64, 128, "bfloat16", 0.0),
+        (8, 128, 128, "bfloat16", 0.1),
+        (2, 64, 128, "float32", 0.0),
+    ],
+)
+def test_value_and_gradient_compile(chip, views, head_dim, q_block, dtype, low):
+    case = vggt_global(views, 0.1, q_block=q_block, low=low)
+    case = dataclasses.replace(case, head_dim=head_dim)
+    call = gradient(case, interpret=False, run=sla_tpu)
+    compiled = tpu.lower(chip, call, *shapes(case, dtype, here(chip))).compile()
+    assert kernels(compiled.as_text()) == KERNELS
+    plan = compiled.memory_analysis()
+    size = jnp.dtype(dtype).itemsize * case.heads * case.head_dim
+    inputs = size * (case.q_tokens + 2 * case.k_tokens)
+    states = 2**30 if low else 0  # of marginal blocks, held some at a time
+    print(f"temporary {plan.temp_size_in_bytes / 2**20:.0f} MiB, inputs {inputs / 2**20:.0f} MiB")
+    assert plan.temp_size_in_bytes < 10 * inputs + states
+
+
+@pytest.mark.parametrize("chip", tpu.CHIPS)
+@pytest.mark.parametrize("columns,bottom", [(217, 0), (2_180, 100)])
+def test_selection_compiles_without_a_sort(chip, columns, bottom):
+    chosen = functools.partial(
+        SELECTION["tpu"].run, kept=np.arange(30, dtype=np.int32), top=columns // 10, bottom=bottom
+    )
+    sharding, rows = here(chip), columns // 2
+    q, k = (
+        jax.ShapeDtypeStruct((1, 16, m, 64), jnp.float32, sharding=sharding)
+        for m in (rows, columns)
+    )
+    q_used, k_used = (
+        jax.ShapeDtypeStruct((1, m), bool, sharding=sharding) for m in (rows, columns)
+    )
+    text = tpu.lower(chip, chosen, q, q_used, k, k_used).compile().as_text()
+    assert kernels(text) == {"block_map_select"}
+    assert not re.search(r" (sort|topk)\(|TopK", text)

@@ -1,0 +1,105 @@
+"""TPUs that are only described: compiling for them without one, and what came out of it.
+
+XLA's compiler for TPUs is libtpu, in the version that `jax[tpu]` names for this jax. `make
+test-tpu-compile` puts it into a folder of its own, since with it among the packages jax looks for
+TPUs; that folder goes into PYTHONPATH, with JAX_PLATFORMS=cpu.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+
+from lite3r_jax import InputError
+from lite3r_jax.kernels import proofs
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A kind of TPU.
+
+    Attributes:
+        kind: as jax names it.
+        host: chips of the smallest slice that libtpu describes, all of one host.
+        cores: of one device of jax.
+        memory: bytes that the chip has (cloud.google.com/tpu/docs, 2026-11).
+    """
+
+    kind: str
+    host: str
+    cores: int
+    memory: int
+
+
+CHIPS = MappingProxyType(
+    {
+        "v5e": Chip("TPU v5 lite", "2x2", 1, 16 * 2**30),
+        "v5p": Chip("TPU v5", "2x2x1", 2, 95 * 2**30),
+        "v6e": Chip("TPU v6 lite", "2x2", 1, 32 * 2**30),
+    }
+)
+
+
+def mesh(chip: str, slice_shape: str | None = None, devices: int = 1) -> jax.sharding.Mesh:
+    """Described TPUs on one axis, "x".
+
+    Args:
+        chip: name in `CHIPS`.
+        slice_shape: of the slice, as "4x4"; by default one host.
+        devices: how many of its chips.
+
+    Raises:
+        InputError: there is no libtpu.
+    """
+    from jax.experimental import topologies
+
+    library = _library()
+    # What it would ask a TPU machine's metadata server for.
+    for name, value in {
+        "TPU_LIBRARY_PATH": str(library),
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        os.environ.setdefault(name, value)
+    name = f"{chip}:{slice_shape or CHIPS[chip].host}"
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    return jax.sharding.Mesh(np.array(topology.devices[:devices]), ("x",))
+
+
+def _library() -> Path:
+    found = importlib.util.find_spec("libtpu")
+    places = [] if found is None else found.submodule_search_locations or []
+    for place in places:
+        if (Path(place) / "libtpu.so").exists():
+            return Path(place) / "libtpu.so"
+    raise InputError(
+        "libtpu is not there, which compiles for TPUs: `make test-tpu-compile` installs it into "
+        ".venv/tpu; then set PYTHONPATH=.venv/tpu and JAX_PLATFORMS=cpu"
+    )
+
+
+@contextmanager
+def traced_for(chip: str) -> Iterator[None]:
+    """What is traced inside is for that TPU, and every kernel counts as proven on it."""
+    row = CHIPS[chip]
+    device = jax.sharding.AbstractDevice(row.kind, num_cores=row.cores, platform="tpu")
+    with (
+        proofs.assumed(),
+        jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)),
+    ):
+        yield
+
+
+def lower(chip: str, call: Callable[..., Any], *args: Any) -> jax.stages.Lowered:
+    """`call`, or a jitted function, of described arguments on a `mesh`, for that chip."""
+    jitted: Any = call if hasattr(call, "trace") else jax.jit(call)
+    with traced_for(chip):
+        return jitted.trace(*args).lower(lowering_platforms=("tpu",))
