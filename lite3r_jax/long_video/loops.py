@@ -71,7 +71,7 @@ def described(views: int) -> np.ndarray:
 def find_candidates(
     chunks: Sequence[Chunk], descriptors: Sequence[np.ndarray], most: int
 ) -> list[Candidate]:
-    """Pairs of chunks without common frames whose views are most alike.
+    """Pairs of chunks, another chunk's length between them, whose views are most alike.
 
     As alike as views of one chunk that are a quarter of it apart, at least. The best pairs come
     first, but pairs whose chunks are beside those of a better one after all others.
@@ -86,7 +86,7 @@ def find_candidates(
     found = []
     for a, chunk in enumerate(chunks):
         for b in range(a + 1, len(chunks)):
-            if chunks[b].start < chunk.stop:
+            if chunks[b].start < chunk.stop + len(chunk):
                 continue
             alike = vectors[a] @ vectors[b].T
             i, j = np.unravel_index(int(alike.argmax()), alike.shape)

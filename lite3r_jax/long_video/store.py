@@ -48,7 +48,8 @@ class ChunkViews:
         source_sizes: int [S, 2].
         size: (height, width) of the network images.
         unit: see `Scene`.
-        descriptors: float16 [K, D] of the views `loops.described`; K is 0 where there are none.
+        descriptors: float16 [K, D], unit vectors of the views `loops.described`; K is 0 where there
+            are none.
         sample: float32 [N, 3], points of it.
         depth: median depth.
         joint: how it fits onto the chunk before; None for the first.
@@ -100,8 +101,9 @@ class Store:
         views = described(scene.views)
         kept = np.zeros((0, 0)) if descriptors is None else descriptors[views]
         sample, depth = _sample(scene)
+        lengths = np.linalg.norm(kept, axis=-1, keepdims=True)
         arrays = {
-            "descriptors": kept / max(float(np.abs(kept).max(initial=0)), 1e-12), "sample": sample
+            "descriptors": kept / np.maximum(lengths, 1e-12), "sample": sample
         } | {
             name: getattr(scene, name)
             for name in ("extrinsics", "intrinsics", "boxes", "source_sizes")
