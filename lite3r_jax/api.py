@@ -59,7 +59,7 @@ def load(
     precision: Precision = "",
     rules: str = "",
     heads: Sequence[str] | None = None,
-    dtype: Any = None,
+    dtype: Any = "auto",
     param_dtype: Any = None,
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -81,8 +81,8 @@ def load(
         rules: what becomes float8; "" for what the student was trained under, or "default".
         heads: heads to build, e.g. ("camera", "depth"); None for all that there are. Files of other
             heads are not read.
-        dtype: compute dtype, float32 or bfloat16; heads are float32 in any case. None: float32, for
-            float8 weights bfloat16.
+        dtype: compute dtype, float32 or bfloat16; heads are float32 in any case. "auto": bfloat16
+            on a GPU and for float8 weights, float32 on a CPU, as the command line has it.
         param_dtype: dtype of the parameters; None: as they are stored.
         seed: of the first values of parameters that are no part of the weights.
         cache_dir: where converted weights of a repository are kept; None: the user's cache.

@@ -79,7 +79,7 @@ class ModelSpec:
         rules: what becomes float8, a name of `precision.preset`; "" for what the student was
             trained under, or "default".
         dtype: compute dtype, float32 or bfloat16; None: that of the precision, which for float8
-            is bfloat16 and for "" float32.
+            is bfloat16 and for "" float32; "auto": likewise, but for "" bfloat16 on a GPU.
         param_dtype: of the parameters; None: as they are stored. Not with a precision.
         seed: of the first values of parameters that are no part of the weights.
         cache_dir: where converted weights of a hub repository are kept; None: the user's cache.
@@ -135,8 +135,11 @@ class CheckedModel:
         """The compute dtype."""
         if self.spec.precision in ("float32", "bfloat16"):
             return jnp.dtype(self.spec.precision)
-        low = self.spec.precision.startswith("fp8") or isinstance(self.manifest, Deployment)
-        return jnp.dtype(self.spec.dtype or (jnp.bfloat16 if low else jnp.float32))
+        if self.spec.dtype not in (None, "auto"):
+            return jnp.dtype(self.spec.dtype)
+        if self.spec.precision.startswith("fp8") or isinstance(self.manifest, Deployment):
+            return jnp.dtype(jnp.bfloat16)
+        return auto_dtype() if self.spec.dtype == "auto" else jnp.dtype(jnp.float32)
 
     @property
     def param_dtype(self) -> Any:
@@ -279,6 +282,11 @@ class CheckedModel:
         }
 
 
+def auto_dtype() -> Any:
+    """The compute dtype of "auto": bfloat16 on a GPU, float32 on a CPU."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
 def _checked(model: Any) -> Any:
     """The model, whose kernels were checked if this is a GPU.
 
@@ -320,7 +328,9 @@ def check_model(spec: ModelSpec, backbone: str = "") -> CheckedModel:
         raise unknown_name("precision", spec.precision, PRECISIONS)
     if spec.precision in ("float32", "bfloat16"):
         for name, asked in (("dtype", spec.dtype), ("param_dtype", spec.param_dtype)):
-            if asked is not None and jnp.dtype(asked) != jnp.dtype(spec.precision):
+            if asked in (None, "auto"):
+                continue
+            if jnp.dtype(asked) != jnp.dtype(spec.precision):
                 raise InputError(
                     f"precision, {name}: {spec.precision} and {jnp.dtype(asked)} contradict each"
                     " other; leave out one of them"

@@ -58,6 +58,24 @@ def test_float8_weights_are_those_of_precision_deploy():
     )
 
 
+@pytest.mark.parametrize(
+    "backend,precision,dtype,wanted",
+    [
+        ("cpu", "", "auto", "float32"),
+        ("gpu", "", "auto", "bfloat16"),
+        ("gpu", "", "float32", "float32"),
+        ("gpu", "", None, "float32"),
+        ("gpu", "float32", "auto", "float32"),
+        ("cpu", "fp8_dynamic", "auto", "bfloat16"),
+    ],
+)
+def test_the_dtype_of_auto_is_that_of_the_device_or_of_the_precision(
+    backend, precision, dtype, wanted, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert check_model(ModelSpec(WEIGHTS, precision=precision, dtype=dtype)).dtype == wanted
+
+
 def test_on_a_gpu_the_kernels_of_a_model_are_checked_when_it_is_built(monkeypatch, tmp_path):
     asked = []
 

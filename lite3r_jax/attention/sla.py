@@ -54,6 +54,10 @@ class SLA(AttentionStrategy):
             blocks that are not protected, or of the keys for "token".
         negligible_fraction: fraction of those blocks that nothing is computed of, in [0, 1), for
             "block3"; the SLA paper has 0.1.
+        keep_blocks: for "block" and "block3", at most so many of the key blocks that are not
+            protected, whatever their fraction; None for no such limit. With it the softmax of one
+            query costs the same from some number of views on. It may be another one than in
+            training.
         block: keys per block; "token" has none.
         q_block: queries per block; None for twice as many as keys, for which every device loads
             half as many keys as for equal blocks. thu-ml/SLA has 64 or 128, for 64 keys.
@@ -81,6 +85,7 @@ class SLA(AttentionStrategy):
     name: ClassVar[str] = "sla"
     runtime: ClassVar[frozenset[str]] = frozenset({"implementation", "batch_axis", "heads_axis"})
     headline: ClassVar[frozenset[str]] = frozenset({"keep"})
+    adjustable: ClassVar[frozenset[str]] = frozenset({"keep_blocks"})
     presets: ClassVar[Mapping[str, Preset]] = {
         "sla_paper": Preset(settings={"routing": "token", "keep_special": False})
     }
@@ -88,6 +93,7 @@ class SLA(AttentionStrategy):
     routing: Routing = "block"
     keep: float = 0.3
     negligible_fraction: float = 0.0
+    keep_blocks: int | None = None
     block: int = 64
     q_block: int | None = None
     keep_special: bool = True
@@ -110,8 +116,10 @@ class SLA(AttentionStrategy):
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+        limit = self.keep_blocks
         for name, ok, wanted in (
             ("keep", 0 < self.keep <= 1, "in (0, 1]"),
+            ("keep_blocks", limit is None or limit >= 1, "at least 1, or None"),
             ("negligible_fraction", 0 <= self.negligible_fraction < 1, "in [0, 1)"),
             ("block", self.block >= 1, "at least 1"),
             ("q_block", self.q_block is None or self.q_block >= 1, "at least 1, or None"),
@@ -129,6 +137,11 @@ class SLA(AttentionStrategy):
             raise ValueError(
                 f"linear_over 'all' is for routing 'block', got {self.routing!r}, whose linear part"
                 " depends on the choice of keys; leave it out"
+            )
+        if self.keep_blocks is not None and self.routing == "token":
+            raise ValueError(
+                f"keep_blocks is for routing 'block' and 'block3', got {self.keep_blocks} for"
+                " 'token', which has no blocks"
             )
         if self.keep_special and self.routing == "token":
             raise ValueError("routing 'token' protects no tokens: set keep_special=False")
@@ -149,7 +162,13 @@ class SLA(AttentionStrategy):
         if self.routing != "token":  # for those who watch what is chosen
             selected = SelectionCall(head_dim, pooled_dtype(dtype))
             SELECTION_OPERATOR.choose(SELECTION[self.implementation], selected)
-        return f"sla {self.routing}, keep {self.keep:g} ({name})"
+        limit = "" if self.keep_blocks is None else f", at most {self.keep_blocks} blocks"
+        return f"sla {self.routing}, keep {self.keep:g}{limit} ({name})"
+
+    def budgets(self, free: int) -> tuple[int, int]:
+        """How many of `free` key blocks are critical and negligible."""
+        top, bottom = budgets(free, self.keep, self.negligible_fraction)
+        return min(top, self.keep_blocks or top), bottom
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
         """See `AttentionStrategy.flops`.
@@ -168,7 +187,7 @@ class SLA(AttentionStrategy):
         of_queries, of_keys = layouts.regular(self.name)
         keys, queries = blocks(of_keys, self.block), blocks(of_queries, self.rows)
         always, dense = _protected(self, of_keys, keys, queries)
-        top, _ = budgets(int((~always).sum()), self.keep, self.negligible_fraction)
+        top, _ = self.budgets(int((~always).sum()))
         columns, places = len(always), len(always) * self.block
         operations = {"softmax": 0, "selection": 0, "linear": 0}
         for rows, kept in ((dense.sum(), columns), ((~dense).sum(), always.sum() + top)):
@@ -374,7 +393,7 @@ def _by_block(
     always, dense = _protected(spec, of_keys, keys, queries)
     k, v = take(k, keys.tokens), take(v, keys.tokens)
     k_valid = _valid(keys.tokens, layouts.key.tokens, k)
-    top, bottom = budgets(int((~always).sum()), spec.keep, spec.negligible_fraction)
+    top, bottom = spec.budgets(int((~always).sum()))
 
     outputs, order = [], []
     for rows, all_blocks in ((queries.tokens[dense], True), (queries.tokens[~dense], False)):

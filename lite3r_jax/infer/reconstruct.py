@@ -24,6 +24,7 @@ from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.expected_time import ExpectedTime
 from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan
+from lite3r_jax.models import auto_dtype
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
 from lite3r_jax.refine import refine as refine_scene
@@ -92,7 +93,7 @@ class ComputeOptions:
     def jax_dtype(self) -> Any:
         """The dtype that was chosen."""
         if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            return auto_dtype()
         return jnp.dtype(self.dtype)
 
     @property

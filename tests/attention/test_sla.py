@@ -229,6 +229,29 @@ def test_one_view_and_camera_tokens_alone_are_dense(layout):
     np.testing.assert_allclose(attend(case)(q, k, v, 0 * w), want, atol=2e-6)
 
 
+def test_at_most_so_many_blocks_are_kept_whatever_their_fraction():
+    """As by the fraction that has so many; fewer where the fraction has fewer."""
+    args = problem(SCENE)[:4]
+    free = int((labels(SCENE.layout, 8)[1] > 0).sum())
+    by_fraction, limited = SLA(keep=3 / free + 1e-6, block=8), SLA(keep=0.9, keep_blocks=3, block=8)
+    assert limited.budgets(free) == by_fraction.budgets(free) == (3, 0)
+    got, wanted = (attend(Case(spec, SCENE.layout))(*args) for spec in (limited, by_fraction))
+    np.testing.assert_array_equal(got, wanted)
+    assert SLA(keep=0.1, keep_blocks=8).budgets(20) == (2, 0)
+    assert SLA("block3", 0.5, 0.3, keep_blocks=4).budgets(20) == (4, 6)
+
+
+def test_with_a_limit_of_blocks_a_query_costs_the_same_from_some_number_of_views_on():
+    def of_a_query(views, spec):
+        layout = TokenLayout(views, 0, (37, 37), "global")
+        return spec.flops(Layouts.both(layout), 64)["softmax"] / layout.tokens
+
+    limited, by_fraction = SLA(keep=0.1, keep_blocks=64), SLA(keep=0.1)
+    assert of_a_query(10, limited) == of_a_query(10, by_fraction)
+    assert of_a_query(100, limited) == pytest.approx(of_a_query(1000, limited), rel=1e-6)
+    assert of_a_query(1000, by_fraction) > 9 * of_a_query(100, by_fraction)
+
+
 def test_token_routing_keeps_one_key_of_a_short_sequence():
     """As Lite3R has it in the camera layers."""
     spec = SLA("token", 0.3, keep_special=False)
@@ -314,6 +337,11 @@ def test_memory_is_of_one_head_and_grows_with_tokens_not_with_their_square():
         ),
         ({"negligible_fraction": 0.1}, "negligible_fraction is for routing 'block3'"),
         ({"block": 0}, "block must be at least 1"),
+        ({"keep_blocks": 0}, "keep_blocks must be at least 1, or None"),
+        (
+            {"keep_blocks": 4, "routing": "token", "keep_special": False},
+            "keep_blocks is for routing 'block' and 'block3', got 4 for 'token'",
+        ),
         ({"q_block": 0}, "q_block must be at least 1"),
         ({"routing": "blocks"}, "routing must be one of token, block, block3, got 'blocks'"),
         ({"phi": "exp"}, "phi must be one of elu1, softmax, relu"),

@@ -56,14 +56,41 @@ def test_every_part_measures_something_here():
     end = time.time() + 600
     of_attention = list(attention.rows(SMALLEST, end))
     measured = {row.variant for row in of_attention if row.figures}
-    assert measured == {"dense", "dense, plain JAX", "sla blocked, keep 0.5", "sorted"}
+    own = {"dense", "dense, plain JAX", "sla blocked, keep 0.5", "sorted"}
+    assert measured - {"dense, PyTorch"} == own
     for row in of_attention:
-        if not row.figures:
+        if not row.figures and row.variant != "dense, PyTorch":
             assert "cannot run this: " in row.note and "this is cpu" in row.note
     of_linears = list(products.rows(SMALLEST, end))
     assert {row.variant for row in of_linears if row.figures} == {"bfloat16", "xla"}
+    assert all(row.figures for row in models.depth_rows(SMALLEST, end))
     [of_model] = models.model_rows("vggt", models.VARIANTS[2], SMALLEST, end)
     assert of_model.figures is not None and of_model.figures.work > 0
+
+
+def test_pytorch_is_measured_by_a_program_of_a_clone(monkeypatch):
+    class Ended:
+        returncode, stdout, stderr = 0, "2.0\n", ""
+
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[2:])
+        return Ended
+
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(attention.subprocess, "run", run)
+    layout = attention.TokenLayout(2, 5, (3, 4), "global")
+    figures = attention._by_torch(layout, "gradient")
+    assert figures == Figures(2.0, 34 * 34 * 2 * 64 * 16 * 7)
+    words = ["tools.benchmark.attention_torch", "--pass", "gradient", "--tokens", "34"]
+    assert commands == [words]
+    Ended.returncode, Ended.stderr = 1, "Traceback\nCUDA out of memory"
+    with pytest.raises(ValueError, match="CUDA out of memory"):
+        attention._by_torch(layout, "forward")
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="no torch here; install it beside the package"):
+        attention._by_torch(layout, "forward")
 
 
 @pytest.mark.slow
@@ -74,6 +101,7 @@ def test_the_program_finds_the_device_of_a_new_process():
 def test_without_a_gpu_it_runs_to_the_end_and_says_so(tmp_path, capsys, monkeypatch):
     """The command as a user has it, with a process for its part."""
     monkeypatch.setattr(run, "found_device", run.target.device)
+    monkeypatch.setattr(run, "PARTS", {"heads": (models.camera_rows,)})
     record = tmp_path / "new" / "record.json"
     assert command.main(["kernels", "heads", "--record", str(record)]) == 0
     printed = capsys.readouterr().out

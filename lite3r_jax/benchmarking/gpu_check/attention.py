@@ -1,5 +1,8 @@
 """Times of one attention layer over all views of VGGT-1B: dense, sparse, and choosing blocks."""
 
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -39,6 +42,8 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
                 row = Row("attention", views, which, name)
                 work = int(pairs(layout, spec) * 2 * HEAD_DIM * HEADS * PRODUCTS[which])
                 yield Job(row, partial(_timed, call(spec, layout), draw, work))
+            row = Row("attention", views, which, "dense, PyTorch")
+            yield Job(row, partial(_by_torch, layout, which))
         for name in SELECTION.names:
             row = Row("attention", views, "block selection, keep 0.1", name)
             yield Job(row, partial(_timed, partial(selection, name), draw, 0))
@@ -46,6 +51,25 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
 
 def _timed(call: Callable[..., Any], draw: Callable[[], list[jax.Array]], work: int) -> Figures:
     return Figures(milliseconds(call, draw()), work)
+
+
+def _by_torch(layout: TokenLayout, which: str) -> Figures:
+    """PyTorch's own attention, in a process of its own: the package does not import it.
+
+    Raises:
+        ValueError: PyTorch or the program, which is part of a clone, is not there; or it failed.
+    """
+    for name in ("torch", "tools"):
+        if importlib.util.find_spec(name) is None:
+            where = "install it beside" if name == "torch" else "run this in a clone of"
+            raise ValueError(f"no {name} here; {where} the package")
+    command = [sys.executable, "-m", "tools.benchmark.attention_torch", "--pass", which]
+    command += ["--tokens", str(layout.tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError((done.stderr.strip() or "it failed without a word").splitlines()[-1])
+    work = layout.tokens**2 * 2 * HEAD_DIM * HEADS * PRODUCTS[which]
+    return Figures(float(done.stdout.split()[-1]), work)
 
 
 def strategies(sizes: Sizes, which: str) -> Iterator[tuple[str, AttentionStrategy]]:
@@ -79,7 +103,7 @@ def pairs(layout: TokenLayout, spec: AttentionStrategy) -> float:
         return layout.tokens**2
     keys = blocks(layout, spec.block).views
     always = int(((keys == SPECIAL_BLOCK) | (keys == 0)).sum())
-    kept = (always + budgets(len(keys) - always, spec.keep)[0]) * spec.block
+    kept = (always + spec.budgets(len(keys) - always)[0]) * spec.block
     special = layout.views * layout.special
     return special * layout.tokens + (layout.tokens - special) * min(kept, layout.tokens)
 

@@ -13,7 +13,7 @@ from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.presets import parse_plan
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.backbones.dinov2 import EncoderConfig
-from lite3r_jax.backbones.heads import DPTConfig
+from lite3r_jax.backbones.heads import DPTConfig, run_frames
 from lite3r_jax.backbones.vggt.camera_head import CameraConfig, IterativeCameraHead
 from lite3r_jax.backbones.vggt.config import TrunkConfig, VGGTConfig
 from lite3r_jax.benchmarking.flops import count
@@ -22,6 +22,7 @@ from lite3r_jax.benchmarking.gpu_check.sizes import Sizes
 from lite3r_jax.benchmarking.measure import Protocol, measure
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluation.variants import held_dtype, parse_variants
+from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.precision import Kind, deploy, preset
 
@@ -38,16 +39,36 @@ _SMALL = VGGTConfig(
 )
 
 
-def head_rows(sizes: Sizes, end: float) -> Iterator[Row]:
+def camera_rows(sizes: Sizes, end: float) -> Iterator[Row]:
     """The camera head of VGGT, which is float32 and has 4 rounds of 4 layers."""
     config = _SMALL if sizes.small else VGGTConfig()
-    yield from done(
-        (
-            Job(Row("heads", views, "camera head", "float32"), partial(_camera, config, views))
-            for views in sizes.views
-        ),
-        end,
+    rows = ((n, Row("heads", n, "camera head", "float32")) for n in sizes.views)
+    yield from done((Job(row, partial(_camera, config, n)) for n, row in rows), end)
+
+
+def depth_rows(sizes: Sizes, end: float) -> Iterator[Row]:
+    """The depth head of VGGT, with one and with eight frames at a time."""
+    config = _SMALL if sizes.small else VGGTConfig()
+    cases = ((n, c, f"frame_chunk {c}") for n in sizes.views for c in (1, 8))
+    jobs = (
+        Job(Row("heads", n, "depth head", name), partial(_depth, config, n, sizes.grid, c))
+        for n, c, name in cases
     )
+    yield from done(jobs, end)
+
+
+def _depth(config: VGGTConfig, views: int, grid: tuple[int, int], chunk: int) -> Figures:
+    dim, dpt = 2 * config.embed_dim, config.dpt
+    kinds = {"features": dpt.features, "out_channels": dpt.out_channels, "outputs": 2}
+    kinds |= {"patch": config.patch_size, "param_dtype": jnp.float32}
+    graph, state = nnx.split(nnx.eval_shape(lambda: DPT(dim, **kinds, rngs=traced_rngs(0))))
+
+    def call(x: jax.Array, state: Any) -> jax.Array:
+        return run_frames(nnx.merge(graph, state), x, (0, 1, 2, 3), 0, chunk, grid)
+
+    shape = 1, views, 4, grid[0] * grid[1], dim
+    x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+    return Figures(milliseconds(call, [x, drawn(state)]))
 
 
 def _camera(config: VGGTConfig, views: int) -> Figures:

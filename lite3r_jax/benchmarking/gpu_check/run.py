@@ -31,7 +31,7 @@ PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
     {
         "attention": (attention.rows,),
         "linears": (products.rows,),
-        "heads": (models.head_rows,),
+        "heads": (models.camera_rows, models.depth_rows),
         "models": tuple(
             partial(models.model_rows, backbone, variant)
             for backbone in ("vggt", "da3")

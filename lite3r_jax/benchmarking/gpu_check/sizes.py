@@ -21,4 +21,4 @@ class Sizes:
 
 
 REAL = Sizes((8, 32, 2, 100), (37, 37), (0.1, 0.3), False)
-REHEARSAL = Sizes((2,), (4, 5), (0.5,), True)
+REHEARSAL = Sizes((2,), (3, 4), (0.5,), True)

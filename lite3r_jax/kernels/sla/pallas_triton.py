@@ -138,15 +138,23 @@ def _sparse(
     return _sparse_vjp(q, k, v, bias, table, plan)
 
 
+def _sparse_value(q, k, v, bias, table, plan):
+    if plan.forward is not None:
+        return plan.forward(q, k, v, bias, table)[0]
+    return _triton_forward(q, k, v, bias, table, plan, v.dtype)[0]
+
+
 def _sparse_forward(q, k, v, bias, table, plan):
     if plan.forward is None:
-        o, lse = _triton_forward(q, k, v, bias, table, plan)
+        # The gradient subtracts do * o from do * v, which are equal where one key has all the
+        # weight: there o that is rounded to half precision is not exact enough.
+        o, lse = _triton_forward(q, k, v, bias, table, plan, jnp.float32)
     else:
         o, lse = plan.forward(q, k, v, bias, table)
-    return o, (q, k, v, bias, table, o, lse)
+    return o.astype(v.dtype), (q, k, v, bias, table, o, lse)
 
 
-def _triton_forward(q, k, v, bias, table, plan):
+def _triton_forward(q, k, v, bias, table, plan, dtype):
     b, tokens, n, d = q.shape
     return at.call(
         functools.partial(kernels.sla_forward, k_block=K_BLOCK, programs=plan.programs),
@@ -154,7 +162,7 @@ def _triton_forward(q, k, v, bias, table, plan):
         (table.ids.shape[2] * plan.programs, n, b),
         _over_table(q, k, v, bias, table, plan),
         [
-            (q.shape, v.dtype, at.rows(plan.rows, d)),
+            (q.shape, dtype, at.rows(plan.rows, d)),
             ((b, n, tokens), jnp.float32, at.row(plan.rows)),
         ],
         interpret=plan.interpret,
@@ -200,7 +208,7 @@ def _sparse_backward(plan, residuals, do):
     return dq, dk, dv, None, None
 
 
-_sparse_vjp = jax.custom_vjp(lambda *x: _sparse_forward(*x)[0], nondiff_argnums=(5,))
+_sparse_vjp = jax.custom_vjp(_sparse_value, nondiff_argnums=(5,))
 _sparse_vjp.defvjp(_sparse_forward, _sparse_backward)
 
 
