@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -234,6 +235,8 @@ def scan_layers(
                 r: int = r,
             ) -> Any:
                 index, here, here_cores = xs
+                if here is None:
+                    here = jax.tree.map(partial(_layer, index=index), params)
                 modules = [nnx.merge(g, p) for g, p in zip(graphs, here, strict=True)]
                 sites = [nnx.merge(g, p) for g, p in zip(core_graphs, here_cores, strict=True)]
                 for site, spec in zip(sites, specs or (), strict=bool(specs)):
@@ -243,16 +246,23 @@ def scan_layers(
             if remat:  # CSE stays prevented: XLA opens the loop of a run of one layer
                 step = jax.checkpoint(step)
             layers = slice(run.start + part.start, run.start + part.stop)
-            # A slice copies the weights, so all layers go without.
-            here = params if part.stop - part.start == depth else _layers(params, layers)
             own = core_params
             if len(parts) > 1:
                 own = _layers(core_params, slice(part.start, part.stop))
             count = part.stop - part.start
+            here = params
+            if count < depth:
+                # A slice copies weights. Without one a gradient adds up those of all layers in
+                # every step, so where gradients are sparing with memory weights are copied.
+                here = _layers(params, layers) if remat else None
             xs = (jnp.arange(depth)[layers], here, own)
             carry, ys = lax.scan(step, carry, xs, unroll=count if unroll else 1)
             collected.append(ys)
     return carry, collected[0] if len(collected) == 1 else jax.tree.map(_join, *collected)
+
+
+def _layer(x: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
 def _layers(params: Any, which: slice) -> Any:

@@ -165,3 +165,25 @@ def test_remat_changes_no_value_and_keeps_less():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     carries = 12 * x.nbytes
     assert memory[1] < 1.5 * carries < 3 * carries < memory[0]
+
+
+def test_runs_of_some_layers_copy_no_weights():
+    graph, state = nnx.split(stack(lambda r: nnx.Linear(64, 64, rngs=r), 6, nnx.Rngs(0)))
+    plan_runs = runs(Plan((Rule("frame", Scaled(), (2, 3)),)).specs("frame", 6))
+    cores = build_cores(plan_runs, 0, 2, 4, jnp.float32, nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((2, 64), np.float32)
+
+    def forward(state, x, remat):
+        def body(x, index, modules, here, run):
+            del index, here, run
+            return x + modules[0](x), ()
+
+        return scan_layers(body, x, [nnx.merge(graph, state)], [cores], plan_runs, remat)[0]
+
+    def compiled(remat):
+        return jax.jit(forward, static_argnums=2).lower(state, x, remat).compile()
+
+    plain, sliced = map(compiled, (False, True))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert plain.memory_analysis().temp_size_in_bytes < 0.5 * weights
+    np.testing.assert_allclose(plain(state, x), sliced(state, x), rtol=1e-6, atol=1e-6)
