@@ -50,6 +50,7 @@ ROWS: Mapping[str, str] = {
     "blocks of 16": "tiny,block16",
     "Speed3R": "tiny,speed3r",
     "Speed3R, gates only": "tiny,speed3r,gates",
+    "Spark3R": "tiny,spark3r",
     "token routing": "tiny,token",
     "block3 routing": "tiny,block3",
     "every attention": "tiny,every_site",

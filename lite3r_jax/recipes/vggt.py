@@ -64,6 +64,8 @@ Further variants, several with commas between, the later ones change the earlier
     strategy, attention, lora, all_but_encoder
                                 what is trained
     gates, qkv                  of Speed3R, likewise: gates alone; gates and qkv of its layers
+    spark3r                     attention without training as the student's: half of the queries are
+                                merged, half of the views give keys; weights get used to it
     keep10, keep30              fraction of the key blocks that softmax sees
     token, block3               how keys are chosen
     every_site                  all 76 attention layers, not the 24 over views
@@ -139,6 +141,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "all_but_encoder": {"distill.trainable": "all_but_encoder", "train.count": 0},
     "speed3r": {**SPEED3R, "train.count": 854_355_956},
     "feature_loss": FEATURE_LOSS,
+    # The schedule begins above 10 views, and training has fewer.
+    "spark3r": {"distill.plan": "spark3r(query_factor=2,key_factor=2,others=1)"},
     "keep10": {"plan": {"keep": 0.1}},
     "keep30": {"plan": {"keep": 0.3}},
     "token": {"plan": {"routing": "token", "keep_special": False}},

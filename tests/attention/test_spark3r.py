@@ -231,9 +231,11 @@ def test_photos_in_no_order_are_reconstructed_with_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["vggt", "da3"])
-def test_one_compilation_for_all_scenes_of_so_many_views(backbone, tiny_dir, tiny_da3_dir):
-    weights = {"vggt": tiny_dir, "da3": tiny_da3_dir}[backbone]
+@pytest.mark.parametrize("backbone", ["vggt", "da3", "pi3"])
+def test_one_compilation_for_all_scenes_of_so_many_views(
+    backbone, tiny_dir, tiny_da3_dir, tiny_pi3_dir
+):
+    weights = {"vggt": tiny_dir, "da3": tiny_da3_dir, "pi3": tiny_pi3_dir}[backbone]
     text = "spark3r(query_factor=2,key_factor=2,group=2,choose=diverse)"
     model = load(weights, heads=("camera", "depth"), plan=parse_plan(text))
     graph, state = nnx.split(model)

@@ -3,10 +3,14 @@
 docs/benchmarks.md has the figures of the full size.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from lite3r_jax.attention.dense import Dense
+from lite3r_jax.attention.strategy import AttentionStrategy
 from lite3r_jax.backbones.dinov2 import EncoderConfig
 from lite3r_jax.backbones.heads import DPTConfig
 from lite3r_jax.backbones.vggt import ENTRY as BACKBONE
@@ -15,6 +19,7 @@ from lite3r_jax.backbones.vggt.config import TrunkConfig, VGGTConfig
 from lite3r_jax.evaluation.variants import held_dtype, parse_variants
 from lite3r_jax.layers.rngs import traced_rngs
 from tools.benchmark.forward import as_row, lower, planned
+from tools.benchmark.roofline import OneLaunch, launches
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -30,20 +35,25 @@ CONFIG = VGGTConfig(
 VIEWS = 400
 
 
-def temporary(name: str) -> float:
-    """Of a row, in bfloat16 arrays of all tokens."""
+def model(name: str, dense: AttentionStrategy) -> Any:
+    """Of a row, without values."""
     [row] = parse_variants(name, where="row")
     model = nnx.eval_shape(
         lambda: BACKBONE.build(
             CONFIG,
             heads=("camera", "depth"),
-            plan=planned(row),
+            plan=planned(row, dense=dense),
             dtype=jnp.bfloat16,
             param_dtype=held_dtype(row),
             rngs=traced_rngs(0),
         )
     )
-    lowered = lower(as_row(model, row), (1, VIEWS, 518, 518, 3))
+    return as_row(model, row)
+
+
+def temporary(name: str) -> float:
+    """Of a row, in bfloat16 arrays of all tokens."""
+    lowered = lower(model(name, Dense("blocked")), (1, VIEWS, 518, 518, 3))
     memory = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()
     found = memory.temp_size_in_bytes / (VIEWS * 1374 * 1024 * 2)
     print(f"{name}: {found:.2f} arrays")
@@ -55,3 +65,19 @@ def test_many_views_take_little_more_than_what_is_kept_the_stream_and_q_k_v():
     dense, sparse = temporary("dense-bfloat16"), temporary("sla_global(keep=0.1)-fp8_dynamic")
     assert dense < 15
     assert sparse < 1.03 * dense, "sparse attention needs no more"
+
+
+def test_dense_attention_as_one_launch_leaves_few_of_them():
+    """And loops of every kind say how often they turn, those of merged queries as well."""
+
+    def number(name: str, dense: AttentionStrategy) -> int:
+        lowered = lower(model(name, dense), (1, 120, 518, 518, 3), frame_chunk=8)
+        text = lowered.compile({"xla_gpu_enable_triton_gemm": False}).as_text()
+        assert text is not None
+        return launches(text)
+
+    blocked = number("dense-bfloat16", Dense("blocked"))
+    dense, merged = (number(f"{plan}-bfloat16", OneLaunch()) for plan in ("dense", "spark3r"))
+    print(f"{blocked} launches in blocks, {dense}, and {merged} with merged queries")
+    assert dense < blocked / 5
+    assert dense < merged < 2 * dense

@@ -14,6 +14,9 @@ from lite3r_jax.evaluation.options import ProbeOptions
 from lite3r_jax.evaluation.probe_page import curve_chart, layer_charts, page
 from lite3r_jax.evaluation.token_cosine import mean_cosine
 from lite3r_jax.runs.probe import ERRORS, ProbedLayer, compare, cost_curve
+from lite3r_jax.weights.convert import convert
+from lite3r_jax.weights.safetensors_file import SafetensorsFile
+from tools.benchmark.random_checkpoint import write_random
 
 
 def entry(row, views=2, **metrics):
@@ -149,3 +152,29 @@ def test_bad_settings_are_refused(words, message, tmp_path, capsys):
     assert main([*start, *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_eight_global_layers_of_da3_large_can_be_probed(tmp_path, capsys, quick_compiler):
+    """Of its depth and alternation; narrow and with random weights, which mean nothing."""
+    config = {
+        "embed_dim": 32, "num_heads": 2, "camera_heads": 2, "features": 8,
+        "out_channels": [8] * 4,
+    }  # fmt: skip
+    write_random("da3", tmp_path / "random.safetensors", config)
+    with SafetensorsFile(tmp_path / "random.safetensors") as source:
+        convert(source, tmp_path / "weights", backbone="da3", config=config)
+    words = ["probe", "--weights", tmp_path / "weights", "--output", tmp_path / "out"]
+    words += ["--plan", "key_views(choose=stride,every=2)", "--views", "4", "--scenes", "1"]
+    words += ["--size", "28x42", "--layers", "7", "--threshold", "1000"]
+    words += ["--evaluate.pictures", "0", "--evaluate.resamples", "10"]
+    assert main([str(word) for word in words]) == 0
+    assert "layer  7  largest error ratio" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/probe.json").read_text())
+    (layer,) = found["layers"]
+    (cosine,) = layer["cosine"].values()
+    assert layer["layer"] == 7 and 0 < cosine < 1
+    wanted = "key_views_global(choose=stride,every=2,layers=[7])"
+    assert parse_plan(str(tmp_path / "out/plan.json")) == parse_plan(wanted)
+    assert main([*map(str, words), "--layers", "8"]) == 2
+    assert "no global layer of this model; choose from 0" in capsys.readouterr().err

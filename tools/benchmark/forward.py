@@ -22,6 +22,7 @@ import argparse
 import resource
 import sys
 import time
+import zlib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +46,7 @@ from lite3r_jax.weights import strict_json
 from tools.benchmark import tpu
 
 GIB = 2**30
+_BLOCKED = Dense("blocked")
 
 
 def main() -> None:
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         return
     start = time.perf_counter()
     if args.weights is None:
-        model = random_model(abstract(Plan()), dtype)
+        model = random_model(abstract(Plan()))
     else:
         model = load(args.weights, heads=heads, dtype=dtype, param_dtype=dtype)
     seconds = time.perf_counter() - start
@@ -108,19 +110,27 @@ def run(args: argparse.Namespace) -> None:
         measure(model, views, args)
 
 
-def planned(row: Variant, device: str = "h200") -> Plan:
-    """The attention of a row as a device computes it, on a machine without one."""
+def planned(row: Variant, device: str = "h200", dense: AttentionStrategy = _BLOCKED) -> Plan:
+    """The attention of a row as a device computes it, on a machine without one.
+
+    Args:
+        row: whose.
+        device: for which.
+        dense: in the place of dense attention, since cuDNN's needs a GPU to be compiled.
+    """
     kernels = "tpu" if device in tpu.CHIPS else "triton"
     plan = parse_plan(row.attention)
-    rules = tuple(replace(rule, spec=_by(kernels, rule.spec)) for rule in plan.rules)
-    return Plan(rules, _by(kernels, plan.default))
+    rules = tuple(replace(rule, spec=_by(kernels, rule.spec, dense)) for rule in plan.rules)
+    return Plan(rules, _by(kernels, plan.default, dense))
 
 
-def _by(kernels: str, spec: AttentionStrategy) -> AttentionStrategy:
-    if isinstance(spec, Dense):  # cuDNN's needs a GPU to be compiled
-        return replace(spec, implementation="blocked")
+def _by(kernels: str, spec: AttentionStrategy, dense: AttentionStrategy) -> AttentionStrategy:
+    if isinstance(spec, Dense):
+        return dense
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    inner = {n: _by(kernels, v) for n, v in values.items() if isinstance(v, AttentionStrategy)}
+    inner = {
+        n: _by(kernels, v, dense) for n, v in values.items() if isinstance(v, AttentionStrategy)
+    }
     named = {"implementation": kernels} if "implementation" in values else {}
     return replace(spec, **inner, **named)
 
@@ -157,18 +167,30 @@ def memory() -> str:
     return text if peak is None else f"{text}, peak device {peak / GIB:.2f} GiB"
 
 
-def random_model(abstract: Any, dtype: Any) -> Any:
-    """The model with kernels N(0, 0.02^2) and norms at one."""
-    rng = np.random.default_rng(0)
+def random_model(abstract: Any, known: dict[Any, jax.Array] | None = None) -> Any:
+    """The model with kernels N(0, 0.02^2) and norms at one.
+
+    Args:
+        abstract: the model without values.
+        known: (path, shape, dtype) -> values; those that are there are taken and others added, so
+            that models share them.
+    """
+    known = {} if known is None else known
     graph, state = nnx.split(abstract)
     flat = []
     for path, leaf in nnx.to_flat_state(state):
-        if path[-1] in ("scale", "gamma", "bias"):
-            value = jnp.full(leaf.shape, 0.0 if path[-1] == "bias" else 1.0, dtype)
-        else:
-            value = jnp.asarray(0.02 * rng.standard_normal(leaf.shape, dtype=np.float32), dtype)
-        flat.append((path, leaf.replace(value)))
+        key = (path, leaf.shape, jnp.dtype(leaf.dtype))
+        if key not in known:
+            known[key] = _random(path, leaf.shape, leaf.dtype)
+        flat.append((path, leaf.replace(known[key])))
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _random(path: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    if path[-1] in ("scale", "gamma", "bias"):
+        return jnp.full(shape, 0.0 if path[-1] == "bias" else 1.0, dtype)
+    rng = np.random.default_rng(zlib.crc32(repr(path).encode()))
+    return jnp.asarray(0.02 * rng.standard_normal(shape, dtype=np.float32), dtype)
 
 
 def plan(args: argparse.Namespace, model: Any, what: str) -> None:

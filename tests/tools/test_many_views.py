@@ -1,0 +1,126 @@
+"""Attention for many views in one table: what is counted, estimated and, small, measured."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lite3r_jax.attention.presets import parse_plan
+from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
+from lite3r_jax.benchmarking.flops import count
+from lite3r_jax.errors import InputError
+from lite3r_jax.evaluation.variants import Variant, parse_variants
+from lite3r_jax.weights import strict_json
+from tools.benchmark import many_views, roofline
+
+PROGRAM = """HloModule jit_f
+
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %i = s32[] get-tuple-element(%p), index=0
+  %next = s32[] fusion(%i), kind=kLoop, calls=%add
+  %y = (f32[4]{0}, s8[64]{0}) custom-call(%x), custom_call_target="__cublas$gemm"
+  %y.0 = f32[4]{0} get-tuple-element(%y), index=0
+  ROOT %t = (s32[], f32[4]{0}) tuple(%next, %y.0)
+}
+
+%outer (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p.1 = (s32[], f32[4]{0}) parameter(0)
+  %w = (s32[], f32[4]{0}) while(%p.1), condition=%c, body=%body.1, \
+backend_config={"known_trip_count":{"n":"16"},"dynamic_variable":{"n":"1"}}
+  %z = f32[4]{0} get-tuple-element(%w), index=1
+  %f = f32[4]{0} fusion(%z), kind=kLoop, calls=%mul
+  %n = s32[] get-tuple-element(%w), index=0
+  ROOT %t.1 = (s32[], f32[4]{0}) tuple(%n, %f)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0), metadata={op_name="a"}
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4]{0}) tuple(%zero, %a)
+  %w.2 = (s32[], f32[4]{0}) while(%start), condition=%c.2, body=%outer, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %b = f32[4]{0} get-tuple-element(%w.2), index=1
+  ROOT %copy = f32[4]{0} copy(%b)
+}
+"""
+
+
+def test_launches_of_loops_count_as_often_as_they_turn():
+    assert roofline.launches(PROGRAM) == 3 * (16 * 2 + 1) + 1
+    unknown = PROGRAM.replace('"known_trip_count":{"n":"3"}', "")
+    with pytest.raises(ValueError, match=r"w\.2 does not say how often it turns"):
+        roofline.launches(unknown)
+
+
+def estimated(name, views=1000):
+    (row,) = parse_variants(name)
+    model = many_views.abstract(row, parse_plan(row.attention))
+    return roofline.estimate(count(model, views, 518, 518), row, views, 0)
+
+
+def test_the_estimate_adds_up_what_a_pass_computes():
+    # 2,491 TFLOP of products, 371 within views, 185,586 over all, 287 in the dense head.
+    by_hand = 2491.3 / 620 + 371.2 / 350 + 185_586 / 450 + 287.1 / 200 + 1.18e-6 * 1.374e6
+    dense = estimated("dense-bfloat16")
+    assert dense == pytest.approx(by_hand, rel=1e-4)
+    spark = estimated("spark3r-bfloat16")
+    # Queries are compared by products, 351 TFLOP, whose results are written and read.
+    others = by_hand - 185_586 / 450
+    merging = 351.15 / 620 + 351.15 / 2048 * 8 / 4 + 24 * 24 * 1.374e6 * 1024 / 4e12
+    assert spark == pytest.approx(others + 964.3 / 450 + merging, rel=1e-3)
+    composed = estimated("spark3r(query_factor=1,inner=sla(keep=0.1))-fp8_dynamic")
+    assert composed < spark < dense / 28
+
+
+def test_rows_without_rates_are_refused():
+    work = count(many_views.abstract(Variant("dense", "float32"), parse_plan("dense")), 2, 28, 28)
+    for row in (Variant("dense", "float32"), Variant("speed3r", "bfloat16")):
+        with pytest.raises(InputError, match=f"{row.name}: no rates are known for it"):
+            roofline.estimate(work, row, 2, 0)
+
+
+def test_the_stand_in_is_for_half_precision_only():
+    layout = TokenLayout(1, 1, (1, 2), "global")
+    q = jnp.asarray(np.random.default_rng(0).standard_normal((1, 3, 1, 8)), jnp.float32)
+    core = roofline.OneLaunch().build(heads=1, head_dim=8, param_dtype=None, rngs=None)  # pyright: ignore
+    logits = q[0, :, 0] @ q[0, :, 0].T / np.sqrt(8)
+    weights = jnp.exp(logits) / jnp.exp(logits).sum(axis=1, keepdims=True)
+    found = core(AttentionInputs(q, q, q, Layouts.both(layout)))
+    np.testing.assert_allclose(found[0, :, 0], weights @ q[0, :, 0], atol=1e-6)
+
+
+def test_rows_take_turns_and_are_compared_with_the_first(tmp_path, capsys, quick_compiler):
+    sizes = {
+        "embed_dim": 32,
+        "vit": {"depth": 1, "num_heads": 2},
+        "aggregator": {"depth": 4, "num_heads": 2},
+        "camera_head": {"trunk_depth": 1, "num_heads": 2, "num_iterations": 1},
+        "dpt": {"features": 8, "out_channels": [8] * 4, "intermediate_layer_idx": [0, 1, 2, 3]},
+    }
+    (tmp_path / "sizes.json").write_bytes(strict_json.dump(sizes))
+    words = ["--config", str(tmp_path / "sizes.json"), "--views", "12", "--height", "28"]
+    words += ["--width", "42", "--rows", "dense-float32,spark3r(key_factor=4)-float32"]
+    many_views.main([*words, "--runs", "2"])
+    printed = capsys.readouterr().out
+    turns = re.findall(r"^12 views, (\w+).*-float32: [\d.]+ s wall", printed, re.MULTILINE)
+    assert turns == ["dense", "spark3r"] * 2
+    first, second = re.findall(r"^\| 12 \| `(.*)` \|.*", printed, re.MULTILINE)
+    assert first == "dense-float32" and second.startswith("spark3r(")
+    assert re.search(r"`dense-float32` \| \S+ \| \S+ s \| 1\.00 \| 1\.00 \| \S+ GiB \|", printed)
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--config", "sizes.json"], "--plan: the estimate is of VGGT-1B and 518 x 518"),
+        (["--width", "42"], "--plan: the estimate is of VGGT-1B and 518 x 518"),
+        (["--rows", "dense-bfloat16,dense-float32"], "dense-float32: no rates are known for it"),
+    ],
+)
+def test_what_there_is_no_estimate_for_is_refused_before_it_is_compiled(words, message, capsys):
+    with pytest.raises(SystemExit, match=message):
+        many_views.main(["--plan", "h200", *words])
+    assert not capsys.readouterr().out

@@ -1,0 +1,192 @@
+"""An estimate of the time of a pass of VGGT-1B on an H200, from what it computes. Nothing is run.
+
+Rates are what kernels of each kind are assumed to reach on that device, below its peaks (989
+TFLOP/s in bfloat16, 1,979 in float8, 4.8 TB/s). A pass takes the sum of its parts, since they
+follow one another, and every launch takes its time as well. So the figures say by what factor two
+models differ, as far as the rates hold. None of them is a measurement, and kernels of this package
+have not run on a GPU.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lite3r_jax import InputError
+from lite3r_jax.attention.dense import Dense, DenseCore
+from lite3r_jax.attention.plan import strategies_of
+from lite3r_jax.attention.presets import parse_plan
+from lite3r_jax.attention.strategy import AttentionInputs
+from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.benchmarking.flops import Work
+from lite3r_jax.evaluation.variants import Variant
+
+TERA = 10**12
+# Operations a second.
+PRODUCTS = {"bfloat16": 620 * TERA, "fp8_weight_only": 620 * TERA, "fp8_dynamic": 1000 * TERA}
+WITHIN_VIEWS = 350 * TERA  # flash attention of short sequences
+OVER_VIEWS = 450 * TERA  # likewise of long ones
+SPARSE = 300 * TERA  # the kernel of kept blocks of keys
+CONVOLUTIONS = 200 * TERA  # TF32, several frames at a time
+CHOICE_OF_BLOCKS = 1.75 * TERA  # passes over scores of pairs of blocks
+LINEAR_PART = 45 * TERA  # with the order of tokens into blocks and back
+# Seconds.
+BY_ELEMENT = 1.18e-6  # float32 residual stream, norms, RoPE: all layers, of a token
+LAUNCH = 4e-6
+MEMORY = 4 * TERA  # bytes a second
+MERGED_BYTES = 24  # of each query and channel: unit length, float32 sums, back to all tokens
+
+SIDE, TOKENS, LAYERS = 518, 1374, 24  # of an image, of a view, over all views
+KNOWN = ("dense", "sla", "key_views", "merge_queries", "spark3r")
+
+
+def check_row(row: Variant) -> None:
+    """Refuse what no rate is known for.
+
+    Raises:
+        InputError: with what there are rates for.
+    """
+    names = {spec.name for spec in strategies_of(parse_plan(row.attention))}
+    if row.precision not in PRODUCTS or not names <= {*KNOWN}:
+        raise InputError(
+            f"{row.name}: no rates are known for it; attention of {', '.join(KNOWN)} and precision"
+            f" of {', '.join(PRODUCTS)} have some"
+        )
+
+
+def estimate(work: Work, row: Variant, views: int, number: int) -> float:
+    """Seconds of a pass of VGGT-1B, camera and depth heads, 518 x 518.
+
+    Args:
+        work: its operations.
+        row: attention and precision.
+        views: S.
+        number: of launches.
+
+    Raises:
+        InputError: see `check_row`.
+    """
+    check_row(row)
+    sparse = "sla" in {spec.name for spec in strategies_of(parse_plan(row.attention))}
+    channels = get_backbone("vggt").default_config.embed_dim
+    tokens = views * TOKENS
+    trunk = [work.parts[part] for part in ("encoder", "frame", "global")]
+    seconds = sum(kinds["layers"] for kinds in trunk) / PRODUCTS[row.precision]
+    seconds += sum(kinds["softmax"] for kinds in trunk[:2]) / WITHIN_VIEWS
+    seconds += work.parts["depth"]["layers"] / CONVOLUTIONS
+    seconds += BY_ELEMENT * tokens + LAUNCH * number
+    attention = trunk[2]
+    seconds += attention["softmax"] / (SPARSE if sparse else OVER_VIEWS)
+    seconds += attention.get("linear", 0) / LINEAR_PART
+    chosen = attention.get("selection", 0)
+    if sparse:
+        seconds += chosen / CHOICE_OF_BLOCKS
+    elif chosen:  # queries are compared: products, whose float32 results are written and read
+        seconds += chosen / PRODUCTS["bfloat16"] + 8 * chosen / (2 * channels) / MEMORY
+        seconds += LAYERS * MERGED_BYTES * tokens * channels / MEMORY
+    return seconds
+
+
+@dataclass(frozen=True)
+class OneLaunch(Dense):
+    """Stands for flash attention of cuDNN: one kernel that takes q, k and v and gives o.
+
+    What it gives is not attention. It is for programs that are compiled and not run; in float32,
+    which cuDNN does not take, it is the blocked form.
+    """
+
+    name: ClassVar[str] = "one_launch"
+    implementation: Any = "blocked"
+
+    def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> DenseCore:
+        """A core without parameters."""
+        del heads, head_dim, param_dtype, rngs
+        return OneLaunchCore(self)
+
+
+class OneLaunchCore(DenseCore):
+    """See `OneLaunch`."""
+
+    def __call__(self, inputs: AttentionInputs) -> jax.Array:
+        """[B, Tq, N, D] of no meaning."""
+        if inputs.q.dtype == jnp.float32:
+            return super().__call__(inputs)
+        return _stand_in(inputs.q, inputs.k, inputs.v)
+
+
+def _stand_in(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plt
+
+    def kernel(q: Any, k: Any, v: Any, o: Any) -> None:
+        o[...] = q[...] + k[...] + v[...]
+
+    d = q.shape[3]
+    one = pl.BlockSpec((None, 1, None, d), lambda n, b: (b, 0, n, 0))
+    return pl.pallas_call(
+        kernel,
+        grid=(q.shape[2], q.shape[0]),
+        in_specs=[one] * 3,
+        out_specs=one,
+        out_shape=jax.ShapeDtypeStruct(q.shape, v.dtype),
+        compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
+    )(q, k, v)
+
+
+_FREE = {
+    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all",
+    "add-dependency", "opt-barrier", "partition-id", "replica-id",
+}  # fmt: skip
+
+
+def launches(text: str) -> int:
+    """Kernels and library calls of an optimized program, those of loops as often as they turn.
+
+    Args:
+        text: `jax.stages.Compiled.as_text()`.
+
+    Raises:
+        ValueError: a loop does not say how often it turns.
+    """
+    bodies: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if start := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+            name = "ENTRY" if start[1] else start[2]
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+    done: dict[str, int] = {}
+
+    def of(computation: str) -> int:
+        if computation not in done:
+            done[computation] = sum(map(one, bodies[computation]))
+        return done[computation]
+
+    def one(line: str) -> int:
+        match = re.match(r"\s*(?:ROOT )?%([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\(", line)
+        if match is None or match[2] in _FREE or match[2].endswith("-done"):
+            return 0
+        if match[2] == "while":
+            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+            if turns is None:
+                raise ValueError(f"{match[1]} does not say how often it turns")
+            return int(turns[1]) * of(_called(line, "body"))
+        if match[2] == "conditional":
+            return max(map(of, re.findall(r"%([\w.\-]+)", line.split("computations=")[1])))
+        if match[2] == "call":
+            return of(_called(line, "to_apply"))
+        if match[2] == "async-start":
+            return of(_called(line, "calls"))
+        return 1
+
+    return of("ENTRY")
+
+
+def _called(line: str, by: str) -> str:
+    match = re.search(rf"\b{by}=%([\w.\-]+)", line)
+    assert match is not None, line
+    return match[1]
