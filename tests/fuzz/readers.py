@@ -488,12 +488,12 @@ def _results(folder: Path) -> None:
 
 
 def _proof(folder: Path) -> None:
-    names = "sla", "triton", "NVIDIA H200", 9.0, "0.10.2", "0.1", "0" * 64, "2026-11-30", "prove"
-    proof = proofs.Proof(*names, passed=("a",), refused=(), failures=())
-    (folder / "a.json").write_text(json.dumps(dataclasses.asdict(proof)))
+    names = "sla", "triton", "NVIDIA H200", 9.0, "0.10.2", "580.1", "0.1", "0" * 64, "2026-11-30"
+    result = proofs.Result("a", "bfloat16", "passed")
+    proofs.write_record(folder / "a.json", [proofs.Proof(*names, "gpu-check", (result,))])
 
 
-add("proof of a kernel", _proof, "a.json", lambda folder: proofs._read(folder / "a.json"),
+add("proof of a kernel", _proof, "a.json", lambda folder: proofs.read_record(folder / "a.json"),
     mutate=any_json)  # fmt: skip
 add("report.json of an evaluation", _report, "report.json",
     lambda folder: read_report(folder / "report.json", "bench.quality"), mutate=any_json,

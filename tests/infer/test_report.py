@@ -20,6 +20,7 @@ def test_names_that_are_no_text_are_escaped(tmp_path):
 def test_a_report_is_utf8_in_every_locale(tmp_path):
     program = (
         "import sys; from pathlib import Path; from lite3r_jax.infer.report import write_report\n"
+from lite3r_jax.kernels.registry import Decision
         "write_report({'scene': '\\u6771'}, Path(sys.argv[1]))"
     )
     for value in ("C", "C.UTF-8"):
@@ -33,6 +34,8 @@ def test_a_report_is_utf8_in_every_locale(tmp_path):
 
 
 def test_the_table_of_a_run_fits_the_screen():
+    scope = "bfloat16, head dim 64, query blocks of 128"
+    decision = Decision("sla", scope, "blocked", "triton", "fell back", "one token: o is off by 1")
     report = {
         "scene": {
             "views": 2, "network_size": {"width": 518, "height": 392}, "known_cameras": None,
@@ -43,6 +46,7 @@ def test_the_table_of_a_run_fits_the_screen():
             "name": "sla_global(keep=0.1,block=32)-fp8_dynamic", "precision": "fp8_dynamic",
             "dtype": {"compute": "bfloat16"}, "plan": "sla_global(keep=0.1,block=32)",
             "attention": dict.fromkeys(("patch", "frame", "global"), "dense (blocked)"),
+            "kernels": [{"text": str(decision)}],
         },
         "device": {"kind": "cpu", "machine": "Linux x86_64, 2 cores"},
         "memory_GiB": {"measured_peak": 1.0, "measured": "process", "predicted_peak": 1.0},
@@ -50,5 +54,7 @@ def test_the_table_of_a_run_fits_the_screen():
     }  # fmt: skip
     lines = summary(report).splitlines()
     assert max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    assert f"kernels sla ({scope}): blocked, triton failed its self-check here (one token:" in text
     assert any(line.split() == ["run", "1.50", "s"] for line in lines)
     assert any(line.split()[:2] == ["npz", "predictions.npz"] for line in lines)
