@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lite3r_jax.infer.report import summary, write_report
+from lite3r_jax.kernels.registry import Decision
 
 
 def test_names_that_are_no_text_are_escaped(tmp_path):
@@ -20,7 +21,6 @@ def test_names_that_are_no_text_are_escaped(tmp_path):
 def test_a_report_is_utf8_in_every_locale(tmp_path):
     program = (
         "import sys; from pathlib import Path; from lite3r_jax.infer.report import write_report\n"
-from lite3r_jax.kernels.registry import Decision
         "write_report({'scene': '\\u6771'}, Path(sys.argv[1]))"
     )
     for value in ("C", "C.UTF-8"):
