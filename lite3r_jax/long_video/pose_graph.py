@@ -68,6 +68,8 @@ def solve(
     Returns:
         (similarities of the nodes, weight of each edge [E] from 0 to 1).
     """
+    if not edges:  # nothing fits anything
+        return start, np.ones(0)
     graph = _Graph(sizes, edges, fixed)
     nodes, weights = start, np.ones(len(edges))
     doubtful = np.array([edge.may_be_false for edge in edges], bool)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lite3r_jax.errors import InputError
+from lite3r_jax.errors import InputError, shown
 from lite3r_jax.exports.npz import read_npz, write_npz
 from lite3r_jax.files import atomic_write
 from lite3r_jax.geometry import Sim3
@@ -25,7 +25,7 @@ from lite3r_jax.long_video.chunks import Chunk
 from lite3r_jax.long_video.joint import Joint, unprojected
 from lite3r_jax.long_video.loops import Candidate, Loop, described
 from lite3r_jax.npz_file import open_npz
-from lite3r_jax.scene import Scene
+from lite3r_jax.scene import UNITS, Scene
 from lite3r_jax.weights import strict_json
 
 CHUNKS = "chunks"
@@ -34,6 +34,9 @@ _SAMPLE = 2000  # points of a chunk by which the size of the whole is told
 _ARRAYS = {
     "extrinsics": ("<f4", 3), "intrinsics": ("<f4", 3), "boxes": ("<f4", 2),
     "source_sizes": ("<i8", 2), "descriptors": ("<f2", 2), "sample": ("<f4", 2),
+}  # fmt: skip
+_SHAPES = {
+    "extrinsics": (3, 4), "intrinsics": (3, 3), "boxes": (4,), "source_sizes": (2,), "sample": (3,),
 }  # fmt: skip
 
 
@@ -133,14 +136,23 @@ class Store:
             facts = strict_json.read_object(folder / "chunk.json")
             with open_npz(folder / "views.npz") as file:
                 arrays = {name: file.read(name, *kind) for name, kind in _ARRAYS.items()}
-            if facts["views"] != len(chunk) or len(arrays["extrinsics"]) != len(chunk):
-                raise InputError(f"{folder}: has {facts['views']} views, expected {len(chunk)}")
+            shapes = {name: arrays[name].shape[1:] for name in _SHAPES}
+            counts = {len(arrays[name]) for name in _SHAPES if name != "sample"}
+            if shapes != _SHAPES or counts != {len(chunk)}:
+                raise InputError(f"views.npz: its arrays are not those of {len(chunk)} views")
+            if not all(np.isfinite(each).all() for each in arrays.values()):
+                raise InputError("views.npz: a number is not finite")
             joint = facts["joint"]
+            size = (facts["height"], facts["width"])
+            if not all(type(side) is int and 0 < side < 1 << 20 for side in size):
+                raise InputError(f"chunk.json: {size} is no size of images")
+            if facts["unit"] not in UNITS:
+                raise InputError("chunk.json: its unit is unknown")
             return ChunkViews(
                 **arrays,
-                size=(int(facts["height"]), int(facts["width"])),
-                unit=str(facts["unit"]),
-                depth=float(facts["depth"]),
+                size=size,
+                unit=facts["unit"],
+                depth=_positive(facts["depth"]),
                 joint=None if joint is None else _joint_of(joint),
             )
 
@@ -171,9 +183,9 @@ class Store:
             return Loop(
                 candidate,
                 None if similarity is None else _sim3_of(similarity),
-                float(data["error"]),
-                float(data["seen"]),
-                str(data["fault"]),
+                _number(data["error"]),
+                _number(data["seen"]),
+                _text(data["fault"]),
             )
 
     def write_loop(self, loop: Loop) -> None:
@@ -242,10 +254,30 @@ def sim3_json(sim3: Sim3) -> dict[str, Any]:
     }
 
 
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) < 1e100:
+        raise InputError(f"expected a number, got {shown(value)}")
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    if not _number(value) > 0:
+        raise InputError(f"expected a number above 0, got {shown(value)}")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"expected a text, got {shown(value)}")
+    return value
+
+
 def _sim3_of(data: Mapping[str, Any]) -> Sim3:
-    rotation = np.asarray(data["rotation"], np.float64).reshape(3, 3)
-    translation = np.asarray(data["translation"], np.float64).reshape(3)
-    return Sim3(np.float64(data["scale"]), rotation, translation)
+    rotation = np.array([[_number(x) for x in row] for row in data["rotation"]]).reshape(3, 3)
+    translation = np.array([_number(x) for x in data["translation"]]).reshape(3)
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-6 or np.linalg.det(rotation) < 0:
+        raise InputError("a rotation is none")
+    return Sim3(np.float64(_positive(data["scale"])), rotation, translation)
 
 
 def _joint_json(joint: Joint) -> dict[str, Any]:
@@ -261,8 +293,8 @@ def _joint_of(data: Mapping[str, Any]) -> Joint:
     similarity = data["similarity"]
     return Joint(
         None if similarity is None else _sim3_of(similarity),
-        float(data["agreeing"]),
-        float(data["error"]),
-        float(data["degrees"]),
-        str(data["fault"]),
+        _number(data["agreeing"]),
+        _number(data["error"]),
+        _number(data["degrees"]),
+        _text(data["fault"]),
     )

@@ -96,7 +96,7 @@ class ResultFolder:
                 go.
         """
         report = self._report()
-        if report.get("in_chunks") is True and report.get("made_of") != self.key:
+        if report.get("made_of") != self.key:
             self.forget_chunks()
         older = report.get("outputs")
         names = set(older) if isinstance(older, dict) else set()
@@ -122,7 +122,9 @@ class ResultFolder:
                 self.path.rmdir()
 
     def forget_chunks(self) -> None:
-        """Delete chunks of a video, and results of parts of it that did not hang together."""
+        """Delete chunks that a run wrote, and results of parts that did not hang together."""
+        if not self._in_chunks():
+            return  # folders of these names are somebody else's
         for name in (CHUNKS, PARTS):
             _remove(self.path / name)
 

@@ -31,7 +31,13 @@ from lite3r_jax.evaluation.thumbnails import Thumbnails, pack, unpack
 from lite3r_jax.evaluation.variants import parse_variants
 from lite3r_jax.exports.masks import read_mask
 from lite3r_jax.exports.npz import read_npz, write_npz
+from lite3r_jax.geometry import Sim3
 from lite3r_jax.kernels import proofs
+from lite3r_jax.long_video.chunks import Chunk
+from lite3r_jax.long_video.joining import join
+from lite3r_jax.long_video.joint import Joint
+from lite3r_jax.long_video.loops import Candidate, Loop
+from lite3r_jax.long_video.store import Store
 from lite3r_jax.runs.recipes import load_recipe
 from lite3r_jax.service.record import Record as SceneRecord
 from lite3r_jax.service.record import read_record, write_record
@@ -172,6 +178,32 @@ SIZE = (28, 42)
 
 def _scene() -> Any:
     return scene_of(views(2, SIZE))
+
+
+CHUNK = Chunk(0, 0, 2, 0, 2)
+LOOP = Candidate(0, 3, 1, 60, 0.9)
+
+
+def _chunk(folder: Path) -> None:
+    where = Sim3(np.float64(2), np.eye(3), np.ones(3))
+    store = Store(folder)
+    store.write(CHUNK, _scene(), np.ones((2, 8)), Joint(where, 0.9, 0.01, 0.5))
+    store.write_loop(Loop(LOOP, where, 0.01, 0.5))
+
+
+def _use_chunk(made: Any, _: Any) -> bool:
+    """It can be joined."""
+    joints = [None, made.joint]
+    join([CHUNK, dataclasses.replace(CHUNK, index=1)], joints, [], [made.centers] * 2, [1.0, 1.0])
+    return made.extrinsics.shape == (2, 3, 4)
+
+
+add("chunk of a long video", _chunk, "chunks/000000/chunk.json",
+    lambda folder: Store(folder).views(CHUNK), mutate=any_json, valid=_use_chunk)  # fmt: skip
+add("views of a chunk", _chunk, "chunks/000000/views.npz",
+    lambda folder: Store(folder).views(CHUNK), valid=_use_chunk)  # fmt: skip
+add("loop of a long video", _chunk, "chunks/loops/000000-000003.json",
+    lambda folder: Store(folder).loop(LOOP), mutate=any_json)  # fmt: skip
 
 
 def _arrays(scene: Any) -> dict[str, Any]:

@@ -91,6 +91,13 @@ def test_a_chunk_that_does_not_fit_is_kept_apart_and_the_rest_is_written(tmp_pat
         assert 0 < facts["points"] <= 5000
 
 
+def test_where_nothing_fits_every_chunk_is_a_part(tmp_path):
+    walk = Walk(50, laps=0.2)
+    video = reconstructed(DegradedTruth(walk, broken=(0, 20)), tmp_path)
+    assert video.joined.parts == ((0,), (1,))
+    assert sum(len(part.frames) for part in video.parts()) == 50
+
+
 def test_overlapping_points_are_written_once(tmp_path):
     """Two laps over the same ground give hardly more points than one."""
     counts = []
