@@ -1,8 +1,12 @@
-"""Plans of programs for a GPU that are compiled on a machine without one."""
+"""Plans of programs for a GPU or TPU that are compiled on a machine without one."""
 
+import pytest
+
+from lite3r_jax import InputError
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.presets import parse_plan, plan
 from lite3r_jax.evaluation.variants import parse_variants
+from tools.benchmark import tpu
 from tools.benchmark.forward import planned
 
 
@@ -20,3 +24,9 @@ def test_a_variant_has_the_forms_of_a_tpu_where_it_is_planned_for_one():
         (rule,) = plan("sla_global", keep=0.1, implementation="tpu").rules
         assert planned(row, chip).rules == (rule,)
         assert planned(row, chip).default == Dense("blocked")
+
+
+def test_a_plan_for_a_tpu_says_where_its_compiler_comes_from(monkeypatch):
+    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"libtpu is not there, .*`make test-tpu-compile`"):
+        tpu.mesh("v5e")
