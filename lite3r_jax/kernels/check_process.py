@@ -3,15 +3,17 @@
     python -m lite3r_jax.kernels.check_process OPERATOR IMPLEMENTATION --device KIND
         [--quick] [--scopes SCOPE ...]
 
-Lines are JSON: `{"case", "scope"}` before a case is run, all of `proofs.Result` afterwards, or
-`{"unavailable"}`. `self_check.in_process` reads them.
+Lines are JSON: `{"cases": {scope: number}}` first, then `{"case", "scope"}` before a case is run
+and all of `proofs.Result` afterwards; or only `{"unavailable"}`. See `self_check.in_process`.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from lite3r_jax.kernels import target
 from lite3r_jax.kernels.operators import CHECKS, OPERATORS
@@ -36,18 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.kind != args.device:
         return _say(unavailable=f"a second process finds {device.kind} and not {args.device}")
     operator = OPERATORS[args.operator]
-    for check in CHECKS[args.operator](args.implementation):
-        scope = operator.scope(check.call)
-        if (check.quick or not args.quick) and (args.scopes is None or scope in args.scopes):
-            _say(case=check.name, scope=scope)
-            result = run_case(operator, args.implementation, check, device)
-            _say(**dataclasses.asdict(result))
-            if "CUDA_ERROR" in result.detail:  # after which every other case would fail as well
-                return 0
+    checks = [
+        (operator.scope(check.call), check)
+        for check in CHECKS[args.operator](args.implementation)
+        if check.quick or not args.quick
+    ]
+    checks = [x for x in checks if args.scopes is None or x[0] in args.scopes]
+    _say(cases=Counter(scope for scope, _ in checks))
+    for scope, check in checks:
+        _say(case=check.name, scope=scope)
+        result = run_case(operator, args.implementation, check, device)
+        _say(**dataclasses.asdict(result))
+        if "CUDA_ERROR" in result.detail:  # after which every other case would fail as well
+            return 0
     return 0
 
 
-def _say(**values: str) -> int:
+def _say(**values: Any) -> int:
     print(json.dumps(values), flush=True)
     return 0
 

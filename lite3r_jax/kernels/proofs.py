@@ -24,7 +24,7 @@ from lite3r_jax.files import atomic_write, check_writable, user_cache
 from lite3r_jax.kernels.target import Device
 
 COMMITTED = Path(__file__).with_name("proven")
-Verdict = Literal["passed", "refused", "failed"]
+Verdict = Literal["passed", "refused", "failed", "missing"]
 _SHARED = "launch.py", "target.py", "triton_call.py"
 _log = logging.getLogger(__name__)
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("proofs", default=None)
@@ -39,7 +39,8 @@ class Result:
         case: its name.
         scope: the kind of calls that it speaks of, see `registry.Operator.scope`.
         verdict: "passed": it agreed with the definition. "refused": the implementation does not
-            take it on this device, which says nothing about it.
+            take it on this device, which says nothing about it. "missing": not all cases of the
+            scope were run.
         detail: why it was refused, or what was wrong.
     """
 
@@ -86,8 +87,8 @@ class Proof:
 
     @property
     def passed(self) -> "Proof":
-        """Without the kinds of calls in which something was wrong."""
-        wrong = {result.scope for result in self.failures}
+        """Without the kinds of calls in which something was wrong or is missing."""
+        wrong = {r.scope for r in self.results if r.verdict in ("failed", "missing")}
         kept = tuple(result for result in self.results if result.scope not in wrong)
         return dataclasses.replace(self, results=kept)
 
@@ -97,16 +98,19 @@ class Proof:
         return found[0] if found else None
 
     def speaks_of(self, scope: str) -> bool:
-        """Whether a case of that kind of calls was run."""
-        return any(r.scope == scope and r.verdict != "refused" for r in self.results)
+        """Whether it is known of that kind of calls: a case failed, or all were run."""
+        verdicts = {r.verdict for r in self.results if r.scope == scope}
+        return "failed" in verdicts or ("passed" in verdicts and "missing" not in verdicts)
 
     def joined(self, older: "Proof | None") -> "Proof":
         """With what a record of the same key says of kinds of calls that this one leaves out."""
         if older is None or _key(older) != _key(self):
             return self
-        mine = {result.scope for result in self.results}
-        kept = tuple(result for result in older.results if result.scope not in mine)
-        return dataclasses.replace(self, results=(*kept, *self.results))
+        scopes = {result.scope for result in (*older.results, *self.results)}
+        kept = {s for s in scopes if older.speaks_of(s) and not self.speaks_of(s)}
+        results = [r for r in older.results if r.scope in kept]
+        results += [r for r in self.results if r.scope not in kept]
+        return dataclasses.replace(self, results=tuple(results))
 
     @property
     def file_name(self) -> str:

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+import types
 from functools import partial
 from pathlib import Path
 
@@ -205,6 +206,43 @@ def test_a_process_that_never_began_says_nothing_about_a_kernel(lines, then, why
         process(*lines, then=then, start_seconds=0.2 if "sleep" in then else 60)
 
 
+CASES = {"cases": {"even numbers": 2, "odd numbers": 1}}
+
+
+def test_a_process_that_ends_leaves_kinds_of_calls_that_were_not_checked():
+    [passed, failed, missing] = process(CASES, CASE, PASSED, CASE, then="os._exit(3)")
+    assert passed.verdict == "passed" and failed.verdict == "failed"
+    assert (missing.scope, missing.case, missing.verdict) == ("odd numbers", "1 more", "missing")
+
+
+def test_time_that_runs_out_leaves_kinds_of_calls_that_were_not_checked(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(self_check, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    lines = "".join(f"{json.dumps(x)}\n" for x in (CASES, CASE, PASSED))
+    program = f"import time\nprint({lines!r}, end='', flush=True)\ntime.sleep(600)"
+    command = sys.executable, "-c", program
+    running = in_process("toy", "best", None, True, GPU.kind, command=command, end=100.0)
+    assert next(running).verdict == "passed"
+    now[0] = 200.0
+    assert [(r.scope, r.case) for r in running] == [
+        ("even numbers", "1 more"), ("odd numbers", "1 more")
+    ]  # fmt: skip
+
+
+def test_a_kind_of_calls_is_not_proven_before_all_its_cases_were_run():
+    toy = Toy("in part")
+    passed = proofs.Result("of 4", "even numbers", "passed")
+    missing = proofs.Result("1 more", "even numbers", "missing", "no time")
+
+    def in_part(*_):
+        return iter([passed, missing])
+
+    assert toy.load(run=in_part) == "plain" and toy.report()[0].state == "unchecked"
+    assert toy.load() == "best", "it is checked again"
+    self_check.self_check(toy.operator, "best", in_part, device=GPU)
+    assert toy.report()[0].state == "verified", "what was known stays"
+
+
 def test_what_there_is_no_time_for_did_not_fail():
     assert process(CASE, then="time.sleep(600)", end=time.monotonic()) == []
     code = "os._exit(1)"
@@ -231,7 +269,8 @@ def test_the_process_finds_no_such_device_here(capsys):
 def test_the_process_runs_the_cases_that_are_asked_for(capsys):
     args = ["block_map", "triton", "--device", "cpu", "--scopes", "head dim 128", "--quick"]
     assert check_process.main(args) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first, *lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert first == {"cases": {"head dim 128": len(lines) / 2}}
     assert {line["scope"] for line in lines} == {"head dim 128"}
     assert [line["case"] for line in lines[::2]] == [line["case"] for line in lines[1::2]]
     assert {line["verdict"] for line in lines[1::2]} == {"refused"}

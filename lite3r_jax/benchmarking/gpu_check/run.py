@@ -83,7 +83,8 @@ def gpu_check(
     directory, and all of it in `record`, which is written anew after each part.
 
     Args:
-        minutes: after which nothing more is begun.
+        minutes: after which nothing more is begun; at most half of them for the self-checks, if
+            there is more to do.
         record: JSON file for the proofs and the table; in `lite3r_jax/kernels/proven/` it makes
             kernels proven on such devices. What is there is replaced.
         parts: of `PARTS`, or "kernels" for the self-checks; all by default.
@@ -113,7 +114,9 @@ def gpu_check(
         report(NO_GPU)
     outcome = Outcome((), ())
     if not parts or CHECK in parts:
-        outcome = Outcome(tuple(_checks(device, end, report)), ())
+        # What is left of the time goes to measurements.
+        until = end if set(parts) == {CHECK} else end - 30 * minutes
+        outcome = Outcome(tuple(_checks(device, until, report)), ())
         _keep(record, outcome)
     wanted = [p for name, each in PARTS.items() if not parts or name in parts for p in each]
     if not on_gpu:  # the small model is VGGT's
