@@ -5,6 +5,7 @@ import re
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
@@ -56,6 +57,16 @@ def test_the_small_model_and_a_video_in_chunks(room, tmp_path, capsys):
     assert poses.shape == (largest, 8) and np.isfinite(poses).all()
     names = sorted(path.name for path in (out / "colmap" / "images").iterdir())
     assert len(names) == largest and set(names) <= {f"frame_{n:06d}.jpg" for n in range(9)}
+    model = pycolmap.Reconstruction(str(out / "colmap" / "sparse" / "0"))
+    assert sorted(image.name for image in model.images.values()) == names
+    seen = [p for image in model.images.values() for p in image.points2D if p.has_point3D()]
+    assert len(seen) == len(model.points3D) > 1000
+    apart = [
+        np.linalg.norm(image.project_point(model.points3D[p.point3D_id].xyz) - p.xy)
+        for image in model.images.values()
+        for p in list(image.points2D)[::50]
+    ]
+    assert max(apart) < 0.05  # pixels: every point is where its own frame sees it
     assert (out / "scene.html").stat().st_size > 10_000 and (out / "scene.glb").is_file()
     chunk = read_npz(out / "chunks" / "000001" / "predictions.npz")
     assert chunk.names == tuple(f"frame_{n:06d}.jpg" for n in range(2, 6))
