@@ -3,7 +3,8 @@
     python -m tools.students --out OUT [--rows NAME[=SEEDS] ...] [--seeds 3] [--weights vggt-tiny]
 
 Every row is a variant of `configs/vggt.py:tiny`, trained with every seed by `--mode=train` into
-OUT/ROW/SEED and evaluated on the held-out splits of the generated world. What is there already is
+OUT/ROW/SEED and evaluated on the held-out splits of the generated world; "Speed3R, top 8" and its
+like are students of another row with other settings. What is there already is
 not done again, so that a run that was stopped goes on and rows can be added. The tables are written
 to OUT/students.md and OUT/students.json and printed.
 """
@@ -58,6 +59,10 @@ ROWS: Mapping[str, str] = {
     "teacher as truth": "tiny,whole,unlabeled",
     "task loss only": "tiny,whole,no_match",
     "as published": "tiny,whole,every_site,token,strategy,paper_fp8",
+}
+# row -> the row whose students it has, with other settings than they were trained with
+AFTER_TRAINING: Mapping[str, tuple[str, str]] = {
+    f"Speed3R, top {top}": ("Speed3R", f"{STUDENT}(top={top})") for top in (8, 16, 32, 64, 128)
 }
 PRECISIONS = ("float32", "fp8_dynamic")
 TEACHER = "teacher"
@@ -263,18 +268,23 @@ def run(args: argparse.Namespace) -> None:
     }
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
     for name, seeds in rows.items():
+        trained, attention = AFTER_TRAINING.get(name, (name, STUDENT))
         for seed in range(seeds):
-            folder = args.out / name.replace(" ", "_") / str(seed)
-            train_student(folder, args.weights, ROWS[name], seed, settings)
-            made = read_student(folder / train.STUDENT)[0]
-            first = begun.setdefault((made.plan, deployed_rules(made)), name)
+            folder = args.out / trained.replace(" ", "_") / str(seed)
+            train_student(folder, args.weights, ROWS[trained], seed, settings)
+            before: dict[str, dict[str, Any]] = {how: {} for how in PRECISIONS}
+            if trained == name:
+                made = read_student(folder / train.STUDENT)[0]
+                first = begun.setdefault((made.plan, deployed_rules(made)), name)
+                for how in PRECISIONS:
+                    row = f"{first}, before: {how}"
+                    before[how] = {"before": row}
+                    if row not in results:
+                        metrics = bench.measured(Variant(UNTRAINED, how), folder)
+                        results[row] = [{"metrics": metrics}]
             for how in PRECISIONS:
-                before = f"{first}, before: {how}"
-                if before not in results:
-                    results[before] = [{"metrics": bench.measured(Variant(UNTRAINED, how), folder)}]
-            for how in PRECISIONS:
-                metrics = bench.measured(Variant(STUDENT, how), folder)
-                entry = {"metrics": metrics, "before": f"{first}, before: {how}", **facts(folder)}
+                metrics = bench.measured(Variant(attention, how), folder)
+                entry = {"metrics": metrics, **before[how], **facts(folder)}
                 results.setdefault(f"{name}: {how}", []).append(entry)
                 gc.collect()
             write(args.out, results, splits)
@@ -285,9 +295,10 @@ def run(args: argparse.Namespace) -> None:
 def _row(text: str, seeds: int) -> tuple[str, int]:
     """NAME[=SEEDS]."""
     name, _, count = text.partition("=")
-    if name not in ROWS or (count and not (count.isdecimal() and int(count))):
+    known = (*ROWS, *AFTER_TRAINING)
+    if name not in known or (count and not (count.isdecimal() and int(count))):
         raise InputError(
-            f"--rows {text!r}: expected NAME or NAME=SEEDS, the name one of {', '.join(ROWS)}"
+            f"--rows {text!r}: expected NAME or NAME=SEEDS, the name one of {', '.join(known)}"
         )
     return name, int(count or seeds)
 
@@ -318,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for all of it")
     parser.add_argument(
         "--rows", nargs="+", default=list(ROWS), metavar="NAME[=SEEDS]",
-        help=f"of {', '.join(ROWS)}",
+        help=f"of {', '.join((*ROWS, *AFTER_TRAINING))}; default: all that are trained",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="how many of rows that do not say it")
     parser.add_argument("--weights", default="vggt-tiny", help="of the teacher")

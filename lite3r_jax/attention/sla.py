@@ -21,7 +21,7 @@ from lite3r_jax.attention.strategy import (
     Preset,
     TokenLayout,
 )
-from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks, inverse
+from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks
 from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION_OPERATOR
 from lite3r_jax.kernels.block_map.api import SelectionCall, block_map, budgets, pooled_dtype
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
@@ -29,6 +29,7 @@ from lite3r_jax.kernels.sla.api import OPERATOR, SELECTION, sla
 from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
+from lite3r_jax.kernels.tokens import inverse, take
 from lite3r_jax.mesh import SCENES, VIEWS, axes
 
 _ROUTINGS = ("token", "block", "block3")
@@ -448,26 +449,3 @@ def _all_blocks(shape: tuple[int, ...], rows: int, columns: int, spec: SLA) -> B
 def _valid(tokens: np.ndarray, count: int, x: jax.Array) -> jax.Array:
     """[B, slots] bool, which places hold a token."""
     return jnp.broadcast_to(tokens.reshape(-1) < count, x.shape[:2])
-
-
-def take(x: jax.Array, tokens: np.ndarray) -> jax.Array:
-    """x[:, tokens], with 0 where `tokens` is past the end.
-
-    No token is taken twice, so the gradient comes back by taking as well, where JAX would add row
-    by row.
-
-    Args:
-        x: [B, T, N, D].
-        tokens: indices below T, each at most once, and T any number of times.
-    """
-    back = inverse(tokens, x.shape[1])
-
-    def get(x: jax.Array, at: np.ndarray) -> jax.Array:
-        return x.at[:, at.reshape(-1)].get(mode="fill", fill_value=0)
-
-    @jax.custom_vjp
-    def taken(x: jax.Array) -> jax.Array:
-        return get(x, tokens)
-
-    taken.defvjp(lambda x: (get(x, tokens), None), lambda _, up: (get(up, back),))
-    return taken(x)

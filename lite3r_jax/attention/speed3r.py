@@ -1,7 +1,7 @@
 """Speed3R: attention to pooled windows and to the best windows' tokens, mixed by learned gates."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from lite3r_jax.attention.head_groups import map_head_groups
+from lite3r_jax.attention.head_groups import heads_at_a_time, map_head_groups
 from lite3r_jax.attention.strategy import (
     AttentionCore,
     AttentionInputs,
@@ -27,6 +27,10 @@ from lite3r_jax.attention.window_selection import (
     windows_of,
 )
 from lite3r_jax.errors import InputError
+from lite3r_jax.kernels.block_map.api import OPERATOR as BLOCK_MAP
+from lite3r_jax.kernels.block_map.api import SelectionCall
+from lite3r_jax.kernels.window_attention.api import CHOICE, OPERATOR
+from lite3r_jax.kernels.window_attention.limits import WindowCall
 from lite3r_jax.mesh import SCENES, VIEWS, axes
 
 COMPRESSION, SELECTION = 0, 1
@@ -62,8 +66,12 @@ class Speed3R(AttentionStrategy):
         gate: first values of the gates before the sigmoid, of compression and of selection.
         pad: whether a grid of patches that windows do not divide is filled up, with places that
             count nowhere; otherwise it is refused.
-        implementation: "blocked" (time and memory of what is attended to), "reference" (all pairs
-            at once, means after the projection; for tests), or "auto", which is "blocked".
+        implementation: name in `kernels.window_attention.api.OPERATOR`: "blocked" (plain JAX, any
+            device, time and memory of what is attended to), "triton" (kernels for NVIDIA GPUs,
+            windows of 4 or 8), "reference" (all pairs at once, means after the projection; for
+            tests); or "auto": the best that this device, dtype and head dimension allow and that is
+            proven on this kind of device (`kernels.registry`), for the choice of windows as well.
+            A name that cannot be honoured raises.
     """
 
     name: ClassVar[str] = "speed3r"
@@ -78,12 +86,13 @@ class Speed3R(AttentionStrategy):
     always: int = 100
     gate: tuple[float, ...] = (-1.0, 1.0)
     pad: bool = True
-    implementation: Literal["auto", "blocked", "reference"] = "auto"
+    implementation: str = "auto"
 
     def __post_init__(self):
         for name, least in (("window", 1), ("top", 1), ("always", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        OPERATOR.check_name(self.implementation)
         if len(self.gate) != 2:
             raise ValueError(
                 f"gate must be two numbers, for compression and selection, got {list(self.gate)}"
@@ -102,9 +111,18 @@ class Speed3R(AttentionStrategy):
 
     def describe(self, dtype: Any, head_dim: int) -> str:
         """See `AttentionStrategy.describe`."""
-        del dtype, head_dim
-        form = "blocked" if self.implementation == "auto" else self.implementation
+        form = self.choose(head_dim, dtype)
+        if self.implementation in CHOICE:  # for those who watch what is chosen
+            BLOCK_MAP.choose(CHOICE[self.implementation], SelectionCall(head_dim, dtype))
         return f"speed3r, window {self.window}, top {self.top} ({form})"
+
+    def choose(self, head_dim: int, dtype: Any) -> str:
+        """The implementation that runs for that head dimension and compute dtype.
+
+        Raises:
+            ValueError: the one that was asked for by name cannot.
+        """
+        return OPERATOR.choose(self.implementation, WindowCall(self.window**2, head_dim, dtype))
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
         """See `AttentionStrategy.flops`; windows count with all their places."""
@@ -113,7 +131,8 @@ class Speed3R(AttentionStrategy):
         pairs = len(of.query.tokens) * len(of.key.tokens)
         kept = (len(of.always) + of.chosen + len(of.key.special)) * of.key.places
         attended = pairs + of.query.tokens.size * kept + query.views * query.special * key.tokens
-        return {"softmax": 4 * attended * head_dim, "selection": 2 * pairs * head_dim}
+        candidates = len(of.query.tokens) * (len(of.key.tokens) - len(of.always))
+        return {"softmax": 4 * attended * head_dim, "selection": 2 * candidates * head_dim}
 
     def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
         """See `AttentionStrategy.layer_flops`: the projection of means, and the gates."""
@@ -190,11 +209,13 @@ class Speed3RCore(AttentionCore):
         def attend(*joined: jax.Array) -> jax.Array:
             parts = [jnp.split(a, [t], axis=1) for a, t in zip(joined, tokens, strict=True)]
             (q, qc), (k, kc), (v, vc) = parts
-            form = of.reference if spec.implementation == "reference" else of.blocked
-            return jnp.concatenate(form(q, k, v, (qc, kc, vc)), axis=1)
+            return jnp.concatenate(of.attend(q, k, v, (qc, kc, vc), spec.implementation), axis=1)
+
+        # The plain form goes through the heads in any case.
+        kernels = spec.choose(inputs.q.shape[-1], inputs.q.dtype) == "triton"
 
         def by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return map_head_groups(attend, q, k, v)
+            return map_head_groups(attend, q, k, v, size=heads_at_a_time(q) if kernels else 1)
 
         # Tokens and windows side by side, so that heads are cut out of both alike.
         joined = [

@@ -1,4 +1,4 @@
-"""Attention to pooled windows and to the tokens of the best of them: tables, pooling, two forms.
+"""Attention to pooled windows and to the tokens of the best of them: tables, pooling, branches.
 
 The mathematics of Speed3R's global sparse attention (arXiv 2603.08055; pi3/models/layers/
 sparse_attention.py of Visual-AI/speed3r), without gates. A window is a square of patches of one
@@ -13,19 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lite3r_jax.attention.dense import dense_attention
-from lite3r_jax.attention.sla import take
+from lite3r_jax.attention.dense import Implementation, dense_attention
 from lite3r_jax.attention.strategy import TokenLayout
-from lite3r_jax.attention.windows import inverse
 from lite3r_jax.kernels.block_map.api import block_map
-from lite3r_jax.kernels.sla.blocked import BlockedTiles, sparse
-from lite3r_jax.kernels.sla.blocks import from_blocks, to_blocks
+from lite3r_jax.kernels.tokens import inverse, take
+from lite3r_jax.kernels.window_attention.api import CHOICE, window_attention
 
 Pools = tuple[jax.Array, jax.Array, jax.Array]
 """Queries, keys and values of windows."""
-
-_LOGITS = 2**16
-"""Pairs of a query and a key that the blocked form works on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +127,7 @@ def expanded(of_windows: jax.Array, windows: Windows, tokens: int) -> jax.Array:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which windows are attended to, static; its two methods compute the same.
+    """Which windows are attended to, static.
 
     Attributes:
         query: windows of the queries.
@@ -152,94 +147,70 @@ class Selection:
         """Windows that are chosen: `top`, or as many as there are."""
         return min(self.top, len(self.key.tokens) - len(self.always))
 
-    def ids(self, q: jax.Array, k: jax.Array) -> jax.Array:
-        """The windows of keys that every window of queries attends to, without special tokens.
+    def ids(self, q: jax.Array, k: jax.Array, implementation: str = "sorted") -> jax.Array:
+        """The windows of keys that every window of queries chooses.
 
         By the products of pooled queries [B, Nq, N, D] and keys [B, Nk, N, D], in float32; of equal
         ones the lower window is chosen. No gradient flows through the choice.
 
-        Returns:
-            [B, N, Nq, A + chosen] int32, ascending.
-        """
-        kept = self.always.tolist()
-        return block_map(q, k, q_block=1, k_block=1, top=self.chosen, always=kept).critical.ids
+        Args:
+            q: pooled queries.
+            k: pooled keys.
+            implementation: of `block_map`; "reference" sorts all products.
 
-    def blocked(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools
+        Returns:
+            [B, N, Nq, chosen] int32, ascending, none of them in `always`.
+        """
+        b, nq, n, _ = q.shape
+        free = np.setdiff1d(np.arange(k.shape[1], dtype=np.int32), self.always)
+        if not self.chosen:
+            return jnp.zeros((b, n, nq, 0), jnp.int32)
+        k = k if len(free) == k.shape[1] else k[:, free]
+        if implementation == "reference":
+            scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
+            # A stable sort: of equal scores the lower window comes first.
+            order = jnp.argsort(-lax.stop_gradient(scores), axis=-1)
+            ids = jnp.sort(order[..., : self.chosen], axis=-1)
+        else:
+            chosen = block_map(
+                q, k, q_block=1, k_block=1, top=self.chosen, implementation=implementation
+            )
+            ids = chosen.critical.ids
+        return jnp.asarray(free)[ids]
+
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, implementation: str = "auto"
     ) -> tuple[jax.Array, jax.Array]:
-        """In time and memory of what is attended to.
+        """Both branches, without gates.
 
         Args:
             q: [B, Tq, N, D] queries, normed and rotated.
             k: [B, Tk, N, D] keys.
             v: [B, Tk, N, D] values.
             pools: queries [B, Nq, N, D], keys and values [B, Nk, N, D] of windows, likewise.
+            implementation: of `window_attention`, with the choice of windows that goes with it;
+                "reference" has all pairs in memory, of windows and of tokens.
 
         Returns:
             (output of the tokens [B, Tq, N, D]: of patches, softmax over the tokens of their
             window's choice, those of `always` and special ones; of special tokens, over all keys;
             output of the windows [B, Nq, N, D]: softmax over pooled keys).
         """
-        b, n = q.shape[0], q.shape[2]
-        of_windows = dense_attention(*pools)
-        blocks = np.concatenate([self.key.tokens, self.key.special])
-        columns = len(self.key.tokens)
-        ids = self.ids(*pools[:2]).reshape(b * n, len(self.query.tokens), -1)
-        special = np.arange(columns, len(blocks), dtype=np.int32)
-        special = jnp.broadcast_to(special, (*ids.shape[:2], len(special)))
-        ids = jnp.concatenate([ids, special], axis=-1)
-
-        size = self.query.places
-        here = jnp.asarray(blocks.reshape(-1) < k.shape[1])
-        valid = jnp.broadcast_to(here, (b, blocks.size))
-        kb, vb = (to_blocks(take(x, blocks), valid, size) for x in (k, v))
-        q_valid = jnp.broadcast_to(
-            jnp.asarray(self.query.tokens.reshape(-1) < q.shape[1]), (b, self.query.tokens.size)
+        plain: Implementation = "reference" if implementation == "reference" else "auto"
+        of_windows = dense_attention(*pools, plain)
+        ids = self.ids(*pools[:2], CHOICE.get(implementation, implementation))
+        selected = window_attention(
+            q,
+            k,
+            v,
+            ids,
+            q_windows=self.query.tokens,
+            k_windows=self.key.tokens,
+            always=self.always,
+            implementation=implementation,
         )
-        qb = to_blocks(take(q, self.query.tokens), q_valid, size)
-        ok = jnp.broadcast_to(here.reshape(-1, size), kb.shape[:3])
-        entries = min(ids.shape[-1], max(1, _LOGITS // size**2))
-        tiles = BlockedTiles(max(1, _LOGITS // (size**2 * entries)), entries)
-        parts = [from_blocks(sparse(qb, kb, vb, ok, ids, tiles), q_valid).astype(v.dtype)]
         rows = self.query.special[self.query.special < q.shape[1]]
         if rows.size:
-            parts.append(dense_attention(take(q, rows), k, v))
-        places = inverse(np.concatenate([self.query.tokens.reshape(-1), rows]), q.shape[1])
-        return take(jnp.concatenate(parts, axis=1), places), of_windows
-
-    def reference(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools
-    ) -> tuple[jax.Array, jax.Array]:
-        """The definition, with all pairs in memory; see `blocked`."""
-        scores = _scores(pools[0], pools[1])
-        of_windows = _weighted(_softmax(scores * q.shape[-1] ** -0.5), pools[2])
-        free = ~np.isin(np.arange(scores.shape[-1]), self.always)
-        # A stable sort: of equal scores the lower window comes first.
-        order = jnp.argsort(jnp.where(free, -lax.stop_gradient(scores), jnp.inf), axis=-1)
-        rank = jnp.argsort(order, axis=-1)
-        seen = ((rank < self.chosen) & free) | ~free  # [B, N, Nq, Nk]
-        of_key = _window_of(self.key, k.shape[1])
-        of_query = _window_of(self.query, q.shape[1])
-        pairs = seen[:, :, np.maximum(of_query, 0)][..., np.maximum(of_key, 0)]
-        pairs = pairs | (of_key < 0) | (of_query < 0)[:, None]
-        logits = jnp.where(pairs, _scores(q, k) * q.shape[-1] ** -0.5, -jnp.inf)
-        return _weighted(_softmax(logits), v), of_windows
-
-
-def _window_of(windows: Windows, tokens: int) -> np.ndarray:
-    """The window of every token; -1 for special ones."""
-    places = inverse(windows.tokens, tokens)
-    return np.where(places < windows.tokens.size, places // windows.places, -1)
-
-
-def _softmax(logits: jax.Array) -> jax.Array:
-    """Softmax over the last axis."""
-    return jax.nn.softmax(logits, axis=-1)
-
-
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
-
-
-def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
+            of_special = dense_attention(take(q, rows), k, v, plain)
+            selected = selected + take(of_special, inverse(rows, q.shape[1]))
+        return selected, of_windows

@@ -77,24 +77,6 @@ def windows(grid: tuple[int, int], block: int) -> np.ndarray:
     return np.concatenate(order)
 
 
-def inverse(tokens: np.ndarray, count: int) -> np.ndarray:
-    """Where each of `count` tokens stands in `tokens`.
-
-    Args:
-        tokens: tokens below `count`, each at most once, and any others.
-        count: number of tokens.
-
-    Returns:
-        [count] int32, places in the flattened `tokens`; its length, one past the end, for tokens
-        that are not there.
-    """
-    flat = tokens.reshape(-1)
-    places = np.flatnonzero(flat < count)
-    lookup = np.full(count, len(flat), np.int32)
-    lookup[flat[places]] = places
-    return lookup
-
-
 def _padded(rows: np.ndarray, block: int, fill: int) -> np.ndarray:
     """[R, n] -> [R * blocks, block]."""
     pad = -rows.shape[1] % block

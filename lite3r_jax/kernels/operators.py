@@ -12,6 +12,8 @@ from lite3r_jax.kernels.fp8.fused import OPERATOR as FP8
 from lite3r_jax.kernels.registry import Check, Operator
 from lite3r_jax.kernels.sla import check as sla_check
 from lite3r_jax.kernels.sla.api import OPERATOR as SLA
+from lite3r_jax.kernels.window_attention import check as window_check
+from lite3r_jax.kernels.window_attention.api import OPERATOR as WINDOW_ATTENTION
 
 
 def by_name(*operators: Operator[Any]) -> Mapping[str, Operator[Any]]:
@@ -29,7 +31,12 @@ def by_name(*operators: Operator[Any]) -> Mapping[str, Operator[Any]]:
 # Cases of an implementation, by its name, for every operator with kernels that need a proof.
 Checks = Callable[[str], Iterable[Check[Any]]]
 
-OPERATORS = by_name(DENSE, SLA, BLOCK_MAP, FP8)
+OPERATORS = by_name(DENSE, SLA, BLOCK_MAP, FP8, WINDOW_ATTENTION)
 CHECKS: Mapping[str, Checks] = MappingProxyType(
-    {"sla": sla_check.checks, "block_map": block_map_check.checks, "fp8": fp8_check.checks}
+    {
+        "sla": sla_check.checks,
+        "block_map": block_map_check.checks,
+        "fp8": fp8_check.checks,
+        "window_attention": window_check.checks,
+    }
 )

@@ -25,7 +25,7 @@ from lite3r_jax.kernels.target import Device
 
 COMMITTED = Path(__file__).with_name("proven")
 Verdict = Literal["passed", "refused", "failed", "missing"]
-_SHARED = "launch.py", "target.py", "triton_call.py"
+_SHARED = "flash_kernels.py", "launch.py", "target.py", "triton_call.py"
 _log = logging.getLogger(__name__)
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("proofs", default=None)
 _assumed: contextvars.ContextVar[bool] = contextvars.ContextVar("assumed", default=False)
@@ -261,7 +261,7 @@ def check_folder() -> None:
 
 
 def digest(sources: Path) -> str:
-    """SHA-256 of the code of an operator and of how its kernels are started."""
+    """SHA-256 of the code of an operator, and of what kernels of several operators share."""
     digest = hashlib.sha256()
     shared = [Path(__file__).with_name(name) for name in _SHARED]
     for path in [*sorted(sources.glob("*.py")), *shared]:

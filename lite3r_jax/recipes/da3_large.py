@@ -25,6 +25,16 @@ one GPU of 80 GB or more; time and expected result: not yet measured. Lite3R as 
 `:paper_stage1`, then `:paper` with --config.distill.init_from=RUN1/student, as in configs/vggt.py;
 not yet measured, and the published figures are no reference: images went in without
 normalization.
+
+Speed3R's attention (arXiv 2603.08055), which was published for VGGT and pi^3:
+
+    python -m lite3r_jax.main --config=configs/da3_large.py:speed3r --mode=train \
+        --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
+
+As there but for what is trained: this model has no encoder apart from its trunk, so it is the
+gates, and the attention layers over all views. Behind a comma: `feature_loss`, `fp8`, and what is
+trained instead: `gates`, `qkv`, `gates_lora`. Not yet measured.
+
 Without weights or data: configs/vggt.py:tiny.
 """
 
@@ -33,7 +43,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lite3r_jax.recipes import PAPER, PAPER_STAGE1, TRAINING, configure
+from lite3r_jax.recipes import (
+    FEATURE_LOSS,
+    PAPER,
+    PAPER_STAGE1,
+    SPEED3R,
+    TRAINING,
+    configure,
+)
 
 RECIPE = TRAINING | {"train.data.buckets": "1x4x504x504"}
 # The head for known cameras has four of the published sites, which never run in training.
@@ -42,6 +59,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "paper_stage1": PAPER_STAGE1 | _PAPER | {"distill.precision": "paper_w4a8"},
     "paper": PAPER | _PAPER | {"distill.precision": "paper"},
     "backbone": {"distill.plan": ""},
+    "speed3r": {**SPEED3R, "distill.trainable": "strategy+attention", "train.count": 33_849_600},
+    "feature_loss": FEATURE_LOSS,
+    "gates": {"distill.trainable": "strategy", "train.count": 262_400},
+    "qkv": {"distill.trainable": "strategy+qkv", "train.count": 25_452_800},
+    "gates_lora": {"distill.trainable": "lora", "train.count": 1_048_832},
+    "fp8": {"distill.precision": "default"},
 }
 
 

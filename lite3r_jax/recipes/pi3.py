@@ -31,8 +31,8 @@ from the teacher's depth and cameras, in scenes of 2 to 24 views:
 
 Further variants, several with commas between, the later ones change the earlier: `feature_loss`
 also compares outputs of attention layers; `gates`, `qkv` (gates, and queries, keys and values of
-those layers) and `lora` train less; `fp8` simulates float8. Published: 80 epochs of 800 steps; here
-not yet measured.
+those layers) and `gates_lora` train less; `fp8` simulates float8. Published: 80 epochs of 800
+steps; here not yet measured.
 
 `:backbone` trains the model itself further. Hardware: one GPU of 80 GB or more; time and expected
 result: not yet measured. Without weights or data: configs/vggt.py:tiny.
@@ -56,6 +56,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "gates": {"distill.trainable": "strategy", "train.count": 590_400},
     "qkv": {"distill.trainable": "strategy+qkv", "train.count": 57_268_800},
     "lora": {"distill.trainable": "lora", "train.count": 0},
+    "gates_lora": {"distill.trainable": "lora", "train.count": 2_359_872},
     "fp8": {"distill.precision": "default"},
 }
 

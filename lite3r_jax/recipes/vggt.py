@@ -63,7 +63,8 @@ Further variants, several with commas between, the later ones change the earlier
 
     strategy, attention, lora, all_but_encoder
                                 what is trained
-    gates, qkv                  of Speed3R, likewise: gates alone; gates and qkv of its layers
+    gates, qkv, gates_lora      of Speed3R, likewise: gates alone; gates, and qkv of its layers or
+                                low-rank parts of them
     spark3r                     attention without training as the student's: half of the queries are
                                 merged, half of the views give keys; weights get used to it
     keep10, keep30              fraction of the key blocks that softmax sees
@@ -136,6 +137,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "strategy": {"distill.trainable": "strategy", "train.count": 0},
     "gates": {"distill.trainable": "strategy", "train.count": 787_200},
     "qkv": {"distill.trainable": "strategy+qkv", "train.count": 76_358_400},
+    "gates_lora": {"distill.trainable": "lora", "train.count": 3_146_496},
     "attention": {"distill.trainable": "strategy+attention", "train.count": 0},
     "lora": {"distill.trainable": "lora", "train.count": 0},
     "all_but_encoder": {"distill.trainable": "all_but_encoder", "train.count": 0},

@@ -9,7 +9,8 @@ from flax import nnx
 from lite3r_jax.attention import sla
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
-from lite3r_jax.attention.windows import blocks, inverse
+from lite3r_jax.attention.windows import blocks
+from lite3r_jax.kernels.tokens import inverse
 
 # 37 x 37 patches leave 39 places of the 22nd window of every view without one.
 LAYOUT = TokenLayout(2, 5, (37, 37), "global")

@@ -125,7 +125,7 @@ def steps(attn, core, layout, rope, x):
     )
     pools = core._pools(inputs, x, x, layout, layout)
     of = core.spec.selection(layout, layout)
-    selected, compressed = of.blocked(q, k, v, pools)
+    selected, compressed = of.attend(q, k, v, pools, "blocked")
     gate = nnx.sigmoid(core.gate(x)).reshape(*x.shape[:2], -1, 2)
     names = ("q", "k", "v", "q_pool", "k_pool", "v_pool", "sel", "comp", "gate")
     arrays = (q, k, v, *pools, selected, compressed, gate)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite3r_jax.attention.strategy import TokenLayout
-from lite3r_jax.attention.windows import SPECIAL, blocks, inverse, windows
+from lite3r_jax.attention.windows import SPECIAL, blocks, windows
+from lite3r_jax.kernels.tokens import inverse
 
 layouts = st.builds(
     TokenLayout,

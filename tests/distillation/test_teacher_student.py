@@ -149,33 +149,45 @@ def test_a_plan_that_replaces_nothing_leaves_nothing_to_learn():
             trained_paths(mini(Dense()), name)
 
 
-GATES = {"vggt": 24 * 32 * 1025, "pi3": 18 * 32 * 1025}
-QKV = {"vggt": 24 * 3072 * 1025, "pi3": 18 * 3072 * 1025}
+LAYERS = {"vggt": ("vggt", 24), "pi3": ("pi3", 18), "da3_large": ("da3", 8)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GATES)
-def test_sets_of_speed3r_have_the_sizes_that_are_told(name):
-    backbone, heads = get_backbone(name), ("camera", "depth")
-    model = nnx.eval_shape(
-        lambda: backbone.build(
-            backbone.default_config, heads=heads, plan=parse_plan("speed3r"), rngs=traced_rngs(0)
-        )
-    )
-    counts = {
-        trained: sum(sizes(model, trained_paths(model, trained)).values())
-        for trained in ("strategy", "strategy+qkv", "all_but_encoder")
-    }
-    whole = count_parameters(model)
-    assert counts["strategy"] == GATES[name]
-    assert counts["strategy+qkv"] == GATES[name] + QKV[name]
+@pytest.mark.parametrize("recipe", LAYERS)
+def test_sets_of_speed3r_have_the_sizes_that_are_told(recipe):
+    """1,024 channels in 16 heads: gates, qkv, proj, and parts of rank 16 of the two."""
+    (name, layers), heads = LAYERS[recipe], ("camera", "depth")
+    backbone, plan = get_backbone(name), parse_plan("speed3r")
+
+    def build():
+        kinds = {"heads": heads, "plan": plan, "rngs": traced_rngs(0)}
+        return backbone.build(backbone.default_config, **kinds)
+
+    def with_low_rank():
+        model = build()
+        add_low_rank(model, 16)
+        return model
+
+    def count(model, trained):
+        return sum(sizes(model, trained_paths(model, trained)).values())
+
+    model = nnx.eval_shape(build)
+    wide = "strategy+attention" if name == "da3" else "all_but_encoder"
+    counts = {trained: count(model, trained) for trained in ("strategy", "strategy+qkv", wide)}
+    counts["lora"] = count(nnx.eval_shape(with_low_rank), "lora")
+    gates = layers * 32 * 1025
+    assert counts["strategy"] == gates
+    assert counts["strategy+qkv"] == gates + layers * 3072 * 1025
+    assert counts["lora"] == gates + layers * 16 * (2 * 1024 + 3072 + 1024)
     encoder = 304_371_712  # a DINOv2 Large without its mask token
-    assert counts["all_but_encoder"] == whole - encoder
-    recipes = importlib.import_module(f"lite3r_jax.recipes.{name}")
+    whole = {"da3": gates + layers * 4096 * 1025}.get(name, count_parameters(model) - encoder)
+    assert counts[wide] == whole
+    recipes = importlib.import_module(f"lite3r_jax.recipes.{recipe}")
     for variant, trained in (
-        ("speed3r", "all_but_encoder"),
+        ("speed3r", wide),
         ("speed3r,gates", "strategy"),
         ("speed3r,qkv", "strategy+qkv"),
+        ("speed3r,gates_lora", "lora"),
     ):
         settings = from_config(recipes.get_config(variant).to_dict())
         assert settings.distill.trainable == trained

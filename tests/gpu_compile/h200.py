@@ -71,7 +71,7 @@ def compile_lowered(lowered: Any, dump: Path) -> tuple[Any, dict[str, Kernel]]:
     with mock.patch.dict(os.environ, settings):
         compiled = lowered.compile(options)
     launches = "".join(path.read_text() for path in dump.glob("*thunk_sequence.txt"))
-    own = r"(?:sla|block_map|fp8)_\w+"
+    own = r"(?:sla|block_map|fp8|window)_\w+"
     memory = dict(re.findall(rf"\b({own}) grid:.*shared_memory: (\d+) bytes", launches))
     kernels = {}
     for path in dump.glob("*.ptx"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lite3r_jax.attention.presets import plan_name
 from lite3r_jax.distillation.checkpoint import load_student, read_student
 from lite3r_jax.distillation.options import DistillOptions, MatchOptions
 from lite3r_jax.distillation.surgery import variables
@@ -28,10 +29,13 @@ RECIPES = [
     for variant in ("", *importlib.import_module(f"lite3r_jax.recipes.{name}").VARIANTS)
 ]
 
-# what Speed3R's recipes train: all but the encoder; gates of 24 or 18 layers of 16 heads; qkv
-SPEED3R = {"vggt": 854_355_956, "pi3": 654_915_420, "da3_large": 0}
-GATES = {"vggt": 24 * 32 * 1025, "pi3": 18 * 32 * 1025, "da3_large": 0}
-QKV = {"vggt": 24 * 3072 * 1025, "pi3": 18 * 3072 * 1025, "da3_large": 0}
+# layers of 16 heads over all views; what Speed3R's recipes train: all but the encoder, or those
+# layers; gates; qkv; low-rank parts of rank 16
+LAYERS = {"vggt": 24, "pi3": 18, "da3_large": 8}
+SPEED3R = {"vggt": 854_355_956, "pi3": 654_915_420, "da3_large": 8 * (4096 + 32) * 1025}
+GATES = {name: layers * 32 * 1025 for name, layers in LAYERS.items()}
+QKV = {name: layers * 3072 * 1025 for name, layers in LAYERS.items()}
+LORA = {name: layers * 16 * (2 * 1024 + 3072 + 1024) for name, layers in LAYERS.items()}
 
 
 def experiment(folder, weights, **distill):
@@ -56,6 +60,7 @@ def test_every_variant_of_every_recipe_can_be_built(name, variant):
         assert found.distill.student_plan()
     published = "paper" in variant and "fp8" not in variant
     counts = {"speed3r": SPEED3R[name], "gates": GATES[name], "qkv": GATES[name] + QKV[name]}
+    counts["gates_lora"] = GATES[name] + LORA[name]
     counts |= {variant: {"vggt": 360_448, "da3_large": 114_688}[name]} if published else {}
     assert found.train.count == counts.get(variant, 0)
 
@@ -102,6 +107,17 @@ def test_what_does_not_fit_stops_before_anything_is_loaded(tiny_dir, tmp_path, c
     with pytest.raises(InputError, match=message):
         mode.run(replace(experiment(tmp_path / "run", tiny_dir), **change))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_depth_anything_learns_with_gates(tiny_da3_dir, tmp_path):
+    plan, trained = "speed3r(window=2,top=1)", "strategy+attention"
+    settings = experiment(tmp_path / "run", tiny_da3_dir, plan=plan, trainable=trained)
+    assert mode.run(replace(settings, backbone="da3")) == mode.DONE
+    manifest, arrays = read_student(tmp_path / "run" / mode.STUDENT)
+    assert plan_name(manifest.plan) == plan
+    gates = [x for path, x in arrays.items() if path.endswith("gate/kernel")]
+    assert gates and all(np.abs(x).max() > 0 for x in gates), "they begin as zeros"
 
 
 def put_photos(folder, **scenes):

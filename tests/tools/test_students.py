@@ -5,6 +5,10 @@ import os
 
 import pytest
 
+from lite3r_jax.attention.plan import trained_alike
+from lite3r_jax.attention.presets import change_plan, parse_plan
+from lite3r_jax.attention.settings import parse_call, parse_settings
+from lite3r_jax.attention.speed3r import Speed3R
 from lite3r_jax.experiment import from_config
 from lite3r_jax.recipes import vggt
 from lite3r_jax.runs import train
@@ -15,6 +19,14 @@ from tools import students
 def test_every_row_is_a_recipe_for_the_small_teacher(variant):
     found = from_config(vggt.get_config(variant).to_dict())
     assert found.weights == "vggt-tiny" and found.distill.student_plan()
+
+
+def test_rows_of_other_settings_are_students_that_may_have_them():
+    for trained, attention in students.AFTER_TRAINING.values():
+        of = from_config(vggt.get_config(students.ROWS[trained]).to_dict()).distill.plan
+        settings = parse_settings(Speed3R, parse_call(attention, "row")[1], attention)
+        assert trained_alike(parse_plan(of), parse_plan(change_plan(of, **settings)))
+    assert not students.AFTER_TRAINING.keys() & students.ROWS.keys()
 
 
 def test_a_cell_has_the_mean_and_the_range_of_its_seeds():

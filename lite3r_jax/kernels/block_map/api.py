@@ -64,7 +64,7 @@ OPERATOR = Operator(
         Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
     Path(__file__).parent,
-    lambda call: f"head dim {call.head_dim}",
+    lambda call: f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}",
 )
 
 
@@ -151,10 +151,11 @@ def block_map(
             f"cannot choose {top} critical and {bottom} negligible blocks: of {columns} key blocks "
             f"{len(kept)} are always kept, which leaves {free}"
         )
-    chosen = OPERATOR.choose(implementation, SelectionCall(q.shape[-1], pooled_dtype(q.dtype)))
+    dtype = q.dtype if q_block == k_block == 1 else pooled_dtype(q.dtype)
+    chosen = OPERATOR.choose(implementation, SelectionCall(q.shape[-1], dtype))
     critical, negligible = OPERATOR[chosen].run(
-        *pool(lax.stop_gradient(q), q_valid, q_block),
-        *pool(lax.stop_gradient(k), k_valid, k_block),
+        *pool(lax.stop_gradient(q), q_valid, q_block, dtype),
+        *pool(lax.stop_gradient(k), k_valid, k_block, dtype),
         kept=kept,
         top=top,
         bottom=bottom,
@@ -180,8 +181,13 @@ def pooled_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def pool(x: jax.Array, valid: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Means over valid tokens [B, T, N, D] -> [B, N, M, D], and which blocks have one [B, M]."""
+def pool(
+    x: jax.Array, valid: jax.Array, block: int, dtype: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """Means over valid tokens [B, T, N, D] -> [B, N, M, D], and which blocks have one [B, M].
+
+    In `dtype`, or that of `pooled_dtype`.
+    """
     b, tokens, n, d = x.shape
     blocks = block_count(tokens, block)
     pad = blocks * block - tokens
@@ -190,4 +196,4 @@ def pool(x: jax.Array, valid: jax.Array, block: int) -> tuple[jax.Array, jax.Arr
     x = jnp.where(valid[..., None, None], x, 0).reshape(b, blocks, block, n, d)
     count = valid.reshape(b, blocks, block).sum(axis=-1)
     mean = x.sum(axis=2, dtype=pooled_dtype(x.dtype)) / jnp.maximum(count, 1)[:, :, None, None]
-    return mean.transpose(0, 2, 1, 3), count > 0
+    return mean.transpose(0, 2, 1, 3).astype(dtype or mean.dtype), count > 0

@@ -31,6 +31,7 @@ class Case:
         heads: N.
         batch: B.
         head_dim: D.
+        dtype: of the pooled tokens.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     heads: int = 1
     batch: int = 1
     head_dim: int = 64
+    dtype: str = "float32"
 
 
 CASES = (
@@ -53,10 +55,17 @@ CASES = (
     Case("none are marginal", 32, 64, 20, 44),
     Case("a table of more than one tile", 10, 150, 140, 0, (3,)),
     Case("lowest, head dim 128", 20, 130, 1, 129, batch=2, head_dim=128),
+    Case("few of many", 40, 700, 5, heads=2, batch=2, dtype="bfloat16"),
+    Case("few of many, head dim 128", 33, 700, 3, head_dim=128, dtype="bfloat16"),
+    Case("few of many, float16", 33, 700, 3, dtype="float16"),
+    Case("few of many, float16, head dim 128", 33, 700, 3, head_dim=128, dtype="float16"),
+    Case("few of many, float32", 33, 64 * 66, 3, head_dim=128),
+    Case("all but one, bfloat16", 33, 65, 64, dtype="bfloat16"),
     Case("many", 300, 700, 70, 70, (0, 1, 2), heads=2),
+    Case("few of very many", 300, 64 * 70 + 1, 32, heads=2, dtype="bfloat16"),
 )
-# For a model that waits, of either head dim.
-QUICK = CASES[0], CASES[7]
+# For a model that waits, of every kind of call.
+QUICK = CASES[0], *CASES[7:12]
 
 
 def checks(name: str) -> Iterator[Check[SelectionCall]]:
@@ -66,7 +75,7 @@ def checks(name: str) -> Iterator[Check[SelectionCall]]:
     definition; with real ones it may differ where scores are closer than float32 tells apart.
     """
     for case in CASES:
-        call = SelectionCall(case.head_dim, jnp.float32)
+        call = SelectionCall(case.head_dim, case.dtype)
         for kind in ("whole numbers", "real numbers"):
             yield Check(
                 f"{case.name}, {kind}",
@@ -85,11 +94,14 @@ def wrong(run: Callable[..., Any], case: Case, kind: str) -> str | None:
         q[..., 3:] = 0
     else:
         q, k = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    # Rounded: products of halves are exact.
+    q, k = (np.asarray(jnp.asarray(x, case.dtype)).astype(np.float32) for x in (q, k))
     q_used, k_used = (rng.random((case.batch, m)) < 0.9 for m in (case.rows, case.columns))
     chosen = functools.partial(
         run, kept=np.asarray(case.always, np.int32), top=case.top, bottom=case.bottom
     )
-    tables, again = (jax.jit(chosen)(q, q_used, k, k_used) for _ in range(2))
+    args = jnp.asarray(q, case.dtype), q_used, jnp.asarray(k, case.dtype), k_used
+    tables, again = (jax.jit(chosen)(*args) for _ in range(2))
     tables, again = ([np.asarray(x) for x in pair] for pair in (tables, again))
     if any(x.tobytes() != y.tobytes() for x, y in zip(tables, again, strict=True)):
         return "two runs chose different blocks"

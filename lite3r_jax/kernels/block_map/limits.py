@@ -5,13 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 
 HEAD_DIMS = (64, 128)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def unsupported(head_dim: int, dtype: Any) -> str | None:
     """Why the GPU kernel is not made for pooled tokens of this kind, or None; on any device."""
     if head_dim not in HEAD_DIMS:
         return f"head dim {head_dim} is not one of {HEAD_DIMS}"
-    return unsupported_tpu(dtype)
+    if jnp.dtype(dtype) not in DTYPES:
+        return f"{jnp.dtype(dtype)} is not one of {', '.join(DTYPES)}"
+    return None
 
 
 def unsupported_tpu(dtype: Any) -> str | None:

@@ -1,6 +1,7 @@
 """The block selection on NVIDIA GPUs: no sort, and no scores in memory."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ _LAUNCH = Launch(warps=8, stages=1)
 _UNUSED, _FREE, _KEPT = 0, 1, 2
 # Below the order of every score.
 _NOTHING = -(2**31)
+_MOST = float(np.finfo(np.float32).max)
 # Bits of the order that one pass over the scores finds: 15 comparisons beside a product over D.
 _BITS = 4
 
@@ -44,8 +46,8 @@ def select_triton(
     Beside arguments and result nothing of note is in memory. A program has some query blocks and
     goes over all key blocks several times, computing the same scores again: first to find the score
     of rank `top`, four bits at a time, and where `bottom` is asked for also that of rank `bottom`
-    from below; then to write the ids. `interpret` runs the kernel's code as plain JAX on any
-    device, slowly.
+    from below; then to write the ids. Few of many key blocks are chosen in fewer steps, see
+    `_few`. `interpret` runs the kernels' code as plain JAX on any device, slowly.
 
     Raises:
         ValueError: a head dim or dtype that the kernel is not made for.
@@ -54,6 +56,9 @@ def select_triton(
         raise ValueError(f"the Triton kernel cannot run this: {reason}")
     b, n, rows, d = q.shape
     columns = k.shape[2]
+    if not (len(kept) or bottom) and block_count(columns, _TILE) > top:
+        ids = _few(q, q_used, k, k_used, top, interpret)
+        return ids, jnp.zeros((b, n, rows, 0), jnp.int32)
     programs, tiles = block_count(rows, _ROWS), block_count(columns, _TILE)
     row_pad, column_pad = (0, programs * _ROWS - rows), (0, tiles * _TILE - columns)
     kind = jnp.where(np.isin(np.arange(columns), kept), _KEPT, _FREE)
@@ -80,6 +85,160 @@ def select_triton(
     return selected[0], selected[1] if bottom else jnp.zeros((b, n, rows, 0), jnp.int32)
 
 
+def _few(q, q_used, k, k_used, top, interpret):
+    """Choose few of many key blocks: one pass over the scores, and a second look at few of them.
+
+    The first kernel keeps the largest score of every 64 key blocks, a tile. The `top` tiles with
+    the largest ones, of equal ones the first, have all that is to be chosen in them: a key block in
+    another tile is behind a key block of each of those. The second kernel finds these tiles, and
+    the third computes their scores again, row by row, and chooses. In memory are the maxima, a 64th
+    of the scores.
+
+    Returns:
+        [B, N, rows, top] int32.
+    """
+    b, n, rows, d = q.shape
+    columns = k.shape[2]
+    tiles, size = block_count(columns, _TILE), _rows_of_maxima(q.dtype)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, -rows % size), (0, 0)))
+    k = jnp.pad(k, ((0, 0), (0, 0), (0, -columns % _TILE), (0, 0)))
+    k_used = jnp.pad(k_used, ((0, 0), (0, -columns % _TILE))).astype(jnp.int32)
+    filled, chunks = q.shape[2], block_count(tiles, _TILE)
+    shape = (b, n, chunks * _TILE, filled)
+    [maxima] = at.call(
+        functools.partial(block_map_maxima),
+        Launch(warps=4, stages=3 if q.dtype.itemsize == 2 else 1),
+        (filled // size, n, b),
+        [
+            (q, pl.BlockSpec((None, None, size, d), lambda i, n, b: (b, n, i, 0))),
+            (k, at.head(*k.shape[2:])),
+            (k_used, at.all_mask(k_used)),
+        ],
+        [
+            (
+                shape,
+                jnp.int32,
+                pl.BlockSpec((None, None, shape[2], size), lambda i, n, b: (b, n, 0, i)),
+            )
+        ],
+        interpret=interpret,
+    )
+    [best] = at.call(
+        functools.partial(block_map_tiles, tiles=tiles, top=top),
+        _LAUNCH,
+        (filled // _ROWS, n, b),
+        [(maxima, pl.BlockSpec((None, None, shape[2], _ROWS), lambda i, n, b: (b, n, 0, i)))],
+        [((b, n, filled, top), jnp.int32, at.head(filled, top))],
+        interpret=interpret,
+    )
+    height = pl.next_power_of_2(top)
+    [ids] = at.call(
+        functools.partial(block_map_among, tiles=tiles, columns=columns, top=top, height=height),
+        Launch(warps=max(1, height // 32), stages=2),
+        (rows, n, b),
+        [
+            (q, pl.BlockSpec((None, None, None, d), lambda i, n, b: (b, n, i, 0))),
+            (q_used.astype(jnp.int32), at.all_mask(q_used)),
+            (k, at.head(*k.shape[2:])),
+            (k_used, at.all_mask(k_used)),
+            (best, at.part(top)),
+        ],
+        [((b, n, rows, top), jnp.int32, at.part(top))],
+        interpret=interpret,
+    )
+    return ids
+
+
+def _rows_of_maxima(dtype: Any) -> int:
+    """Query blocks of a program of `block_map_maxima`; in float32 more would spill."""
+    return 128 if jnp.dtype(dtype).itemsize == 2 else _ROWS
+
+
+def block_map_maxima(q_ref, k_ref, used_ref, maxima_ref):
+    """The order of the largest score of each tile for some query blocks: [tiles, R]."""
+
+    def one(tile, _):
+        where = pl.ds(tile * _TILE, _TILE)
+        s = _products(q_ref, k_ref, where)
+        s = jnp.where(s >= -_MOST, s, -_MOST)  # also where it is NaN
+        used = jnp.broadcast_to(used_ref[where][None, :] > 0, s.shape)
+        largest = jnp.where(used, s, -jnp.inf).max(axis=1)
+        maxima_ref[tile, :] = jnp.where(largest >= -_MOST, _ordered(largest), _NOTHING)
+
+    lax.fori_loop(0, k_ref.shape[0] // _TILE, one, None)
+
+
+def block_map_tiles(maxima_ref, best_ref, *, tiles, top):
+    """The tiles with the largest maxima for some query blocks, ascending."""
+    rows = pl.program_id(0) * _ROWS + lax.broadcasted_iota(jnp.int32, (_ROWS, _TILE), 0)
+    chunks = maxima_ref.shape[0] // _TILE
+
+    def order(chunk):
+        some = maxima_ref[pl.ds(chunk * _TILE, _TILE), :].T
+        tile = chunk * _TILE + lax.broadcasted_iota(jnp.int32, some.shape, 1)
+        return jnp.where(tile < tiles, some, _NOTHING)
+
+    border, above = _border(order, chunks, _ROWS, top)
+
+    def write(chunk, carry):
+        equal, written = carry
+        chosen, equal = _take(order(chunk), border, top - above, equal)
+        return equal, _append(best_ref, rows, chosen, chunk, written)
+
+    none = jnp.zeros((_ROWS,), jnp.int32)
+    _, written = lax.fori_loop(0, chunks, write, (none, none))
+    _fill(best_ref, rows, written, tiles)
+
+
+def block_map_among(
+    q_ref, q_used_ref, k_ref, used_ref, best_ref, ids_ref, *, tiles, columns, top, height
+):
+    """One query block: the best key blocks of some tiles, whose scores it holds, `height` tiles."""
+    q = q_ref[...].astype(jnp.float32)
+    row = lax.broadcasted_iota(jnp.int32, (height, _TILE), 0)
+
+    def look(step, carry):
+        order, ids = carry
+        tile = best_ref[step]
+        first = jnp.minimum(tile, tiles - 1) * _TILE
+        where = pl.ds(first, _TILE)
+        s = (k_ref[where, :].astype(jnp.float32) * q[None, :]).sum(axis=1)
+        found = jnp.where((used_ref[where] > 0) & (tile < tiles), _ordered(s), _NOTHING)
+        here = row == step
+        order = jnp.where(here, found[None, :], order)
+        return order, jnp.where(here, (first + lax.iota(jnp.int32, _TILE))[None, :], ids)
+
+    nothing = jnp.full((height, _TILE), _NOTHING, jnp.int32)
+    order, ids = lax.fori_loop(0, top, look, (nothing, jnp.zeros_like(nothing)))
+
+    def narrow(bit, border):
+        next_border = border + lax.shift_left(jnp.int32(1), 31 - bit)
+        return jnp.where(_count(order >= next_border) >= top, next_border, border)
+
+    border = lax.fori_loop(0, 32, narrow, jnp.int32(_NOTHING))
+    need = top - _count(order > border)
+    on = (order == border) & (order > _NOTHING)
+    chosen = (order > border) | (on & (_rank(on) <= need))
+    chosen &= q_used_ref[pl.program_id(0)] > 0
+    place = jnp.where(chosen, _rank(chosen) - 1, height * _TILE)
+    entry = lax.iota(jnp.int32, height)
+    fill = (entry >= _count(chosen)) & (entry < top)
+    plt.store(ids_ref.at[jnp.where(fill, entry, top)], jnp.full_like(entry, columns), mask=fill)
+    plt.store(ids_ref.at[place], ids, mask=chosen)
+
+
+def _count(found: jax.Array) -> jax.Array:
+    """How many are True, of [A, B]."""
+    return found.astype(jnp.int32).sum(axis=1).sum(axis=0)
+
+
+def _rank(found: jax.Array) -> jax.Array:
+    """How many are True up to each place of [A, B], row by row."""
+    number = found.astype(jnp.int32)
+    of_row = number.sum(axis=1)
+    return (jnp.cumsum(of_row, axis=0) - of_row)[:, None] + jnp.cumsum(number, axis=1)
+
+
 def block_map_select(
     q_ref, used_ref, k_ref, kind_ref, critical_ref, *negligible_ref, columns, top, bottom
 ):
@@ -98,14 +257,7 @@ def block_map_select(
         Every pass computes them by this code, and so to the same bits.
         """
         where = pl.ds(tile * _TILE, _TILE)
-
-        def add(part, s):
-            some = pl.ds(part * _DEPTH, _DEPTH)
-            x, y = q_ref[:, some], k_ref[where, some]
-            return s + plt.dot(x, y, trans_b=True, precision=lax.Precision.HIGHEST)
-
-        s = jnp.zeros((_ROWS, _TILE), jnp.float32)
-        s = lax.fori_loop(0, q_ref.shape[1] // _DEPTH, add, s)
+        s = _products(q_ref, k_ref, where)
         kind = jnp.broadcast_to(kind_ref[where][None, :], s.shape)
         return jnp.where(kind == _FREE, _ordered(s), _NOTHING), kind
 
@@ -144,10 +296,23 @@ def block_map_select(
         _fill(negligible_ref[0], rows, written_low, columns)
 
 
+def _products(q_ref, k_ref, where) -> jax.Array:
+    """Scores of all queries and some keys, added up in float32; products of halves are exact."""
+    if q_ref.dtype != jnp.float32:
+        return plt.dot(q_ref[...], k_ref[where, :], trans_b=True)
+
+    def add(part, s):
+        some = pl.ds(part * _DEPTH, _DEPTH)
+        x, y = q_ref[:, some], k_ref[where, some]
+        return s + plt.dot(x, y, trans_b=True, precision=lax.Precision.HIGHEST)
+
+    s = jnp.zeros((q_ref.shape[0], _TILE), jnp.float32)
+    return lax.fori_loop(0, q_ref.shape[1] // _DEPTH, add, s)
+
+
 def _ordered(s: jax.Array) -> jax.Array:
     """float32 -> int32 of the same order, above `_NOTHING`, and so is the bitwise complement."""
-    most = float(np.finfo(np.float32).max)
-    s = jnp.where(s == s, jnp.clip(s, -most, most), -most)
+    s = jnp.where(s == s, jnp.clip(s, -_MOST, _MOST), -_MOST)
     s = jnp.where(s == 0, 0.0, s)  # -0 and 0 are equal
     bits = lax.bitcast_convert_type(s, jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

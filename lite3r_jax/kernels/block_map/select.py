@@ -44,6 +44,7 @@ def select_sorted(
     """
     b, n, rows, _ = q.shape
     columns = k.shape[2]
+    q, k = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q, k))
     if chunk is None:
         chunk = max(1, _SCORES // (b * n * columns))
     chunk = min(chunk, rows)

@@ -85,20 +85,20 @@ def outcome(run: Callable[..., jax.Array], case: Case, dtype: str) -> Outcome:
     with jax.enable_x64(True):
         wide = [x.astype(jnp.float64) for x in (q, k, v, w, up)]
         exact = [np.asarray(x) for x in defined(*wide)]
-    plain = _errors(defined(q, k, v, w, up), exact)
+    plain = errors(defined(q, k, v, w, up), exact)
     compiled = jax.jit(functools.partial(both, run)).lower(q, k, v, w, up).compile()
     got, again = compiled(q, k, v, w, up), compiled(q, k, v, w, up)
-    errors, cap = _errors(got, exact), CAPS[dtype]
+    found, cap = errors(got, exact), CAPS[dtype]
     same = all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(got, again, strict=True)
     )
     wrong = [
         f"{name} is off by {error:.1e}, {plain_error:.1e} in plain JAX"
-        for name, error, plain_error in zip(RESULTS, errors, plain, strict=True)
+        for name, error, plain_error in zip(RESULTS, found, plain, strict=True)
         if not error <= min(2 * plain_error + cap / 2, cap)
     ]
     wrong += [] if same else ["two runs gave different bits"]
-    return Outcome(tuple(errors), same, "; ".join(wrong) or None)
+    return Outcome(tuple(found), same, "; ".join(wrong) or None)
 
 
 def problem(case: Case, dtype: str) -> tuple[jax.Array, ...]:
@@ -143,9 +143,10 @@ def _both(run, q, k, v, w, up, *, case, maps, masks):
     return o, *pull(up)
 
 
-def _errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
-    errors = []
+def errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
+    """Of each array: the largest error over the largest exact value, which is at least 1."""
+    found = []
     for x, y in zip(got, exact, strict=True):
         error = np.abs(np.asarray(x, np.float64) - y).max() / max(np.abs(y).max(), 1)
-        errors.append(float(error) if np.isfinite(error) else float("inf"))
-    return errors
+        found.append(float(error) if np.isfinite(error) else float("inf"))
+    return found

@@ -10,9 +10,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from lite3r_jax.kernels.block_map.table import BlockTable
+from lite3r_jax.kernels.flash_kernels import LOG2E, LOWEST
 from lite3r_jax.kernels.sla.limits import K_BLOCK
 from lite3r_jax.kernels.sla.limits import MOSAIC_Q_BLOCK as Q_BLOCK
-from lite3r_jax.kernels.sla.triton_kernels import LOG2E, LOWEST
 
 # Rows of a warpgroup's wgmma, and warpgroups that have some; one more fetches keys and values.
 _ROWS, _WORKERS = 64, Q_BLOCK // 64

@@ -1,11 +1,10 @@
 """What one program of each GPU kernel of `pallas_triton` does.
 
-Refs are those of one sequence and one head. q, k, v and do hold 0 where they are padding; `bias` is
-0 for valid keys and `MASKED` for others. Products take operands in the dtype of the inputs and add
+Refs and masks are as in `flash_kernels`. Products take operands in the dtype of the inputs and add
 up in float32; everything else is float32.
 
-Softmax part (SLA, arXiv 2509.24006, Algorithms 1-2, Eq. 7, with the 1 / sqrt(D) of dQ and dK that
-it leaves out): logits are in base 2, s = q k^T log2(e) / sqrt(D) + bias, and so is the log-sum-exp.
+Softmax part: SLA, arXiv 2509.24006, Algorithms 1-2, Eq. 7, with the 1 / sqrt(D) of dQ and dK that
+it leaves out.
 
 Linear part over all keys (Eq. 5-6 and 8 with one set for all queries): states are means over keys,
 H = phi(K)^T V / Tk and z = phi(K)^T 1 / Tk, and eps / Tk goes with them, so that
@@ -22,15 +21,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plt
 
+from lite3r_jax.kernels.flash_kernels import (
+    attend,
+    dot,
+    key_gradient,
+    listed,
+    query_gradient,
+    row_sums,
+)
 from lite3r_jax.kernels.sla.reference import PHI, Phi
-
-LOG2E = 1.4426950408889634
-# Both finite, so that no difference is NaN. A running maximum starts, and stays where no key is
-# seen, so far above a masked logit that exp2(MASKED - maximum) is 0.
-LOWEST = -1e30
-MASKED = -2e30
 
 
 def sla_forward(
@@ -47,28 +47,8 @@ def sla_forward(
     programs: int,
 ):
     """One query block, or its part among so many programs: output and log-sum-exp."""
-    q = q_ref[...]
-
-    def fold(step, carry):
-        top, total, acc = carry
-        at = pl.ds(ids_ref[step] * k_block, k_block)
-        s = _logits(q, k_ref[at, :]) + bias_ref[at][None, :]
-        new = jnp.maximum(top, s.max(axis=1))
-        p = jnp.exp2(s - new[:, None])
-        shrink = jnp.exp2(top - new)
-        acc = acc * shrink[:, None] + _dot(p.astype(q.dtype), v_ref[at, :])
-        return new, total * shrink + p.sum(axis=1), acc
-
-    rows = q.shape[0]
-    start = (
-        jnp.full((rows,), LOWEST, jnp.float32),
-        jnp.zeros((rows,), jnp.float32),
-        jnp.zeros(q.shape, jnp.float32),
-    )
-    top, total, acc = lax.fori_loop(0, counts_ref[pl.program_id(0) // programs], fold, start)
-    total = jnp.where(total > 0, total, 1)
-    o_ref[...] = (acc / total[:, None]).astype(o_ref.dtype)
-    lse_ref[...] = top + jnp.log2(total)
+    at, count = listed(ids_ref, k_block), counts_ref[pl.program_id(0) // programs]
+    attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, at, count)
 
 
 def sla_query_gradient(
@@ -88,20 +68,11 @@ def sla_query_gradient(
     programs: int,
 ):
     """One query block, or its part: its gradient, and delta, the row sums of do * o."""
-    q, do, lse = q_ref[...], do_ref[...], lse_ref[...]
-    delta = (do.astype(jnp.float32) * o_ref[...].astype(jnp.float32)).sum(axis=1)
+    do = do_ref[...]
+    delta = row_sums(do, o_ref[...])
     delta_ref[...] = delta
-
-    def fold(step, dq):
-        at = pl.ds(ids_ref[step] * k_block, k_block)
-        k = k_ref[at, :]
-        p = jnp.exp2(_logits(q, k) + bias_ref[at][None, :] - lse[:, None])
-        ds = p * (_dot(do, v_ref[at, :], trans_b=True) - delta[:, None])
-        return dq + _dot(ds.astype(q.dtype), k)
-
-    zero = jnp.zeros(q.shape, jnp.float32)
-    dq = lax.fori_loop(0, counts_ref[pl.program_id(0) // programs], fold, zero)
-    dq_ref[...] = (dq * q.shape[1] ** -0.5).astype(dq_ref.dtype)
+    at, count = listed(ids_ref, k_block), counts_ref[pl.program_id(0) // programs]
+    query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse_ref[...], delta, dq_ref, at, count)
 
 
 def sla_key_gradient(
@@ -121,25 +92,26 @@ def sla_key_gradient(
     size: int,
 ):
     """One key block: the gradients of keys and values, over `size` queries at a time."""
-    k, v, bias = k_ref[...], v_ref[...], bias_ref[...]
     slices = q_block // size
 
-    def fold(step, carry):
-        dk, dv = carry
+    def at(step):
         first = rows_ref[lax.div(step, slices)] * q_block + lax.rem(step, slices) * size
-        at = pl.ds(first, size)
-        q, do = q_ref[at, :], do_ref[at, :]
-        p = jnp.exp2(_logits(k, q) + bias[:, None] - lse_ref[at][None, :])
-        dv += _dot(p.astype(do.dtype), do)
-        ds = p * (_dot(v, do, trans_b=True) - delta_ref[at][None, :])
-        return dk + _dot(ds.astype(q.dtype), q), dv
+        return pl.ds(first, size), None
 
-    zero = jnp.zeros(k.shape, jnp.float32)
     j = pl.program_id(0)
-    bounds = offsets_ref[j] * slices, offsets_ref[j + 1] * slices
-    dk, dv = lax.fori_loop(*bounds, fold, (zero, zero))
-    dk_ref[...] = (dk * k.shape[1] ** -0.5).astype(dk_ref.dtype)
-    dv_ref[...] = dv.astype(dv_ref.dtype)
+    key_gradient(
+        q_ref,
+        k_ref,
+        v_ref,
+        bias_ref,
+        do_ref,
+        lse_ref,
+        delta_ref,
+        dk_ref,
+        dv_ref,
+        at,
+        (offsets_ref[j] * slices, offsets_ref[j + 1] * slices),
+    )
 
 
 def sla_linear_state(
@@ -152,7 +124,7 @@ def sla_linear_state(
         state, total = carry
         at = pl.ds(step * size, size)
         f = jnp.where(bias_ref[at][:, None] == 0, _features(k_ref[at, :], phi)[0], 0)
-        state += _dot(f.astype(dtype), v_ref[at, :].astype(dtype), trans_a=True)
+        state += dot(f.astype(dtype), v_ref[at, :].astype(dtype), trans_a=True)
         return state, total + f.sum(axis=0)
 
     _over_chunk(fold, k_ref.shape[0] // size, chunk, state_ref, total_ref)
@@ -162,7 +134,7 @@ def sla_linear_forward(q_ref, state_ref, total_ref, o_ref, *, phi: Phi, eps: flo
     """Some queries: o."""
     f, _ = _features(q_ref[...], phi)
     state = state_ref[...]
-    o = _dot(f.astype(state.dtype), state) / _denominator(f, total_ref, eps)[:, None]
+    o = dot(f.astype(state.dtype), state) / _denominator(f, total_ref, eps)[:, None]
     o_ref[...] = o.astype(o_ref.dtype)
 
 
@@ -199,7 +171,7 @@ def sla_linear_state_gradient(
         den = _denominator(f, total_ref, eps)
         _, dden = _through_states(f, den, do, state_ref)
         dnum = do.astype(jnp.float32) / den[:, None]
-        dstate += _dot(f.astype(dtype), dnum.astype(dtype), trans_a=True)
+        dstate += dot(f.astype(dtype), dnum.astype(dtype), trans_a=True)
         return dstate, dtotal + (f * dden[:, None]).sum(axis=0)
 
     _over_chunk(fold, q_ref.shape[0] // size, chunk, dstate_ref, dtotal_ref)
@@ -209,25 +181,14 @@ def sla_linear_key_gradient(k_ref, v_ref, dstate_ref, dtotal_ref, dk_ref, dv_ref
     """Some keys: the gradients of keys and values from those of H and z, over Tk."""
     dstate = dstate_ref[...]
     f, pull = _features(k_ref[...], phi)
-    dv_ref[...] = _dot(f.astype(dstate.dtype), dstate).astype(dv_ref.dtype)
-    df = _dot(v_ref[...].astype(dstate.dtype), dstate, trans_b=True) + dtotal_ref[...][None, :]
+    dv_ref[...] = dot(f.astype(dstate.dtype), dstate).astype(dv_ref.dtype)
+    df = dot(v_ref[...].astype(dstate.dtype), dstate, trans_b=True) + dtotal_ref[...][None, :]
     dk_ref[...] = pull(df)[0].astype(dk_ref.dtype)
 
 
 def linear_dtype(dtype: Any) -> Any:
     """Of the operands of the linear part's products."""
     return jnp.float32 if dtype == jnp.float32 else jnp.bfloat16
-
-
-def _dot(x: jax.Array, y: jax.Array, *, trans_a: bool = False, trans_b: bool = False):
-    """In full float32 for float32, where the default would be TF32."""
-    full = x.dtype == jnp.float32
-    precision = lax.Precision.HIGHEST if full else lax.Precision.DEFAULT
-    return plt.dot(x, y, trans_a=trans_a, trans_b=trans_b, precision=precision)
-
-
-def _logits(x: jax.Array, y: jax.Array) -> jax.Array:
-    return _dot(x, y, trans_b=True) * (LOG2E * x.shape[1] ** -0.5)
 
 
 def _features(x: jax.Array, phi: Phi):
@@ -244,7 +205,7 @@ def _denominator(f, total_ref, eps):
 def _through_states(f, den, do, state_ref):
     """do S^T, and the gradient of den: -do o / den, where do o = phi(q) (do S^T) / den."""
     state = state_ref[...]
-    g = _dot(do.astype(state.dtype), state, trans_b=True)
+    g = dot(do.astype(state.dtype), state, trans_b=True)
     return g, -(f * g).sum(axis=1) / (den * den)
 
 
