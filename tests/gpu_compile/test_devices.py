@@ -29,6 +29,7 @@ pytestmark = [
 KINDS = {
     "a100": "NVIDIA A100-SXM4-80GB",
     "rtx4090": "NVIDIA GeForce RTX 4090",
+    "rtx5090": "NVIDIA GeForce RTX 5090",
     "h200": "NVIDIA H200",
     "b200": "NVIDIA B200",
 }

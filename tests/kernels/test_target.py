@@ -105,7 +105,8 @@ def test_smaller_tiles_where_there_is_less_shared_memory(dtype, head_dim, q_bloc
         assert q_block % min(each.rows, q_block) == 0 and q_block % each.slice == 0
     assert tiles(head_dim, dtype, q_block, 227 * KIB) == every[0], "an H200 has room for the best"
     call = SlaCall("block", head_dim, jnp.dtype(dtype), q_block, 64)
-    for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090", "NVIDIA B200"):
+    kinds = "A100-SXM4-80GB", "GeForce RTX 4090", "GeForce RTX 5090", "B200"
+    for kind in (f"NVIDIA {name}" for name in kinds):
         with proven_gpu(kind):
             assert SLA.choose("auto", call) == "triton"
             chosen = tiles(head_dim, dtype, q_block, target.device().shared_memory)
