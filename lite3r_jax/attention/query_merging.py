@@ -155,12 +155,13 @@ def merge_queries(q: jax.Array, of: Sequence["Groups"]) -> tuple[jax.Array, jax.
     for some in of:
         count, m = some.destinations.shape
 
-        def one(parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            match = best_match(parts[1], parts[0])[0]
-            return merge(*parts, match), match
+        def one(group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            # Taken in here, so that the queries of one group are copied and not those of all.
+            stay, go = (flat[:, ids] for ids in group)
+            match = best_match(go, stay)[0]
+            return merge(stay, go, match), match
 
-        parts = (flat[:, some.destinations], flat[:, some.sources])
-        kept, match = lax.map(one, tuple(jnp.moveaxis(x, 1, 0) for x in parts))
+        kept, match = lax.map(one, (jnp.asarray(some.destinations), jnp.asarray(some.sources)))
         merged.append(jnp.moveaxis(kept, 0, 1).reshape(b, count * m, heads, d))
         start = first + m * np.arange(count, dtype=np.int32)
         own = (start[:, None] + np.arange(m, dtype=np.int32)).reshape(-1)
