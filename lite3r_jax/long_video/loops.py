@@ -98,9 +98,12 @@ def find_candidates(
     found.sort(key=lambda each: (-each.alike, each.first, each.second))
     spread: list[Candidate] = []
     for each in found:
+        if len(spread) == most:
+            return spread
         if all(max(abs(each.first - k.first), abs(each.second - k.second)) > 1 for k in spread):
             spread.append(each)
-    rest = [each for each in found if each not in spread]
+    first = set(spread)
+    rest = [each for each in found if each not in first]
     return [*spread, *rest][:most]
 
 

@@ -10,6 +10,7 @@ from lite3r_jax.errors import InputError, printable
 from lite3r_jax.experiment import Experiment, refuse_model_settings, require
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.infer.reconstruct import Reconstructor
+from lite3r_jax.long_video.store import CHUNKS
 from lite3r_jax.progress import Progress
 from lite3r_jax.runs.long_video import refuse_chunks
 from lite3r_jax.runs.reconstruct import (
@@ -56,10 +57,12 @@ def run(experiment: Experiment) -> int:
 
 
 def batch(given: Path) -> list[Path]:
-    """The folders of results that a run on several scenes has written into this folder."""
+    """The folders of results that a run on several scenes, or in chunks, has written in there."""
     if saved_scene(given) is not None or not given.is_dir():
         return []
-    return sorted(path for path in given.iterdir() if path.is_dir() and saved_scene(path))
+    folders = [folder for folder in (given, given / CHUNKS) if folder.is_dir()]
+    inside = [path for folder in folders for path in folder.iterdir()]
+    return sorted(path for path in inside if path.is_dir() and saved_scene(path))
 
 
 def saved_scene(given: Path) -> Path | None:

@@ -15,6 +15,7 @@ from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.infer.reconstruct import Reconstructor, reconstruct
+from lite3r_jax.runs.view import batch
 from tests.data.test_video import record
 
 FORMATS = "npz,ply,glb,colmap,colmap_txt,tum,html"
@@ -68,6 +69,7 @@ def test_the_small_model_and_a_video_in_chunks(room, tmp_path, capsys):
     ]
     assert max(apart) < 0.05  # pixels: every point is where its own frame sees it
     assert (out / "scene.html").stat().st_size > 10_000 and (out / "scene.glb").is_file()
+    assert batch(out) == [out / "chunks" / f"{n:06d}" for n in range(4)]  # which can be viewed
     chunk = read_npz(out / "chunks" / "000001" / "predictions.npz")
     assert chunk.names == tuple(f"frame_{n:06d}.jpg" for n in range(2, 6))
     with np.load(out / "chunks" / "000001" / "views.npz") as views:
