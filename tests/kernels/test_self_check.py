@@ -263,15 +263,16 @@ def test_a_kernel_that_hangs_is_left_out():
 def test_the_process_finds_no_such_device_here(capsys):
     """By its own program on this machine, which has no GPU of that kind."""
     with pytest.raises(Unavailable, match="a second process finds cpu and not NVIDIA H200"):
-        list(in_process("block_map", "triton", {"head dim 64"}, True, GPU.kind))
+        list(in_process("block_map", "triton", {"float32, head dim 64"}, True, GPU.kind))
 
 
 def test_the_process_runs_the_cases_that_are_asked_for(capsys):
-    args = ["block_map", "triton", "--device", "cpu", "--scopes", "head dim 128", "--quick"]
+    scope = "float32, head dim 128"
+    args = ["block_map", "triton", "--device", "cpu", "--scopes", scope, "--quick"]
     assert check_process.main(args) == 0
     first, *lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert first == {"cases": {"head dim 128": len(lines) / 2}}
-    assert {line["scope"] for line in lines} == {"head dim 128"}
+    assert first == {"cases": {scope: len(lines) / 2}}
+    assert {line["scope"] for line in lines} == {scope}
     assert [line["case"] for line in lines[::2]] == [line["case"] for line in lines[1::2]]
     assert {line["verdict"] for line in lines[1::2]} == {"refused"}
     assert "this is cpu" in lines[1]["detail"]
