@@ -1,5 +1,7 @@
 """Bundle adjustment by pycolmap: cameras and points that fit the observations best."""
 
+import signal
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,8 @@ def require_pycolmap() -> Any:
     Raises:
         InputError: it is not installed.
     """
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if here else None
     try:
         import pycolmap
     except ImportError as error:
@@ -56,6 +60,8 @@ def require_pycolmap() -> Any:
             "refine: needs pycolmap and OpenCV; pip install 'lite3r_jax[refine]', or leave"
             f" refinement out ({error})"
         ) from error
+    if handler is not None:  # importing it puts one that prints a stack in its place
+        signal.signal(signal.SIGTERM, handler)
     return pycolmap
 
 

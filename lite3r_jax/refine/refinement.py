@@ -8,7 +8,7 @@ import numpy as np
 
 from lite3r_jax.data.known_cameras import network_intrinsics
 from lite3r_jax.errors import InputError
-from lite3r_jax.refine.adjustment import require_pycolmap
+from lite3r_jax.refine.adjustment import Lenses, adjust, require_pycolmap
 from lite3r_jax.refine.depth import DepthFit, fit_depth
 from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup, depth_lookup, to_network
 from lite3r_jax.refine.klt import match
@@ -22,6 +22,7 @@ from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
 _FEW_TRACKS = 30
 _PARALLAX = 3.0  # pixels that points move against infinity, below which cameras only turn
 _SAME_SHARE, _SAME_ERROR = 0.005, 0.02  # of matches, of pixels: differences that say nothing
+_SURE, _DOUBTFUL = 0.5, 0.2  # degrees, and share of what cameras moved, halves may differ by
 _SHARE = 0.5  # of views that have to be tied
 
 
@@ -115,6 +116,7 @@ def refine(
                      " texture and have to overlap")  # fmt: skip
     solution = _in_predicted_world(obs, solution, before, depth, known)
     reason = _judge(scene, obs, before, solution, report)
+    reason = reason or ("" if known else _doubt(obs, before, solution, lenses, report))
     if reason:
         return _kept(scene, report, reason)
     fit = _fit(scene, obs, solution, depth)
@@ -224,6 +226,49 @@ def _judge(
             f" {medians[1]:.2f}; within the limit {shares[0]:.1%}, refined {shares[1]:.1%}"
         )
     return ""
+
+
+def _doubt(
+    obs: Observations,
+    before: Cameras,
+    solution: Solution,
+    lenses: Lenses,
+    report: dict[str, Any],
+) -> str:
+    """Why cameras that fit may be off all the same, or "".
+
+    Half of the tracks, and the other half, are adjusted alone: where they give cameras that differ
+    by much, as with hardly any baseline, all together cannot be believed either. Relative rotations
+    are compared; what the prediction was off by is the measure.
+    """
+    halves = []
+    for half in (0, 1):
+        sub, numbers = obs.where(solution.used & (obs.track % 2 == half))
+        if sub.tracks < _FEW_TRACKS // 2:
+            return "too few points were found in several views"
+        scale = float(np.median(limits(lenses.sizes))) / 2
+        halves.append(adjust(sub, solution.cameras, solution.points[numbers], lenses, scale)[0])
+    tied = np.flatnonzero(solution.tied)
+    apart = _apart(halves[0], halves[1], tied)
+    moved = _apart(before, solution.cameras, tied)
+    report |= {"halves_degrees": round(apart, 3), "pairs_degrees": round(moved, 3)}
+    if apart > max(_SURE, _DOUBTFUL * moved):
+        return (
+            f"matches fit more than one set of cameras: either half of them gives views that are"
+            f" turned by {apart:.2f} degrees against the other's; take photos from further apart"
+        )
+    return ""
+
+
+def _apart(one: Cameras, other: Cameras, views: np.ndarray) -> float:
+    """Median angle in degrees between the relative rotations of all pairs of views."""
+    i, j = np.triu_indices(len(views), 1)
+    first, second = (
+        c.extrinsics[views[j], :, :3] @ c.extrinsics[views[i], :, :3].swapaxes(1, 2)
+        for c in (one, other)
+    )
+    off = np.linalg.norm(first - second, axis=(1, 2))
+    return float(np.median(np.degrees(2 * np.arcsin(np.minimum(off / 8**0.5, 1)))))
 
 
 def _fit(scene: Scene, obs: Observations, solution: Solution, depth: DepthLookup) -> DepthFit:

@@ -13,8 +13,8 @@ from lite3r_jax.exports import read_npz
 from lite3r_jax.infer.reconstruct import ImageOptions
 from tests.data.world import cast
 
-VIEWS, SIZE = 4, 112
-LENS = np.array([[118.0, 0, 56], [0, 118.0, 56], [0, 0, 1]])
+VIEWS, SIZE = 4, 168
+LENS = np.array([[1.05 * SIZE, 0, SIZE / 2], [0, 1.05 * SIZE, SIZE / 2], [0, 0, 1]])
 YAW = (0.0, 0.02, -0.02, 0.03)
 
 

@@ -7,7 +7,7 @@ Every camera but the first is turned by a random rotation of so many degrees (ro
 square) and moved by 2.5 % of the spread of the cameras for each degree, at most 10 %; focal lengths
 are too long by the same share; depth is wrong by a smooth 5 %. Rotations and directions are of all
 pairs of views; depth is compared after one scale for the scene. Cells: median before -> after
-(worst scene and seed after).
+(worst scene and seed after). Reprojected color: see `color_psnr`, with the true depth.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.data.views import Sample
 from lite3r_jax.metrics.pose import pair_errors
 from lite3r_jax.refine import RefineOptions, refine
+from lite3r_jax.refine.geometry_of_views import Cameras, depth_lookup
+from lite3r_jax.refine.klt import surface_points
 from lite3r_jax.scene import Scene, StillPhoto
 
 DEPTH_ERROR = 0.05
@@ -91,9 +93,39 @@ def camera_errors(scene: Scene, truth: Scene) -> dict[str, float]:
     }
 
 
+def color_psnr(scene: Scene) -> float:
+    """PSNR in decibels of each view's colors, looked up where its points are in the next view.
+
+    Points come from the depth of the view; those that the next view does not see at about its own
+    depth are left out. It is what a splat or a mesh has to live with, without training one.
+    """
+    import cv2
+
+    cameras, depth = Cameras.of(scene), depth_lookup(scene, None)
+    squares: list[np.ndarray] = []
+    for a in range(scene.views - 1):
+        points = surface_points(scene, cameras, a)
+        b = np.full(len(points), a + 1)
+        place, z = cameras.project(b, points)
+        there = depth.at(b, np.where((z > 0)[:, None], place, -1e9))
+        seen = (there > 0) & (np.abs(there - z) < 0.05 * z) & (scene.depth[a].ravel() > 0)
+        u, v = place[seen].astype(np.float32).T
+        image = scene.images[a + 1].astype(np.float32)
+        rows = [
+            cv2.remap(image, u[i : i + 30_000, None], v[i : i + 30_000, None], cv2.INTER_LINEAR)
+            for i in range(0, len(u), 30_000)
+        ]
+        if rows:
+            found = np.concatenate(rows).reshape(-1, 3)
+            squares.append((found - scene.images[a].reshape(-1, 3)[seen]) ** 2)
+    if not squares:
+        return float("nan")
+    return float(10 * np.log10(255**2 / np.concatenate(squares).mean()))
+
+
 def measure(sources: Sequence[Scene], degrees: float, seeds: int, options: RefineOptions) -> str:
     """A row of the table: medians over scenes and seeds."""
-    before, after, reports, seconds = [], [], [], []
+    before, after, reports, seconds, colors = [], [], [], [], []
     for truth in sources:
         for seed in range(seeds):
             start = disturbed(truth, degrees, seed)
@@ -103,6 +135,9 @@ def measure(sources: Sequence[Scene], degrees: float, seeds: int, options: Refin
             before.append(camera_errors(start, truth))
             after.append(camera_errors(refined.scene, truth))
             reports.append(refined.report)
+            # with true depth, so that nothing but cameras differs
+            posed = (replace(scene, depth=truth.depth) for scene in (start, refined.scene, truth))
+            colors.append([color_psnr(scene) for scene in posed])
 
     def spread(name: str) -> str:
         one, two = (np.array([each[name] for each in errors]) for errors in (before, after))
@@ -119,6 +154,7 @@ def measure(sources: Sequence[Scene], degrees: float, seeds: int, options: Refin
         f"{degrees:g}", f"{len(done)} of {len(reports)}", f"{100 * tied:.1f} %",
         *map(spread, ("rotation", "direction", "focal", "depth")),
         f"{np.mean([r['mean_track_length'] for r in done]):.1f}" if done else "",
+        " / ".join(f"{psnr:.1f}" for psnr in np.nanmedian(colors, axis=0)),
         f"{np.median(seconds):.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -147,9 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = RefineOptions(rounds=args.rounds)
     print(
         "| degrees | refined | views tied | rotation, degrees | direction, degrees | focal length"
-        " | depth | track length | seconds |"
+        " | depth | track length | reprojected color, dB: before / after / true cameras | seconds |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for degrees in args.degrees.split(","):
         print(measure(scenes, float(degrees), args.seeds, options), flush=True)
     return 0
