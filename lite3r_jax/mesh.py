@@ -6,10 +6,17 @@ device instead, with the devices side by side in every turn.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lite3r_jax.errors import InputError, did_you_mean
 
 SCENES = ("data", "fsdp")
 """Axes of a mesh that scenes are split over."""
@@ -79,3 +86,207 @@ def unshard(x: jax.Array, b: int, s: int) -> jax.Array:
     (_, scenes), (_, views) = axes(SCENES, b), axes(VIEWS, s)
     x = x.reshape(scenes, views, b // scenes, s // views, *x.shape[2:])
     return x.swapaxes(1, 2).reshape(b, s, *x.shape[4:])
+
+
+def to_host(x: jax.Array) -> jax.Array:
+    """The array in the pinned memory of the host; inside of a loop, where XLA keeps to it."""
+    return jax.device_put(x, jax.memory.Space.Host)
+
+
+def to_device(x: jax.Array) -> jax.Array:
+    """The inverse of `to_host`, for a part of what rests there."""
+    return jax.device_put(x, jax.memory.Space.Device)
+
+
+@dataclass(frozen=True)
+class ViewParts:
+    """The views of one scene in equal parts, one for each device of the axis `view`. Static.
+
+    Device i has the views i * each .. (i + 1) * each - 1. Where the parts do not come out even,
+    views behind the last one fill them up: they are computed and mean nothing, and no other view
+    may see them.
+
+    Attributes:
+        devices: number of parts.
+        views: S, those that count.
+    """
+
+    devices: int
+    views: int
+
+    @property
+    def each(self) -> int:
+        """Views of a part."""
+        return -(-self.views // self.devices)
+
+    @property
+    def filled(self) -> int:
+        """Views of all parts together, those that fill them up among them."""
+        return self.each * self.devices
+
+    def first(self) -> jax.Array:
+        """Number of the first view of this device; inside of `on_each` only."""
+        return lax.axis_index(VIEWS[0]) * self.each
+
+    def gather(self, x: jax.Array, tokens: int = 1) -> jax.Array:
+        """What all devices have, on every one of them; inside of `on_each` only.
+
+        Args:
+            x: [B, each * tokens, ...] of this device.
+            tokens: of a view, side by side.
+
+        Returns:
+            [B, S * tokens, ...].
+        """
+        every = lax.all_gather(x, VIEWS[0], axis=1, tiled=True)
+        return every[:, : self.views * tokens]
+
+    def choose(self, x: jax.Array, views: jax.Array) -> jax.Array:
+        """Some of the views of all devices, on every one of them; inside of `on_each` only.
+
+        Args:
+            x: [B, each, ...] of this device.
+            views: [B, K] numbers of views, each below S.
+
+        Returns:
+            [B, K, ...].
+        """
+        at = views - self.first()
+        mine = ((at >= 0) & (at < self.each)).reshape(*at.shape, *[1] * (x.ndim - 2))
+        at = jnp.clip(at, 0, self.each - 1).reshape(mine.shape)
+        # One device has the view and the others add zeros to it, which is exact.
+        part = jnp.where(mine, jnp.take_along_axis(x, at, axis=1), 0)
+        return lax.psum(part, VIEWS[0])
+
+    def on_each(self, function: Callable[..., Any], axes: Any, out: Any) -> Callable[..., Any]:
+        """The function on every device for its own views, with `jax.shard_map`.
+
+        Inside of it arrays are those of one device, and whatever looks for a mesh finds none.
+
+        Args:
+            function: of arrays. What it takes from outside has to be an argument.
+            axes: for each argument the number of its axis that has the views, or None for what all
+                devices get whole; or a tree of these.
+            out: likewise of what it returns; whole is what is equal on all devices.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+
+        def spec(axis: int | None) -> PartitionSpec:
+            return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, VIEWS)
+
+        def specs(tree: Any) -> Any:
+            return jax.tree.map(spec, tree, is_leaf=lambda x: x is None)
+
+        # Nothing is differentiated through it, and kernels do not say over which axes they vary.
+        return jax.shard_map(
+            function,
+            in_specs=specs(axes),
+            out_specs=specs(out),
+            axis_names=set(mesh.axis_names),
+            check_vma=False,
+        )
+
+
+def view_parts(filled: int, views: int | None) -> ViewParts | None:
+    """The parts in which the mesh in use has the views of a scene; None without such a mesh.
+
+    Args:
+        filled: views that there are on all devices together.
+        views: those of them that count; None where views are not handled in parts, as in training,
+            whose mesh may split scenes as well.
+
+    Raises:
+        ValueError: the mesh does not split views alone, or into parts of another size.
+    """
+    if views is None:
+        return None
+    if _sizes(SCENES):
+        raise ValueError(f"views in parts: the mesh splits scenes as well, {_sizes(SCENES)}")
+    devices = math.prod(_sizes(VIEWS).values())
+    parts = ViewParts(devices, views)
+    if parts.filled != filled:
+        raise ValueError(f"{filled} views: expected {parts.filled}, {views} filled up in {devices}")
+    return None if devices == 1 else parts
+
+
+def views_of_all(x: jax.Array, parts: ViewParts | None) -> jax.Array:
+    """[B, filled, ...] to [B, S, ...], all of it on every device; for what is small."""
+    if parts is None:
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec())[:, : parts.views]
+
+
+def devices_of(text: str) -> int:
+    """Over how many devices a setting such as "view:8" splits the views of a scene; 0 for "".
+
+    Raises:
+        InputError: another axis, or no number.
+    """
+    if not text:
+        return 0
+    axis, colon, number = text.partition(":")
+    wanted = "compute.mesh: expected view:N for N devices, such as view:8"
+    if axis not in VIEWS:
+        hint = did_you_mean(axis, VIEWS)
+        raise InputError(f"{wanted}; here is no axis {axis!r}{hint}")
+    if not colon or not (number.isascii() and number.isdecimal()) or int(number) < 1:
+        raise InputError(f"{wanted}; got {text!r}")
+    return int(number)
+
+
+def make_view_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh of a setting such as "view:8": views of a scene over that many devices.
+
+    Args:
+        text: of the setting `compute.mesh`; "" for none.
+        devices: those there are; None: all of this process.
+
+    Raises:
+        InputError: it is none, or devices that there are not or that do not divide.
+    """
+    count = devices_of(text)
+    if not count:
+        return None
+    devices = jax.local_devices() if devices is None else devices
+    if len(devices) % count:
+        fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise InputError(
+            f"compute.mesh: {text} does not divide the {len(devices)}"
+            f" {devices[0].platform} device{'s'[: len(devices) > 1]} here; choose from"
+            f" {', '.join(f'view:{n}' for n in fitting)}"
+        )
+    return jax.make_mesh((count,), VIEWS, axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def check_views(mesh: Mesh, views: int) -> ViewParts:
+    """The parts of so many views on a mesh of `make_view_mesh`.
+
+    Raises:
+        InputError: there are more devices than views.
+    """
+    if views < mesh.size:
+        raise InputError(
+            f"compute.mesh: {mesh.size} devices for {views} view{'s'[: views > 1]}; use at most"
+            f" view:{views}, or leave it out"
+        )
+    return ViewParts(mesh.size, views)
+
+
+def put_views(x: Any, mesh: Mesh, parts: ViewParts) -> jax.Array:
+    """Arrays of all views [1, S, ...], from the host to the devices that the views are for.
+
+    Returns:
+        [1, filled, ...]; the last view again fills the parts up.
+    """
+    where = NamedSharding(mesh, PartitionSpec(None, VIEWS))
+    if isinstance(x, jax.Array) and x.sharding == where:
+        return x
+    x = np.asarray(x)
+    shape = (len(x), parts.filled, *x.shape[2:])
+
+    def of_device(index: Any) -> np.ndarray:
+        start, stop, _ = index[1].indices(parts.filled)
+        at = np.minimum(np.arange(start, stop), parts.views - 1)
+        return x[:, at] if stop > parts.views else x[:, start:stop]
+
+    return jax.make_array_from_callback(shape, where, of_device)

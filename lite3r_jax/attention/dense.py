@@ -8,7 +8,13 @@ import jax
 from flax import nnx
 
 from lite3r_jax.attention.head_groups import heads_at_a_time, map_head_groups
-from lite3r_jax.attention.strategy import AttentionCore, AttentionInputs, AttentionStrategy, Layouts
+from lite3r_jax.attention.strategy import (
+    Apart,
+    AttentionCore,
+    AttentionInputs,
+    AttentionStrategy,
+    Layouts,
+)
 from lite3r_jax.kernels.dense.api import OPERATOR, DenseCall
 
 Implementation = Literal["auto", "cudnn", "blocked", "reference"]
@@ -38,6 +44,11 @@ class Dense(AttentionStrategy):
     def takes_merged_queries(self) -> bool:
         """See `AttentionStrategy.takes_merged_queries`."""
         return True
+
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`."""
+        return "heads", "queries"
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "DenseCore":
         """A core without parameters."""

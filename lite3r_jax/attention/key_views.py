@@ -11,6 +11,7 @@ from jax import lax
 
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.strategy import (
+    Apart,
     AttentionCore,
     AttentionInputs,
     AttentionStrategy,
@@ -89,6 +90,21 @@ class KeyViews(AttentionStrategy):
         return False
 
     @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`."""
+        return self.inner.apart
+
+    def keys_left(self, key: TokenLayout) -> TokenLayout:
+        """See `AttentionStrategy.keys_left`."""
+        views, key = self.kept(key.whole), key.keep_patches(self.patch_step)
+        return key if len(views) == key.whole.views else key.whole.keep(views)
+
+    @property
+    def own_view_only(self) -> bool:
+        """See `AttentionStrategy.own_view_only`."""
+        return self.choose == "own"
+
+    @property
     def views_in_order(self) -> bool:
         """See `AttentionStrategy.views_in_order`."""
         return self.choose == "stride" and self.every > 1
@@ -113,7 +129,7 @@ class KeyViews(AttentionStrategy):
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
         """See `AttentionStrategy.context`: in which order views are chosen, where data decide."""
-        count = self.count if self.choose == "diverse" else layout.views
+        count = self.count if self.choose == "diverse" else layout.whole.views
         return view_context(x, layout, count, self.inner)
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "ViewsCore":
@@ -173,18 +189,24 @@ class ViewsCore(AttentionCore):
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
         """See `AttentionCore.__call__`."""
         spec = self.spec
-        order, inputs = split_context(inputs)
         if spec.choose == "own":
+            _, inputs = split_context(inputs)
             shape = inputs.q.shape
             inputs = inputs.within_views()
             if spec.patch_step > 1:
                 inputs = inputs.keep_key_patches(spec.patch_step)
             return self.inner(inputs).reshape(shape)
-        layout = inputs.layouts.regular_keys(spec.name)
-        inputs = keep_views(inputs, spec.kept(layout), order)
-        if spec.patch_step > 1:
+        inner, inputs = self.reduced(inputs)
+        return inner(inputs)
+
+    def reduced(self, inputs: AttentionInputs) -> tuple[AttentionCore, AttentionInputs]:
+        """See `AttentionCore.reduced`."""
+        spec = self.spec
+        order, inputs = split_context(inputs)
+        views = spec.kept(inputs.layouts.regular_keys(spec.name).whole)
+        if spec.patch_step > 1:  # before views are sent to other devices
             inputs = inputs.keep_key_patches(spec.patch_step)
-        return self.inner(inputs)
+        return self.inner, keep_views(inputs, views, order)
 
 
 def diverse_views(layout: TokenLayout, count: int) -> tuple[int, ...]:
@@ -210,7 +232,7 @@ def keep_views(
     Raises:
         ValueError: the data decide, and there is no order.
     """
-    layout = inputs.layouts.regular_keys("key_views")
+    layout = inputs.layouts.regular_keys("key_views").whole
     if views == tuple(range(layout.views)):
         return inputs
     if -1 not in views:
@@ -234,9 +256,11 @@ def view_context(
         inner: strategy of the layers that attend to the chosen views.
     """
     shared = {}
-    if count < layout.views:
+    if count < layout.whole.views:
         by_view = x.reshape(x.shape[0], layout.views, layout.tokens_per_view, -1)
         described = by_view[:, :, layout.special :].mean(axis=2)
+        if layout.parts is not None:
+            described = layout.parts.gather(described)
         shared["order"] = farthest_views(described, count, layout.reference)
     if (of_inner := inner.context(x, layout)) is not None:
         shared["inner"] = of_inner

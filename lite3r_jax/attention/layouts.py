@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lite3r_jax.mesh import ViewParts
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -21,6 +23,7 @@ class TokenLayout:
             in this order, -1 for one that only the data decides. None: all of them.
         has_reference: whether the first view of a scene is its reference view, which strategies may
             treat apart; False for models in which all views are equal.
+        parts: of the sequence, where `views` are only those of one device; None where they are all.
     """
 
     views: int
@@ -29,6 +32,7 @@ class TokenLayout:
     scope: Literal["frame", "global"]
     kept: tuple[int, ...] | None = None
     has_reference: bool = True
+    parts: ViewParts | None = None
 
     @property
     def tokens_per_view(self) -> int:
@@ -48,6 +52,13 @@ class TokenLayout:
         if self.kept is None:
             return 0
         return self.kept.index(0) if 0 in self.kept else None
+
+    @property
+    def whole(self) -> "TokenLayout":
+        """The layout of the sequence of all devices."""
+        if self.parts is None:
+            return self
+        return replace(self, views=self.parts.views, parts=None)
 
     def keep(self, views: Sequence[int]) -> "TokenLayout":
         """The layout of some of these views.

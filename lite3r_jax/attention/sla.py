@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from lite3r_jax.attention.head_groups import heads_at_a_time, map_head_groups
 from lite3r_jax.attention.strategy import (
+    Apart,
     AttentionCore,
     AttentionInputs,
     AttentionStrategy,
@@ -151,6 +152,17 @@ class SLA(AttentionStrategy):
         """See `AttentionStrategy.build`."""
         del heads
         return SLACore(self, head_dim, param_dtype, rngs)
+
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`.
+
+        Blocks of patches are of one view, so that they are the same on the device of that view.
+        Blocks of special tokens are of several; where these choose keys, by their mean, they cannot
+        be split. What is dropped of the keys is sent by heads only.
+        """
+        special_choose = self.routing != "token" and not self.keep_special
+        return ("heads",) if special_choose or self.linear_over == "all" else ("heads", "queries")
 
     @property
     def rows(self) -> int:

@@ -20,6 +20,8 @@ from lite3r_jax.attention.layouts import IrregularTokens, Layouts, TokenLayout
 
 Role = Literal["patch", "frame", "global", "camera", "head"]
 ROLES: tuple[Role, ...] = get_args(Role)
+Apart = Literal["heads", "queries"]
+"""What devices can have parts of, see `AttentionStrategy.apart`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,8 @@ class AttentionInputs:
 
         Args:
             views: their positions among the views of the keys, static; with `chosen`, -1 for one
-                that only the data decides.
+                that only the data decides. Of views in parts, positions among those of all devices,
+                each of which then has these keys whole.
             chosen: [B, K] int32, the positions for every scene, where the data decides.
 
         Raises:
@@ -117,14 +120,17 @@ class AttentionInputs:
 
         def cut(x: jax.Array) -> jax.Array:
             by_view = x.reshape(x.shape[0], layout.views, -1, *x.shape[2:])
-            if chosen is None:
+            if layout.parts is not None:
+                wanted = at[None] if chosen is None else chosen
+                some = layout.parts.choose(by_view, jnp.asarray(wanted))
+            elif chosen is None:
                 some = by_view[:, at]
             else:
                 where = chosen.reshape(*chosen.shape, *[1] * (by_view.ndim - 2))
                 some = jnp.take_along_axis(by_view, where, axis=1)
             return some.reshape(x.shape[0], -1, *x.shape[2:])
 
-        return self._cut_keys(cut, layout.keep(views))
+        return self._cut_keys(cut, layout.whole.keep(views))
 
     def keep_key_patches(self, step: int) -> "AttentionInputs":
         """The same with the keys of every `step`-th row and column of patches, and special tokens.
@@ -224,6 +230,13 @@ class AttentionCore(nnx.Module):
                 inner.adopt(getattr(spec, entry.name))
         self.spec = spec
 
+    def reduced(self, inputs: AttentionInputs) -> tuple["AttentionCore", AttentionInputs]:
+        """What is left of the keys, and the core that attends to them: by default all, and this.
+
+        Asked where the views of a scene lie on several devices, so that no other keys are sent.
+        """
+        return self, inputs
+
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
         """Attend.
 
@@ -289,6 +302,28 @@ class AttentionStrategy:
     def takes_some_patches(self) -> bool:
         """Whether its keys may be those of some patches of a view."""
         return True
+
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """What several devices may each compute a part of, with the numbers of one device.
+
+        "heads": outputs of a head follow from its queries, keys and values and the context.
+        "queries": outputs of a view follow from its queries and all keys. For what its core is
+        after `AttentionCore.reduced`. By default nothing, and views in parts are refused.
+        """
+        return ()
+
+    def keys_left(self, key: TokenLayout) -> TokenLayout:
+        """The layout of the keys that `AttentionCore.reduced` leaves, for settings of `resolve`.
+
+        Not in parts any more where views were dropped.
+        """
+        return key
+
+    @property
+    def own_view_only(self) -> bool:
+        """Whether each view attends to itself alone, though the sequence has all of them."""
+        return False
 
     @property
     def views_in_order(self) -> bool:

@@ -221,6 +221,10 @@ class Backbone(Protocol):
             default.
         view_tokens: the tap, [B, S, ..., C], whose tokens tell what a view shows, by which views of
             one place are found; "" where there is none.
+        in_parts: whether the views of a scene may lie on several devices (`mesh.ViewParts`); the
+            call then takes `views`, how many of them count.
+        rests_on_host: whether tokens that dense heads read later may rest in the memory of the
+            host; the call then takes `on_host`.
     """
 
     parts: ClassVar[Mapping[str, str]]
@@ -229,6 +233,8 @@ class Backbone(Protocol):
     inputs: ClassVar[Mapping[str, Input]]
     camera_outputs: ClassVar[tuple[str, ...]]
     view_tokens: ClassVar[str]
+    in_parts: ClassVar[bool]
+    rests_on_host: ClassVar[bool]
     config: Any
     heads: tuple[str, ...]
     dtype: Any

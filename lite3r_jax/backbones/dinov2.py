@@ -17,6 +17,7 @@ from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.patch_embed import PatchEmbed, Resampling, resize_pos_embed
 from lite3r_jax.layers.stacks import BlockStack, run_stacks
+from lite3r_jax.mesh import ViewParts
 
 EPS = 1e-6
 
@@ -131,6 +132,7 @@ class DinoEncoder(TokenEmbed):
         taps: Collection[str] = (),
         remat: bool = False,
         views: int = 1,
+        parts: ViewParts | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encode images.
 
@@ -139,6 +141,7 @@ class DinoEncoder(TokenEmbed):
             taps: names of intermediates to return.
             remat: see `run_stacks`.
             views: S of the scene that they are of, for schedules.
+            parts: see `run_stacks`.
 
         Returns:
             (normed patch tokens [B, h*w, C] float32, taps). Taps: `patch/embed` [B, h*w, C];
@@ -156,6 +159,7 @@ class DinoEncoder(TokenEmbed):
             taps=taps,
             remat=remat,
             unroll=self.unroll,
+            parts=parts,
         )
         out |= {name: y[:, :, 0] for name, y in ys.items()}
         return self.norm(x[:, 0])[:, self.special :], {n: y for n, y in out.items() if n in taps}

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.layers.dpt import DPT
-from lite3r_jax.mesh import everywhere, shard_major, unshard
+from lite3r_jax.mesh import ViewParts, everywhere, shard_major, to_device, unshard
 
 Activation = Literal[
     "linear", "exp", "relu", "sigmoid", "inv_log", "norm", "norm_exp", "xy_inv_log"
@@ -89,6 +89,8 @@ def run_frames(
     frame_chunk: int,
     grid: tuple[int, int],
     remat: bool = False,
+    parts: ViewParts | None = None,
+    on_host: bool = False,
 ) -> jax.Array:
     """A DPT head over all frames, a chunk at a time.
 
@@ -100,6 +102,8 @@ def run_frames(
         frame_chunk: frames whose maps are in memory together.
         grid: patch grid (h, w).
         remat: see `map_frames`.
+        parts: likewise.
+        on_host: likewise.
 
     Returns:
         [B, S, H, W, outputs] (or the feature maps).
@@ -109,7 +113,7 @@ def run_frames(
     def one(state: Any, frame: jax.Array) -> jax.Array:
         return nnx.merge(graph, state)([frame[:, i, special:] for i in levels], grid)[0]
 
-    return map_frames(one, state, tokens, frame_chunk, remat)
+    return map_frames(one, state, tokens, frame_chunk, remat, parts, on_host)
 
 
 def map_frames(
@@ -118,6 +122,8 @@ def map_frames(
     tokens: jax.Array,
     frame_chunk: int,
     remat: bool = False,
+    parts: ViewParts | None = None,
+    on_host: bool = False,
 ) -> Any:
     """A function of one frame over all frames, a chunk at a time.
 
@@ -129,10 +135,22 @@ def map_frames(
         frame_chunk: frames whose results a device computes together.
         remat: whether a gradient keeps only the tokens and computes the chunks again, instead of
             keeping all that is in them: the maps of a frame are many times as large as its tokens.
+        parts: the devices that the views of the only scene are on, each of which goes over its own;
+            `one` may then take no arrays but its arguments. None: as the mesh in use splits them.
+        on_host: whether the tokens rest on the host. Of several frames at a time there are then as
+            many as divide those of a device.
 
     Returns:
         Arrays [B, S, ...].
     """
+    if parts is not None:
+
+        def of_device(state: Any, tokens: jax.Array) -> Any:
+            return map_frames(one, state, tokens, frame_chunk, on_host=on_host)
+
+        return parts.on_each(of_device, (None, 1), 1)(state, tokens)
+    if on_host:
+        return _map_resting(one, state, tokens, frame_chunk)
     if remat:
         one = jax.checkpoint(one)
     state, frames = everywhere(state), shard_major(tokens)
@@ -148,8 +166,8 @@ def map_frames(
     if turns == 1:
         maps = together(frames[:, :chunk])
     else:
-        parts = frames[:, : turns * chunk].reshape(devices, turns, chunk, *rest)
-        maps = lax.map(together, parts.swapaxes(0, 1))
+        in_turn = frames[:, : turns * chunk].reshape(devices, turns, chunk, *rest)
+        maps = lax.map(together, in_turn.swapaxes(0, 1))
         maps = jax.tree.map(
             lambda x: x.swapaxes(0, 1).reshape(devices, turns * chunk, *x.shape[3:]), maps
         )
@@ -157,3 +175,17 @@ def map_frames(
         last = together(frames[:, turns * chunk :])
         maps = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), maps, last)
     return jax.tree.map(lambda x: unshard(x, *tokens.shape[:2]), maps)
+
+
+def _map_resting(
+    one: Callable[[Any, jax.Array], Any], state: Any, tokens: jax.Array, frame_chunk: int
+) -> Any:
+    """`map_frames` of one device over tokens that rest on the host, and come when it is their turn.
+
+    Nothing is cut off them outside of the loop, which XLA would do on the host.
+    """
+    b, s, *rest = tokens.shape
+    chunk = max(n for n in range(1, min(frame_chunk, b * s) + 1) if b * s % n == 0)
+    frames = tokens.reshape(-1, chunk, *rest)
+    maps = lax.map(lambda part: one(state, to_device(part)), frames)
+    return jax.tree.map(lambda x: x.reshape(b, s, *x.shape[2:]), maps)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from lite3r_jax.attention.plan import Plan
-from lite3r_jax.attention.strategy import Role
+from lite3r_jax.attention.strategy import Role, TokenLayout
 from lite3r_jax.backbones.base import Choice, ImageInput, Input, Prediction, Tap
 from lite3r_jax.errors import InputError, did_you_mean, unknown_name
 
@@ -27,12 +27,16 @@ class Call:
         taps: names of intermediates that are returned.
         frame_chunk: frames that the dense heads handle at a time.
         remat: whether gradients compute layers again.
+        views: how many of the views count, where they are in parts; see `Backbone.in_parts`.
+        on_host: whether tokens that dense heads read later rest on the host.
     """
 
     choices: tuple[tuple[str, Any], ...] = ()
     taps: tuple[str, ...] = ()
     frame_chunk: int = 1
     remat: bool = False
+    views: int | None = None
+    on_host: bool = False
 
     def __getitem__(self, choice: str) -> Any:
         """The value of a choice."""
@@ -47,11 +51,13 @@ class RoleSize:
         layers: how many.
         head_dim: size of a head.
         dtype: in which they compute; None for the dtype of the model.
+        heads: N; 0 where nobody said, which is enough for one device.
     """
 
     layers: int
     head_dim: int
     dtype: Any = None
+    heads: int = 0
 
 
 _PUBLISHED_TABLE = 518  # side of the images that position tables of published models are for
@@ -71,6 +77,8 @@ class BackboneModel(nnx.Module):
     inputs: ClassVar[Mapping[str, Input]] = {}
     camera_outputs: ClassVar[tuple[str, ...]] = ()
     view_tokens: ClassVar[str] = ""
+    in_parts: ClassVar[bool] = False
+    rests_on_host: ClassVar[bool] = False
     published_images: ClassVar[ImageInput] = ImageInput("crop", 518)
 
     def __init__(self, config: Any, *, heads: Sequence[str], plan: Plan | None, dtype: Any):
@@ -107,6 +115,10 @@ class BackboneModel(nnx.Module):
     def roles(self) -> dict[Role, RoleSize]:
         """The attention layers of every role, for `config` and `heads`."""
         raise NotImplementedError(f"{type(self).__name__} does not define roles")
+
+    def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
+        """The tokens that attend over views, of all views, with grids of (h, w) patches."""
+        raise NotImplementedError(f"{type(self).__name__} does not define scene_tokens")
 
     def forward(
         self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
@@ -169,6 +181,8 @@ class BackboneModel(nnx.Module):
         taps: Collection[str] = (),
         frame_chunk: int = 1,
         remat: bool = False,
+        views: int | None = None,
+        on_host: bool = False,
         **more: Any,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
@@ -181,6 +195,11 @@ class BackboneModel(nnx.Module):
             remat: for training: whether the gradient computes layers and dense heads again instead
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.
+            views: how many of the views count, the first ones, where those of the only scene are in
+                parts (`mesh.ViewParts`) on the devices of the mesh in use; outputs of the others
+                mean nothing. None: all, and not in parts.
+            on_host: whether tokens that dense heads read later rest in the memory of the host until
+                then: memory of the device against time. Not for gradients.
             **more: arrays of `inputs`, None counting as not given, and values of `choices`.
 
         Returns:
@@ -205,9 +224,33 @@ class BackboneModel(nnx.Module):
         choices = {name: more.get(name, each.default) for name, each in self.choices.items()}
         self._check_heads_of(given, choices, taps)
         given = self.check_given(given, *images.shape[:2])
+        if views is not None:
+            self.check_parts()
+            if len(images) > 1 or taps or remat:
+                raise InputError(
+                    "views in parts: expected one scene, without taps and remat; leave out `views`"
+                )
+        if on_host and not self.rests_on_host:
+            raise InputError(
+                f"on_host: {type(self).__name__} does not let tokens rest there; leave it out"
+            )
         graph, state = nnx.split(self)
-        call = Call(tuple(choices.items()), tuple(sorted(taps)), frame_chunk, bool(remat))
+        call = Call(
+            tuple(choices.items()), tuple(sorted(taps)), frame_chunk, bool(remat), views, on_host
+        )
         return _forward(graph, state, images, given, call)
+
+    def check_parts(self) -> None:
+        """Refuse views in parts where this model does not say how they are handled.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not self.in_parts:
+            raise InputError(
+                f"compute.mesh: {type(self).__name__} does not say how its views lie on several"
+                " devices; leave it out"
+            )
 
     def _check_heads_of(
         self, given: Collection[str], choices: Mapping[str, Any], taps: Collection[str]

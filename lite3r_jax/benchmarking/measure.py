@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,11 +16,13 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.infer.memory import (
     Forward,
     MemoryPlan,
+    Rest,
     out_of_memory,
     peak_device,
     peak_process,
     restart_peak,
 )
+from lite3r_jax.mesh import make_view_mesh
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Protocol:
         frame_chunk: frames that the dense heads handle at a time; None: chosen by memory.
         limit: bytes that may be used; None: what the device has.
         seed: of the images.
+        mesh: `compute.mesh`: devices that share the views.
+        rest: `compute.rest`: where tokens rest.
     """
 
     views: tuple[int, ...]
@@ -49,6 +52,8 @@ class Protocol:
     frame_chunk: int | None = None
     limit: int | None = None
     seed: int = 0
+    mesh: str = ""
+    rest: Rest = "auto"
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Cell:
             or on a CPU of the process.
         peak_note: what the peak is of, or why it is not known.
         flops: of `flops.Work`.
+        devices: how several devices share the views, see `infer.sharing`; None for one.
+        on_host: whether tokens rested on the host.
     """
 
     variant: str
@@ -83,6 +90,8 @@ class Cell:
     peak: int | None = None
     peak_note: str = ""
     flops: Mapping[str, Any] = field(default_factory=dict)
+    devices: Mapping[str, Any] | None = None
+    on_host: bool = False
 
     @property
     def median(self) -> float:
@@ -122,7 +131,7 @@ def measure(
         count: operations of (model, views, height, width), as `flops.count`.
         clock: seconds.
     """
-    forward = Forward(model, protocol.limit)
+    forward = Forward(model, protocol.limit, mesh=make_view_mesh(protocol.mesh), rest=protocol.rest)
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
     height, width = protocol.height, protocol.width
     stopped, before = "", None
@@ -161,6 +170,8 @@ def _planned(plan: MemoryPlan) -> dict[str, Any]:
         "frame_chunk": plan.frame_chunk,
         "planned": plan.peak,
         "working": plan.temporary,
+        "devices": None if plan.sharing is None else plan.sharing.to_json(),
+        "on_host": plan.on_host,
     }
 
 
@@ -170,7 +181,7 @@ def _run(
     """Times and peak of the passes of one plan."""
     rng = np.random.default_rng(protocol.seed)
     shape = (1, plan.views, plan.height, plan.width, 3)
-    images = jax.block_until_ready(jnp.asarray(rng.random(shape, dtype=np.float32)))
+    images = jax.block_until_ready(forward.place(rng.random(shape, dtype=np.float32)))
     gc.collect()
     give_back_freed_memory()  # of compiling, which is no part of a pass
     anew = restart_peak()

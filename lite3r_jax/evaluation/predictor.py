@@ -1,14 +1,17 @@
-"""A model as a function from images to predictions on the host, over all local devices."""
+"""A model as a function from images to predictions on the host, over the local devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.mesh import check_views, put_views
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,33 +32,44 @@ class Output:
 class Predictor:
     """Runs a model; compiles once for each number of views and size.
 
-    The scenes of a batch are split over the devices, parameters are copied to each.
+    The scenes of a batch are split over all local devices, or the views of one scene after the
+    other over those of a mesh; parameters are copied to each.
     """
 
-    def __init__(self, model: nnx.Module, *, batch: int = 1, frame_chunk: int = 8):
+    def __init__(
+        self,
+        model: nnx.Module,
+        *,
+        batch: int = 1,
+        frame_chunk: int = 8,
+        mesh: Mesh | None = None,
+    ):
         """Copy the parameters to the devices.
 
         Args:
             model: a backbone, `model(images, frame_chunk=...) -> (Prediction, taps)`.
             batch: scenes that a device handles at a time.
             frame_chunk: frames that the dense heads handle at a time.
+            mesh: of `mesh.make_view_mesh`, over which views are split; None for scenes.
 
         Raises:
             InputError: a batch below 1.
         """
         if batch < 1:
             raise InputError(f"batch: expected at least 1, got {batch}")
+        self._of_views = mesh is not None
         devices = jax.local_devices()
-        self._mesh = jax.make_mesh(
+        self._mesh = mesh or jax.make_mesh(
             (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
         )
-        self.batch = batch * len(devices)
+        self.batch = batch if self._of_views else batch * len(devices)
         graph, state = nnx.split(model)
         self._state = jax.device_put(state, NamedSharding(self._mesh, PartitionSpec()))
 
-        @jax.jit
-        def forward(state: Any, images: jax.Array) -> tuple[Any, Any, Any]:
-            prediction = nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
+        @partial(jax.jit, static_argnums=2)
+        def forward(state: Any, images: jax.Array, views: int | None) -> tuple[Any, Any, Any]:
+            more = {} if views is None else {"views": views}
+            prediction = nnx.merge(graph, state)(images, frame_chunk=frame_chunk, **more)[0]
             return prediction.depth, prediction.extrinsics, prediction.intrinsics
 
         self._forward = forward
@@ -69,17 +83,26 @@ class Predictor:
         Returns:
             N outputs.
         """
+        if self._of_views:
+            return [self._in_parts(scene) for scene in images]
         count = len(images)
         padded = np.repeat(images[:1], self.batch, 0)
         padded[:count] = images
         with jax.set_mesh(self._mesh):
             placed = jax.device_put(padded, NamedSharding(self._mesh, PartitionSpec("data")))
-            depth, extrinsics, intrinsics = jax.device_get(self._forward(self._state, placed))
-        return [
-            Output(
-                None if depth is None else depth[n, ..., 0],
-                None if extrinsics is None else extrinsics[n],
-                None if intrinsics is None else intrinsics[n],
-            )
-            for n in range(count)
-        ]
+            found = jax.device_get(self._forward(self._state, placed, None))
+        return [_output([None if x is None else x[n] for x in found]) for n in range(count)]
+
+    def _in_parts(self, images: np.ndarray) -> Output:
+        """One scene [S, H, W, 3], whose views are split."""
+        views = len(images)
+        placed = put_views(images[None], self._mesh, check_views(self._mesh, views))
+        with jax.set_mesh(self._mesh):
+            found = jax.device_get(self._forward(self._state, placed, views))
+        return _output([None if x is None else x[0, :views] for x in found])
+
+
+def _output(found: Sequence[np.ndarray | None]) -> Output:
+    """Depth [S, H, W, 1], extrinsics and intrinsics of one scene."""
+    depth, extrinsics, intrinsics = found
+    return Output(None if depth is None else depth[..., 0], extrinsics, intrinsics)

@@ -5,11 +5,14 @@ done anyway, and XLA says what the program will allocate. Views, size, dtype, at
 head chunks are all in that figure.
 """
 
+import itertools
 import re
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,10 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
+from lite3r_jax.infer.sharing import Sharing, share_views
+from lite3r_jax.mesh import VIEWS, check_views, put_views
 from lite3r_jax.weights.manifest import Manifest
 
 GIB = 2**30
@@ -29,12 +35,16 @@ GIB = 2**30
 # share of the plan's working memory: 0.22 to 0.35 (5 M to 1.1 B parameters, 2 to 24 views).
 KERNEL_SCRATCH = {"cpu": 0.3, "gpu": 0.0}
 CAMERAS = ("extrinsics", "intrinsics")
+Rest = Literal["auto", "device", "host"]
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Predicted memory of one forward pass, in bytes, on the device that runs it.
+
+    With a mesh of GPUs it is that of one of them; CPU devices of a mesh share the memory of the
+    process, so it is that of all of them.
 
     Attributes:
         views: views of the scene.
@@ -47,6 +57,11 @@ class MemoryPlan:
         temporary: working memory, of XLA and of the kernels that it calls.
         outputs: predictions.
         limit: what may be used in all.
+        sharing: how several devices share the views; None for one device.
+        on_host: whether tokens that dense heads read later rest in the memory of the host.
+        resting: how much of them, of all devices of this process; 0 on a CPU, whose memory is that
+            of the host.
+        room: what the host has left for them; None where nothing rests.
     """
 
     views: int
@@ -58,6 +73,10 @@ class MemoryPlan:
     temporary: int
     outputs: int
     limit: int
+    sharing: Sharing | None = None
+    on_host: bool = False
+    resting: int = 0
+    room: int | None = None
 
     @property
     def peak(self) -> int:
@@ -66,15 +85,22 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak stays under the limit."""
-        return self.peak <= self.limit
+        """Whether the peak stays under the limit, and what rests on the host has room there."""
+        return self.peak <= self.limit and (self.room is None or self.resting <= self.room)
 
     def __str__(self) -> str:
         return (
             f"{self.views} views of {self.width}x{self.height}: {self.peak / GIB:.2f} GiB"
             f" (held {self.held / GIB:.2f}, working memory {self.temporary / GIB:.2f}, in and out"
             f" {(self.images + self.outputs) / GIB:.2f}) of {self.limit / GIB:.2f} GiB"
+            + self._on_host
         )
+
+    @property
+    def _on_host(self) -> str:
+        if self.room is None:
+            return ""
+        return f", and {self.resting / GIB:.2f} of {self.room / GIB:.2f} GiB on the host"
 
 
 class Forward:
@@ -88,6 +114,10 @@ class Forward:
         side: which side of the network images `images.size` stands for, for the advice.
         tokens: tap whose mean over the tokens of each view comes out beside the prediction; "" for
             none.
+        mesh: of `mesh.make_view_mesh`: devices that share the views of a scene, each of which gets
+            a copy of the weights; None for one device.
+        rest: where tokens rest that dense heads read later: "device", "host", or "auto", on the
+            host of a GPU where they do not fit on the device otherwise.
     """
 
     def __init__(
@@ -99,26 +129,49 @@ class Forward:
         arguments: Mapping[str, Any] = MappingProxyType({}),
         side: Literal["width", "longer", "shorter", "area"] = "width",
         tokens: str = "",
+        mesh: Mesh | None = None,
+        rest: Rest = "auto",
     ):
+        if rest == "host" and not model.rests_on_host:
+            raise InputError(
+                f"compute.rest: {type(model).__name__} does not let tokens rest on the host; choose"
+                " auto or device"
+            )
+        if tokens and mesh is not None:
+            raise InputError("compute.mesh: is not for videos in chunks; leave it out")
+        automatic = rest == "auto" and model.rests_on_host and _platform() != "cpu" and not tokens
+        self._places = (False, True) if automatic else (rest == "host",)
         graph, self._state = nnx.split(model)
+        self._mesh, self._shared = mesh, None
+        if mesh is not None:
+            model.check_parts()
+            self._state = jax.device_put(self._state, NamedSharding(mesh, PartitionSpec()))
+            self._shared = partial(share_views, model)
         self._limit = limit
         self._patch = model.patch_size
         self._known = known
         self._side = side
-        self._programs: dict[tuple[int, int, int, int], Any] = {}
+        self._programs: dict[tuple[int, int, int, int, bool], Any] = {}
 
         def forward(
-            state: Any, images: jax.Array, cameras: tuple[jax.Array, ...], frame_chunk: int
+            state: Any,
+            images: jax.Array,
+            cameras: tuple[jax.Array, ...],
+            frame_chunk: int,
+            views: int | None,
+            on_host: bool,
         ) -> Any:
             merged = nnx.merge(graph, state)
             given = dict(zip(CAMERAS, cameras, strict=True)) if cameras else {}
             more = {**given, "frame_chunk": frame_chunk, **arguments}
+            more |= {} if views is None else {"views": views}
+            more |= {"on_host": True} if on_host else {}
             if not tokens:
                 return merged(images, **more)[0]
             prediction, taps = merged(images, **more, taps=(tokens,))
             return prediction, describe_views(taps[tokens])
 
-        self._jitted = jax.jit(forward, static_argnums=3)
+        self._jitted = jax.jit(forward, static_argnums=(3, 4, 5))
 
     def plan(
         self, views: int, height: int, width: int, frame_chunk: int | None = None
@@ -130,7 +183,8 @@ class Forward:
             height: of the network images.
             width: likewise.
             frame_chunk: frames that the dense heads handle at a time; None: on a GPU the largest
-                of 8, 4, 2, 1 that fits; 1 on a CPU, where more frames at a time are not faster.
+                of 8, 4, 2, 1 that fits, with tokens that rest on the host if none does without;
+                1 on a CPU, where more frames at a time are not faster.
 
         Raises:
             InputError: it does not fit; the message has settings that would.
@@ -151,8 +205,8 @@ class Forward:
         else:
             chunks = [chunk for chunk in (8, 4, 2, 1) if chunk <= views]
         plan = None
-        for chunk in chunks:
-            key = (views, height, width, chunk)
+        for on_host, chunk in itertools.product(self._places, chunks):
+            key = (views, height, width, chunk, on_host)
             program = self._programs.get(key) or self._compile(*key)
             plan = self._plan(program, *key)
             if plan.fits:
@@ -161,25 +215,37 @@ class Forward:
         assert plan is not None
         return plan
 
+    def place(self, x: Any) -> jax.Array:
+        """Arrays [1, S, ...] of all views on the device, or on the devices that the views are for.
+
+        The last view is there more than once where the devices would not get equally many.
+        """
+        if self._mesh is None:
+            return jnp.asarray(x)
+        return put_views(x, self._mesh, check_views(self._mesh, x.shape[1]))
+
     def __call__(self, images: Any, plan: MemoryPlan, cameras: tuple[Any, ...] = ()) -> Any:
         """Run the pass.
 
         Args:
-            images: [1, S, H, W, 3] float32 in [0, 1], of the planned shape.
+            images: [1, S, H, W, 3] float32 in [0, 1], of the planned shape; or what `place` made of
+                them.
             plan: from `plan`.
             cameras: (extrinsics [1, S, 3, 4], intrinsics [1, S, 3, 3]) float32 of known cameras, or
                 empty without.
 
         Returns:
             Prediction, computed; with `tokens` (it, float32 [1, S, 2 C], see `describe_views`).
+            Prediction, computed. With a mesh each device has its views, and there may be more of
+            them behind the S that count; `on_host` brings these to the host.
 
         Raises:
             InputError: the device ran out of memory all the same; the message has settings that
                 need less.
         """
-        key = (plan.views, plan.height, plan.width, plan.frame_chunk)
+        key = (plan.views, plan.height, plan.width, plan.frame_chunk, plan.on_host)
         try:
-            images, given = jnp.asarray(images), tuple(map(jnp.asarray, cameras))
+            images, given = self.place(images), tuple(map(self.place, cameras))
             return jax.block_until_ready(self._programs[key](self._state, images, given))
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not out_of_memory(error):
@@ -198,7 +264,11 @@ class Forward:
             One line for people.
         """
         options = []
-        views = self._largest(plan.views, lambda n: (n, plan.height, plan.width), limit)
+        least = 1 if self._mesh is None else self._mesh.size
+        on_host = plan.on_host
+        views = self._largest(
+            plan.views, lambda n: (n, plan.height, plan.width), limit, on_host, least
+        )
         if views:
             options.append(f"use at most {views} view{'s'[: views > 1]} of this size")
         patch = self._patch
@@ -208,7 +278,7 @@ class Forward:
             height = max(1, round(n * rows / columns))
             return plan.views, height * patch, n * patch
 
-        size = self._largest(columns, smaller, limit)
+        size = self._largest(columns, smaller, limit, on_host)
         if size:
             _, height, width = smaller(size)
             sides = {"width": width, "longer": max(width, height), "shorter": min(width, height)}
@@ -223,17 +293,25 @@ class Forward:
             return "not even one view does; use a machine with more memory or a smaller dtype"
         return "to fit, " + ", or ".join(options)
 
-    def _largest(self, end: int, shape: Callable[[int], tuple[int, int, int]], limit: int) -> int:
-        """The largest n < end whose pass fits, as far as a few compilations tell; 0 if none."""
+    def _largest(
+        self,
+        end: int,
+        shape: Callable[[int], tuple[int, int, int]],
+        limit: int,
+        on_host: bool,
+        start: int = 1,
+    ) -> int:
+        """The largest n from start to below end whose pass fits, by a few compilations; 0: none."""
 
         def peak(n: int) -> int:
-            key = (*shape(n), 1)
-            return self._plan(self._compile(*key), *key).peak
+            key = (*shape(n), 1, on_host)
+            plan = self._plan(self._compile(*key), *key)
+            return plan.peak if plan.fits or plan.peak > limit else limit + 1
 
-        if end < 2 or (least := peak(1)) > limit:
+        if end <= start or (least := peak(start)) > limit:
             return 0
         # Memory grows almost linearly: a straight line through two points is a good next guess.
-        low, high, known = 1, end, [(1, least)]
+        low, high, known = start, end, [(start, least)]
         while high - low > 1 and len(known) < 4:
             guess = (low + high) // 2
             if len(known) > 1:
@@ -247,30 +325,50 @@ class Forward:
                 high = guess
         return low
 
-    def _compile(self, views: int, height: int, width: int, frame_chunk: int) -> Any:
+    def _compile(self, views: int, height: int, width: int, frame_chunk: int, on_host: bool) -> Any:
         shapes = [(1, views, height, width, 3)]
         shapes += [(1, views, 3, 4), (1, views, 3, 3)] if self._known else []
-        images, *cameras = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
-        return self._jitted.lower(self._state, images, tuple(cameras), frame_chunk).compile()
+        count, where = None, None
+        if self._mesh is not None:
+            count, where = views, NamedSharding(self._mesh, PartitionSpec(None, VIEWS))
+            filled = check_views(self._mesh, views).filled
+            shapes = [(1, filled, *rest) for _, _, *rest in shapes]
+        images, *cameras = (
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for shape in shapes
+        )
+        with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            arguments = (self._state, images, tuple(cameras), frame_chunk, count, on_host)
+            return self._jitted.lower(*arguments).compile()
 
     def _plan(
-        self, program: Any, views: int, height: int, width: int, frame_chunk: int
+        self, program: Any, views: int, height: int, width: int, frame_chunk: int, on_host: bool
     ) -> MemoryPlan:
         memory = program.memory_analysis()
         if memory is None:
             raise InputError(
                 f"memory: XLA has no memory plan on {_platform()}; use a CPU or an NVIDIA GPU"
             )
+        counted, together, sharing = views, 1, None
+        if self._mesh is not None and self._shared is not None:
+            parts = check_views(self._mesh, views)
+            sharing = self._shared(parts, height, width)
+            together = parts.devices if _platform() == "cpu" else 1
+            counted = parts.each * together
+        temporary = together * memory.temp_size_in_bytes
         return MemoryPlan(
             views,
             height,
             width,
             frame_chunk,
             held=held(),
-            images=views * height * width * 3 * 4,
-            temporary=int(memory.temp_size_in_bytes * (1 + KERNEL_SCRATCH[_platform()])),
-            outputs=memory.output_size_in_bytes,
+            images=counted * height * width * 3 * 4,
+            temporary=int(temporary * (1 + KERNEL_SCRATCH[_platform()])),
+            outputs=together * memory.output_size_in_bytes,
             limit=self._limit or device_limit(),
+            sharing=sharing,
+            on_host=on_host,
+            resting=memory.host_temp_size_in_bytes * (1 if sharing is None else sharing.devices),
+            room=host_room() if on_host else None,
         )
 
 
@@ -282,6 +380,14 @@ def describe_views(tokens: jax.Array) -> jax.Array:
     """
     flat = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1]).astype(jnp.float32)
     return jnp.concatenate([flat.mean(2), flat.std(2)], -1)
+
+
+def on_host(prediction: Any, views: int) -> Any:
+    """A prediction [1, S or more, ...] in NumPy, of the views that count.
+
+    What several devices have comes from each of them, and is together on the host only.
+    """
+    return jax.tree.map(lambda x: x[:, :views], jax.device_get(prediction))
 
 
 def check_weights(
@@ -333,10 +439,16 @@ def device_limit() -> int:
         return stats["bytes_limit"]
     import psutil
 
-    own = psutil.Process().memory_info().rss
+    return psutil.Process().memory_info().rss + host_room()
+
+
+def host_room() -> int:
+    """Bytes of the machine's memory that nobody uses, or what a container leaves of them."""
+    import psutil
+
     free = psutil.virtual_memory().available
     group = _control_group()
-    return own + (free if group is None else min(free, group))
+    return free if group is None else min(free, group)
 
 
 def peak_process() -> int:

@@ -23,7 +23,8 @@ from lite3r_jax.exports.points import PointOptions
 from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.expected_time import ExpectedTime
-from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan
+from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan, Rest, on_host
+from lite3r_jax.mesh import make_view_mesh
 from lite3r_jax.models import auto_dtype
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
@@ -83,11 +84,18 @@ class ComputeOptions:
         dtype: of weights, encoder and trunk; auto: bfloat16 on a GPU, float32 on a CPU.
         frame_chunk: frames that the dense heads handle at a time; 0: chosen by memory.
         memory_limit: in GiB; 0: what the device has.
+        mesh: "view:8": the views of a scene are split over 8 devices, in reconstructions,
+            evaluations and benchmarks; "": one device, or in evaluations all of them for as many
+            scenes. See docs/reconstruct.md.
+        rest: where tokens of a reconstruction or benchmark rest that dense heads read later: in the
+            memory of the device, of the host, or (auto) of the host of a GPU that has no room.
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     frame_chunk: int = 0
     memory_limit: float = 0.0
+    mesh: str = ""
+    rest: Rest = "auto"
 
     @property
     def jax_dtype(self) -> Any:
@@ -130,7 +138,7 @@ def reconstruct(
             model's own.
         known: known cameras, for instance of `data.known_cameras.known_cameras`; None: those of
             `cameras`, if it names some.
-        compute: `frame_chunk` and `memory_limit`; the dtype is the model's.
+        compute: `frame_chunk`, `memory_limit`, `mesh` and `rest`; the dtype is the model's.
         refine: how cameras are adjusted to matches between the photos, see `refine.refine`; None:
             they stay as predicted.
         masks: whose `mask` and `mask_folder` say what gives no matches; None: nothing.
@@ -267,6 +275,8 @@ class Reconstructor:
             arguments=arguments,
             side=side,
             tokens=self._tokens,
+            mesh=make_view_mesh(compute.mesh),
+            rest=compute.rest,
         )
 
     def __call__(
@@ -343,6 +353,7 @@ class Reconstructor:
         if self._tokens:
             prediction, described = prediction
             self.descriptors = np.asarray(described)[0]
+        prediction = on_host(prediction, views)
         if progress.show:
             self._expected.took(time.perf_counter() - start, *shape)
         if given is not None:

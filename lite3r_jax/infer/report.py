@@ -15,6 +15,7 @@ from lite3r_jax.errors import printable
 from lite3r_jax.files import atomic_write
 from lite3r_jax.html_report.screen import WIDTH
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
+from lite3r_jax.infer.sharing import describe_sharing
 from lite3r_jax.scene import UNITS, Scene
 
 FILE_NAME = "report.json"
@@ -94,8 +95,11 @@ def measure_run(
             "measured_peak": _gib(peak_process() if device is None else device),
             "measured": "process" if device is None else "device",
             "frame_chunk": None if plan is None else plan.frame_chunk,
+            "tokens_rest_on": None if plan is None else "host" if plan.on_host else "device",
+            "resting_on_host": 0.0 if plan is None else _gib(plan.resting),
             "process_peak": _gib(peak_process()),
         },
+        "devices": None if plan is None or plan.sharing is None else plan.sharing.to_json(),
         "outputs": {
             name: {"path": path.relative_to(folder).as_posix(), "bytes": size_of(path)}
             for name, path in outputs.items()
@@ -135,9 +139,16 @@ def summary(report: Mapping[str, Any]) -> str:
         (
             "memory",
             f"{memory['measured_peak']:.2f} GiB peak of the {memory['measured']}"
-            + ("" if planned is None else f", {planned:.2f} GiB planned"),
+            + ("" if planned is None else f", {planned:.2f} GiB planned")
+            + (
+                f", {memory['resting_on_host']:.2f} GiB of tokens rest on the host"
+                if memory.get("tokens_rest_on") == "host"
+                else ""
+            ),
         ),
     ]
+    if report.get("devices"):
+        rows.append(("devices", describe_sharing(report["devices"])))
     rows += [(name, f"{value:8.2f} s") for name, value in report["seconds"].items()]
     rows += [
         (name, f"{out['path']}  {out['bytes'] / 1e6:,.1f} MB")

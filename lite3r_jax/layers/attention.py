@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lite3r_jax.attention.strategy import AttentionCore, AttentionInputs, LayerFunctions, Layouts
+from lite3r_jax.attention.view_parts import attend_in_parts
 from lite3r_jax.kernels.fp8.quantized import Quantized
 from lite3r_jax.layers.cpu_gradients import dot_general
 from lite3r_jax.layers.norm import layer_norm
@@ -127,7 +128,8 @@ class Attention(nnx.Module):
             ValueError: the strategy gives another shape.
         """
         inputs = AttentionInputs(*qkv, layouts, shared, self.functions(rope), normed, normed)
-        o = core(inputs)
+        in_parts = getattr(layouts.query, "parts", None) is not None
+        o = attend_in_parts(core, inputs) if in_parts else core(inputs)
         if o.shape != inputs.q.shape:
             raise ValueError(
                 f"attention by {type(core).__name__}: gave {o.shape} for queries {inputs.q.shape}"

@@ -38,11 +38,12 @@ def chunked(block: nnx.Module, tokens: int) -> bool:
         tokens > 2 * _TOKENS
         and split_ways() == 1
         and isinstance(block, Block)
-        and not any(_joins_tokens(module) for _, module in nnx.iter_modules(block))
+        and not any(joins_tokens(module) for _, module in nnx.iter_modules(block))
     )
 
 
-def _joins_tokens(module: nnx.Module) -> bool:
+def joins_tokens(module: nnx.Module) -> bool:
+    """Whether the outputs of a module for a token depend on others, as by a common scale."""
     product = getattr(module, "dot_general", None)
     return any(getattr(x, "joins_tokens", False) for x in (module, product))
 
@@ -82,7 +83,7 @@ def map_frame_chunks(
         frames, _ = block(_cut(x, first, size), core, layouts, rope, of_these)
         return _put(x, frames, first), keep(kept, frames, first)
 
-    if views == 1:
+    if views == 1 and layout.parts is None:
         return _over(within, (x, kept), count, tokens)
 
     def project(qkv: tuple[jax.Array, ...], first: Any, size: int) -> tuple[jax.Array, ...]:

@@ -1,7 +1,7 @@
 """Stacks of blocks run by one scan: strategies by layer, remat, frame chunks, taps, kept layers."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ from jax import lax
 
 from lite3r_jax.attention.plan import Run, resolve, runs
 from lite3r_jax.attention.strategy import AttentionCore, Layouts, Role, TokenLayout
-from lite3r_jax.layers.frame_chunks import chunked, map_frame_chunks
+from lite3r_jax.errors import InputError
+from lite3r_jax.layers.frame_chunks import chunked, joins_tokens, map_frame_chunks
 from lite3r_jax.layers.rope import RopeTable
+from lite3r_jax.mesh import ViewParts, to_host
 
 BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
 """Taps of a trunk with blocks within views and over views."""
@@ -55,10 +57,27 @@ class Slots:
     Attributes:
         read: numbers of the layers that are kept, ascending, the last one among them.
         dtype: of what is kept.
+        on_host: whether it rests in the memory of the host. The first token of every view, which
+            camera heads read at once, is then given apart as well, see `FIRST_TOKENS`.
     """
 
     read: Sequence[int]
     dtype: Any
+    on_host: bool = False
+
+
+FIRST_TOKENS = "kept/first"
+"""Name of the first tokens [B, S, K, n C] among the taps, where what is kept rests on the host."""
+
+
+def first_tokens(kept: jax.Array, taps: Mapping[str, jax.Array]) -> jax.Array:
+    """The first token of every view in every kept layer [B, S, K, n C], on the device.
+
+    Args:
+        kept: of `run_stacks`.
+        taps: likewise.
+    """
+    return taps[FIRST_TOKENS] if FIRST_TOKENS in taps else kept[:, :, :, 0]
 
 
 def run_stacks(
@@ -72,6 +91,7 @@ def run_stacks(
     also: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
     remat: bool = False,
     unroll: bool = False,
+    parts: ViewParts | None = None,
 ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
     """Run stacks that advance together: in every layer one block of each, in their order.
 
@@ -85,19 +105,25 @@ def run_stacks(
         also: further taps of every layer, from its output [B, S, P, C].
         remat: see `scan_layers`.
         unroll: likewise.
+        parts: the devices that the views of the only scene are on; None for one device. Images of
+            an encoder are views as well: S of x is 1 there and B counts them.
 
     Returns:
         (x; what is kept [B, S, K, P, n C], outputs of the n stacks side by side, or None; taps
         `ROLE/blocks` and `ROLE/attn` [L, B, S, P, C], outputs of blocks and of their attention
-        layers, and those of `also` with L first).
+        layers, those of `also` with L first, and `FIRST_TOKENS`).
     """
+    if parts is not None:
+        options = {"views": views, "taps": taps, "slots": slots, "also": also}
+        return _run_in_parts(x, stacks, plan_runs, parts, options | {"unroll": unroll})
     depth = plan_runs[-1].stop
     contexts = [_contexts(stack, i, plan_runs, x) for i, stack in enumerate(stacks)]
     names = [tuple(f"{s.role}/{n}" for n in ("blocks", "attn")) for s in stacks]
     b, s, p, c = x.shape
-    kept, slot_of = None, None
+    kept: Any = None
+    slot_of = None
     if slots is not None:
-        kept = jnp.zeros((b, s, len(slots.read), p, len(stacks) * c), slots.dtype)
+        kept = _empty_slots((b, s, len(slots.read), p, len(stacks) * c), slots)
         slot_of = jnp.asarray([sum(i < layer for i in slots.read[:-1]) for layer in range(depth)])
 
     def layer(carry: Any, index: Any, modules: Any, cores: Any, run: int) -> Any:
@@ -130,7 +156,71 @@ def run_stacks(
         tuple(resolved),
         unroll,
     )
+    if slots is not None and slots.on_host:
+        kept, ys[FIRST_TOKENS] = kept
     return x, kept, ys
+
+
+def _empty_slots(shape: tuple[int, ...], slots: Slots) -> Any:
+    """Zeros [B, S, K, P, n C]; on the host with zeros [B, S, K, n C] on the device beside them."""
+    if not slots.on_host:
+        return jnp.zeros(shape, slots.dtype)
+    b, s, k, p, c = shape
+
+    def frame(carry: None, _: None) -> tuple[None, jax.Array]:
+        return carry, to_host(jnp.zeros((k, p, c), slots.dtype))
+
+    # Made by the outputs of a scan, as XLA would make other zeros on the device first.
+    frames = lax.scan(frame, None, None, length=b * s)[1]
+    return frames.reshape(shape), jnp.zeros((b, s, k, c), slots.dtype)
+
+
+def _write(kept: Any, part: jax.Array, at: tuple[Any, ...]) -> Any:
+    """What is kept with tokens [..., P, C] at a place [..., slot, 0, channel], and their first."""
+    if not isinstance(kept, tuple):
+        return lax.dynamic_update_slice(kept, part.astype(kept.dtype), at)
+    tokens, firsts = kept
+    part = part.astype(tokens.dtype)
+    firsts = lax.dynamic_update_slice(firsts, part[..., 0, :], (*at[:-2], at[-1]))
+    return lax.dynamic_update_slice(tokens, to_host(part), at), firsts
+
+
+def _run_in_parts(
+    x: jax.Array,
+    stacks: Sequence[BlockStack],
+    plan_runs: Sequence[Run],
+    parts: ViewParts,
+    options: Mapping[str, Any],
+) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+    """`run_stacks` on every device with the views that it has; only attention sends anything."""
+    for stack in stacks:
+        if any(joins_tokens(module) for _, module in nnx.iter_modules(stack.blocks)):
+            raise InputError(
+                "compute.mesh: these weights have float8 products with one scale for all tokens,"
+                " which are of several devices; choose a scale per token, or leave out compute.mesh"
+            )
+    graphs, states = _split_all([nnx.List([s.blocks, nnx.List(s.cores)]) for s in stacks])
+    axis = 1 if x.shape[1] == parts.filled else 0
+
+    def of_device(x: jax.Array, states: Any, ropes: Any) -> Any:
+        here = []
+        for stack, graph, state, rope in zip(stacks, graphs, states, ropes, strict=True):
+            blocks, cores = nnx.merge(graph, state)
+            layout = stack.layout
+            if layout.scope == "global":
+                layout = replace(layout, views=parts.each, parts=parts)
+            one = replace(stack, blocks=blocks, cores=tuple(cores), layout=layout, rope=rope)
+            here.append(one)
+        x, kept, ys = run_stacks(x, here, plan_runs, **options)
+        kept = {} if kept is None else {"kept": kept}
+        if FIRST_TOKENS in ys:
+            kept[FIRST_TOKENS] = ys.pop(FIRST_TOKENS)
+        return x, kept, ys
+
+    ropes = [stack.rope for stack in stacks]
+    run = parts.on_each(of_device, (axis, None, None), (axis, axis, axis + 1))
+    x, kept, ys = run(x, states, ropes)
+    return x, kept.pop("kept", None), ys | kept
 
 
 def _by_stack(plan_runs: Sequence[Run]) -> list[list[Any]]:
@@ -157,10 +247,10 @@ def _block(
     core: AttentionCore,
     stack: BlockStack,
     shared: Any,
-    kept: jax.Array | None,
+    kept: Any,
     place: tuple[Any, int] | None,
     tapped: bool,
-) -> tuple[jax.Array, jax.Array | None, Any]:
+) -> tuple[jax.Array, Any, Any]:
     """One block over x [B, S, P, C]: (its output, kept, output of its attention layer)."""
     b, s, p, c = x.shape
     layouts = Layouts.both(stack.layout)
@@ -168,23 +258,22 @@ def _block(
         y, attended = block(stack.sequences(x), core, layouts, stack.rope, shared)
         y = y.reshape(x.shape)
         if kept is not None and place is not None:
-            part = y.astype(kept.dtype)[:, :, None]
-            kept = lax.dynamic_update_slice(kept, part, (0, 0, place[0], 0, place[1]))
+            kept = _write(kept, y[:, :, None], (0, 0, place[0], 0, place[1]))
         return y, kept, attended
 
-    def write(kept: jax.Array, frames: jax.Array, first: Any) -> jax.Array:
+    def write(kept: Any, frames: jax.Array, first: Any) -> Any:
         """Put finished frames where heads read them, so that nothing else holds them."""
         assert place is not None
-        part = frames.astype(kept.dtype)[:, None]
-        return lax.dynamic_update_slice(kept, part, (first, place[0], 0, place[1]))
+        return _write(kept, frames[:, None], (first, place[0], 0, place[1]))
 
     frames = x.reshape(b * s, p, c)
     if kept is None:
         y, _ = map_frame_chunks(block, frames, core, layouts, stack.rope, shared)
         return y.reshape(x.shape), None, None
-    flat = kept.reshape(b * s, *kept.shape[2:])
+    flat = jax.tree.map(lambda a: a.reshape(b * s, *a.shape[2:]), kept)
     y, flat = map_frame_chunks(block, frames, core, layouts, stack.rope, shared, flat, write)
-    return y.reshape(x.shape), flat.reshape(kept.shape), None
+    kept = jax.tree.map(lambda a: a.reshape(b, s, *a.shape[1:]), flat)
+    return y.reshape(x.shape), kept, None
 
 
 def scan_layers(

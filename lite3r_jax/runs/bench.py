@@ -38,6 +38,7 @@ from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.layers.fp8 import describe_products
+from lite3r_jax.mesh import devices_of
 from lite3r_jax.progress import Progress
 from lite3r_jax.runs.evaluate import check_models
 from lite3r_jax.weights import strict_json
@@ -82,7 +83,7 @@ def bench(experiment: Experiment) -> Benchmark:
     this process touches no device.
 
     Args:
-        experiment: `weights`, `output`, `bench`, and of `compute` frame_chunk and memory_limit.
+        experiment: `weights`, `output`, `bench`, and frame_chunk, memory_limit, mesh of `compute`.
 
     Raises:
         InputError: nothing was measured: settings, weights or the evaluation are wrong, there are
@@ -104,6 +105,11 @@ def bench(experiment: Experiment) -> Benchmark:
 def _bench(experiment: Experiment) -> Benchmark:
     options = experiment.bench
     variants, views = options.all_variants(), options.numbers_of_views()
+    if (devices := devices_of(experiment.compute.mesh)) > min(views):
+        raise InputError(
+            f"bench.views: {min(views)} are fewer than the devices of"
+            f" compute.mesh={experiment.compute.mesh}; leave out what is below {devices}"
+        )
     models = check_models(experiment, variants, options.student)
     model = models[variants[0]]
     if isinstance(manifest := model.manifest, Deployment):
@@ -123,6 +129,7 @@ def _bench(experiment: Experiment) -> Benchmark:
     protocol = Protocol(
         views, height, width, options.warmup, options.runs, options.seconds,
         experiment.compute.frame_chunk or None, experiment.compute.limit, options.seed,
+        experiment.compute.mesh, experiment.compute.rest,
     )  # fmt: skip
     cells: list[Cell] = []
     about: dict[str, Any] = {}

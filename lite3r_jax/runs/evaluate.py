@@ -36,6 +36,7 @@ from lite3r_jax.folder_lock import locked
 from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
+from lite3r_jax.mesh import check_views, make_view_mesh
 from lite3r_jax.models import CheckedModel, check_model, student_hash
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import check_extra
@@ -106,6 +107,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
 
 def _evaluate_all(experiment: Experiment) -> Evaluation:
     options = experiment.evaluate
+    mesh = make_view_mesh(experiment.compute.mesh)
     deployment = find_deployment(Path(experiment.weights))
     variants = parse_variants(options.variants, options.student, deployment=deployment, refine=True)
     if any(variant.refine for variant in variants):
@@ -114,6 +116,8 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
         open_protocol(source, views=views, size=options.pixels(), scenes=options.scenes)
         for source, views in options.tasks()
     ]
+    if mesh is not None:
+        check_views(mesh, min(protocol.views for protocol, _ in opened))
     models = check_models(experiment, variants, options.student, dtype=experiment.compute.jax_dtype)
     if note := size_note(models[variants[0]], (protocol.size for protocol, _ in opened)):
         print(note, file=sys.stderr)
@@ -237,7 +241,7 @@ def _evaluate(
             protocol,
             source,
             options=options.score,
-            batch=options.batch * jax.local_device_count(),
+            batch=options.batch * (1 if experiment.compute.mesh else jax.local_device_count()),
             done=done,
             reference=None if first else lambda n: results.output(protocol, n),
             keep=keep,
@@ -263,7 +267,12 @@ class _Lazy:
                 dtype=experiment.compute.jax_dtype,
             )
             chunk = experiment.compute.frame_chunk or 8
-            self._predictor = Predictor(model, batch=experiment.evaluate.batch, frame_chunk=chunk)
+            self._predictor = Predictor(
+                model,
+                batch=experiment.evaluate.batch,
+                frame_chunk=chunk,
+                mesh=make_view_mesh(experiment.compute.mesh),
+            )
         outputs = self._predictor(images)
         if self._variant.refine:
             return [refined(*each) for each in zip(images, outputs, strict=False)]

@@ -24,6 +24,7 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.long_video.chunks import plan_chunks
 from lite3r_jax.long_video.frames import Frames, open_frames
+from lite3r_jax.mesh import make_view_mesh
 from lite3r_jax.models import CheckedModel, check_model
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
@@ -431,6 +432,7 @@ def check(experiment: Experiment, points: PointSource, progress: Progress) -> Ch
         InputError: the weights cannot be had, are of another backbone, do not fit into memory, or
             are without what the attention has to have learned.
     """
+    make_view_mesh(experiment.compute.mesh)  # whether there is such a one
     with progress.stage("load weights"):
         checked = check_model(experiment.model_spec(), experiment.backbone)
         checked.refuse_untrained()

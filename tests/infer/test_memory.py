@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer import memory
-from lite3r_jax.infer.memory import GIB, Forward, check_weights
+from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan, check_weights
 from lite3r_jax.weights.manifest import read_manifest
 
 H, W = 28, 42
@@ -54,6 +54,7 @@ class Program:
     temp_size_in_bytes: int
     output_size_in_bytes: int = 0
     failure: Exception | None = None
+    host_temp_size_in_bytes: int = 0
 
     def memory_analysis(self):
         return self
@@ -73,7 +74,8 @@ def planned(model, monkeypatch):
         forward = Forward(model, limit, **options)
         compiled = []
 
-        def compile(views, height, width, chunk):
+        def compile(views, height, width, chunk, on_host):
+            assert not on_host
             compiled.append((views, height, width, chunk))
             return Program(100 + views * height * width + 50 * chunk, failure=failure)
 
@@ -231,3 +233,12 @@ def test_the_peak_of_a_process_can_begin_anew():
         high = memory.peak_process()
     assert memory.restart_peak()
     assert memory.peak_process() < high - 150 * 2**20
+
+
+def test_tokens_that_the_host_has_no_room_for_do_not_fit():
+    sizes = {"held": 1, "images": 1, "temporary": 1, "outputs": 1, "limit": 8 * GIB}
+    plan = MemoryPlan(100, 28, 28, 1, **sizes, on_host=True, resting=3 * GIB, room=2 * GIB)
+    assert not plan.fits
+    assert "and 3.00 of 2.00 GiB on the host" in str(plan)
+    assert replace(plan, room=4 * GIB).fits
+    assert "on the host" not in str(replace(plan, on_host=False, resting=0, room=None))

@@ -13,10 +13,11 @@ from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.plan import Plan, build_cores, runs
 from lite3r_jax.attention.presets import plan
 from lite3r_jax.attention.strategy import Layouts, TokenLayout
+from lite3r_jax.backbones.heads import map_frames
 from lite3r_jax.layers import frame_chunks
 from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.rope import rope_table, view_positions
-from lite3r_jax.layers.stacks import BlockStack, Slots, run_stacks
+from lite3r_jax.layers.stacks import BlockStack, Slots, first_tokens, run_stacks
 from lite3r_jax.precision import Fp8Rule, apply_precision, deploy
 
 GRID, SPECIAL, C, HEADS = (2, 3), 1, 16, 2
@@ -84,8 +85,8 @@ def test_values_and_gradients_are_those_of_all_frames_together(views, monkeypatc
         np.testing.assert_allclose(b, a, rtol=0, atol=2e-6 * max(1, np.abs(a).max()))
 
 
-def trunk(depth, specs, x):
-    """Two stacks over `depth` pairs, of which two are read."""
+def trunk(depth, specs, x, on_host=False):
+    """Two stacks over `depth` pairs, of which two are read; with on_host by a loop over frames."""
     s, c = x.shape[1], x.shape[-1]
     plan_runs = runs(specs.specs("frame", depth), specs.specs("global", depth))
 
@@ -105,8 +106,12 @@ def trunk(depth, specs, x):
             BlockStack("frame", made[0], made[2], layout(1), table(1)),
             BlockStack("global", made[1], made[3], scene, table(1)),
         ]
-        slots = Slots((0, depth - 1), jnp.float32)
-        return run_stacks(x, stacks, plan_runs, views=s, slots=slots)[1]
+        slots = Slots((0, depth - 1), jnp.float32, on_host)
+        _, kept, taps = run_stacks(x, stacks, plan_runs, views=s, slots=slots)
+        if not on_host:
+            return kept
+        read = map_frames(lambda _, tokens: 1 * tokens, (), kept, 4, on_host=True)
+        return read, first_tokens(kept, taps)
 
     return functools.partial(call, params)
 
@@ -119,6 +124,15 @@ def test_a_trunk_in_chunks_keeps_what_heads_read(monkeypatch):
     assert np.abs(whole[:, :, 0] - whole[:, :, 1]).min() > 0, "the slots hold different pairs"
     monkeypatch.setattr(frame_chunks, "_TOKENS", 3 * P)
     np.testing.assert_allclose(trunk(3, specs, x)(x), whole, rtol=0, atol=2e-6)
+
+
+def test_tokens_that_rest_on_the_host_are_those_of_the_device(monkeypatch, quick_compiler):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 6, P, C)), jnp.float32)
+    monkeypatch.setattr(frame_chunks, "_TOKENS", 3 * P)
+    wanted = trunk(2, Plan(), x)(x)
+    read, first = trunk(2, Plan(), x, on_host=True)(x)
+    np.testing.assert_array_equal(read, wanted)
+    np.testing.assert_array_equal(first, wanted[:, :, :, 0])
 
 
 @pytest.mark.slow

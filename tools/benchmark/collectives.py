@@ -3,6 +3,10 @@
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -105,3 +109,25 @@ def _bytes(shape: str) -> int:
         width = 1 if kind == "pred" else math.ceil(int(bits) / 8)
         total += width * math.prod(int(n) for n in sizes.split(",") if n)
     return total
+
+
+def summary(collectives: list[Collective]) -> str:
+    """Number and bytes by kind."""
+    parts = []
+    for kind in sorted({one.kind for one in collectives}):
+        of_kind = [one for one in collectives if one.kind == kind]
+        count = sum(one.times for one in of_kind)
+        size = math.fsum(one.times * one.size for one in of_kind)
+        parts.append(f"{count} {kind} of {size / GIB:.3f} GiB")
+    return ", ".join(parts) or "no collectives"
+
+
+def described(count: int) -> list[Any]:
+    """H200s that are not there."""
+    from jax.experimental import topologies
+
+    text = (Path(__file__).parent / "h200.txtpb").read_text()
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=text, topology=f"1x1x{count}"
+    )
+    return list(topology.devices)

@@ -6,6 +6,8 @@
     python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
     python -m tools.benchmark.forward --plan h200 --views 2 --row sla_global-fp8_dynamic
     python -m tools.benchmark.forward --plan v5e --views 2 8 --row "sla_global(keep=0.1)-bfloat16"
+    python -m tools.benchmark.forward --plan h200 --views 100 --dtype bfloat16 --devices 8
+    python -m tools.benchmark.forward --plan h200 --views 400 1600 --rest host --fit 24
 
 WEIGHTS is a converted directory; without it a model with random weights is made, of the backbone's
 published size (VGGT-1B, DA3-Large, Pi3) or of the sizes in --config. Every number of views is
@@ -15,7 +17,10 @@ compiled apart; compile time is not part of the run time.
 version, no GPU and no driver) and prints XLA's memory plan; `--plan v5e`, `v5p` and `v6e` for one
 TPU chip (see `tools.benchmark.tpu`). cuDNN cannot be compiled for that way, so the plan has the
 blocked form of dense attention. With --row it is that of a model as `--mode=bench` has it,
-ATTENTION-PRECISION, with the kernels that sparse attention has for the device.
+ATTENTION-PRECISION, with the kernels that sparse attention has for the device. With
+--devices it is that of one of so many H200s that share the views (`compute.mesh`), with what they
+send; with --rest host that of a pass whose tokens rest on the host (`compute.rest`). --fit says how
+many views go into so many GB, on the straight line through the last two numbers of views.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import resource
 import sys
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -41,9 +47,11 @@ from lite3r_jax.backbones.base import backbone_names, get_backbone
 from lite3r_jax.evaluation.variants import Variant, held_dtype, parse_variants
 from lite3r_jax.kernels import proofs
 from lite3r_jax.layers.rngs import traced_rngs
+from lite3r_jax.mesh import VIEWS, check_views, make_view_mesh
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
 from tools.benchmark import tpu
+from tools.benchmark.collectives import collectives, described, summary
 
 GIB = 2**30
 _BLOCKED = Dense("blocked")
@@ -66,6 +74,11 @@ def main() -> None:
     parser.add_argument("--row", help="of the plan: dense-bfloat16, sla_global-fp8_dynamic, ...")
     parser.add_argument("--frame-chunk", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--devices", type=int, default=1, help="of the plan, which share the views")
+    parser.add_argument("--rest", choices=["device", "host"], default="device", help="of the plan")
+    parser.add_argument(
+        "--fit", type=float, nargs="+", default=[], metavar="GB", help="of the plan"
+    )
     args = parser.parse_args()
     try:
         run(args)
@@ -196,9 +209,12 @@ def _random(path: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> jax.Ar
 def plan(args: argparse.Namespace, model: Any, what: str) -> None:
     """Compile an abstract model for the described device and print memory plans."""
     print(f"jax {jax.__version__}, compiled for {args.plan}, {what}")
+    needs = []
     for views in args.views:
         start = time.perf_counter()
-        lowered = lower(model, (1, views, args.height, args.width, 3), args.frame_chunk, args.plan)
+        shape = (1, views, args.height, args.width, 3)
+        where = {"devices": args.devices, "on_host": args.rest == "host"}
+        lowered = lower(model, shape, args.frame_chunk, args.plan, **where)
         traced = time.perf_counter() - start
         # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
         options: Any = {"xla_gpu_enable_triton_gemm": False} if args.plan == "h200" else None
@@ -212,22 +228,39 @@ def plan(args: argparse.Namespace, model: Any, what: str) -> None:
                 ("weights and images", m.argument_size_in_bytes),
                 ("outputs", m.output_size_in_bytes),
                 ("temporary", m.temp_size_in_bytes),
+                ("temporary on the host", m.host_temp_size_in_bytes),
             )
         ]
+        needs.append(m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes)
+        if args.devices > 1:
+            sizes.append(f"a device gets {summary(collectives(compiled.as_text() or ''))}")
         print(
             f"{views} views: traced in {traced:.1f} s, compiled in {seconds:.1f} s; GiB: "
             + ", ".join(sizes),
             flush=True,
         )
+    for size in args.fit:
+        (a, below), (b, above) = list(zip(args.views, needs, strict=True))[-2:]
+        views = a + (size * 1e9 - below) * (b - a) / (above - below)
+        print(f"{size:g} GB hold {int(views)} views")
 
 
 def lower(
-    model: Any, shape: tuple[int, ...], frame_chunk: int = 1, device: str = "h200"
+    model: Any,
+    shape: tuple[int, ...],
+    frame_chunk: int = 1,
+    device: str = "h200",
+    *,
+    devices: int = 1,
+    on_host: bool = False,
 ) -> jax.stages.Lowered:
-    """The forward pass of an abstract model over images of that shape, for a described device."""
+    """The forward pass of an abstract model over images of that shape, for described devices."""
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
+    more: dict[str, Any] = {"on_host": True} if on_host else {}
+    if devices > 1:
+        return lower_in_parts(model, shape, devices, {"frame_chunk": frame_chunk, **more})
     if device in tpu.CHIPS:
         mesh = tpu.mesh(device)
     else:
@@ -244,7 +277,7 @@ def lower(
     graph, state = nnx.split(model)
 
     def forward(state: Any, images: jax.Array) -> Any:
-        return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
+        return nnx.merge(graph, state)(images, frame_chunk=frame_chunk, **more)[0]
 
     images = described(jax.ShapeDtypeStruct(shape, jnp.float32))
     state = jax.tree.map(described, state)
@@ -255,6 +288,29 @@ def lower(
     with proofs.assumed(), jax.sharding.use_abstract_mesh(on_gpu):
         traced = jax.jit(forward).trace(state, images)
         return traced.lower(lowering_platforms=("cuda",))
+
+
+def lower_in_parts(
+    model: Any, shape: tuple[int, ...], devices: int, call: Mapping[str, Any]
+) -> jax.stages.Lowered:
+    """`lower` for H200s that share the views, with further arguments of the call."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = make_view_mesh(f"view:{devices}", described(devices))
+    assert mesh is not None
+    views = shape[1]
+    filled = check_views(mesh, views).filled
+    whole = NamedSharding(mesh, PartitionSpec())
+    graph, state = nnx.split(model)
+
+    def forward(state: Any, images: jax.Array) -> Any:
+        return nnx.merge(graph, state)(images, views=views, **call)[0]
+
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    where = NamedSharding(mesh, PartitionSpec(None, VIEWS))
+    images = jax.ShapeDtypeStruct((1, filled, *shape[2:]), jnp.float32, sharding=where)
+    with proofs.assumed(), jax.set_mesh(mesh):
+        return jax.jit(forward).lower(state, images)
 
 
 if __name__ == "__main__":

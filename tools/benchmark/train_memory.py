@@ -20,7 +20,6 @@ collectives are what one device gets from them in one step.
 
 import argparse
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +49,7 @@ from lite3r_jax.training.step import LossFn, StepOptions
 from lite3r_jax.training.task import LossOptions, task_loss
 from lite3r_jax.training.trainer import Trainer, make_trainer
 from lite3r_jax.weights import strict_json
-from tools.benchmark.collectives import Collective, collectives
+from tools.benchmark.collectives import collectives, described, summary
 
 GIB = 2**30
 
@@ -187,17 +186,6 @@ def loss(frame_chunk: int, remat: bool) -> LossFn:
     return of_model
 
 
-def described(count: int) -> list[Any]:
-    """H200s that are not there."""
-    from jax.experimental import topologies
-
-    text = (Path(__file__).parent / "h200.txtpb").read_text()
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=text, topology=f"1x1x{count}"
-    )
-    return list(topology.devices)
-
-
 def shapes(
     scenes: int, views: int, size: Sequence[int], mesh: Mesh, accumulate: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -216,17 +204,6 @@ def shapes(
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
         for name, x in batch.items()
     }
-
-
-def summary(collectives: list[Collective]) -> str:
-    """Number and bytes by kind."""
-    parts = []
-    for kind in sorted({one.kind for one in collectives}):
-        of_kind = [one for one in collectives if one.kind == kind]
-        count = sum(one.times for one in of_kind)
-        size = math.fsum(one.times * one.size for one in of_kind)
-        parts.append(f"{count} {kind} of {size / GIB:.3f} GiB")
-    return ", ".join(parts) or "no collectives"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from lite3r_jax.backbones.model import BackboneModel, Call, RoleSize
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.patch_embed import normalize
+from lite3r_jax.mesh import view_parts, views_of_all
 
 PARTS = {
     "camera": "camera_head",
@@ -76,6 +77,8 @@ class DA3(BackboneModel):
         "camera_head/translation", "camera_head/quaternion", "camera_head/field_of_view",
     )  # fmt: skip
     view_tokens = "features"
+    in_parts = True
+    rests_on_host = True
     published_images: ClassVar = ImageInput("upper_bound_resize", 504)
     choices: ClassVar[Mapping[str, Choice]] = {
         "reference": Choice(
@@ -158,6 +161,8 @@ class DA3(BackboneModel):
         taps: Collection[str] = (),
         frame_chunk: int = 1,
         remat: bool = False,
+        views: int | None = None,
+        on_host: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
 
@@ -179,6 +184,8 @@ class DA3(BackboneModel):
             remat: for training: whether the gradient computes layers and dense heads again instead
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.
+            views: how many of the views count, where they are in parts; see `BackboneModel`.
+            on_host: whether tokens rest on the host; see there.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -197,6 +204,8 @@ class DA3(BackboneModel):
             taps=taps,
             frame_chunk=frame_chunk,
             remat=remat,
+            views=views,
+            on_host=on_host,
         )
 
     def check_given(
@@ -215,19 +224,25 @@ class DA3(BackboneModel):
         head = config.embed_dim // config.num_heads
         roles: dict[Role, RoleSize] = {
             "frame": RoleSize(len(config.early_blocks) + len(config.frame_blocks), head),
-            "global": RoleSize(len(config.lead_blocks) + len(config.global_blocks), head),
+            "global": RoleSize(
+                len(config.lead_blocks) + len(config.global_blocks), head, heads=config.num_heads
+            ),
         }
         if "camera_encoder" in self.heads:
             size = config.embed_dim // config.camera_heads
             roles["camera"] = RoleSize(config.camera_blocks, size, jnp.float32)
         return roles
 
+    def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
+        """See `BackboneModel`."""
+        return TokenLayout(views, 1, grid, "global")
+
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
         """See `BackboneModel`; no rays, no known cameras."""
         config, plan, sites = self.config, self.plan, self.sites
         c, d = config.embed_dim, 2 * config.embed_dim
         frame = TokenLayout(1, 1, grid, "frame")
-        scene = TokenLayout(views, 1, grid, "global")
+        scene = self.scene_tokens(views, grid)
         block = (c, config.num_heads, config.mlp_ratio, config.swiglu)
         specs = plan.specs("frame", sites["frame"], views)
         early = len(config.early_blocks)
@@ -261,12 +276,21 @@ class DA3(BackboneModel):
         size = (images.shape[2], images.shape[3])
         patch = self.config.patch_size
         grid = (size[0] // patch, size[1] // patch)
+        parts = view_parts(images.shape[1], call.views)
         cameras = None
         if given:
-            cameras = self.camera_encoder(given["extrinsics"], given["intrinsics"], size)
-        encoded = self.trunk(normalize(images), cameras, call["reference"], taps, remat)
+            extrinsics = views_of_all(given["extrinsics"], parts)
+            intrinsics = views_of_all(given["intrinsics"], parts)
+            cameras = self.camera_encoder(extrinsics, intrinsics, size)
+            fill = images.shape[1] - cameras.shape[1]
+            cameras = jnp.pad(cameras, ((0, 0), (0, fill), (0, 0))) if fill else cameras
+        encoded = self.trunk(
+            normalize(images), cameras, call["reference"], taps, remat, parts, call.on_host
+        )
         layers = range(len(self.config.out_layers))
         out = dict(encoded.taps)
+        if call.on_host and {"features", "camera/tokens"} & {*taps}:
+            raise InputError("on_host: taps of features need them on the device; leave it out")
         if "features" in taps:
             every = [self.trunk.features(encoded.kept, i) for i in layers]
             out["features"] = encoded.restore(jnp.stack(every, 2))
@@ -279,16 +303,19 @@ class DA3(BackboneModel):
 
         with_rays = rays or poses == "ray"
         if "depth" in self.heads:
-            graph, state = nnx.split((self.depth_head, self.ray_head if with_rays else None))
+            modules = (self.depth_head, self.ray_head if with_rays else None, self.trunk.norm)
+            graph, state = nnx.split(modules)
 
             def dense(state: Any, frame: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-                depth_head, ray_head = nnx.merge(graph, state)
-                tokens = [self.trunk.features(frame, i) for i in layers]
+                depth_head, ray_head, norm = nnx.merge(graph, state)
+                tokens = [self.trunk.features(frame, i, norm) for i in layers]
                 maps, _ = depth_head.levels(tokens, grid)
                 depth, _ = depth_head.decode(maps, grid)
                 return depth, None if ray_head is None else ray_head(maps, grid)[0]
 
-            depth, ray = map_frames(dense, state, encoded.kept, call.frame_chunk, remat)
+            depth, ray = map_frames(
+                dense, state, encoded.kept, call.frame_chunk, remat, parts, call.on_host
+            )
             predicted["depth"], predicted["depth_conf"] = activate(
                 encoded.restore(depth), "exp", "expp1"
             )
@@ -300,7 +327,8 @@ class DA3(BackboneModel):
                     predicted["rays"], predicted["rays_conf"] = ray
 
         if "camera" in self.heads:
-            tokens = self.trunk.level(encoded.kept, -1)[:, :, 0]
+            first = self.trunk.level(encoded.first[:, :, :, None], -1)[:, :, 0]
+            tokens = views_of_all(first, parts)
             pose_enc = encoded.restore(self.camera_head(tokens))
             world_to_camera = world_to_camera_encoding(pose_enc)
             out["camera/camera_to_world"] = pose_enc

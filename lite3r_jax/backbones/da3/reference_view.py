@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.mesh import VIEWS, ViewParts
 
 Strategy = Literal["saddle_balanced", "saddle_sim_range", "middle", "first"]
 # Scenes of fewer views stay in their order (utils/constants.py: THRESH_FOR_REF_SELECTION).
@@ -112,6 +113,38 @@ def take_views(x: jax.Array, order: jax.Array) -> jax.Array:
 def restore_views(x: jax.Array, order: jax.Array) -> jax.Array:
     """What `take_views` with the same order was applied to."""
     return take_views(x, jnp.argsort(order, axis=1))
+
+
+def move_views(
+    x: jax.Array, reference: jax.Array, parts: ViewParts | None, *, back: bool = False
+) -> jax.Array:
+    """`take_views` by `reference_first`, or back; of views in parts every device sends one or two.
+
+    Args:
+        x: [B, S, ...], or [B, filled, ...] of views in parts.
+        reference: [B] index of the reference view.
+        parts: the devices that the views are on, or None.
+        back: whether to undo it.
+    """
+    if parts is None:
+        order = reference_first(reference, x.shape[1])
+        return restore_views(x, order) if back else take_views(x, order)
+    n, each = parts.devices, parts.each
+
+    def of_device(x: jax.Array, reference: jax.Array) -> jax.Array:
+        at = (parts.first() + jnp.arange(each)).reshape(1, each, *[1] * (x.ndim - 2))
+        last = reference.reshape(-1, *[1] * (x.ndim - 1))
+        if back:  # those before the reference view go one to the front, the first goes to its place
+            single = parts.choose(x, jnp.zeros_like(reference)[:, None])
+            edge = lax.ppermute(x[:, :1], VIEWS[0], [(i, (i - 1) % n) for i in range(n)])
+            shifted = jnp.concatenate([x[:, 1:], edge], axis=1)
+            return jnp.where(at == last, single, jnp.where(at < last, shifted, x))
+        single = parts.choose(x, reference[:, None])
+        edge = lax.ppermute(x[:, -1:], VIEWS[0], [(i, (i + 1) % n) for i in range(n)])
+        shifted = jnp.concatenate([edge, x[:, :-1]], axis=1)
+        return jnp.where(at == 0, single, jnp.where(at <= last, shifted, x))
+
+    return parts.on_each(of_device, (1, None), 1)(x, reference)
 
 
 def _similarities(tokens: jax.Array) -> jax.Array:

@@ -15,16 +15,24 @@ from lite3r_jax.backbones.da3.config import DA3Config
 from lite3r_jax.backbones.da3.reference_view import (
     LEAST_VIEWS,
     Strategy,
+    move_views,
     reference_first,
     restore_views,
     select_reference,
-    take_views,
 )
 from lite3r_jax.backbones.dinov2 import TokenEmbed
 from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import rope_table, view_positions
-from lite3r_jax.layers.stacks import BLOCK_TAPS, BlockStack, Slots, run_stacks
+from lite3r_jax.layers.stacks import (
+    BLOCK_TAPS,
+    FIRST_TOKENS,
+    BlockStack,
+    Slots,
+    first_tokens,
+    run_stacks,
+)
+from lite3r_jax.mesh import ViewParts, views_of_all
 
 
 @dataclass(frozen=True)
@@ -33,18 +41,28 @@ class Encoded:
 
     Attributes:
         kept: [B, S, K, P, 2C] in the compute dtype, frame and global stream side by side, of the
-            pairs that are read; views in `order`.
-        order: [B, S] position -> view; None where the views kept their order.
+            pairs that are read; the reference view first. It may rest on the host.
+        first: [B, S, K, 2C] the first token of every view in them, on the device.
+        reference: [B] the view that was put first; None where the views kept their order.
         taps: intermediates, views in the order of the images.
+        parts: the devices that the views are on, or None.
     """
 
     kept: jax.Array
-    order: jax.Array | None
+    first: jax.Array
+    reference: jax.Array | None
     taps: dict[str, jax.Array]
+    parts: ViewParts | None = None
 
     def restore(self, x: jax.Array) -> jax.Array:
-        """x [B, S, ...] that was computed from `kept`, in the order of the images."""
-        return x if self.order is None else restore_views(x, self.order)
+        """x [B, S, ...] that was computed from `kept`, in the order of the images.
+
+        Of views in parts there may be all of them, or those that count on every device.
+        """
+        if self.reference is None:
+            return x
+        in_parts = self.parts is not None and x.shape[1] == self.kept.shape[1]
+        return move_views(x, self.reference, self.parts if in_parts else None, back=True)
 
 
 class Trunk(TokenEmbed):
@@ -122,19 +140,20 @@ class Trunk(TokenEmbed):
         first = tokens[..., : tokens.shape[-1] // 2]
         return jnp.concatenate([first, first], axis=-1)
 
-    def features(self, tokens: jax.Array, index: int) -> jax.Array:
+    def features(self, tokens: jax.Array, index: int, norm: Any = None) -> jax.Array:
         """What the dense heads read of an out layer; only the second half is normed.
 
         Args:
             tokens: [..., K, P, 2C] of `Encoded.kept`.
             index: of the out layer, 0 to 3.
+            norm: the norm of this trunk where it is an argument of what calls this; None: this one.
 
         Returns:
             [..., h*w, 2C].
         """
         tokens = self.level(tokens, index)[..., self.special :, :]
         first, second = jnp.split(tokens, 2, axis=-1)
-        return jnp.concatenate([first.astype(jnp.float32), self.norm(second)], axis=-1)
+        return jnp.concatenate([first.astype(jnp.float32), (norm or self.norm)(second)], axis=-1)
 
     def __call__(
         self,
@@ -143,6 +162,8 @@ class Trunk(TokenEmbed):
         reference: Strategy,
         taps: Collection[str] = (),
         remat: bool = False,
+        parts: ViewParts | None = None,
+        on_host: bool = False,
     ) -> Encoded:
         """Encode views.
 
@@ -153,6 +174,8 @@ class Trunk(TokenEmbed):
             reference: strategy of choice; scenes of less than 3 views keep their order.
             taps: names of intermediates to return.
             remat: see `run_stacks`.
+            parts: likewise.
+            on_host: see `Slots`.
 
         Returns:
             See `Encoded`. Taps: `trunk/tokens` [B, S, P, C], input of the first block;
@@ -166,33 +189,34 @@ class Trunk(TokenEmbed):
         _, p, c = x.shape
         out = {"trunk/tokens": x.reshape(b, s, p, c)}
         frame = TokenLayout(1, self.special, grid, "frame")
-        scene = TokenLayout(s, self.special, grid, "global")
+        count = s if parts is None else parts.views
+        scene = TokenLayout(count, self.special, grid, "global")
         head_dim = c // self.config.num_heads
         frame_rope = rope_table(view_positions(frame), head_dim)
         scene_rope = rope_table(view_positions(scene, spatial=False), head_dim)
         taken = [name for name in BLOCK_TAPS if name in taps]
-        choose = camera_tokens is None and reference != "first" and s >= LEAST_VIEWS
+        choose = camera_tokens is None and reference != "first" and count >= LEAST_VIEWS
 
         x, _, early_ys = run_stacks(
             x.reshape(b, s, p, c),
             [BlockStack("frame", self.early_blocks, self.early_cores, frame,
                         depth=self.depths[0])],
             self.early_runs,
-            views=s,
+            views=count,
             taps=taken,
             also=(lambda x: {"class": x[:, :, 0]}) if choose else None,
             remat=remat,
+            parts=parts,
         )  # fmt: skip
 
         # Upstream chooses and reorders before the last of these blocks. It attends within views, so
         # that the order may as well change after it.
-        order = None
+        first_view = None
         out["trunk/reference"] = jnp.zeros(b, jnp.int32)
         if choose:
-            classes = early_ys.pop("class")[-2]
-            out["trunk/reference"] = select_reference(classes, reference)
-            order = reference_first(out["trunk/reference"], s)
-            x = take_views(x, order)
+            classes = views_of_all(early_ys.pop("class")[-2], parts)
+            first_view = out["trunk/reference"] = select_reference(classes, reference)
+            x = move_views(x, first_view, parts)
         if camera_tokens is None:
             table = self.camera_token[...].astype(jnp.float32)[0]
             camera_tokens = jnp.broadcast_to(table[(np.arange(s) > 0).astype(int)], (b, s, c))
@@ -205,11 +229,12 @@ class Trunk(TokenEmbed):
                 [BlockStack("global", self.lead_blocks, self.lead_cores, scene, scene_rope,
                             depth=self.depths[1])],
                 self.lead_runs,
-                views=s,
+                views=count,
                 taps=taken,
                 remat=remat,
+                parts=parts,
             )  # fmt: skip
-            ys.append(self._original_order(lead_ys, order))
+            ys.append(self._original_order(lead_ys, first_view))
         first = [depth - self.runs[-1].stop for depth in self.depths]
         stacks = [
             BlockStack("frame", self.frame_blocks, self.frame_cores, frame, frame_rope,
@@ -221,21 +246,27 @@ class Trunk(TokenEmbed):
             x,
             stacks,
             self.runs,
-            views=s,
+            views=count,
             taps=taken,
-            slots=Slots(self.read, self.dtype),
+            slots=Slots(self.read, self.dtype, on_host),
             remat=remat,
+            parts=parts,
         )
         assert kept is not None
-        ys.append(self._original_order(pair_ys, order))
+        tokens = first_tokens(kept, pair_ys)
+        pair_ys.pop(FIRST_TOKENS, None)
+        ys.append(self._original_order(pair_ys, first_view))
         for name in taken:
             out[name] = jnp.concatenate([y[name] for y in ys if name in y])
-        return Encoded(kept, order, {name: y for name, y in out.items() if name in taps})
+        return Encoded(kept, tokens, first_view, {n: y for n, y in out.items() if n in taps}, parts)
 
     @staticmethod
-    def _original_order(ys: dict[str, jax.Array], order: jax.Array | None) -> dict[str, jax.Array]:
+    def _original_order(
+        ys: dict[str, jax.Array], first_view: jax.Array | None
+    ) -> dict[str, jax.Array]:
         """Taps [L, B, S, ...] with their views in the order of the images."""
-        if order is None:
+        if first_view is None or not ys:
             return ys
+        order = reference_first(first_view, next(iter(ys.values())).shape[2])
         every = jax.vmap(restore_views, in_axes=(0, None))
         return {name: every(y, order) for name, y in ys.items()}

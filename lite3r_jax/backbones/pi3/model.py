@@ -14,7 +14,7 @@ from flax import nnx
 
 from lite3r_jax import geometry
 from lite3r_jax.attention.plan import Plan
-from lite3r_jax.attention.strategy import Role
+from lite3r_jax.attention.strategy import Role, TokenLayout
 from lite3r_jax.backbones import operations
 from lite3r_jax.backbones.base import (
     AREA,
@@ -36,6 +36,7 @@ from lite3r_jax.backbones.pi3.trunk import Trunk, scene_layout, view_layout
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.patch_embed import normalize
 from lite3r_jax.layers.rope import rope_table, view_positions
+from lite3r_jax.mesh import ViewParts, view_parts, views_of_all
 
 PARTS = {"camera": "camera_head", "depth": "depth_head"}
 HEAD_TAPS = ("head/blocks", "head/attn")
@@ -69,6 +70,8 @@ class Pi3(BackboneModel):
     taps = TAPS
     camera_outputs = ("camera_head/translation", "camera_head/rotation")
     view_tokens = "trunk/tokens"
+    in_parts = True
+    rests_on_host = True
     published_images: ClassVar = ImageInput(AREA, 255_000)
     choices: ClassVar[Mapping[str, Choice]] = {
         "world": Choice(
@@ -156,6 +159,8 @@ class Pi3(BackboneModel):
         taps: Collection[str] = (),
         frame_chunk: int = 1,
         remat: bool = False,
+        views: int | None = None,
+        on_host: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
 
@@ -174,6 +179,8 @@ class Pi3(BackboneModel):
             remat: for training: whether the gradient computes layers and heads again instead of
                 keeping all that is in them. Memory against about a third more time; values are the
                 same.
+            views: how many of the views count, where they are in parts; see `BackboneModel`.
+            on_host: whether tokens rest on the host; see there.
 
         Returns:
             (`Prediction`, {tap: array}). Confidences are in (0, 1); the pose encoding leaves out
@@ -191,6 +198,8 @@ class Pi3(BackboneModel):
             taps=taps,
             frame_chunk=frame_chunk,
             remat=remat,
+            views=views,
+            on_host=on_host,
         )
 
     def roles(self) -> dict[Role, RoleSize]:
@@ -199,12 +208,16 @@ class Pi3(BackboneModel):
         roles: dict[Role, RoleSize] = {
             "patch": RoleSize(encoder.depth, encoder.dim // encoder.heads),
             "frame": RoleSize(self.config.pairs, trunk.dim // trunk.heads),
-            "global": RoleSize(self.config.pairs, trunk.dim // trunk.heads),
+            "global": RoleSize(self.config.pairs, trunk.dim // trunk.heads, heads=trunk.heads),
         }
         decoders = 2 * ("depth" in self.heads) + ("camera" in self.heads)
         if decoders:
             roles["head"] = RoleSize(decoders * heads.depth, heads.dim // heads.heads)
         return roles
+
+    def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
+        """See `BackboneModel`."""
+        return scene_layout(self.config, grid, views)
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
         """See `BackboneModel`."""
@@ -248,17 +261,29 @@ class Pi3(BackboneModel):
         size, patch = (height, width), self.config.patch_size
         grid = (height // patch, width // patch)
         flat = normalize(images).reshape(b * s, height, width, 3)
-        patches, out = self.encoder(flat, call.taps, call.remat, views=s)
+        parts = view_parts(s, call.views)
+        count = s if parts is None else parts.views
+        patches, out = self.encoder(flat, call.taps, call.remat, views=count, parts=parts)
         kept, more = self.trunk(
-            patches.reshape(b, s, *patches.shape[1:]), grid, call.taps, call.remat
+            patches.reshape(b, s, *patches.shape[1:]),
+            grid,
+            call.taps,
+            call.remat,
+            parts,
+            call.on_host,
         )
         out |= more
         if "depth" not in self.heads:
             return Prediction(), out
 
-        maps = self._heads(kept, grid, s, call)
+        maps = self._heads(kept, grid, count, call, parts)
         predicted: dict[str, Any] = {"depth_conf": nnx.sigmoid(maps["logits"])}
         if (metric := self.depth_head.metric) is not None:
+            if parts is not None or call.on_host:
+                raise InputError(
+                    f"compute.{'mesh' if parts is not None else 'rest'}: the head for metres of"
+                    " these weights looks at the tokens of all views together; leave it out"
+                )
             frame = view_layout(self.config, grid)
             rope = rope_table(view_positions(frame), metric.head_dim)
             scale = metric(kept.reshape(b, s * frame.tokens, -1), rope)[:, None, None]
@@ -272,7 +297,8 @@ class Pi3(BackboneModel):
         predicted["depth"] = maps["depth"]
         sums = maps["sums"]
         if call["intrinsics"] == "shared":
-            sums = jnp.broadcast_to(sums.sum(1, keepdims=True), sums.shape)
+            every = views_of_all(sums, parts).sum(1, keepdims=True)
+            sums = jnp.broadcast_to(every, sums.shape)
         predicted["intrinsics"] = intrinsics_of(sums, size, call["principal_point"])
         out["depth/conf_logits"] = maps["logits"]
         if "points" in maps:
@@ -296,7 +322,12 @@ class Pi3(BackboneModel):
         return Prediction(**predicted), out
 
     def _heads(
-        self, kept: jax.Array, grid: tuple[int, int], views: int, call: Call
+        self,
+        kept: jax.Array,
+        grid: tuple[int, int],
+        views: int,
+        call: Call,
+        parts: ViewParts | None,
     ) -> dict[str, jax.Array]:
         """What the heads read of the trunk's tokens [B, S, 1, P, 2C], some frames at a time.
 
@@ -327,4 +358,4 @@ class Pi3(BackboneModel):
                 maps["pose"] = camera_head.pose(features)
             return maps | {name: jnp.concatenate([x[name] for x in tapped], 1) for name in taps}
 
-        return map_frames(one, state, kept, call.frame_chunk, call.remat)
+        return map_frames(one, state, kept, call.frame_chunk, call.remat, parts, call.on_host)

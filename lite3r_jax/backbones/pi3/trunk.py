@@ -13,6 +13,7 @@ from lite3r_jax.backbones.pi3.config import Pi3Config
 from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.rope import rope_table, view_positions
 from lite3r_jax.layers.stacks import BlockStack, Slots, run_stacks
+from lite3r_jax.mesh import ViewParts
 
 EPS = 1e-6
 
@@ -72,6 +73,8 @@ class Trunk(nnx.Module):
         grid: tuple[int, int],
         taps: Collection[str] = (),
         remat: bool = False,
+        parts: ViewParts | None = None,
+        on_host: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Run the blocks.
 
@@ -80,6 +83,8 @@ class Trunk(nnx.Module):
             grid: (h, w).
             taps: names of intermediates to return, see `model.TAPS`.
             remat: see `run_stacks`.
+            parts: likewise.
+            on_host: see `Slots`.
 
         Returns:
             (tokens [B, S, 1, P, 2C] in the compute dtype: outputs of the last frame and of the last
@@ -91,7 +96,8 @@ class Trunk(nnx.Module):
             registers = self.register_token[...].astype(patches.dtype)
             registers = jnp.broadcast_to(registers, (b, s, *registers.shape[2:]))
             x = jnp.concatenate([registers, patches], axis=2)
-        frame, scene = view_layout(self.config, grid), scene_layout(self.config, grid, s)
+        count = s if parts is None else parts.views
+        frame, scene = view_layout(self.config, grid), scene_layout(self.config, grid, count)
         rope = rope_table(view_positions(frame), self.head_dim)
         _, kept, ys = run_stacks(
             x,
@@ -100,10 +106,11 @@ class Trunk(nnx.Module):
                 BlockStack("global", self.global_blocks, self.global_cores, scene, rope),
             ],
             self.runs,
-            views=s,
+            views=count,
             taps=taps,
-            slots=Slots([self.config.pairs - 1], self.dtype),
+            slots=Slots([self.config.pairs - 1], self.dtype, on_host),
             remat=remat,
+            parts=parts,
         )
         assert kept is not None
         return kept, ys | ({"trunk/tokens": x} if "trunk/tokens" in taps else {})

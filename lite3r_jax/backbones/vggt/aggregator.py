@@ -16,6 +16,7 @@ from lite3r_jax.layers.block import Block, BlockConfig, stack
 from lite3r_jax.layers.patch_embed import normalize
 from lite3r_jax.layers.rope import rope_table, view_positions
 from lite3r_jax.layers.stacks import BlockStack, Slots, run_stacks
+from lite3r_jax.mesh import ViewParts
 
 
 class Aggregator(nnx.Module):
@@ -88,7 +89,12 @@ class Aggregator(nnx.Module):
         return jnp.concatenate([special, patches], axis=2)
 
     def __call__(
-        self, images: jax.Array, taps: Collection[str] = (), remat: bool = False
+        self,
+        images: jax.Array,
+        taps: Collection[str] = (),
+        remat: bool = False,
+        parts: ViewParts | None = None,
+        on_host: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Run encoder and trunk.
 
@@ -96,6 +102,8 @@ class Aggregator(nnx.Module):
             images: [B, S, H, W, 3] in [0, 1].
             taps: names of intermediates to return, see `model.TAPS`.
             remat: see `run_stacks`.
+            parts: likewise.
+            on_host: see `Slots`.
 
         Returns:
             (tokens [B, S, K, P, 2C] in the compute dtype: frame and global stream, side by side, of
@@ -104,13 +112,14 @@ class Aggregator(nnx.Module):
         b, s, height, width, _ = images.shape
         grid = (height // self.patch, width // self.patch)
         flat = normalize(images).reshape(b * s, height, width, 3)
-        patches, out = self.patch_embed(flat, taps, remat, views=s)
+        count = s if parts is None else parts.views
+        patches, out = self.patch_embed(flat, taps, remat, views=count, parts=parts)
         c = patches.shape[-1]
         x = self.tokens(patches.reshape(b, s, -1, c))
         out |= {n: t for n, t in {"patch/norm": patches, "trunk/tokens": x}.items() if n in taps}
 
         frame = TokenLayout(1, self.special, grid, "frame")
-        scene = TokenLayout(s, self.special, grid, "global")
+        scene = TokenLayout(count, self.special, grid, "global")
         rope = rope_table(view_positions(frame), self.head_dim)
         stacks = [
             BlockStack("frame", self.frame_blocks, self.frame_cores, frame, rope),
@@ -120,11 +129,12 @@ class Aggregator(nnx.Module):
             x,
             stacks,
             self.runs,
-            views=s,
+            views=count,
             taps=taps,
-            slots=Slots(self.read, self.dtype),
+            slots=Slots(self.read, self.dtype, on_host),
             remat=remat,
             unroll=self.unroll,
+            parts=parts,
         )
         assert kept is not None
         return kept, out | ys

@@ -22,7 +22,10 @@ from lite3r_jax.backbones.vggt.aggregator import Aggregator
 from lite3r_jax.backbones.vggt.camera_head import IterativeCameraHead
 from lite3r_jax.backbones.vggt.config import VGGTConfig
 from lite3r_jax.backbones.vggt.tracker import TrackConfig, Tracker
+from lite3r_jax.errors import InputError
 from lite3r_jax.layers.dpt import DPT
+from lite3r_jax.layers.stacks import first_tokens
+from lite3r_jax.mesh import view_parts, views_of_all
 
 PARTS = {
     "camera": "camera_head",
@@ -78,6 +81,8 @@ class VGGT(BackboneModel):
     taps = TAPS
     camera_outputs = ("camera_head/pose_branch/fc2",)
     view_tokens = "trunk/tokens"
+    in_parts = True
+    rests_on_host = True
     inputs: ClassVar[Mapping[str, Input]] = {
         QUERIES: Input(("query_points",), "track", "[B, N, 2] (x, y) in pixels of the first view")
     }
@@ -149,6 +154,8 @@ class VGGT(BackboneModel):
         taps: Collection[str] = (),
         frame_chunk: int = 1,
         remat: bool = False,
+        views: int | None = None,
+        on_host: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape.
 
@@ -163,6 +170,8 @@ class VGGT(BackboneModel):
             remat: for training: whether the gradient computes layers and dense heads again instead
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.
+            views: how many of the views count, where they are in parts; see `BackboneModel`.
+            on_host: whether tokens rest on the host; see there.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -171,7 +180,13 @@ class VGGT(BackboneModel):
             InputError: see `BackboneModel`.
         """
         return super().__call__(
-            images, query_points=query_points, taps=taps, frame_chunk=frame_chunk, remat=remat
+            images,
+            query_points=query_points,
+            taps=taps,
+            frame_chunk=frame_chunk,
+            remat=remat,
+            views=views,
+            on_host=on_host,
         )
 
     def roles(self) -> dict[Role, RoleSize]:
@@ -181,18 +196,22 @@ class VGGT(BackboneModel):
         roles: dict[Role, RoleSize] = {
             "patch": RoleSize(vit.depth, c // vit.num_heads),
             "frame": RoleSize(trunk.depth, c // trunk.num_heads),
-            "global": RoleSize(trunk.depth, c // trunk.num_heads),
+            "global": RoleSize(trunk.depth, c // trunk.num_heads, heads=trunk.num_heads),
         }
         if "camera" in self.heads:
             roles["camera"] = RoleSize(camera.trunk_depth, 2 * c // camera.num_heads, jnp.float32)
         return roles
+
+    def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
+        """See `BackboneModel`."""
+        return TokenLayout(views, 1 + self.config.num_register_tokens, grid, "global")
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
         """See `BackboneModel`; nothing is tracked."""
         config, plan, sites = self.config, self.plan, self.sites
         c, special = config.embed_dim, 1 + config.num_register_tokens
         frame = TokenLayout(1, special, grid, "frame")
-        scene = TokenLayout(views, special, grid, "global")
+        scene = self.scene_tokens(views, grid)
         vit, trunk, camera = config.vit, config.aggregator, config.camera_head
         block = (c, trunk.num_heads, trunk.mlp_ratio)
         encoder = (c, vit.num_heads, vit.mlp_ratio)
@@ -229,11 +248,16 @@ class VGGT(BackboneModel):
         config = self.config
         size = images.shape[2:4]
         grid = (size[0] // config.patch_size, size[1] // config.patch_size)
-        kept, taps = self.aggregator(images, call.taps, call.remat)
+        parts = view_parts(images.shape[1], call.views)
+        if parts is not None and query_points is not None:
+            raise InputError("compute.mesh: tracks follow points through all views; leave it out")
+        kept, taps = self.aggregator(images, call.taps, call.remat, parts, call.on_host)
         predicted: dict[str, Any] = {}
 
         if "camera" in self.heads:
-            pose_encs, taps["camera/attn"] = self.camera_head.attended(kept[:, :, -1, 0])
+            pose_encs, taps["camera/attn"] = self.camera_head.attended(
+                views_of_all(first_tokens(kept, taps)[:, :, -1], parts)
+            )
             taps[POSE_STAGES] = pose_encs
             predicted["pose_enc"] = pose_encs[-1]
             predicted["extrinsics"], predicted["intrinsics"] = geometry.pose_encoding_to_cameras(
@@ -243,7 +267,9 @@ class VGGT(BackboneModel):
         def dense(head: DPT) -> jax.Array:
             read, special = self.aggregator.read, self.aggregator.special
             levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
-            return run_frames(head, kept, levels, special, call.frame_chunk, grid, call.remat)
+            return run_frames(
+                head, kept, levels, special, call.frame_chunk, grid, call.remat, parts, call.on_host
+            )
 
         if "depth" in self.heads:
             logits = dense(self.depth_head)
