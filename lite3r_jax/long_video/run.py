@@ -119,10 +119,6 @@ def reconstruct_chunks(
     chunks = plan_chunks(len(frames.names), options.chunk, options.shared)
     _run_chunks(frames, chunks, predictor, store, progress)
     views = tuple(store.views(chunk) for chunk in chunks)
-    if len({view.size for view in views}) > 1:
-        raise InputError(
-            f"{frames.name}: frames have different network sizes; use images.mode=pad or square"
-        )
     loops = _run_loops(chunks, views, predictor, options.loops, store, progress)
     joints = [view.joint for view in views]
     with progress.stage("join"):
@@ -164,6 +160,12 @@ def _run_chunks(
             if chunk.index:
                 before = chunks[chunk.index - 1]
                 old = last[1] if last is not None else _tail(store.scene(before), before, chunk)
+                if old.size != scene.size:
+                    raise InputError(
+                        f"{scene.names[-1]}: its chunk has images of {scene.size[1]}x"
+                        f"{scene.size[0]} pixels, the one before of {old.size[1]}x{old.size[0]};"
+                        " use images.mode=pad or square, or photos of one size"
+                    )
                 joint = fit(views_of(scene, slice(0, before.stop - chunk.start)), old)
             store.write(chunk, scene, descriptors, joint)
             last = None

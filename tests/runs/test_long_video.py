@@ -145,6 +145,16 @@ def test_numbered_photos_are_a_video_and_others_are_refused(fake_dir, tmp_path, 
     assert images[3].read_bytes() == source.read_bytes()
 
 
+def test_photos_of_several_sizes_are_refused_by_name(fake_dir, tmp_path, capsys):
+    for number in range(8):
+        size = (56, 42) if number < 6 else (56, 84)
+        Image.new("RGB", size, (9 * number, 90, 90)).save(tmp_path / f"im{number}.png")
+    more = ["--video.chunk=4", "--video.overlap=1", "--formats=npz", "--quiet"]
+    assert run(tmp_path, tmp_path / "out", *more, weights=fake_dir) == 2
+    error = capsys.readouterr().err
+    assert "im6.png: its chunk has images of 56x56 pixels, the one before of 56x42" in error
+
+
 @pytest.mark.parametrize(
     "more,error",
     [
