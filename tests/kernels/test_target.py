@@ -81,12 +81,11 @@ def test_a_t4_refuses_every_kernel_with_a_sentence_and_takes_plain_jax():
     ]:
         with proven_gpu("Tesla T4"):
             assert operator.choose("auto", call) == plain
-            for row in operator.implementations:
-                if row.needs_proof and row.name != "mosaic":
-                    with pytest.raises(ValueError) as error:
-                        operator.choose(row.name, call)
-                    sentence = "for compute capability 8.0 or more and Tesla T4 has 7.5"
-                    assert sentence in str(error.value)
+            if "triton" in operator.names:
+                with pytest.raises(ValueError) as error:
+                    operator.choose("triton", call)
+                sentence = "for compute capability 8.0 or more and Tesla T4 has 7.5"
+                assert sentence in str(error.value)
     real = Device("gpu", "Tesla T4", 7.5)
     with pytest.raises(ValueError, match=r"compute capability 8\.0 or more and Tesla T4 has 7\.5"):
         DENSE.choose("cudnn", DenseCall(64, jnp.float16), real)
