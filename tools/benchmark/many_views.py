@@ -41,7 +41,15 @@ from lite3r_jax.infer.memory import GIB, peak_device, peak_process, restart_peak
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.weights import strict_json
 from tools.benchmark.forward import as_row, lower, planned, random_model
-from tools.benchmark.roofline import SIDE, TERA, OneLaunch, check_row, estimate, launches
+from tools.benchmark.roofline import (
+    SIDE,
+    TERA,
+    OneLaunch,
+    check_row,
+    dense_in_one_launch,
+    estimate,
+    launches,
+)
 
 ROWS = (
     "dense-bfloat16,sla_global(keep=0.1)-bfloat16,spark3r-bfloat16,key_views(count=25)-bfloat16,"
@@ -108,7 +116,8 @@ def plan(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
         first = None
         for row in rows:
             model = abstract(row, planned(row, args.plan, OneLaunch()))
-            lowered = lower(model, (1, views, SIDE, SIDE, 3), args.frame_chunk)
+            with dense_in_one_launch():
+                lowered = lower(model, (1, views, SIDE, SIDE, 3), args.frame_chunk)
             # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
             compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
             memory, text = compiled.memory_analysis(), compiled.as_text()

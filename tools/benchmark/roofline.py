@@ -7,19 +7,24 @@ models differ, as far as the rates hold. None of them is a measurement, and kern
 have not run on a GPU.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lite3r_jax import InputError
+from lite3r_jax.attention import window_selection
 from lite3r_jax.attention.dense import Dense, DenseCore
 from lite3r_jax.attention.plan import strategies_of
 from lite3r_jax.attention.presets import parse_plan
-from lite3r_jax.attention.strategy import AttentionInputs
+from lite3r_jax.attention.speed3r import Speed3R
+from lite3r_jax.attention.strategy import AttentionInputs, TokenLayout
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.benchmarking.flops import Work
 from lite3r_jax.evaluation.variants import Variant
@@ -41,6 +46,10 @@ MERGED_BYTES = 24  # of each query and channel: unit length, float32 sums, back 
 
 SIDE, TOKENS, LAYERS = 518, 1374, 24  # of an image, of a view, over all views
 KNOWN = ("dense", "sla", "key_views", "merge_queries", "spark3r")
+# Of windows of 4 x 4, whose 16 queries share what is loaded: 16 operations a byte of a cache.
+GATHERED = 85 * TERA
+CACHE = 5.5 * TERA  # bytes a second
+WINDOW_PASSES = 10  # over q, k, v and the output: orders of windows, two softmaxes, gates
 
 
 def check_row(row: Variant) -> None:
@@ -50,10 +59,11 @@ def check_row(row: Variant) -> None:
         InputError: with what there are rates for.
     """
     names = {spec.name for spec in strategies_of(parse_plan(row.attention))}
-    if row.precision not in PRODUCTS or not names <= {*KNOWN}:
+    alone = names <= {"dense", "speed3r"}
+    if row.precision not in PRODUCTS or not (names <= {*KNOWN} or alone):
         raise InputError(
-            f"{row.name}: no rates are known for it; attention of {', '.join(KNOWN)} and precision"
-            f" of {', '.join(PRODUCTS)} have some"
+            f"{row.name}: no rates are known for it; attention of {', '.join(KNOWN)}, or speed3r"
+            f" with nothing around it, and precision of {', '.join(PRODUCTS)} have some"
         )
 
 
@@ -70,7 +80,8 @@ def estimate(work: Work, row: Variant, views: int, number: int) -> float:
         InputError: see `check_row`.
     """
     check_row(row)
-    sparse = "sla" in {spec.name for spec in strategies_of(parse_plan(row.attention))}
+    specs = strategies_of(parse_plan(row.attention))
+    sparse = "sla" in {spec.name for spec in specs}
     channels = get_backbone("vggt").default_config.embed_dim
     tokens = views * TOKENS
     trunk = [work.parts[part] for part in ("encoder", "frame", "global")]
@@ -78,6 +89,8 @@ def estimate(work: Work, row: Variant, views: int, number: int) -> float:
     seconds += sum(kinds["softmax"] for kinds in trunk[:2]) / WITHIN_VIEWS
     seconds += work.parts["depth"]["layers"] / CONVOLUTIONS
     seconds += BY_ELEMENT * tokens + LAUNCH * number
+    if gated := [spec for spec in specs if isinstance(spec, Speed3R)]:
+        return seconds + LAYERS * _speed3r(gated[0], views, channels)
     attention = trunk[2]
     seconds += attention["softmax"] / (SPARSE if sparse else OVER_VIEWS)
     seconds += attention.get("linear", 0) / LINEAR_PART
@@ -88,6 +101,25 @@ def estimate(work: Work, row: Variant, views: int, number: int) -> float:
         seconds += chosen / PRODUCTS["bfloat16"] + 8 * chosen / (2 * channels) / MEMORY
         seconds += LAYERS * MERGED_BYTES * tokens * channels / MEMORY
     return seconds
+
+
+def _speed3r(spec: Speed3R, views: int, channels: int) -> float:
+    """Seconds of one layer over all views between queries, keys and values, without launches."""
+    layout = TokenLayout(views, 5, (37, 37), "global")
+    of = spec.selection(layout, layout)
+    places, windows, tokens = of.query.places, len(of.query.tokens), layout.tokens
+    seen_by_all = int((of.key.tokens[of.always] < tokens).sum()) + layout.special * views
+    pairs = 4 * channels  # operations of a query and a key
+    seconds = pairs * (windows**2 + layout.special * views * tokens) / OVER_VIEWS
+    seconds += pairs * tokens * seen_by_all / SPARSE
+    seconds += pairs * windows * of.chosen * places**2 / (SPARSE if places == 64 else GATHERED)
+    candidates = windows - len(of.always)
+    scores = 2 * channels * windows * candidates
+    if candidates > 64 * of.chosen:  # one pass over them, and rows of 64 looked at again
+        seconds += scores / SPARSE + windows * of.chosen * 64 * 2 * channels / CACHE
+    else:
+        seconds += scores / CHOICE_OF_BLOCKS
+    return seconds + WINDOW_PASSES * 2 * tokens * channels / MEMORY
 
 
 @dataclass(frozen=True)
@@ -115,6 +147,17 @@ class OneLaunchCore(DenseCore):
         if inputs.q.dtype == jnp.float32:
             return super().__call__(inputs)
         return _stand_in(inputs.q, inputs.k, inputs.v)
+
+
+@contextlib.contextmanager
+def dense_in_one_launch() -> Iterator[None]:
+    """Inside, Speed3R's branches that are dense attention are that kernel, too."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *_: Any) -> jax.Array:
+        return _stand_in(q, k, v)
+
+    with mock.patch.object(window_selection, "dense_attention", attend):
+        yield
 
 
 def _stand_in(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
