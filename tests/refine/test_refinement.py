@@ -152,10 +152,10 @@ def test_an_npz_gives_the_refined_scene_back(refined, tmp_path):
         refine(scene)
 
 
-def test_masked_pixels_give_no_matches(start):
-    masked = np.zeros(start.depth.shape, bool)
+def test_masked_pixels_give_no_matches(truth):
+    masked = np.zeros(truth.depth.shape, bool)
     masked[:, :, :60] = True
-    tracks = refine(start, replace(OPTIONS, rounds=1), masked=masked).scene.tracks
+    tracks = refine(truth, replace(OPTIONS, rounds=1), masked=masked, known=True).scene.tracks
     assert tracks is not None and (np.rint(tracks.pixel[:, 0]) >= 60).all()
     assert (tracks.pixel[:, 0] < 70).any()
 
@@ -257,10 +257,11 @@ def test_an_adjustment_that_fits_worse_is_not_taken(truth, start, monkeypatch):
     assert "it fits the matches better: median error 0." in result.report["reason"]
 
 
-def test_a_view_that_sees_something_else_is_named_and_stays(start):
+def test_a_view_that_sees_something_else_is_named_and_stays(truth, start):
     rng = np.random.default_rng(0)
     other = StillPhoto(rng.integers(0, 255, (160, 160, 3), np.uint8))
-    result = refine(replace(start, photos=(*start.photos[:3], other)), OPTIONS)
+    start = replace(start, photos=(*start.photos[:3], other), intrinsics=truth.intrinsics)
+    result = refine(start, replace(OPTIONS, intrinsics="fixed"))
     assert result.report["refined"] and result.report["not_tied"] == [start.names[3]]
     np.testing.assert_array_equal(result.scene.extrinsics[3], start.extrinsics[3])
     np.testing.assert_array_equal(result.scene.intrinsics[3], start.intrinsics[3])
