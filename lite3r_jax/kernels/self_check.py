@@ -50,7 +50,7 @@ Runner = Callable[[str, str, Collection[str] | None, bool, str], Iterator[Result
 def run_case(
     operator: Operator[Any], implementation: str, check: Check[Any], device: Device
 ) -> Result:
-    """Run one case in this process; where memory is short it counts as refused."""
+    """Run one case in this process; where memory is short it counts as one that was not run."""
     scope = operator.scope(check.call)
     if reason := operator[implementation].refuses(device, check.call):
         return Result(check.name, scope, "refused", reason)
@@ -59,7 +59,7 @@ def run_case(
     except Exception as error:  # whatever a compiler or a driver raises: it is not proven
         wrong = f"{type(error).__name__}: {one_line(error)}"
         if re.search("out.of.memory", wrong, re.IGNORECASE):  # of the device, which others use too
-            return Result(check.name, scope, "refused", wrong)
+            return Result(check.name, scope, "missing", wrong)
     return Result(check.name, scope, "failed" if wrong else "passed", wrong or "")
 
 

@@ -62,7 +62,9 @@ def test_kernels_compile_within_their_budgets(case, tmp_path):
     print(f"temporary {plan.temp_size_in_bytes / 2**20:.0f} MiB, inputs {inputs / 2**20:.0f} MiB")
     # States of marginal blocks are held some at a time, however many views there are.
     states = 2**30 if case.routing == "block3" else 0
-    assert plan.temp_size_in_bytes < 3 * inputs + 8 * tables + states
+    # The gradient reads the softmax part's output in float32: half an array more.
+    exact = 2 * case.heads * case.head_dim * case.q_tokens
+    assert plan.temp_size_in_bytes < 3 * inputs + 8 * tables + states + exact
 
 
 @pytest.mark.parametrize("views,head_dim", [(2, 64), (100, 64), (100, 128)])
