@@ -71,3 +71,24 @@ def test_selects_without_sort_and_scores(views, head_dim, q_block, low, tmp_path
     pooled = 4 * case.heads * head_dim * (case.q_blocks + case.k_blocks)
     print(f"temporary {temporary / 2**20:.1f} MiB, scores {4 * scores / 2**20:.0f} MiB")
     assert temporary < 2.5 * pooled + 2**20
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_few_of_many_take_a_64th_of_the_scores(dtype, tmp_path):
+    """Windows of 4 x 4 patches of 1,000 views of 37 x 37, 32 chosen, one head."""
+    windows, top = 100_000, 32
+    where = NamedSharding(h200.mesh(), PartitionSpec())
+    x = jax.ShapeDtypeStruct((1, windows, 1, 64), dtype, sharding=where)
+
+    def select(q, k):
+        return block_map(q, k, q_block=1, k_block=1, top=top, implementation="triton")
+
+    compiled, kernels = h200.compile_kernels(select, (x, x), tmp_path)
+    assert kernels.keys() == {"block_map_maxima", "block_map_tiles", "block_map_among"}
+    for name, kernel in kernels.items():
+        h200.check_budget(name, kernel, BUDGETS[f"few, {dtype}"][name])
+    if dtype == "bfloat16":
+        assert kernels["block_map_maxima"].wgmma > 0
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(f"temporary {temporary / 2**20:.1f} MiB, scores {4 * windows**2 / 2**20:.0f} MiB")
+    assert temporary < 1.1 * 4 * windows**2 / 64 + 2**26

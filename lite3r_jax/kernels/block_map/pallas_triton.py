@@ -134,7 +134,7 @@ def _few(q, q_used, k, k_used, top, interpret):
     height = pl.next_power_of_2(top)
     [ids] = at.call(
         functools.partial(block_map_among, tiles=tiles, columns=columns, top=top, height=height),
-        Launch(warps=max(1, height // 32), stages=2),
+        Launch(warps=max(1, height // 16), stages=2),
         (rows, n, b),
         [
             (q, pl.BlockSpec((None, None, None, d), lambda i, n, b: (b, n, i, 0))),
@@ -198,18 +198,18 @@ def block_map_among(
     row = lax.broadcasted_iota(jnp.int32, (height, _TILE), 0)
 
     def look(step, carry):
-        order, ids = carry
+        order, firsts = carry
         tile = best_ref[step]
         first = jnp.minimum(tile, tiles - 1) * _TILE
         where = pl.ds(first, _TILE)
         s = (k_ref[where, :].astype(jnp.float32) * q[None, :]).sum(axis=1)
         found = jnp.where((used_ref[where] > 0) & (tile < tiles), _ordered(s), _NOTHING)
-        here = row == step
-        order = jnp.where(here, found[None, :], order)
-        return order, jnp.where(here, (first + lax.iota(jnp.int32, _TILE))[None, :], ids)
+        order = jnp.where(row == step, found[None, :], order)
+        return order, jnp.where(entry == step, first, firsts)
 
+    entry = lax.iota(jnp.int32, height)
     nothing = jnp.full((height, _TILE), _NOTHING, jnp.int32)
-    order, ids = lax.fori_loop(0, top, look, (nothing, jnp.zeros_like(nothing)))
+    order, firsts = lax.fori_loop(0, top, look, (nothing, jnp.zeros_like(entry)))
 
     def narrow(bit, border):
         next_border = border + lax.shift_left(jnp.int32(1), 31 - bit)
@@ -221,9 +221,9 @@ def block_map_among(
     chosen = (order > border) | (on & (_rank(on) <= need))
     chosen &= q_used_ref[pl.program_id(0)] > 0
     place = jnp.where(chosen, _rank(chosen) - 1, height * _TILE)
-    entry = lax.iota(jnp.int32, height)
     fill = (entry >= _count(chosen)) & (entry < top)
     plt.store(ids_ref.at[jnp.where(fill, entry, top)], jnp.full_like(entry, columns), mask=fill)
+    ids = firsts[:, None] + lax.broadcasted_iota(jnp.int32, (height, _TILE), 1)
     plt.store(ids_ref.at[place], ids, mask=chosen)
 
 
