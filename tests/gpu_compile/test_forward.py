@@ -70,14 +70,13 @@ def test_many_views_take_little_more_than_what_is_kept_the_stream_and_q_k_v():
 def test_dense_attention_as_one_launch_leaves_few_of_them():
     """And loops of every kind say how often they turn, those of merged queries as well."""
 
-    def number(name: str, dense: AttentionStrategy) -> int:
-        lowered = lower(model(name, dense), (1, 120, 518, 518, 3), frame_chunk=8)
+    def number(name: str) -> int:
+        lowered = lower(model(name, OneLaunch()), (1, 120, 518, 518, 3), frame_chunk=8)
         text = lowered.compile({"xla_gpu_enable_triton_gemm": False}).as_text()
         assert text is not None
         return launches(text)
 
-    blocked = number("dense-bfloat16", Dense("blocked"))
-    dense, merged = (number(f"{plan}-bfloat16", OneLaunch()) for plan in ("dense", "spark3r"))
-    print(f"{blocked} launches in blocks, {dense}, and {merged} with merged queries")
-    assert dense < blocked / 5
+    dense, merged = map(number, ("dense-bfloat16", "spark3r-bfloat16"))
+    print(f"{dense} launches, {merged} with merged queries")
+    assert dense < 5000, "in blocks there are some 200,000"
     assert dense < merged < 2 * dense
