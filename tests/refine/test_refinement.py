@@ -289,7 +289,7 @@ def test_cameras_that_half_of_the_matches_give_otherwise_are_not_taken(start):
 
 @pytest.mark.slow
 def test_accuracy_on_views_of_448_pixels():
-    source = SyntheticScenes("test", 2, 8)
+    source = SyntheticScenes("test", 1, 8)
     for name in source.scenes:
         truth = scene_of(source.read(name, range(8), (448, 448)))
         for degrees, limit in ((2, 0.2), (5, 0.3)):
