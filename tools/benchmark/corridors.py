@@ -43,6 +43,11 @@ def _boxes() -> np.ndarray:
 _BOXES = _boxes()
 
 
+def name_of(number: int) -> str:
+    """Name of a frame."""
+    return f"frame_{number:06d}.jpg"
+
+
 @dataclass(frozen=True)
 class Walk:
     """A walk along the ring.
@@ -58,7 +63,7 @@ class Walk:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the frames."""
-        return tuple(f"frame_{number:06d}.jpg" for number in range(self.frames))
+        return tuple(name_of(number) for number in range(self.frames))
 
     def poses(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Camera-to-world rotations [S, 3, 3] and centers [S, 3] of frames."""
@@ -175,13 +180,13 @@ class DegradedTruth:
 
     def photos(self, photos: Sequence[Any]) -> tuple[Scene, np.ndarray | None]:
         """See `long_video.run.Predictor`."""
-        numbers = [self.walk.names.index(photo.name) for photo in photos]
+        numbers = [int(photo.name[6:12]) for photo in photos]
         self.calls.append(tuple(numbers))
         return self.scene(numbers), self.descriptors(numbers)
 
     def again(self, views: Scene) -> Scene:
         """See `long_video.run.Predictor`."""
-        return self.scene([self.walk.names.index(name) for name in views.names])
+        return self.scene([int(name[6:12]) for name in views.names])
 
     def scene(self, numbers: Sequence[int]) -> Scene:
         """The prediction of some frames: the same for the same frames."""
@@ -209,7 +214,7 @@ class DegradedTruth:
         extrinsics = np.concatenate([back, -(back @ walked[..., None])], -1)
         shade = np.clip(255 * np.exp(-depth / 6), 0, 255).astype(np.uint8)
         scene = Scene(
-            names=tuple(self.walk.names[n] for n in numbers),
+            names=tuple(name_of(n) for n in numbers),
             images=np.repeat(shade[..., None], 3, -1),
             depth=seen.astype(np.float32),
             depth_conf=conf.astype(np.float32),
