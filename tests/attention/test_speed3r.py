@@ -332,13 +332,14 @@ def test_settings_are_text_and_json():
         ("key_views(inner=speed3r(top=8))", "key_views(inner=speed3r)", True),
         ("key_views(inner=speed3r)", "key_views(count=9,inner=speed3r)", False),
         ("sla_global(keep=0.1)", "sla_global(keep=0.2)", False),
+        ("sla_global(keep=0.1)", "sla_global(keep=0.1,keep_blocks=8)", True),
     ],
 )
-def test_a_student_takes_another_number_of_windows_and_nothing_else(one, other, alike):
+def test_a_student_takes_another_number_of_windows_or_blocks_and_nothing_else(one, other, alike):
     plans = parse_plan(one), parse_plan(other)
     assert trained_alike(*plans) == alike
     names = {strategy.name for strategy in strategies_of(plans[0]) if strategy.adjustable}
-    assert names == ({"speed3r"} if "speed3r" in one else set())
+    assert names == {"speed3r" if "speed3r" in one else "sla"}
 
 
 @pytest.mark.parametrize(
