@@ -54,6 +54,10 @@ def test_train_and_distill_refuse_each_others_settings():
         lite3r_jax.train(lite3r_jax.recipe("vggt:tiny", {"output": "RUN"}))
     with pytest.raises(InputError, match=r"distill.plan: not set, .* use train"):
         lite3r_jax.distill(lite3r_jax.recipe("vggt:backbone", {"output": "RUN"}))
+    with pytest.raises(InputError, match=r"compute.mesh=view:2: .* train.mesh.view=2"):
+        lite3r_jax.train(
+            lite3r_jax.recipe("vggt:backbone", {"output": "RUN", "compute.mesh": "view:2"})
+        )
     settings = {"output": "OUT", "weights": "vggt-tiny"}
     for function, group in ((lite3r_jax.evaluate, "evaluate"), (lite3r_jax.bench, "bench")):
         with pytest.raises(InputError, match=rf"config.precision: .* --config.{group}.variants"):

@@ -191,6 +191,11 @@ def train_any(experiment: Experiment) -> Training:
     }
     refuse_model_settings(experiment, instead)
     refuse_chunks(experiment, "training")
+    if mesh := experiment.compute.mesh:
+        raise InputError(
+            f"compute.mesh={mesh}: is for reconstructions, evaluations and benchmarks; training"
+            " splits scenes and views by train.mesh, for example train.mesh.view=2"
+        )
     keep_freed_memory()
     options = experiment.train
     if experiment.distill.plan:
