@@ -36,6 +36,8 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
     _watch(ended)
     code = main()
     ended.set()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: no traceback of what is left
     if code in (INTERRUPTED, TERMINATED):
         _leave(code)
     sys.exit(code)
