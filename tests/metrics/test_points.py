@@ -75,12 +75,11 @@ def test_pixels_without_truth_do_not_count():
 def test_closest_points_forgive_a_slide_along_a_surface():
     u, v = np.meshgrid(np.arange(20.0), np.arange(20.0))
     truth = np.stack([u, v, 0.3 * np.sin(u) + 0.2 * np.cos(v)], -1)
-    slid = np.stack(
-        [u + 0.3 * np.sin(v), v, 0.3 * np.sin(u + 0.3 * np.sin(v)) + 0.2 * np.cos(v)], -1
-    )
+    moved = u + 0.015 * (v - 10) ** 2
+    slid = np.stack([moved, v, 0.3 * np.sin(moved) + 0.2 * np.cos(v)], -1)
     plain = point_metrics(slid, truth, everywhere(truth))["accuracy"]
     closer = point_metrics(slid, truth, everywhere(truth), icp=20)["accuracy"]
-    assert closer < plain
+    assert closer < 0.75 * plain
 
 
 def test_large_clouds_are_thinned_alike():
