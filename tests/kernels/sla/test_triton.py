@@ -29,8 +29,8 @@ from tests.kernels.sla.test_sla import (
 )
 
 slow = pytest.mark.slow
-# In float32 the rounding of one sum over 64 channels: with one token do * v and do * o are equal, and
-# their difference is nothing but that, in which order a processor may add.
+# In float32 the rounding of one sum over 64 channels: with one token do * v and do * o are equal,
+# and their difference is that of the order in which a processor adds.
 CAPS = {"float32": 5e-6, "bfloat16": 1e-2, "float16": 1e-2}
 # One compilation each; what varies without another one is in LISTS and PADDINGS.
 CASES = [(Case("two of all, short last blocks", 100, 150, 2, 2), "float32")]
