@@ -1,4 +1,4 @@
-"""`lite3r gpu-check`: are the kernels right on this GPU, and how fast is everything."""
+"""`lite3r gpu-check`: check the kernels on this GPU, and measure everything on it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What only a GPU can say, in one command: are the kernels right, and how fast is everything."""
+"""Checks the kernels of this package on a GPU and measures everything on it, in one command."""
