@@ -283,7 +283,7 @@ class CheckedModel:
 
 
 def auto_dtype() -> Any:
-    """The compute dtype of "auto": bfloat16 on a GPU, float32 on a CPU."""
+    """The compute dtype of "auto": float32 on a CPU, bfloat16 on a GPU or TPU."""
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
