@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from lite3r_jax.cli import check_data, config, convert, deploy, gpu_check, setting_help
+from lite3r_jax.cli import check_data, config, convert, deploy, device_check, setting_help
 from lite3r_jax.cli.arguments import Arguments, parse
 from lite3r_jax.cli.modes import MODES
 from lite3r_jax.cli.programs import exit_code
@@ -196,7 +196,10 @@ PROGRAMS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "convert": (convert.main, "convert a checkpoint, or write one again"),
     "deploy": (deploy.main, "write a model with float8 weights, and programs of it"),
     "check-data": (check_data.main, "read a dataset and list everything that is wrong with it"),
-    "gpu-check": (gpu_check.main, "check the kernels on this GPU, and measure everything on it"),
+    "device-check": (
+        device_check.main,
+        "check the kernels on this device, and measure on it",
+    ),
     "config": (config.main, "show the settings of a run, or what one of them means"),
     "version": (lambda arguments: version(), "print the version"),
 }

@@ -249,7 +249,7 @@ class Operator(Generic[Call]):
         if record is None:
             return (
                 f"{self.name}: {chosen!r} runs; {better!r} is meant to be faster, but was never "
-                f"proven on {device.kind} for {scope}: prove it once with `lite3r gpu-check`"
+                f"proven on {device.kind} for {scope}: prove it once with `lite3r device-check`"
             )
         return f"{self.name}: {chosen!r} runs: {self._failed(better, device, scope, record)}"
 
@@ -257,7 +257,7 @@ class Operator(Generic[Call]):
         return (
             f"{name!r} failed its self-check on {device.kind} for {scope} "
             f"({record.failure(scope)}); {REPORT_TO}: {proofs.folder() / record.file_name}; "
-            "`lite3r gpu-check` checks it again"
+            "`lite3r device-check` checks it again"
         )
 
 

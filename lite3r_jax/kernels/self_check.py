@@ -1,7 +1,7 @@
 """The self-check: kernels against their definitions on the device that is here, and its record.
 
 `check_model_kernels` is what a model does when it is loaded on a GPU, `self_check` what
-`lite3r gpu-check` does. Cases run in a process of their own: a kernel that hangs is ended after
+`lite3r device-check` does. Cases run in a process of their own: a kernel that hangs is ended after
 some time, and one that reads where it must not takes no other work with it.
 """
 
@@ -189,7 +189,7 @@ def self_check(
     device: Device | None = None,
     scopes: Collection[str] | None = None,
     quick: bool = False,
-    command: str = "lite3r gpu-check",
+    command: str = "lite3r device-check",
     report: Callable[[str], None] = lambda line: None,
 ) -> Proof:
     """Run cases of an implementation on the device that is here, and keep the record.

@@ -522,7 +522,7 @@ def _results(folder: Path) -> None:
 def _proof(folder: Path) -> None:
     names = "sla", "triton", "NVIDIA H200", 9.0, "0.10.2", "580.1", "0.1", "0" * 64, "2026-11-30"
     result = proofs.Result("a", "bfloat16", "passed")
-    proofs.write_record(folder / "a.json", [proofs.Proof(*names, "gpu-check", (result,))])
+    proofs.write_record(folder / "a.json", [proofs.Proof(*names, "device-check", (result,))])
 
 
 add("proof of a kernel", _proof, "a.json", lambda folder: proofs.read_record(folder / "a.json"),

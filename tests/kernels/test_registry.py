@@ -157,7 +157,8 @@ def test_a_kernel_that_is_wrong_or_does_not_compile_is_not_taken_and_its_record_
             assert operator.choose("auto", 3, H200) == "plain"
     sentence = (
         "'kernel' failed its self-check on NVIDIA H200 for numbers (of 2: 5 is not 4); please"
-        f" report it with that file: {records / made.file_name}; `lite3r gpu-check` checks it again"
+        f" report it with that file: {records / made.file_name}; `lite3r device-check` checks it"
+        " again"
     )
     [said] = caplog.records
     assert said.getMessage() == f"broken squares: 'plain' runs: {sentence}"
@@ -187,7 +188,7 @@ def test_one_sentence_says_that_a_kernel_waits_for_its_proof(records, caplog):
     [record] = caplog.records
     assert record.getMessage() == (
         "sentences: 'plain' runs; 'kernel' is meant to be faster, but was never proven on NVIDIA "
-        "H200 for numbers: prove it once with `lite3r gpu-check`"
+        "H200 for numbers: prove it once with `lite3r device-check`"
     )
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionStrategy, TokenLayout
-from lite3r_jax.benchmarking.gpu_check.attention import (
+from lite3r_jax.benchmarking.device_check.attention import (
     HEAD_DIM,
     HEADS,
     SPECIAL,

@@ -1,4 +1,4 @@
-"""Time PyTorch's attention at the sizes of a global layer of VGGT-1B; run by `lite3r gpu-check`.
+"""Time PyTorch's attention at the sizes of a global layer of VGGT-1B; run by `lite3r device-check`.
 
     python -m tools.benchmark.attention_torch --tokens 10992 --pass forward
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def milliseconds(call: Callable[[], None], wait: Callable[[], None]) -> float:
-    """As `benchmarking.gpu_check.rows.milliseconds`."""
+    """As `benchmarking.device_check.rows.milliseconds`."""
     for _ in range(2):
         start = time.perf_counter()
         call()

@@ -25,7 +25,7 @@ from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import TokenLayout
 from lite3r_jax.backbones.vggt.camera_head import CameraConfig, IterativeCameraHead
-from lite3r_jax.benchmarking.gpu_check.attention import forward
+from lite3r_jax.benchmarking.device_check.attention import forward
 from lite3r_jax.layers.rngs import traced_rngs
 from tools.benchmark.attention import compile_for
 

@@ -1,15 +1,15 @@
-"""`lite3r gpu-check` on a machine without a GPU, and by injected faults."""
+"""`lite3r device-check` on a machine without a GPU, and by injected faults."""
 
 import json
 import time
 
 import pytest
 
-from lite3r_jax.benchmarking.gpu_check import attention, models, products, run
-from lite3r_jax.benchmarking.gpu_check.rows import Figures, Job, Row, done, table
-from lite3r_jax.benchmarking.gpu_check.sizes import Sizes
+from lite3r_jax.benchmarking.device_check import attention, models, products, run
+from lite3r_jax.benchmarking.device_check.rows import Figures, Job, Row, done, table
+from lite3r_jax.benchmarking.device_check.sizes import Sizes
 from lite3r_jax.benchmarking.subprocess_runs import Died
-from lite3r_jax.cli import gpu_check as command
+from lite3r_jax.cli import device_check as command
 from lite3r_jax.kernels import proofs
 from lite3r_jax.kernels.operators import OPERATORS
 from lite3r_jax.kernels.registry import Check
@@ -164,7 +164,7 @@ def test_a_record_proves_what_passed_and_not_what_failed(tmp_path, monkeypatch):
 
     on_a_gpu(monkeypatch, {"sla": checks})
     record, lines = tmp_path / "record.json", []
-    found = run.gpu_check(record=record, report=lines.append)
+    found = run.device_check(record=record, report=lines.append)
     assert found.failed == 1 and "sla triton, wrong: dv is off by 1" in lines
     assert any(line.startswith("sla mosaic: not checked: ") for line in lines)
     [kept] = proofs.read_record(record)
@@ -189,7 +189,7 @@ def test_a_process_that_dies_leaves_rows_that_say_so(monkeypatch, tmp_path):
         yield Row("other", 2, "what", "first", Figures(2.0))
 
     on_a_gpu(monkeypatch, {}, {"part": (part,), "other": (other,)})
-    found = run.gpu_check(record=tmp_path / "record.json", report=lambda line: None)
+    found = run.device_check(record=tmp_path / "record.json", report=lambda line: None)
     assert [row.figures and row.figures.ms for row in found.rows] == [1.0, None, 2.0]
     assert found.rows[1].note == "not measured: the process was ended by SIGSEGV"
     assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 3

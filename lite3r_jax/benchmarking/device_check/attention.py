@@ -16,8 +16,8 @@ from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionInputs, AttentionStrategy, Layouts, TokenLayout
 from lite3r_jax.attention.windows import SPECIAL as SPECIAL_BLOCK
 from lite3r_jax.attention.windows import blocks
-from lite3r_jax.benchmarking.gpu_check.rows import Figures, Job, Row, done, milliseconds
-from lite3r_jax.benchmarking.gpu_check.sizes import Sizes
+from lite3r_jax.benchmarking.device_check.rows import Figures, Job, Row, done, milliseconds
+from lite3r_jax.benchmarking.device_check.sizes import Sizes
 from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION
 from lite3r_jax.kernels.block_map.api import block_map, budgets
 from lite3r_jax.kernels.sla.api import OPERATOR

@@ -1,4 +1,4 @@
-"""The sizes at which `lite3r gpu-check` measures: those of use, and small ones for a rehearsal."""
+"""Sizes at which `lite3r device-check` measures: those of use, and small ones for a rehearsal."""
 
 from dataclasses import dataclass
 

@@ -1,9 +1,9 @@
-"""`lite3r gpu-check`: check the kernels on this GPU, and measure everything on it."""
+"""`lite3r device-check`: check the kernels on this GPU, and measure everything on it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from lite3r_jax.benchmarking.gpu_check.run import CHECK, PARTS, gpu_check
+from lite3r_jax.benchmarking.device_check.run import CHECK, PARTS, device_check
 from lite3r_jax.cli.programs import Parser, exit_code
 
 
@@ -25,12 +25,12 @@ def parser(program: str) -> Parser:
     return top
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "lite3r gpu-check") -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "lite3r device-check") -> int:
     """Exit code: 0 if no kernel failed, 1 if one did, 2 for bad input."""
 
     def run() -> int:
         options = parser(program).parse_args(arguments)
-        found = gpu_check(minutes=options.minutes, record=options.record, parts=options.parts)
+        found = device_check(minutes=options.minutes, record=options.record, parts=options.parts)
         return int(found.failed > 0)
 
     return exit_code(run)

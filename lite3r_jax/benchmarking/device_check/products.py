@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lite3r_jax.benchmarking.gpu_check.rows import Figures, Job, Row, done, milliseconds
-from lite3r_jax.benchmarking.gpu_check.sizes import Sizes
+from lite3r_jax.benchmarking.device_check.rows import Figures, Job, Row, done, milliseconds
+from lite3r_jax.benchmarking.device_check.sizes import Sizes
 from lite3r_jax.kernels.fp8.check import Case
 from lite3r_jax.kernels.fp8.fused import OPERATOR
 from lite3r_jax.layers.fp8 import gelu_between, normed

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from lite3r_jax.benchmarking.gpu_check import attention, models, products
-from lite3r_jax.benchmarking.gpu_check.rows import COLUMNS, Row, cells, line, table
-from lite3r_jax.benchmarking.gpu_check.sizes import REAL, REHEARSAL, Sizes
+from lite3r_jax.benchmarking.device_check import attention, models, products
+from lite3r_jax.benchmarking.device_check.rows import COLUMNS, Row, cells, line, table
+from lite3r_jax.benchmarking.device_check.sizes import REAL, REHEARSAL, Sizes
 from lite3r_jax.benchmarking.subprocess_runs import Died, in_subprocess
 from lite3r_jax.errors import InputError, unknown_name
 from lite3r_jax.files import check_writable
@@ -70,7 +70,7 @@ class Outcome:
         return sum(row.figures is None for row in self.rows)
 
 
-def gpu_check(
+def device_check(
     *,
     minutes: float = 8.0,
     record: Path | None = None,

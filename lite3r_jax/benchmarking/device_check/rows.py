@@ -1,4 +1,4 @@
-"""What `lite3r gpu-check` measures: jobs, the rows that come of them, and their table."""
+"""What `lite3r device-check` measures: jobs, the rows that come of them, and their table."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator

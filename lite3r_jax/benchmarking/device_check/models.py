@@ -16,9 +16,9 @@ from lite3r_jax.backbones.dinov2 import EncoderConfig
 from lite3r_jax.backbones.heads import DPTConfig, run_frames
 from lite3r_jax.backbones.vggt.camera_head import CameraConfig, IterativeCameraHead
 from lite3r_jax.backbones.vggt.config import TrunkConfig, VGGTConfig
+from lite3r_jax.benchmarking.device_check.rows import Figures, Job, Row, done, milliseconds
+from lite3r_jax.benchmarking.device_check.sizes import Sizes
 from lite3r_jax.benchmarking.flops import count
-from lite3r_jax.benchmarking.gpu_check.rows import Figures, Job, Row, done, milliseconds
-from lite3r_jax.benchmarking.gpu_check.sizes import Sizes
 from lite3r_jax.benchmarking.measure import Protocol, measure
 from lite3r_jax.errors import InputError
 from lite3r_jax.evaluation.variants import held_dtype, parse_variants
