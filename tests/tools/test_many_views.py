@@ -90,6 +90,15 @@ def test_the_estimate_of_speed3r_adds_up_its_branches():
     assert estimated("speed3r-bfloat16") < estimated("dense-bfloat16") / 12.4
 
 
+def test_another_backbone_has_its_published_size_and_its_own_attention():
+    (row,) = parse_variants("speed3r-float32")
+    pi3 = many_views.abstract(row, parse_plan(row.attention), name="pi3")
+    assert pi3.sites["global"] == 18
+    dense = many_views.abstract(Variant("dense", "float32"), parse_plan("dense"), name="pi3")
+    less = [count(model, 32, 280, 378).total for model in (dense, pi3)]
+    assert less[0] / less[1] == pytest.approx(1.57, abs=0.01)
+
+
 def test_rows_without_rates_are_refused():
     work = count(many_views.abstract(Variant("dense", "float32"), parse_plan("dense")), 2, 28, 28)
     inside = Variant("key_views(inner=speed3r)", "bfloat16")
@@ -132,6 +141,7 @@ def test_rows_take_turns_and_are_compared_with_the_first(tmp_path, capsys, quick
     "words,message",
     [
         (["--config", "sizes.json"], "--plan: the estimate is of VGGT-1B and 518 x 518"),
+        (["--backbone", "pi3"], "--plan: .* leave --backbone and sizes out"),
         (["--width", "42"], "--plan: the estimate is of VGGT-1B and 518 x 518"),
         (["--rows", "dense-bfloat16,dense-float32"], "dense-float32: no rates are known for it"),
     ],

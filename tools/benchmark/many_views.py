@@ -2,13 +2,16 @@ r"""Attention for many views, row beside row: time and memory here, or planned f
 
     python -m tools.benchmark.many_views --rows dense-float32,spark3r-float32 --views 128 \
         --height 112 --width 140
+    python -m tools.benchmark.many_views --backbone pi3 --rows dense-float32,speed3r-float32 \
+        --views 16 32 --height 280 --width 378
     JAX_PLATFORMS=cpu python -m tools.benchmark.many_views --plan h200 --views 32 100 300 1000
 
-VGGT-1B with camera and depth heads and random weights, one scene. A row is a model as
-`--mode=bench` has it, ATTENTION-PRECISION; others are compared with the first. Rows take turns with
-the same images and, where they have the same, the same weights. On a CPU time is that of the
-processor, which other work on the machine changes less than that of the clock. "Of operations" is
-how much of the ratio of operations (`benchmarking.flops`) the ratio of times is.
+VGGT-1B, or another backbone of its published size, with camera and depth heads and random weights,
+one scene. A row is a model as `--mode=bench` has it, ATTENTION-PRECISION; others are compared with
+the first. Rows take turns with the same images and, where they have the same, the same weights. On
+a CPU time is that of the processor, which other work on the machine changes less than that of the
+clock. "Of operations" is how much of the ratio of operations (`benchmarking.flops`) the ratio of
+times is.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
 version, no GPU and no driver) and runs nothing. Launches are those of the optimized program, loops
@@ -34,7 +37,7 @@ from lite3r_jax import InputError
 from lite3r_jax.allocator import give_back_freed_memory
 from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.presets import parse_plan
-from lite3r_jax.backbones.base import get_backbone
+from lite3r_jax.backbones.base import backbone_names, get_backbone
 from lite3r_jax.benchmarking.flops import Work, count
 from lite3r_jax.evaluation.variants import HEADS, Variant, held_dtype, parse_variants
 from lite3r_jax.infer.memory import GIB, peak_device, peak_process, restart_peak
@@ -63,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--plan", choices=["h200"], help="compile only, for this device")
-    parser.add_argument("--config", type=Path, help="JSON of other sizes than VGGT-1B's")
+    parser.add_argument("--backbone", choices=backbone_names(), default="vggt")
+    parser.add_argument("--config", type=Path, help="JSON of other sizes than the published")
     parser.add_argument("--rows", default=ROWS, help="models with commas between")
     parser.add_argument("--views", type=int, nargs="+", default=[32, 100, 300, 1000])
     parser.add_argument("--height", type=int, default=518)
@@ -82,14 +86,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def abstract(row: Variant, attention: Plan, sizes: Path | None = None) -> Any:
-    """VGGT-1B of a row, or one of the sizes in a JSON file, without values."""
+def abstract(row: Variant, attention: Plan, sizes: Path | None = None, name: str = "vggt") -> Any:
+    """The backbone of a row, of its published size or those in a JSON file, without values."""
     low = row.precision.startswith("fp8")
     kinds = {
         "dtype": jnp.dtype("bfloat16" if low else row.precision),
         "param_dtype": held_dtype(row),
     }
-    backbone = get_backbone("vggt")
+    backbone = get_backbone(name)
     config = backbone.default_config
     if sizes is not None:
         config = backbone.config_from_json(strict_json.read_object(sizes))
@@ -105,8 +109,11 @@ def plan(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
     Raises:
         InputError: sizes that the estimate is not for, or a row without rates.
     """
-    if args.config or (args.height, args.width) != (SIDE, SIDE):
-        raise InputError(f"--plan: the estimate is of VGGT-1B and {SIDE} x {SIDE}; leave sizes out")
+    if args.backbone != "vggt" or args.config or (args.height, args.width) != (SIDE, SIDE):
+        raise InputError(
+            f"--plan: the estimate is of VGGT-1B and {SIDE} x {SIDE};"
+            " leave --backbone and sizes out"
+        )
     for row in rows:
         check_row(row)
     print(f"jax {jax.__version__}, compiled for {args.plan}, not run\n")
@@ -152,11 +159,14 @@ def measure(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
     """Run the rows in turns."""
     kind = jax.devices()[0].device_kind
     on_cpu = jax.default_backend() == "cpu"
-    print(f"jax {jax.__version__} on {kind}, {args.height} x {args.width}", flush=True)
+    print(
+        f"jax {jax.__version__} on {kind}, {args.backbone}, {args.height} x {args.width}",
+        flush=True,
+    )
     known: dict[Any, jax.Array] = {}
     models = {}
     for row in rows:
-        model = abstract(row, parse_plan(row.attention), args.config)
+        model = abstract(row, parse_plan(row.attention), args.config, args.backbone)
         models[row] = nnx.split(random_model(model, known))
     for views in args.views:
         rng = np.random.default_rng(0)
