@@ -173,7 +173,7 @@ def test_a_backbone_and_a_teacher_have_to_be_the_ones_that_are_asked_for(
 
 
 def test_a_plan_that_fits_no_site_is_bad_input():
-    with pytest.raises(InputError, match=r"attention: .* does not match layers \[99\]"):
+    with pytest.raises(InputError, match=r"attention: .* global attention, layers \[99\], but"):
         check_model(ModelSpec(WEIGHTS, attention="sla_global(layers=[99])")).build()
 
 

@@ -89,12 +89,7 @@ class Plan:
             InputError: a strategy is not made for a role, or its settings not for the backbone.
         """
         for rule in self.rules:
-            depth = sites.get(rule.role, 0)
-            wrong = [i for i in rule.layers or () if not 0 <= i < depth]
-            if depth == 0 or wrong or rule.layers == ():
-                have = ", ".join(f"{role}: {n}" for role, n in sites.items())
-                what = f"layers {wrong} of" if wrong else "any site of"
-                raise ValueError(f"plan rule {rule} does not match {what} this backbone ({have})")
+            _check_rule(rule, sites)
         for role, depth in sites.items():
             for spec in dict.fromkeys(self.specs(role, depth)):
                 if role not in spec.roles:
@@ -106,6 +101,22 @@ class Plan:
                     spec.check(depth)
                 except ValueError as error:
                     raise InputError(f"attention plan: {spec.name}: {error}") from error
+
+
+def _check_rule(rule: Rule, sites: Mapping[Role, int]) -> None:
+    depth = sites.get(rule.role, 0)
+    wrong = [i for i in rule.layers or () if not 0 <= i < depth]
+    if depth and not wrong and rule.layers != ():
+        return
+    asked = f"{rule.spec.name} is for {rule.role} attention"
+    have = ", ".join(f"{role}: {n}" for role, n in sites.items())
+    if not depth:
+        raise ValueError(f"plan: {asked}, and this backbone has none (its layers are {have})")
+    named = f"layers {wrong}" if wrong else "no layer"
+    raise ValueError(
+        f"plan: {asked}, {named}, but those of this backbone are 0 to {depth - 1}; a plan fits the"
+        " backbone that it was made for, give layers of this one"
+    )
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

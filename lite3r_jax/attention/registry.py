@@ -16,7 +16,7 @@ from lite3r_jax.attention.query_merging import MergeQueries
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.spark3r import Spark3R
 from lite3r_jax.attention.speed3r import Speed3R
-from lite3r_jax.attention.strategy import AttentionStrategy, Preset
+from lite3r_jax.attention.strategy import ROLES, AttentionStrategy, Preset
 from lite3r_jax.attention.token_merging import FastVGGT
 from lite3r_jax.errors import InputError, unknown_name
 
@@ -117,9 +117,16 @@ def named_plan(name: str, where: str = "attention") -> NamedPlan:
     """The plan of that name.
 
     Raises:
-        InputError: there is none; with the nearest name.
+        InputError: there is none, with the nearest name; the strategy is not made for that role.
     """
     known = plans_by_name()
+    of, _, role = name.rpartition("_")
+    if name not in known and of in _STRATEGIES and role in ROLES:
+        roles = " and ".join(_STRATEGIES[of].roles)
+        raise InputError(
+            f"{where}: plan {name!r}: {of} is for {roles} attention, not for {role} attention; use"
+            f" {of}"
+        )
     return known[known_name(name, known, f"{where}: plan")]
 
 

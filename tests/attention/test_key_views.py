@@ -286,7 +286,9 @@ def test_wrong_settings_are_refused_by_name():
     ):
         with pytest.raises(InputError, match=message):
             plan("key_views", **settings_)
-    with pytest.raises(InputError, match=r"'key_views_frame' is not known"):
+    with pytest.raises(
+        InputError, match=r"'key_views_frame': key_views is for global attention, not for frame"
+    ):
         parse_plan("key_views_frame")
     assert {"key_views", "key_views_global", "gotohunt"} <= {*plan_names()}
     with pytest.raises(InputError, match=r"key_views is for global attention, not for patch atten"):

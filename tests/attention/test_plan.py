@@ -29,13 +29,18 @@ def test_first_matching_rule_wins():
 
 
 @pytest.mark.parametrize(
-    "rule",
-    [Rule("global", Other(), (24,)), Rule("global", Other(), (-1,)), Rule("frame", Other(), ())],
+    "rule,named",
+    [
+        (Rule("global", Other(), (24,)), r"layers \[24\]"),
+        (Rule("global", Other(), (-1, 3)), r"layers \[-1\]"),
+        (Rule("frame", Other(), ()), "no layer"),
+    ],
 )
-def test_a_rule_without_a_site_is_an_error(rule):
-    with pytest.raises(ValueError, match="does not match"):
+def test_a_rule_without_a_site_is_an_error(rule, named):
+    of = f"is for {rule.role} attention, {named}, but those of this backbone are 0 to 23; a plan"
+    with pytest.raises(ValueError, match=of):
         Plan((rule,)).check(SITES)
-    with pytest.raises(ValueError, match="does not match any site"):
+    with pytest.raises(ValueError, match=r"is for camera attention, and .* none .*frame: 2"):
         Plan((Rule("camera", Other()),)).check({"frame": 2})
     Plan((Rule("global", Other(), (0, 23)),)).check(SITES)
 

@@ -189,7 +189,7 @@ def test_sparse_attention_within_and_what_is_refused():
         ("spark3r(key_factor=0)", r"spark3r: key_factor must be at least 1, got 0"),
         ("spark3r(others=0)", r"spark3r: others must be at least 1, got 0"),
         ("spark3r(group=0)", r"group must be at least 1, got 0"),
-        ("spark3r_camera", r"'spark3r_camera' is not known; did you mean"),
+        ("spark3r_camera", r"'spark3r_camera': spark3r is for global attention, not for camera"),
         ("spark4r", r"'spark4r' is not known; did you mean 'spark3r'"),
     ):
         with pytest.raises(InputError, match=message):

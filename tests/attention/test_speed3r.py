@@ -352,7 +352,7 @@ def test_a_student_takes_another_number_of_windows_or_blocks_and_nothing_else(on
             r"gate must be two numbers, for compression and selection, got \[1",
         ),
         ("speed3r(tops=3)", "'tops' is not known; did you mean 'top'"),
-        ("speed3r_frame", "'speed3r_frame' is not known; did you mean 'speed3r"),
+        ("speed3r_frame", "'speed3r_frame': speed3r is for global attention, not for frame"),
         ("gotohunt(inner=speed3r)", "inner=speed3r needs all patches .* set patch_step=1"),
         ("spark3r(inner=speed3r)", "inner=speed3r needs queries with a grid .* query_factor=1"),
     ],
