@@ -19,7 +19,8 @@ from lite3r_jax.backbones.vggt.config import TrunkConfig, VGGTConfig
 from lite3r_jax.evaluation.variants import held_dtype, parse_variants
 from lite3r_jax.layers.rngs import traced_rngs
 from tools.benchmark.forward import as_row, lower, planned
-from tools.benchmark.roofline import OneLaunch, launches
+from tools.benchmark.launches import launches
+from tools.benchmark.roofline import OneLaunch
 
 pytestmark = [
     pytest.mark.gpu_compile,

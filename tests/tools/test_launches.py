@@ -37,14 +37,16 @@ ENTRY %main (x.1: f32[8]) -> f32[8] {
 backend_config={"known_trip_count":{"n":"3"}}
   %call = f32[8]{0} call(%b), to_apply=%one
   %cond = f32[8]{0} conditional(%p, %b, %b), true_computation=%inner, false_computation=%one
+  %s = ((f32[8]{0}), f32[8]{0}) async-start(%b), calls=%one
+  %d = f32[8]{0} async-done(%s)
   ROOT %f.1 = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused_add
 }
 """
 
 
 def test_loops_count_as_often_as_they_run():
-    # 3 turns of 1 + 5 turns of 2, a call of 1, the larger branch of 2, and a fusion.
-    assert launches(PROGRAM) == 3 * (1 + 5 * 2) + 1 + 2 + 1
+    # 3 turns of 1 + 5 turns of 2, a call of 1, the larger branch of 2, one begun apart, a fusion.
+    assert launches(PROGRAM) == 3 * (1 + 5 * 2) + 1 + 2 + 1 + 1
     assert operations(PROGRAM)["__cublas$lt$matmul"] == 1
 
 

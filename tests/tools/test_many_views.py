@@ -14,46 +14,6 @@ from lite3r_jax.evaluation.variants import Variant, parse_variants
 from lite3r_jax.weights import strict_json
 from tools.benchmark import many_views, roofline
 
-PROGRAM = """HloModule jit_f
-
-%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %p = (s32[], f32[4]{0}) parameter(0)
-  %x = f32[4]{0} get-tuple-element(%p), index=1
-  %i = s32[] get-tuple-element(%p), index=0
-  %next = s32[] fusion(%i), kind=kLoop, calls=%add
-  %y = (f32[4]{0}, s8[64]{0}) custom-call(%x), custom_call_target="__cublas$gemm"
-  %y.0 = f32[4]{0} get-tuple-element(%y), index=0
-  ROOT %t = (s32[], f32[4]{0}) tuple(%next, %y.0)
-}
-
-%outer (p: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %p.1 = (s32[], f32[4]{0}) parameter(0)
-  %w = (s32[], f32[4]{0}) while(%p.1), condition=%c, body=%body.1, \
-backend_config={"known_trip_count":{"n":"16"},"dynamic_variable":{"n":"1"}}
-  %z = f32[4]{0} get-tuple-element(%w), index=1
-  %f = f32[4]{0} fusion(%z), kind=kLoop, calls=%mul
-  %n = s32[] get-tuple-element(%w), index=0
-  ROOT %t.1 = (s32[], f32[4]{0}) tuple(%n, %f)
-}
-
-ENTRY %main (a: f32[4]) -> f32[4] {
-  %a = f32[4]{0} parameter(0), metadata={op_name="a"}
-  %zero = s32[] constant(0)
-  %start = (s32[], f32[4]{0}) tuple(%zero, %a)
-  %w.2 = (s32[], f32[4]{0}) while(%start), condition=%c.2, body=%outer, \
-backend_config={"known_trip_count":{"n":"3"}}
-  %b = f32[4]{0} get-tuple-element(%w.2), index=1
-  ROOT %copy = f32[4]{0} copy(%b)
-}
-"""
-
-
-def test_launches_of_loops_count_as_often_as_they_turn():
-    assert roofline.launches(PROGRAM) == 3 * (16 * 2 + 1) + 1
-    unknown = PROGRAM.replace('"known_trip_count":{"n":"3"}', "")
-    with pytest.raises(ValueError, match=r"w\.2 does not say how often it turns"):
-        roofline.launches(unknown)
-
 
 def estimated(name, views=1000):
     (row,) = parse_variants(name)

@@ -32,7 +32,7 @@ from tools.benchmark.attention import compile_for
 # What is no kernel. Copies between two places of the device are kernels or as costly.
 _FREE = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id",
-    "replica-id", "copy-done", "opt-barrier", "custom-call-done", "async-done",
+    "replica-id", "add-dependency", "opt-barrier", "copy-done", "custom-call-done", "async-done",
 }  # fmt: skip
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -67,6 +67,8 @@ def launches(text: str) -> int:
             return int(times[1]) * count(called["body"])
         if match[1] == "call":
             return count(called["to_apply"])
+        if match[1] == "async-start":
+            return count(called["calls"])
         if match[1] == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", line)
             names = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []

@@ -44,6 +44,7 @@ from lite3r_jax.infer.memory import GIB, peak_device, peak_process, restart_peak
 from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.weights import strict_json
 from tools.benchmark.forward import as_row, lower, planned, random_model
+from tools.benchmark.launches import launches
 from tools.benchmark.roofline import (
     SIDE,
     TERA,
@@ -51,7 +52,6 @@ from tools.benchmark.roofline import (
     check_row,
     dense_in_one_launch,
     estimate,
-    launches,
 )
 
 ROWS = (

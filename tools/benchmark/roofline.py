@@ -8,7 +8,6 @@ have not run on a GPU.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -177,59 +176,3 @@ def _stand_in(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         out_shape=jax.ShapeDtypeStruct(q.shape, v.dtype),
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
     )(q, k, v)
-
-
-_FREE = {
-    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all",
-    "add-dependency", "opt-barrier", "partition-id", "replica-id",
-}  # fmt: skip
-
-
-def launches(text: str) -> int:
-    """Kernels and library calls of an optimized program, those of loops as often as they turn.
-
-    Args:
-        text: `jax.stages.Compiled.as_text()`.
-
-    Raises:
-        ValueError: a loop does not say how often it turns.
-    """
-    bodies: dict[str, list[str]] = {}
-    name = ""
-    for line in text.splitlines():
-        if start := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
-            name = "ENTRY" if start[1] else start[2]
-            bodies[name] = []
-        elif name:
-            bodies[name].append(line)
-    done: dict[str, int] = {}
-
-    def of(computation: str) -> int:
-        if computation not in done:
-            done[computation] = sum(map(one, bodies[computation]))
-        return done[computation]
-
-    def one(line: str) -> int:
-        match = re.match(r"\s*(?:ROOT )?%([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\(", line)
-        if match is None or match[2] in _FREE or match[2].endswith("-done"):
-            return 0
-        if match[2] == "while":
-            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-            if turns is None:
-                raise ValueError(f"{match[1]} does not say how often it turns")
-            return int(turns[1]) * of(_called(line, "body"))
-        if match[2] == "conditional":
-            return max(map(of, re.findall(r"%([\w.\-]+)", line.split("computations=")[1])))
-        if match[2] == "call":
-            return of(_called(line, "to_apply"))
-        if match[2] == "async-start":
-            return of(_called(line, "calls"))
-        return 1
-
-    return of("ENTRY")
-
-
-def _called(line: str, by: str) -> str:
-    match = re.search(rf"\b{by}=%([\w.\-]+)", line)
-    assert match is not None, line
-    return match[1]
