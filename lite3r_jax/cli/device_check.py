@@ -1,4 +1,4 @@
-"""`lite3r device-check`: check the kernels on this GPU, and measure everything on it."""
+"""`lite3r device-check`: check the kernels on this GPU or TPU, and measure everything on it."""
 
 from collections.abc import Sequence
 from pathlib import Path

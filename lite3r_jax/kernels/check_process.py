@@ -1,4 +1,4 @@
-"""The process of a self-check: runs cases on this machine's GPU and prints a line for each.
+"""The process of a self-check: runs cases on this machine's GPU or TPU and prints a line for each.
 
     python -m lite3r_jax.kernels.check_process OPERATOR IMPLEMENTATION --device KIND
         [--quick] [--scopes SCOPE ...]

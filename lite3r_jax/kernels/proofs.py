@@ -3,8 +3,8 @@
 A record holds for one kind of device, one version of jax and one state of the kernel's code, and
 speaks of kinds of calls (`registry.Operator.scope`). This machine's records lie in the user's cache
 directory and hold for its driver and this version of the package as well; models write them when
-they are loaded on a GPU, and `lite3r device-check`. Those in `proven/` beside this file are part of
-the package; they are what `lite3r device-check --record` wrote on such a device.
+they are loaded on a GPU, and `lite3r device-check` on GPUs and TPUs. Those in `proven/` beside this
+file are part of the package; they are what `lite3r device-check --record` wrote on such a device.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Proof:
         device_kind: as "NVIDIA H200".
         compute_capability: of that device.
         jax: version.
-        driver: version of NVIDIA's driver, or None.
+        driver: version of NVIDIA's driver or of libtpu, or None.
         package: version of this package.
         sources: `digest` of the operator's folder.
         date: day, as 2026-11-30.

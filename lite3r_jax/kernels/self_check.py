@@ -58,9 +58,15 @@ def run_case(
         wrong = check.run()
     except Exception as error:  # whatever a compiler or a driver raises: it is not proven
         wrong = f"{type(error).__name__}: {one_line(error)}"
-        if re.search("out.of.memory", wrong, re.IGNORECASE):  # of the device, which others use too
+        if _device_is_full(wrong):
             return Result(check.name, scope, "missing", wrong)
     return Result(check.name, scope, "failed" if wrong else "passed", wrong or "")
+
+
+def _device_is_full(error: str) -> bool:
+    """Whether memory was short that others use too; that inside of a core is the kernel's own."""
+    own = re.search(r"memory space (vmem|smem)", error, re.IGNORECASE)
+    return own is None and re.search("out.of.memory", error, re.IGNORECASE) is not None
 
 
 def in_process(
@@ -257,7 +263,8 @@ def check_model_kernels(
 
     Afterwards "auto" takes what passed, and the plain form in the place of what did not, which is
     logged. Nothing is done without a GPU, or in a run of several processes, all of which must
-    choose alike: there only records count that were made before.
+    choose alike: there only records count that were made before. So it is on a TPU, which one
+    process at a time can have, and this one does.
 
     Args:
         describe: asks for the implementation of everything that the model computes with.

@@ -1,9 +1,12 @@
 """The device that is traced for: an attached one, or one that is only described."""
 
+import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -42,7 +45,8 @@ class Device:
         compute_capability: of an NVIDIA GPU, as 9.0; None where there is none, and for a described
             GPU whose name is not known here: a description has no more than a name.
         described: it is not the one that is here: programs are compiled for it and not run.
-        driver: version of NVIDIA's driver; None where there is none or it is only described.
+        driver: version of NVIDIA's driver, or of libtpu, which compiles for TPUs and drives them;
+            None where there is none or the device is only described.
     """
 
     platform: str
@@ -60,6 +64,13 @@ class Device:
     def is_hopper(self) -> bool:
         """An H100, H200, GH200 or their like."""
         return self.compute_capability == 9.0
+
+    def __str__(self) -> str:
+        """As reports name it."""
+        if self.platform == "gpu":
+            capability = self.compute_capability
+            return f"{self.kind}, compute capability {capability}, driver {self.driver}"
+        return f"{self.kind}, libtpu {self.driver}" if self.platform == "tpu" else self.kind
 
     @property
     def is_old_tpu(self) -> bool:
@@ -86,6 +97,8 @@ def device() -> Device:
         named_platform = "gpu" if named.platform == "cuda" else named.platform
         if (named_platform, named.device_kind) != (platform, here.device_kind):
             return described(named_platform, named.device_kind)
+    if platform == "tpu":
+        return Device(platform, here.device_kind, driver=libtpu_version(here))
     # That of an AMD GPU is no number: "gfx942".
     capability = re.fullmatch(r"\d+\.\d+", str(getattr(here, "compute_capability", "")))
     if platform != "gpu" or capability is None:
@@ -109,6 +122,16 @@ def driver_version() -> str | None:
     except (OSError, AttributeError):
         return None
     return text.value.decode("ascii", "replace") if found else None
+
+
+def libtpu_version(tpu: Any) -> str | None:
+    """Version of the libtpu that drives a device of jax, or when it was built; None if unknown."""
+    for name in ("libtpu", "libtpu-nightly"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    # Where it is no package, its own words: several lines, one of which says when it was built.
+    built = re.search(r"Built on .*", str(getattr(tpu.client, "platform_version", "")))
+    return " ".join(built[0].split()) if built else None
 
 
 def unfit_for_triton(device: Device) -> str | None:

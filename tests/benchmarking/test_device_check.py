@@ -1,5 +1,6 @@
-"""`lite3r device-check` on a machine without a GPU, and by injected faults."""
+"""`lite3r device-check` on a machine without a GPU or TPU, and by injected faults."""
 
+import dataclasses
 import json
 import time
 
@@ -14,7 +15,7 @@ from lite3r_jax.kernels import proofs
 from lite3r_jax.kernels.operators import OPERATORS
 from lite3r_jax.kernels.registry import Check
 from lite3r_jax.kernels.sla.limits import SlaCall
-from tests.kernels.devices import GPU, in_this_process
+from tests.kernels.devices import GPU, TPU, in_this_process, proven_tpu
 
 ROW = Row("part", 2, "what", "first")
 SMALLEST = Sizes((1,), (3, 4), (0.5,), True)
@@ -105,8 +106,8 @@ def test_without_a_gpu_it_runs_to_the_end_and_says_so(tmp_path, capsys, monkeypa
     record = tmp_path / "new" / "record.json"
     assert command.main(["kernels", "heads", "--record", str(record)]) == 0
     printed = capsys.readouterr().out
-    assert "There is no GPU" in printed
-    for name in ("sla triton", "sla mosaic", "block_map triton", "fp8 mosaic"):
+    assert "There is no GPU and no TPU" in printed
+    for name in ("sla triton", "sla mosaic", "sla tpu", "block_map triton", "fp8 mosaic"):
         assert f"{name}: not checked, its kernels are for GPUs or TPUs" in printed
     assert "0 cases of kernels failed, 0 of 1 measurements are missing" in printed
     kept = json.loads(record.read_text())
@@ -142,16 +143,16 @@ def test_bad_input_is_refused_before_anything_is_measured(
     assert message in capsys.readouterr().err
 
 
-def on_a_gpu(monkeypatch, checks, parts=()):
-    """As if this were a GPU, with other checks and parts, all in this process."""
-    monkeypatch.setattr(run, "found_device", lambda: GPU)
+def on_a(device, monkeypatch, checks, parts=()):
+    """As if this device were here, with other checks and parts, all in this process."""
+    monkeypatch.setattr(run, "found_device", lambda: device)
     monkeypatch.setattr(run, "CHECKS", checks)
     monkeypatch.setattr(run, "PARTS", dict(parts))
     monkeypatch.setattr(run, "in_subprocess", lambda part, *args: part(*args))
 
     def runner(name, implementation, scopes, quick, kind, end):
         assert end > time.monotonic() and not quick and scopes is None
-        inner = in_this_process(OPERATORS[name], checks[name])
+        inner = in_this_process(OPERATORS[name], checks[name], device)
         return inner(implementation, implementation, scopes, quick, kind)
 
     monkeypatch.setattr(run, "in_process", runner)
@@ -162,7 +163,7 @@ def test_a_record_proves_what_passed_and_not_what_failed(tmp_path, monkeypatch):
         yield Check("right", SlaCall("block", 64, "float32", 64, 64), lambda: None)
         yield Check("wrong", SlaCall("block", 64, "float16", 64, 64), lambda: "dv is off by 1")
 
-    on_a_gpu(monkeypatch, {"sla": checks})
+    on_a(GPU, monkeypatch, {"sla": checks})
     record, lines = tmp_path / "record.json", []
     found = run.device_check(record=record, report=lines.append)
     assert found.failed == 1 and "sla triton, wrong: dv is off by 1" in lines
@@ -178,6 +179,43 @@ def test_a_record_proves_what_passed_and_not_what_failed(tmp_path, monkeypatch):
     assert not OPERATORS["sla"].proven("triton", GPU, scope), "this machine's own record"
 
 
+def test_on_a_tpu_its_kernels_are_checked_and_a_gpus_are_refused_by_name(tmp_path, monkeypatch):
+    calls = [SlaCall("block", 64, dtype, 64, 64) for dtype in ("bfloat16", "float16")]
+    on_a(TPU, monkeypatch, {"sla": lambda name: [Check("a case", c, lambda: None) for c in calls]})
+    record, lines = tmp_path / "record.json", []
+    found = run.device_check(record=record, report=lines.append)
+    assert lines[0].endswith(", TPU v5 lite, libtpu 0.0.42.1") and found.failed == 0
+    for name in ("triton", "mosaic"):
+        [said] = [line for line in lines if line.startswith(f"sla {name}: not checked: ")]
+        assert "cannot run on TPU v5 lite: its kernels are for NVIDIA GPUs and this is TPU" in said
+    [kept] = proofs.read_record(record)
+    assert (kept.implementation, kept.device_kind, kept.driver) == ("tpu", TPU.kind, TPU.driver)
+    assert [result.verdict for result in kept.results] == ["passed", "refused"]
+    choose = OPERATORS["sla"].choose
+    assert choose("auto", calls[0], TPU) == "tpu", "its record is this machine's"
+    assert choose("auto", calls[1], TPU) == "blocked", "the kernel has no float16"
+    for other in ({"kind": "TPU v6 lite"}, {"driver": "0.0.43"}):
+        assert choose("auto", calls[0], dataclasses.replace(TPU, **other)) == "blocked"
+
+
+@pytest.mark.parametrize("platform,own,others", [
+    ("tpu", "tpu", {"triton", "mosaic"}), ("gpu", "triton", {"tpu"}), ("cpu", "triton", {"tpu"}),
+])  # fmt: skip
+def test_rows_are_of_the_kernels_of_the_device(platform, own, others):
+    sizes = dataclasses.replace(SMALLEST, platform=platform)
+    names = [row.variant for row in attention.rows(sizes, 0.0)]
+    assert f"sla {own}, keep 0.5" in names and own in names and "dense" in names
+    words = {word for name in names for word in name.replace(",", "").split()}
+    words |= {row.variant for row in products.rows(sizes, 0.0)}
+    assert not words & others and ("PyTorch" in words) == (platform != "tpu")
+
+
+def test_float8_products_are_a_row_that_names_a_tpu_without_them():
+    with proven_tpu():
+        [row] = models.model_rows("vggt", models.VARIANTS[2], SMALLEST, time.time() + 600)
+    assert row.figures is None and "TPU v5 lite has no float8 products" in row.note
+
+
 def test_a_process_that_dies_leaves_rows_that_say_so(monkeypatch, tmp_path):
     def part(sizes, end):
         if end:
@@ -188,7 +226,7 @@ def test_a_process_that_dies_leaves_rows_that_say_so(monkeypatch, tmp_path):
     def other(sizes, end):
         yield Row("other", 2, "what", "first", Figures(2.0))
 
-    on_a_gpu(monkeypatch, {}, {"part": (part,), "other": (other,)})
+    on_a(GPU, monkeypatch, {}, {"part": (part,), "other": (other,)})
     found = run.device_check(record=tmp_path / "record.json", report=lambda line: None)
     assert [row.figures and row.figures.ms for row in found.rows] == [1.0, None, 2.0]
     assert found.rows[1].note == "not measured: the process was ended by SIGSEGV"

@@ -10,6 +10,7 @@ from lite3r_jax.kernels import proofs, self_check
 from lite3r_jax.kernels.target import Device
 
 GPU = Device("gpu", "NVIDIA H200", 9.0, driver="580.65.06")
+TPU = Device("tpu", "TPU v5 lite", driver="0.0.42.1")
 
 
 def described_gpu(kind="NVIDIA H200"):
@@ -58,14 +59,14 @@ def proof(operator, name, device, failure="", scope="numbers"):
     )  # fmt: skip
 
 
-def in_this_process(operator, checks):
-    """A `self_check.Runner` without a second process."""
+def in_this_process(operator, checks, device=GPU):
+    """A `self_check.Runner` without a second process, as if that device were here."""
 
     def run(name, implementation, scopes, quick, kind):
         del name, kind
         for check in checks(implementation):
             wanted = scopes is None or operator.scope(check.call) in scopes
             if wanted and (check.quick or not quick):
-                yield self_check.run_case(operator, implementation, check, GPU)
+                yield self_check.run_case(operator, implementation, check, device)
 
     return run

@@ -177,6 +177,15 @@ def test_a_device_without_memory_says_nothing_about_a_kernel(records):
     assert operator.proof("kernel", H200, "numbers") is None
 
 
+def test_a_kernel_that_wants_more_than_a_core_has_failed(records):
+    def large(x):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17M")
+
+    operator, run = squares(large)
+    made = self_check(operator, "kernel", run, device=H200)
+    assert len(made.failures) == 2 and "memory space vmem" in made.failures[0].detail
+
+
 def test_one_sentence_says_that_a_kernel_waits_for_its_proof(records, caplog):
     operator, _ = squares(name="sentences")
     with caplog.at_level(logging.WARNING):

@@ -15,7 +15,7 @@ from lite3r_jax.kernels import check_process, proofs, self_check
 from lite3r_jax.kernels.registry import Check, Decision, Implementation, Operator, decisions
 from lite3r_jax.kernels.self_check import Unavailable, check_model_kernels, in_process
 from lite3r_jax.kernels.target import Device
-from tests.kernels.devices import GPU, in_this_process
+from tests.kernels.devices import GPU, TPU, in_this_process
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +102,8 @@ def test_nothing_is_checked_without_a_gpu_or_by_several_processes(monkeypatch):
     toy.device = Device("cpu", "cpu")
     toy.load()
     toy.device = dataclasses.replace(GPU, described=True)
+    toy.load()
+    toy.device = TPU
     toy.load()
     toy.device = GPU
     monkeypatch.setattr(self_check.jax, "process_count", lambda: 2)

@@ -1,23 +1,27 @@
 """What is known of devices, and which kernels they refuse."""
 
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from lite3r_jax.kernels import target
+from lite3r_jax.kernels import proofs, target
 from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION
 from lite3r_jax.kernels.block_map.api import SelectionCall
 from lite3r_jax.kernels.dense.api import OPERATOR as DENSE
 from lite3r_jax.kernels.dense.api import DenseCall
 from lite3r_jax.kernels.fp8.fused import OPERATOR as FP8
 from lite3r_jax.kernels.fp8.fused import Product
+from lite3r_jax.kernels.registry import Operator
 from lite3r_jax.kernels.sla.api import OPERATOR as SLA
 from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.tiles import candidates, tiles
 from lite3r_jax.kernels.target import Device, described
-from tests.kernels.devices import proven_gpu
+from lite3r_jax.kernels.window_attention.api import OPERATOR as WINDOW_ATTENTION
+from lite3r_jax.kernels.window_attention.limits import WindowCall
+from tests.kernels.devices import TPU, proven_gpu, proven_tpu
 
 KIB = 1024
 
@@ -69,7 +73,64 @@ def test_the_gpu_that_is_here_is_asked(monkeypatch, of_jax, wanted):
         assert "that of Some GPU is not known" in (target.unfit_for_triton(found) or "")
 
 
+def test_the_tpu_that_is_here_names_its_libtpu(monkeypatch):
+    words = "PJRT C API\nTFRT TPU v5 lite\nBuilt on Mar 12 2026 14:51:11 (1741816271) cl/735981569"
+    client = types.SimpleNamespace(platform_version=words)
+    here = types.SimpleNamespace(device_kind="TPU v5 lite", client=client)
+    monkeypatch.setattr(jax, "devices", lambda: [here])
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+    def version(name):
+        if name != "libtpu":
+            raise target.importlib.metadata.PackageNotFoundError(name)
+        return "0.0.42.1"
+
+    monkeypatch.setattr(target.importlib.metadata, "version", version)
+    assert target.device() == TPU and str(TPU) == "TPU v5 lite, libtpu 0.0.42.1"
+    monkeypatch.setattr(target.importlib.metadata, "version", lambda name: version("no package"))
+    assert target.device().driver == "Built on Mar 12 2026 14:51:11 (1741816271) cl/735981569"
+    client.platform_version = "unknown"
+    assert target.device().driver is None
+
+
 USUAL = SlaCall("block", 64, jnp.bfloat16, 128, 64)
+CALLS: tuple[tuple[Operator[Any], Any], ...] = (
+    (SLA, USUAL),
+    (SELECTION, SelectionCall(64, jnp.float32)),
+    (FP8, Product(2748, 1024, 3072, jnp.bfloat16)),
+    (DENSE, DenseCall(64, jnp.bfloat16)),
+    (WINDOW_ATTENTION, WindowCall(64, 64, jnp.bfloat16)),
+)
+PLAIN = {
+    "sla": "blocked", "block_map": "sorted", "fp8": "xla", "dense": "blocked",
+    "window_attention": "blocked",
+}  # fmt: skip
+ON_TPUS = PLAIN | {"sla": "tpu", "block_map": "tpu"}
+ON_GPUS = PLAIN | dict.fromkeys(("sla", "block_map", "window_attention"), "triton")
+FOR_GPUS, FOR_TPUS = {"triton", "mosaic", "cudnn"}, {"tpu"}
+
+
+@pytest.mark.parametrize(
+    "kind,expected,others",
+    [
+        ("TPU v5 lite", ON_TPUS, FOR_GPUS),
+        ("TPU v5", ON_TPUS, FOR_GPUS),
+        ("TPU v6 lite", ON_TPUS, FOR_GPUS),
+        ("TPU v4", PLAIN, FOR_GPUS | FOR_TPUS),
+        ("NVIDIA H200", ON_GPUS | {"fp8": "mosaic"}, FOR_TPUS),
+        ("NVIDIA A100-SXM4-80GB", ON_GPUS, FOR_TPUS),
+        ("cpu", PLAIN, FOR_GPUS | FOR_TPUS),
+    ],
+)
+def test_what_is_for_other_devices_is_never_chosen_and_refused_by_name(kind, expected, others):
+    """Even where every kernel counts as proven."""
+    of_kind = {"TPU": proven_tpu, "NVI": proven_gpu, "cpu": lambda kind: proofs.assumed()}
+    with of_kind[kind[:3]](kind):
+        assert {o.name: o.choose("auto", call) for o, call in CALLS} == expected
+        for operator, call in CALLS:
+            for name in others & set(operator.names):
+                with pytest.raises(ValueError, match=rf"{name}' cannot run this: .*is {kind}"):
+                    operator.choose(name, call)
 
 
 def test_a_t4_refuses_every_kernel_with_a_sentence_and_takes_plain_jax():

@@ -1,1 +1,1 @@
-"""Checks the kernels of this package on a GPU and measures everything on it, in one command."""
+"""Checks all kernels on a GPU or TPU and measures everything on it, in one command."""

@@ -27,10 +27,6 @@ HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
 PRODUCTS = {"forward": 2, "gradient": 7}
 
 
-# The definition is for small sizes, and kernels for TPUs are not for GPUs.
-_OTHERS = ("reference", "tpu")
-
-
 def rows(sizes: Sizes, end: float) -> Iterator[Row]:
     """Forward and gradient of every implementation beside dense attention, and of the selection."""
     yield from done(jobs(sizes), end)
@@ -46,11 +42,10 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
                 row = Row("attention", views, which, name)
                 work = int(pairs(layout, spec) * 2 * HEAD_DIM * HEADS * PRODUCTS[which])
                 yield Job(row, partial(_timed, call(spec, layout), draw, work))
-            row = Row("attention", views, which, "dense, PyTorch")
-            yield Job(row, partial(_by_torch, layout, which))
-        for name in SELECTION.names:
-            if name in _OTHERS:
-                continue
+            if sizes.platform != "tpu":
+                row = Row("attention", views, which, "dense, PyTorch")
+                yield Job(row, partial(_by_torch, layout, which))
+        for name in filter(sizes.measures, SELECTION.names):
             row = Row("attention", views, "block selection, keep 0.1", name)
             yield Job(row, partial(_timed, partial(selection, name), draw, 0))
 
@@ -83,7 +78,7 @@ def strategies(sizes: Sizes, which: str) -> Iterator[tuple[str, AttentionStrateg
     yield "dense", Dense()
     yield "dense, plain JAX", Dense("blocked")
     for name in OPERATOR.names:
-        if name in _OTHERS or (which == "gradient" and name == "mosaic"):
+        if not sizes.measures(name) or (which == "gradient" and name == "mosaic"):
             continue
         for keep in sizes.keep:
             yield f"sla {name}, keep {keep:g}", SLA(keep=keep, implementation=name)

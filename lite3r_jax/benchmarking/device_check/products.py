@@ -53,7 +53,7 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
     for views in sizes.views:
         count = views * (sizes.grid[0] * sizes.grid[1] + SPECIAL)
         for case in LINEARS:
-            for name in ("bfloat16", *OPERATOR.names):
+            for name in ("bfloat16", *filter(sizes.measures, OPERATOR.names)):
                 row = Row("linears", views, case.name, name)
                 yield Job(row, partial(_timed, case, name, count))
 

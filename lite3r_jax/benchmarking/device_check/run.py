@@ -41,9 +41,9 @@ PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
 )
 # Platforms that kernels of this package are for.
 _CHECKED = ("gpu", "tpu")
-NO_GPU = (
-    "There is no GPU: its kernels are not checked, and what follows is a rehearsal at small sizes,"
-    " whose times say nothing about a GPU."
+REHEARSES = (
+    "There is no GPU and no TPU: kernels are not checked, and what follows is a rehearsal at small"
+    " sizes, whose times say nothing about a GPU or TPU."
 )
 
 
@@ -77,7 +77,10 @@ def device_check(
     parts: Sequence[str] = (),
     report: Callable[[str], None] = print,
 ) -> Outcome:
-    """Check the kernels of this package on this machine's GPU, and measure on it.
+    """Check the kernels of this package on this machine's GPU or TPU, and measure on it.
+
+    Everything runs in processes of their own, one after the other: a TPU is one's at a time. This
+    one must not have used it before.
 
     What is done is kept if time runs out or a process dies: self-checks in the user's cache
     directory, and all of it in `record`, which is written anew after each part.
@@ -102,16 +105,13 @@ def device_check(
         check_writable(record)
     end = time.time() + 60 * minutes
     device = found_device()
-    on_gpu = device.platform == "gpu"
-    sizes = REAL if on_gpu else REHEARSAL
-    if device.platform in _CHECKED:
+    real = device.platform in _CHECKED
+    sizes = dataclasses.replace(REAL if real else REHEARSAL, platform=device.platform)
+    if real:
         proofs.check_folder()
-    report(
-        f"lite3r_jax {proofs.package_version()}, jax {jax.__version__}, {device.kind},"
-        f" compute capability {device.compute_capability}, driver {device.driver}"
-    )
-    if not on_gpu:
-        report(NO_GPU)
+    report(f"lite3r_jax {proofs.package_version()}, jax {jax.__version__}, {device}")
+    if not real:
+        report(REHEARSES)
     outcome = Outcome((), ())
     if not parts or CHECK in parts:
         # What is left of the time goes to measurements.
@@ -119,7 +119,7 @@ def device_check(
         outcome = Outcome(tuple(_checks(device, until, report)), ())
         _keep(record, outcome)
     wanted = [p for name, each in PARTS.items() if not parts or name in parts for p in each]
-    if not on_gpu:  # the small model is VGGT's
+    if not real:  # the small model is VGGT's
         wanted = [p for p in wanted if not isinstance(p, partial) or p.args[0] == "vggt"]
     if wanted:
         report("")
@@ -141,7 +141,7 @@ def device_check(
 
 
 def found_device() -> Device:
-    """The device that a new process finds; this one leaves the GPU's memory to those that measure.
+    """The device that a new process finds; this one leaves it and its memory to those that measure.
 
     Raises:
         InputError: jax finds none.

@@ -12,12 +12,20 @@ class Sizes:
         grid: rows and columns of patches of a view; the image has 14 times as many pixels.
         keep: fractions of key blocks that sparse attention keeps.
         small: whether models are small ones, with weights of the same kind.
+        platform: of the device, "gpu" or "tpu", whose kernels are measured; "cpu" for a rehearsal,
+            which has the rows of a GPU.
     """
 
     views: tuple[int, ...]
     grid: tuple[int, int]
     keep: tuple[float, ...]
     small: bool
+    platform: str = "cpu"
+
+    def measures(self, implementation: str) -> bool:
+        """Whether an implementation has rows: not the definition, nor other devices' kernels."""
+        kernels = ("triton", "mosaic") if self.platform == "tpu" else ("tpu",)
+        return implementation not in ("reference", *kernels)
 
 
 REAL = Sizes((8, 32, 2, 100), (37, 37), (0.1, 0.3), False)
