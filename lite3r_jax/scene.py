@@ -107,6 +107,19 @@ class PredictedGeometry:
     depth: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class PhotoLenses:
+    """Lenses of photos as they were taken, of which a scene shows what pinholes would have seen.
+
+    Attributes:
+        intrinsics: float64 [S, 3, 3] in pixels of the photos, centers at integers; fx is fy.
+        radial: float64 [S], k of COLMAP's SIMPLE_RADIAL; 0 for a pinhole.
+    """
+
+    intrinsics: np.ndarray
+    radial: np.ndarray
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Scene:
     """Cameras, depth and points of S views as NumPy arrays.
@@ -134,6 +147,8 @@ class Scene:
         photos: the photos themselves, or empty where they are not at hand.
         tracks: points that several views see, of a refined scene; None without.
         predicted: cameras and depth before they were refined; None where they are as predicted.
+        lenses: of the photos before radial distortion was taken out of them, which images, depth
+            and `photos` are without; None where it was not. `predicted` is of the images before.
     """
 
     names: tuple[str, ...]
@@ -150,6 +165,7 @@ class Scene:
     photos: tuple[Photo, ...] = ()
     tracks: TrackedPoints | None = None
     predicted: PredictedGeometry | None = None
+    lenses: PhotoLenses | None = None
 
     def __post_init__(self):
         check_names(self.names)
@@ -180,6 +196,9 @@ class Scene:
                 _check(f"predicted {name}", getattr(self.predicted, name), *wanted[name])
         if self.tracks is not None:
             _check_tracks(self.tracks, s)
+        if self.lenses is not None:
+            _check("lenses.intrinsics", self.lenses.intrinsics, (s, 3, 3), np.float64)
+            _check("lenses.radial", self.lenses.radial, (s,), np.float64)
         if (self.tracks is None) != (self.predicted is None):
             raise InputError("scene: tracks and predicted go together; give both or neither")
         if self.photos and len(self.photos) != s:

@@ -1,11 +1,13 @@
 """Students of the small teacher, trained and measured one after the other: the table of results.
 
     python -m tools.students --out OUT [--rows NAME[=SEEDS] ...] [--seeds 3] [--weights vggt-tiny]
+                             [--refine]
 
 Every row is a variant of `configs/vggt.py:tiny`, trained with every seed by `--mode=train` into
 OUT/ROW/SEED and evaluated on the held-out splits of the generated world; "Speed3R, top 8" and its
-like are students of another row with other settings. What is there already is
-not done again, so that a run that was stopped goes on and rows can be added. The tables are written
+like are students of another row with other settings. With --refine every row stands there a second
+time with cameras and depth refined by matches between the images, NAME+refine. What is there is not
+done again, so that a run that was stopped goes on and rows can be added. The tables are written
 to OUT/students.md and OUT/students.json and printed.
 """
 
@@ -15,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,11 +32,13 @@ from lite3r_jax.evaluation import CachedScenes, ScoreOptions, open_protocol
 from lite3r_jax.evaluation.evaluator import measure, report
 from lite3r_jax.evaluation.predictor import Output, Predictor
 from lite3r_jax.evaluation.record import Record
+from lite3r_jax.evaluation.refined import refining
 from lite3r_jax.evaluation.summary import paired_difference
 from lite3r_jax.evaluation.variants import STUDENT, UNTRAINED, Variant, build_variant
 from lite3r_jax.experiment import from_config
 from lite3r_jax.files import atomic_write
 from lite3r_jax.recipes.vggt import get_config
+from lite3r_jax.refine import check_extra
 from lite3r_jax.runs import train
 from lite3r_jax.training.run_dir import EVENTS
 from lite3r_jax.weights import strict_json
@@ -81,6 +86,8 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
 PAIRED: Mapping[str, tuple[str, int]] = {
     name: COLUMNS[name] for name in ("AbsRel", "AUC@30", "AbsRel to teacher", "AUC@30 to teacher")
 }
+_BATCH = 8
+_MARK = {False: "", True: "+refine"}  # behind the name of a row
 SplitMetrics = Mapping[str, Mapping[str, Any]]
 """Split -> metric -> value, and under "scenes" metric -> values of the scenes."""
 
@@ -123,18 +130,21 @@ class Bench:
             self.said[split] = said
         return self.said[split]
 
-    def _predictor(self, row: Variant, student: Path | None = None) -> Callable[[], Predictor]:
+    def _predictor(self, row: Variant, student: Path | None = None) -> Callable[[], Any]:
         """It is built and compiled when it is called for, and once."""
-        return cache(
-            lambda: Predictor(build_variant(row, self.weights, str(student or "")), batch=8)
-        )
 
-    def _measure(self, predictor: Predictor, split: str, **settings: Any) -> list[Record]:
+        def build() -> Any:
+            predictor = Predictor(
+                build_variant(row, self.weights, str(student or "")), batch=_BATCH
+            )
+            return refining(predictor) if row.refine else predictor
+
+        return cache(build)
+
+    def _measure(self, predictor: Any, split: str, **settings: Any) -> list[Record]:
         protocol, source = self.tasks[split]
         options = ScoreOptions("median", points=False, wrong_partner=False)
-        return measure(
-            predictor, protocol, source, options=options, batch=predictor.batch, **settings
-        )
+        return measure(predictor, protocol, source, options=options, batch=_BATCH, **settings)
 
     def _scores(self, split: str, records: Sequence[Record]) -> dict[str, Any]:
         summary = report(self.tasks[split][0], records, resamples=0).summary
@@ -262,9 +272,15 @@ def run(args: argparse.Namespace) -> None:
     bench = Bench(args.weights, splits, args.views, args.scenes)
     teacher = args.out / TEACHER
     teacher.mkdir(parents=True, exist_ok=True)
+    refine = (False, True) if args.refine else (False,)
+    if args.refine:
+        check_extra()
     results: dict[str, list[dict[str, Any]]] = {
-        f"{TEACHER}: {how}": [{"metrics": bench.measured(Variant("dense", how), teacher)}]
+        f"{TEACHER}: {how}{_MARK[more]}": [
+            {"metrics": bench.measured(Variant("dense", how, more), teacher)}
+        ]
         for how in PRECISIONS
+        for more in refine
     }
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
     for name, seeds in rows.items():
@@ -282,10 +298,10 @@ def run(args: argparse.Namespace) -> None:
                     if row not in results:
                         metrics = bench.measured(Variant(UNTRAINED, how), folder)
                         results[row] = [{"metrics": metrics}]
-            for how in PRECISIONS:
-                metrics = bench.measured(Variant(attention, how), folder)
-                entry = {"metrics": metrics, **before[how], **facts(folder)}
-                results.setdefault(f"{name}: {how}", []).append(entry)
+            for how, more in product(PRECISIONS, refine):
+                metrics = bench.measured(Variant(attention, how, more), folder)
+                entry = {"metrics": metrics, **({} if more else before[how]), **facts(folder)}
+                results.setdefault(f"{name}: {how}{_MARK[more]}", []).append(entry)
                 gc.collect()
             write(args.out, results, splits)
     for split in splits:
@@ -333,6 +349,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="how many of rows that do not say it")
     parser.add_argument("--weights", default="vggt-tiny", help="of the teacher")
+    parser.add_argument(
+        "--refine", action="store_true", help="every row also with refined cameras and depth"
+    )
     parser.add_argument("--splits", nargs="+", help="of the generated world; default: all held out")
     parser.add_argument("--views", type=int, default=4, help="of each sample")
     parser.add_argument("--scenes", type=int, default=64, help="samples of each split")

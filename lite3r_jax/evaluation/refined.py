@@ -1,5 +1,6 @@
 """Predictions refined by matches between the images, for rows of a table that end in +refine."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,18 @@ import numpy as np
 from lite3r_jax.evaluation.predictor import Output
 from lite3r_jax.refine import refine
 from lite3r_jax.scene import Scene, StillPhoto
+
+
+def refining(
+    predictor: Callable[[np.ndarray], Sequence[Output]],
+) -> Callable[[np.ndarray], list[Output]]:
+    """A predictor whose outputs are refined, see `refined`; images are [B, S, H, W, 3]."""
+
+    def predict(images: np.ndarray) -> list[Output]:
+        outputs = predictor(images)
+        return [refined(*each) for each in zip(images, outputs, strict=False)]
+
+    return predict
 
 
 def refined(images: np.ndarray, output: Output) -> Output:

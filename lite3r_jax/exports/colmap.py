@@ -5,11 +5,13 @@ image is at (0.5, 0.5), which is our (0, 0). Cameras are world-to-camera with Op
 `Scene`. Ids are view + 1. Points are those that several views of a refined scene see, with their
 tracks and mean errors in pixels of the photos. Without them they are pixels with depth, of which
 each has been observed at least by the view that it comes from: its track is that one observation,
-with error 0.
+with error 0. Where lens distortion was found and taken out, images and model are those without it,
+as `colmap image_undistorter` makes them, and distorted/sparse/0 is the model of the photos as they
+were taken, with SIMPLE_RADIAL cameras: the folders of convert.py of 3DGS.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import numpy as np
 
 from lite3r_jax.exports.cameras import quaternions
 from lite3r_jax.exports.images import ImageSet, write_images
+from lite3r_jax.exports.names import without_blanks
 from lite3r_jax.exports.options import ColmapPoints
 from lite3r_jax.exports.points import PointCloud
-from lite3r_jax.scene import UNITS, Scene
+from lite3r_jax.scene import UNITS, PhotoLenses, Scene
 
-_PINHOLE = 1  # model id; parameters fx, fy, cx, cy
+# Name and number of a model; parameters are fx, fy, cx, cy, and f, cx, cy, k.
+_PINHOLE, _RADIAL = ("PINHOLE", 1), ("SIMPLE_RADIAL", 2)
 _CAMERA = np.dtype([("id", "<u4"), ("model", "<i4"), ("size", "<u8", 2), ("parameters", "<f8", 4)])
 _IMAGE = np.dtype([("id", "<u4"), ("quat", "<f8", 4), ("t", "<f8", 3), ("camera", "<u4")])
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
@@ -52,6 +56,9 @@ def write_colmap(
     """
     write_images(scene, images, folder / "images")
     write_model(scene, cloud, images, folder / "sparse" / "0", points=points, text=text)
+    if scene.lenses is not None and images.kind == "source":
+        place = folder / "distorted" / "sparse" / "0"
+        write_model(scene, cloud, images, place, points=points, text=text, lenses=scene.lenses)
 
 
 def write_model(
@@ -62,16 +69,24 @@ def write_model(
     *,
     points: ColmapPoints = "tracks",
     text: bool = False,
+    lenses: PhotoLenses | None = None,
 ) -> None:
-    """Write the model of `write_colmap` alone: three files in `folder`."""
+    """Write the model of `write_colmap` alone: three files in `folder`.
+
+    With lenses it is of the photos as they were taken, under the names of the views.
+    """
     folder.mkdir(parents=True)
-    cameras = _cameras(images)
+    cameras = _cameras(images, lenses)
     poses = _poses(scene)
     sparse = _sparse(scene, cloud, images, points)
+    names = images.names
+    if lenses is not None:
+        names = without_blanks(scene.names)
+        sparse = replace(sparse, pixel=_distorted(sparse, images, lenses))
     per_view, index = sparse.observations(scene.views)
     if text:
-        _write_lines(folder / "cameras.txt", _camera_lines(cameras))
-        _write_lines(folder / "images.txt", _image_lines(poses, images.names, per_view))
+        _write_lines(folder / "cameras.txt", _camera_lines(cameras, lenses is not None))
+        _write_lines(folder / "images.txt", _image_lines(poses, names, per_view))
         _write_lines(folder / "points3D.txt", _point_lines(sparse, index, UNITS[scene.unit]))
         return
     with (folder / "cameras.bin").open("wb") as file:
@@ -79,22 +94,33 @@ def write_model(
         cameras.tofile(file)
     with (folder / "images.bin").open("wb") as file:
         file.write(_count(poses))
-        for pose, name, seen in zip(poses, images.names, per_view, strict=True):
+        for pose, name, seen in zip(poses, names, per_view, strict=True):
             file.write(pose.tobytes() + name.encode() + b"\0" + _count(seen))
             seen.tofile(file)
     with (folder / "points3D.bin").open("wb") as file:
         file.write(_count(sparse.xyz) + _point_bytes(sparse, index))
 
 
-def _cameras(images: ImageSet) -> np.ndarray:
-    k = images.intrinsics
+def _cameras(images: ImageSet, lenses: PhotoLenses | None) -> np.ndarray:
+    k = images.intrinsics if lenses is None else lenses.intrinsics
     cameras = np.zeros(len(images.names), _CAMERA)
     cameras["id"] = np.arange(len(cameras)) + 1
-    cameras["model"] = _PINHOLE
+    cameras["model"] = (_PINHOLE if lenses is None else _RADIAL)[1]
     cameras["size"] = images.sizes
     center = k[:, :2, 2] + 0.5
-    cameras["parameters"] = np.stack([k[:, 0, 0], k[:, 1, 1], center[:, 0], center[:, 1]], -1)
+    columns = [k[:, 0, 0], k[:, 1, 1], center[:, 0], center[:, 1]]
+    if lenses is not None:
+        columns = [k[:, 0, 0], center[:, 0], center[:, 1], lenses.radial]
+    cameras["parameters"] = np.stack(columns, -1)
     return cameras
+
+
+def _distorted(points: "_Sparse", images: ImageSet, lenses: PhotoLenses) -> np.ndarray:
+    """Where photos as they were taken show what is at the observations, in COLMAP's pixels."""
+    k, lens = images.intrinsics[points.view], lenses.intrinsics[points.view]
+    slope = (points.pixel - 0.5 - k[:, :2, 2]) / k[:, (0, 1), (0, 1)]
+    slope *= 1 + (lenses.radial[points.view] * (slope**2).sum(-1))[:, None]
+    return slope * lens[:, (0, 1), (0, 1)] + lens[:, :2, 2] + 0.5
 
 
 def _poses(scene: Scene) -> np.ndarray:
@@ -174,10 +200,11 @@ def _count(items: np.ndarray) -> bytes:
     return len(items).to_bytes(8, "little")
 
 
-def _camera_lines(cameras: np.ndarray) -> Iterable[str]:
+def _camera_lines(cameras: np.ndarray, distorted: bool) -> Iterable[str]:
+    model, _ = _RADIAL if distorted else _PINHOLE
     yield "# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]"
     for number, size, parameters in _rows(cameras, "id", "size", "parameters"):
-        yield f"{number} PINHOLE {_joined(size)} {_joined(parameters)}"
+        yield f"{number} {model} {_joined(size)} {_joined(parameters)}"
 
 
 def _image_lines(

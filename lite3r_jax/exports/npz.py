@@ -8,7 +8,7 @@ import numpy as np
 
 from lite3r_jax.errors import InputError
 from lite3r_jax.npz_file import open_npz
-from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
+from lite3r_jax.scene import PhotoLenses, PredictedGeometry, Scene, TrackedPoints
 
 FORMAT_VERSION = 1
 _AGAIN = "write it again with this version"
@@ -25,7 +25,9 @@ world_points [S, H, W, 3] and world_points_conf [S, H, W] of the point head, if 
 Refined scenes have besides: predicted_extrinsics, predicted_intrinsics and predicted_depth as they
 were before; track_points [N, 3] that several views see, with track_colors [N, 3] and track_errors
 [N] in pixels of the photos; their observations: observation_track [M], the point, observation_view
-[M] and observation_pixel [M, 2], (u, v) in images.
+[M] and observation_pixel [M, 2], (u, v) in images. Where radial distortion of lenses was found,
+images, depth and all else but predicted_* are without it, and the photos as they were taken have
+lens_intrinsics [S, 3, 3] in their pixels and lens_radial [S], k of COLMAP's SIMPLE_RADIAL.
 """
 # name: (dtype, number of axes)
 _REQUIRED = {
@@ -47,6 +49,7 @@ _TRACKS = {
     "track_errors": ("errors", "<f4", 1), "observation_track": ("track", "<i4", 1),
     "observation_view": ("view", "<i4", 1), "observation_pixel": ("pixel", "<f4", 2),
 }  # fmt: skip
+_LENSES = {"lens_intrinsics": ("intrinsics", "<f8", 3), "lens_radial": ("radial", "<f8", 1)}
 _REFINED = _PREDICTED | _TRACKS
 
 
@@ -63,7 +66,9 @@ def write_npz(scene: Scene, path: Path) -> None:
         if values is not None:
             arrays[name] = np.asarray(values, dtype, order="C")
     if scene.predicted is not None and scene.tracks is not None:
-        for part, fields in ((scene.predicted, _PREDICTED), (scene.tracks, _TRACKS)):
+        parts: list[tuple[Any, Any]] = [(scene.predicted, _PREDICTED), (scene.tracks, _TRACKS)]
+        parts += [] if scene.lenses is None else [(scene.lenses, _LENSES)]
+        for part, fields in parts:
             for name, (field, dtype, _) in fields.items():
                 arrays[name] = np.asarray(getattr(part, field), dtype, order="C")
     with path.open("wb") as file:
@@ -83,7 +88,8 @@ def read_npz(path: str | os.PathLike[str]) -> Scene:
         _check_names(set(file.names))
         if packed := [name for name in file.names if file.compressed(name)]:
             raise InputError(f"{packed[0]} is compressed, expected stored arrays; {_AGAIN}")
-        kinds = _REQUIRED | _OPTIONAL | {name: kind[1:] for name, kind in _REFINED.items()}
+        more = {name: kind[1:] for name, kind in (_REFINED | _LENSES).items()}
+        kinds = _REQUIRED | _OPTIONAL | more
         arrays: dict[str, Any] = {name: file.read(name, *kinds[name]) for name in file.names}
         version = int(arrays.pop("format_version"))
         if version != FORMAT_VERSION:
@@ -91,17 +97,23 @@ def read_npz(path: str | os.PathLike[str]) -> Scene:
         del arrays["conventions"], arrays["source_intrinsics"]
         unit = str(arrays.pop("unit", "model"))  # which files of before have not
         if "predicted_depth" in arrays:
-            parts = ((PredictedGeometry, _PREDICTED), (TrackedPoints, _TRACKS))
-            predicted, tracks = (
-                kind(**{field: arrays.pop(name) for name, (field, *_) in fields.items()})
-                for kind, fields in parts
-            )
-            arrays |= {"predicted": predicted, "tracks": tracks}
+            parts: dict[str, Any] = {
+                "predicted": (PredictedGeometry, _PREDICTED), "tracks": (TrackedPoints, _TRACKS)
+            }  # fmt: skip
+            if "lens_radial" in arrays:
+                parts["lenses"] = (PhotoLenses, _LENSES)
+            for part, (kind, fields) in parts.items():
+                taken = {field: arrays.pop(name) for name, (field, *_) in fields.items()}
+                arrays[part] = kind(**taken)
         return Scene(names=tuple(arrays.pop("names").tolist()), unit=unit, **arrays)
 
 
 def _check_names(names: set[str]) -> None:
-    required = set(_REQUIRED) | (set(_REFINED) if names & set(_REFINED) else set())
+    required = set(_REQUIRED)
+    if names & set(_LENSES):
+        required |= set(_REFINED) | set(_LENSES)
+    elif names & set(_REFINED):
+        required |= set(_REFINED)
     if wrong := (required - names) | (names - required - set(_OPTIONAL)):
         raise InputError(
             "is no predictions.npz: arrays missing or unknown:"

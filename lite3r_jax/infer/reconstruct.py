@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
@@ -24,6 +25,7 @@ from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.expected_time import ExpectedTime
 from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan, Rest, on_host
+from lite3r_jax.infer.point_tracker import ModelTracker, check_track_head
 from lite3r_jax.mesh import make_view_mesh
 from lite3r_jax.models import auto_dtype
 from lite3r_jax.progress import Progress
@@ -245,7 +247,11 @@ class Reconstructor:
             )
         if refine is not None:
             check_extra()
+            check_track_head(refine, model.heads)
         self._refine = refine
+        self._tracker: ModelTracker | None = None
+        if refine is not None and refine.matches == "track":
+            self._tracker = ModelTracker(model)
         self.refinement: Mapping[str, Any] | None = None
         cameras = cameras or CameraOptions()
         if known is None and cameras.known:
@@ -284,6 +290,7 @@ class Reconstructor:
         photos: PhotoSet,
         progress: Progress | None = None,
         masks: PointOptions | None = None,
+        work: Path | None = None,
     ) -> Scene:
         """Reconstruct one scene.
 
@@ -291,6 +298,7 @@ class Reconstructor:
             photos: from `data.photos.find_scenes`.
             progress: takes the time of every stage; None: nothing is shown.
             masks: see `reconstruct`.
+            work: see `refine.refine`.
 
         Raises:
             InputError: as `reconstruct`.
@@ -309,7 +317,9 @@ class Reconstructor:
             )
         self._warn_of_order(photos)
         scene = self.of_images(images, boxes, photos, progress, known)
-        return scene if self._refine is None else self._refined(scene, photos, progress, masks)
+        if self._refine is None:
+            return scene
+        return self._refined(scene, photos.name, progress, masks, work)
 
     def of_images(
         self,
@@ -361,7 +371,12 @@ class Reconstructor:
         return to_scene(prediction, images, boxes, photos)
 
     def _refined(
-        self, scene: Scene, photos: PhotoSet, progress: Progress, masks: PointOptions | None
+        self,
+        scene: Scene,
+        name: str,
+        progress: Progress,
+        masks: PointOptions | None,
+        work: Path | None,
     ) -> Scene:
         """The scene with cameras adjusted to matches, or as it is, which is then said."""
         assert self._refine is not None
@@ -373,11 +388,13 @@ class Reconstructor:
                 masked=None if masks is None else _masked(scene, masks),
                 known=self._known is not None,
                 progress=tick,
+                tracker=None if self._tracker is None else self._tracker.of(scene.images),
+                work=work,
             )
         self.refinement = refined.report
         if not refined.report["refined"]:
             reason = refined.report["reason"]
-            _log.warning("%s: not refined, the prediction stays: %s", photos.name, reason)
+            _log.warning("%s: not refined, the prediction stays: %s", name, reason)
         return refined.scene
 
     def _warn_of_order(self, photos: PhotoSet) -> None:

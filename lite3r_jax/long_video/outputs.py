@@ -28,7 +28,8 @@ from lite3r_jax.long_video.frames import Frames
 from lite3r_jax.long_video.merging import VoxelMap
 from lite3r_jax.long_video.similarity import apply_to_many, moved, moved_cameras, stacked, views_of
 from lite3r_jax.long_video.store import CHUNKS, ChunkViews, Store
-from lite3r_jax.scene import Scene
+from lite3r_jax.refine.depth import DepthFit
+from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
 
 WRITTEN = ("npz", "ply", "glb", "colmap", "colmap_txt", "tum", "html")
 """Formats that chunks are joined into; npz is a file for each chunk."""
@@ -62,6 +63,23 @@ def planned(out: Path, formats: Sequence[str]) -> list[Path]:
     return [out / (CHUNKS if name == "npz" else FORMATS[name].name) for name in formats]
 
 
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Cameras and depth of the F frames of a part that were refined together.
+
+    Attributes:
+        extrinsics: float32 [F, 3, 4], in the world of the part.
+        intrinsics: float32 [F, 3, 3].
+        depth: how depth in the unit of the part follows.
+        tracks: points of the part; views are numbers of its frames.
+    """
+
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    depth: DepthFit
+    tracks: TrackedPoints
+
+
 @dataclass(frozen=True)
 class Part:
     """Chunks that hang together.
@@ -70,11 +88,13 @@ class Part:
         chunks: of the part, in order.
         similarities: of each chunk into the world of the part.
         views: what is small of each chunk.
+        whole: cameras and depth of all frames where they were refined together; else None.
     """
 
     chunks: tuple[Chunk, ...]
     similarities: tuple[Sim3, ...]
     views: tuple[ChunkViews, ...]
+    whole: "Whole | None" = None
 
     @property
     def frames(self) -> list[int]:
@@ -95,7 +115,38 @@ class Part:
                 columns.setdefault(name, []).append(getattr(views, name)[own])
         joined: dict[str, Any] = {name: np.concatenate(each) for name, each in columns.items()}
         names = [frames.names[number] for number in self.frames]
-        return _cameras(names, replace(self.views[0], **joined))
+        scene = _cameras(names, replace(self.views[0], **joined))
+        if self.whole is None:
+            return scene
+        return replace(
+            scene,
+            extrinsics=self.whole.extrinsics,
+            intrinsics=self.whole.intrinsics,
+            tracks=self.whole.tracks,
+            predicted=PredictedGeometry(scene.extrinsics, scene.intrinsics, scene.depth),
+        )
+
+    def own_scene(self, number: int, store: Store) -> Scene:
+        """The views that a chunk of the part owns, in the world of the part.
+
+        Args:
+            number: of the chunk within the part.
+            store: with the chunks.
+        """
+        chunk = self.chunks[number]
+        own = slice(chunk.own_start - chunk.start, chunk.own_stop - chunk.start)
+        scene = moved(views_of(store.scene(chunk), own), self.similarities[number])
+        if self.whole is None:
+            return scene
+        first = sum(each.own_stop - each.own_start for each in self.chunks[:number])
+        here = slice(first, first + scene.views)
+        fit = DepthFit(self.whole.depth.scale[here], self.whole.depth.shift[here])
+        return replace(
+            scene,
+            extrinsics=self.whole.extrinsics[here],
+            intrinsics=self.whole.intrinsics[here],
+            depth=fit(scene.depth).astype(np.float32),
+        )
 
     def ends(self, frames: Frames) -> Scene:
         """The cameras of the first and the last frame alone, see `cameras`."""
@@ -184,7 +235,8 @@ def write_part(
                 images = _write_images(part, frames, store, cameras, partial / "images", options)
                 sparse = thinned(cloud, options.sparse_points)
                 model = partial / "sparse" / "0"
-                write_model(cameras, sparse, images, model, text=name == "colmap_txt")
+                kind, text = options.colmap_points, name == "colmap_txt"
+                write_model(cameras, sparse, images, model, points=kind, text=text)
         paths[name] = path
         tick()
     return paths, facts
@@ -208,13 +260,9 @@ def _points(
     pages: list[Scene] = []
     without: list[int] = []
     first = 0
-    for chunk, similarity in zip(part.chunks, part.similarities, strict=True):
+    for number, chunk in enumerate(part.chunks):
         own = range(chunk.own_start, chunk.own_stop)
-        whole = store.scene(chunk)
-        scene = moved(
-            views_of(whole, slice(own.start - chunk.start, own.stop - chunk.start)), similarity
-        )
-        del whole
+        scene = part.own_scene(number, store)
         try:
             cloud = select_points(scene, chosen)
             grid.add(replace(cloud, view=cloud.view + np.int32(first)))

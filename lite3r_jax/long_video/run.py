@@ -9,6 +9,7 @@ import numpy as np
 from lite3r_jax.data.photos import PhotoSet, SourcePhoto
 from lite3r_jax.data.video import VideoOptions
 from lite3r_jax.errors import InputError
+from lite3r_jax.exports.points import PointOptions
 from lite3r_jax.geometry import Sim3
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.long_video.chunks import Chunk, plan_chunks
@@ -53,13 +54,19 @@ class Predictor(Protocol):
 class ModelPredictor:
     """A model as a `Predictor`."""
 
-    def __init__(self, reconstructor: Reconstructor):
-        """Args: reconstructor: with descriptors."""
-        self._reconstructor = reconstructor
+    def __init__(self, reconstructor: Reconstructor, masks: PointOptions | None = None):
+        """Take a model.
+
+        Args:
+            reconstructor: with descriptors; where it refines, chunks are refined one by one.
+            masks: what gives no matches; None: nothing.
+        """
+        self._reconstructor, self._masks = reconstructor, masks
 
     def photos(self, photos: Sequence[SourcePhoto]) -> tuple[Scene, np.ndarray | None]:
         """See `Predictor`."""
-        scene = self._reconstructor(PhotoSet("chunk", tuple(photos)))
+        name = f"chunk from {photos[0].name}"
+        scene = self._reconstructor(PhotoSet(name, tuple(photos)), masks=self._masks)
         return scene, self._reconstructor.descriptors
 
     def again(self, views: Scene) -> Scene:

@@ -91,7 +91,7 @@ def moved(scene: Scene, sim3: Sim3) -> Scene:
     """The scene in the world and unit that the similarity leads to.
 
     Args:
-        scene: in its own world.
+        scene: in its own world, without tracks.
         sim3: without leading axes.
     """
     points = scene.world_points
@@ -107,7 +107,7 @@ def moved(scene: Scene, sim3: Sim3) -> Scene:
 
 
 def views_of(scene: Scene, views: slice | list[int]) -> Scene:
-    """The scene with some of its views."""
+    """The scene with some of its views, without tracks."""
     numbers = range(scene.views)[views] if isinstance(views, slice) else views
     arrays: dict[str, Any] = {
         name: value[views] for name in ARRAYS if (value := getattr(scene, name)) is not None
@@ -116,6 +116,8 @@ def views_of(scene: Scene, views: slice | list[int]) -> Scene:
         scene,
         names=tuple(scene.names[i] for i in numbers),
         photos=tuple(scene.photos[i] for i in numbers) if scene.photos else (),
+        tracks=None,
+        predicted=None,
         **arrays,
     )
 

@@ -56,6 +56,7 @@ class ChunkViews:
         sample: float32 [N, 3], points of it.
         depth: median depth.
         joint: how it fits onto the chunk before; None for the first.
+        refined: whether its cameras were adjusted to matches.
     """
 
     extrinsics: np.ndarray
@@ -68,6 +69,7 @@ class ChunkViews:
     sample: np.ndarray
     depth: float
     joint: Joint | None
+    refined: bool = False
 
     @property
     def centers(self) -> np.ndarray:
@@ -118,6 +120,7 @@ class Store:
             "first_frame": scene.names[0], "last_frame": scene.names[-1], "views": scene.views,
             "height": scene.size[0], "width": scene.size[1], "unit": scene.unit, "depth": depth,
             "joint": None if joint is None else _joint_json(joint),
+            "refined": scene.tracks is not None,
         }  # fmt: skip
         with atomic_write(self._chunk(chunk)) as partial:
             partial.mkdir()
@@ -154,6 +157,7 @@ class Store:
                 unit=facts["unit"],
                 depth=_positive(facts["depth"]),
                 joint=None if joint is None else _joint_of(joint),
+                refined=facts.get("refined") is True,
             )
 
     def scene(self, chunk: Chunk) -> Scene:

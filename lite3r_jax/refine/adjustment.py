@@ -31,18 +31,28 @@ class Lenses:
     focal: bool = True
     center: bool = False
 
-    def joined(self, intrinsics: np.ndarray) -> np.ndarray:
-        """Intrinsics [S, 3, 3] with one camera for each group: the medians of its views.
+    @property
+    def focals(self) -> int:
+        """How many focal lengths a camera has."""
+        return 2 if self.model == "PINHOLE" else 1
 
-        With SIMPLE_PINHOLE the two focal lengths become one, their geometric mean.
+    def joined(self, cameras: Cameras) -> Cameras:
+        """Cameras with the intrinsics of one for each group: the medians of its views.
+
+        With other models than PINHOLE the two focal lengths become one, their geometric mean.
         """
-        joined = intrinsics.copy()
+        joined = cameras.intrinsics.copy()
+        radial = None if cameras.radial is None else cameras.radial.copy()
         for group in np.unique(self.group):
-            joined[self.group == group] = np.median(intrinsics[self.group == group], axis=0)
-        if self.model == "SIMPLE_PINHOLE":
+            mine = self.group == group
+            joined[mine] = np.median(joined[mine], axis=0)
+            if radial is not None:  # views that are not tied have none
+                known = radial[mine][radial[mine] != 0]
+                radial[mine] = np.median(known) if len(known) else 0.0
+        if self.model != "PINHOLE":
             focal = np.sqrt(joined[:, 0, 0] * joined[:, 1, 1])
             joined[:, 0, 0] = joined[:, 1, 1] = focal
-        return joined
+        return Cameras(cameras.extrinsics, joined, radial)
 
 
 def require_pycolmap() -> Any:
@@ -72,6 +82,7 @@ def adjust(
     lenses: Lenses,
     loss_scale: float,
     fixed_poses: bool = False,
+    tolerance: float = 1e-6,
 ) -> tuple[Cameras, np.ndarray]:
     """Adjust cameras and points to the observations, under Cauchy's loss.
 
@@ -85,6 +96,7 @@ def adjust(
         lenses: see there.
         loss_scale: error in pixels from which an observation counts less.
         fixed_poses: whether poses stay as they are.
+        tolerance: relative change of the cost from which on it is done.
 
     Returns:
         (cameras, points [N, 3]).
@@ -104,11 +116,12 @@ def adjust(
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = lenses.focal
     options.refine_principal_point = lenses.center
+    options.refine_extra_params = lenses.model == "SIMPLE_RADIAL" and lenses.focal
     options.print_summary = False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.loss_function_scale = loss_scale
     options.ceres.solver_options.num_threads = 1  # with more, two runs differ in their last bits
-    options.ceres.solver_options.function_tolerance = 1e-6
+    options.ceres.solver_options.function_tolerance = tolerance
     level = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR  # steps that fail are tried again shorter
     try:
@@ -116,14 +129,18 @@ def adjust(
     finally:
         pycolmap.logging.minloglevel = level
     extrinsics, intrinsics = cameras.extrinsics.copy(), cameras.intrinsics.copy()
+    radial = np.zeros(len(lenses.group)) if lenses.model == "SIMPLE_RADIAL" else None
     first = {int(g): int(np.argmax(lenses.group == g)) for g in np.unique(lenses.group)}
     for view, group in enumerate(lenses.group.tolist()):
         extrinsics[view] = model.images[view + 1].cam_from_world().matrix()
         p = model.cameras[first[group] + 1].params
-        fx, fy = (p[0], p[0]) if lenses.model == "SIMPLE_PINHOLE" else (p[0], p[1])
-        intrinsics[view] = [[fx, 0, p[-2] - 0.5], [0, fy, p[-1] - 0.5], [0, 0, 1]]
+        n = lenses.focals
+        fx, fy, cx, cy = p[0], p[n - 1], p[n] - 0.5, p[n + 1] - 0.5
+        intrinsics[view] = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
+        if radial is not None:
+            radial[view] = p[n + 2]
     moved = np.array([model.points3D[i + 1].xyz for i in range(len(points))]).reshape(-1, 3)
-    return Cameras(extrinsics, intrinsics), moved
+    return Cameras(extrinsics, intrinsics, radial), moved
 
 
 def _reconstruction(
@@ -134,13 +151,16 @@ def _reconstruction(
     k = cameras.intrinsics
     for group in np.unique(lenses.group):
         view = int(np.argmax(lenses.group == group))
-        focal = [k[view, 0, 0]] + [k[view, 1, 1]] * (lenses.model == "PINHOLE")
+        focal = [k[view, 0, 0], k[view, 1, 1]][: lenses.focals]
+        bent = [0.0 if cameras.radial is None else cameras.radial[view]]
+        bent = bent if lenses.model == "SIMPLE_RADIAL" else []
         width, height = lenses.sizes[view].tolist()
         camera = pycolmap.Camera(
             model=lenses.model,
             width=width,
             height=height,
-            params=[*focal, *(k[view, :2, 2] + 0.5)],  # COLMAP's pixels have centers at halves
+            # COLMAP's pixels have centers at halves
+            params=[*focal, *(k[view, :2, 2] + 0.5), *bent],
             camera_id=view + 1,
         )
         model.add_camera_with_trivial_rig(camera)

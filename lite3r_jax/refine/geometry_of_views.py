@@ -6,18 +6,26 @@ import numpy as np
 
 from lite3r_jax.scene import Scene
 
+_FOLDED = 1e6  # factor that puts what distortion folds back far out of the image
+_NEWTON = 12  # steps to the ray of a distorted pixel
+
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """S pinhole cameras in float64.
+    """S cameras in float64: pinholes, or with radial distortion of one term.
+
+    A ray (x, y, 1) is seen at K (x d, y d, 1) with d = 1 + k (x^2 + y^2), as in COLMAP's
+    SIMPLE_RADIAL (colmap/sensor/models.h).
 
     Attributes:
         extrinsics: [S, 3, 4] world-to-camera [R | t], OpenCV.
         intrinsics: [S, 3, 3] in pixels of the photos, centers at integers, without skew.
+        radial: [S], k of each; None: pinholes.
     """
 
     extrinsics: np.ndarray
     intrinsics: np.ndarray
+    radial: np.ndarray | None = None
 
     @classmethod
     def of(cls, scene: Scene) -> "Cameras":
@@ -37,21 +45,52 @@ class Cameras:
             points: [M, 3].
 
         Returns:
-            (pixels [M, 2], z in the camera frame [M]); what is not in front has no pixel to use.
+            (pixels [M, 2], z in the camera frame [M]); what is not in front has no pixel to use,
+            and what lies beyond where distortion folds the image is far out of it.
         """
-        e = self.extrinsics[view]
-        camera = np.einsum("mij,mj->mi", e[..., :3], points) + e[..., 3]
+        camera = self.in_camera(view, points)
         z = camera[:, 2]
         safe = np.where(np.abs(z) > 1e-12, z, 1e-12)
-        k = self.intrinsics[view]
-        return camera[:, :2] / safe[:, None] * k[:, (0, 1), (0, 1)] + k[:, :2, 2], z
+        k, xy = self.intrinsics[view], camera[:, :2] / safe[:, None]
+        if self.radial is not None:
+            r2, bent = (xy**2).sum(-1), self.radial[view]
+            factor = np.where(1 + 3 * bent * r2 > 0, 1 + bent * r2, _FOLDED)
+            xy = xy * factor[:, None]
+        return xy * k[:, (0, 1), (0, 1)] + k[:, :2, 2], z
+
+    def in_camera(self, view: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """World points [M, 3] in the camera frames of views [M]."""
+        if len(view) and (view == view[0]).all():  # the usual case, and much quicker
+            e = self.extrinsics[view[0]]
+            return points @ e[:, :3].T + e[:, 3]
+        e = self.extrinsics[view]
+        return np.einsum("mij,mj->mi", e[..., :3], points) + e[..., 3]
 
     def rays(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Directions [M, 3] in the world, whose z in the camera frame is 1, of pixels [M, 2]."""
+        xy = self.slopes(view, pixels)
+        local = np.concatenate([xy, np.ones_like(xy[:, :1])], -1)
+        if len(view) and (view == view[0]).all():
+            return local @ self.extrinsics[view[0], :, :3]
+        return np.einsum("mji,mj->mi", self.extrinsics[view][..., :3], local)
+
+    def straightened(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """Where pinholes of the same intrinsics would have what is at pixels [M, 2]."""
+        k = self.intrinsics[view]
+        return self.slopes(view, pixels) * k[:, (0, 1), (0, 1)] + k[:, :2, 2]
+
+    def slopes(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """(x, y) [M, 2] of the rays (x, y, 1) of pixels [M, 2] in the camera frames."""
         k = self.intrinsics[view]
         xy = (pixels - k[:, :2, 2]) / k[:, (0, 1), (0, 1)]
-        local = np.concatenate([xy, np.ones_like(xy[:, :1])], -1)
-        return np.einsum("mji,mj->mi", self.extrinsics[view][..., :3], local)
+        if self.radial is None:
+            return xy
+        seen, bent = np.linalg.norm(xy, axis=-1), self.radial[view]
+        r = seen.copy()
+        for _ in range(_NEWTON):  # r (1 + k r^2) = seen
+            slope = 1 + 3 * bent * r**2
+            r = r - (r * (1 + bent * r**2) - seen) / np.where(slope > 0.05, slope, 0.05)
+        return xy * np.where(seen > 1e-12, r / np.maximum(seen, 1e-12), 1)[:, None]
 
 
 def to_network(scene: Scene, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ where it began and to look alike. What was found in a view is followed on from t
 corners are taken only where nothing was found, so that a point is one track.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup, to_photo
+from lite3r_jax.refine.matching import Arrays, Task
 from lite3r_jax.refine.observations import Observations
 from lite3r_jax.scene import Scene
 
@@ -22,47 +23,30 @@ _RETURN = 0.7  # pixels from where a match comes back to
 _ALIKE = 0.8  # normalized correlation of the surroundings
 _PATCH = 11  # pixels across the surroundings
 _MARGIN = 8  # pixels from the border
-_NEAR_ENOUGH = 0.25  # relative difference between depth in the other view and that of the point
 _CELLS = 8  # across and down, over which corners are spread
 _CANDIDATES = 4  # corners to choose from for each that is wanted
 _FAR = 1e5  # pixels; beyond nothing is drawn
 _ROWS = 30_000  # of what OpenCV remaps at once
 
 
-def match(
-    gray: Sequence[np.ndarray],
-    scales: np.ndarray,
-    cameras: Cameras,
-    depth: DepthLookup,
-    pairs: Sequence[Sequence[int]],
-    corners: int,
-    progress: Callable[[], object] = lambda: None,
-) -> Observations:
-    """Tracks of corners through the views.
+def match(task: Task) -> Observations:
+    """Tracks of corners that are followed through the views.
 
-    Args:
-        gray: uint8 [h, w] of every view: the photos, perhaps made smaller.
-        scales: [S, 2], size of these images over that of the photos.
-        cameras: predicted, in pixels of the photos.
-        depth: predicted; corners are taken where it is usable.
-        pairs: partners of every view.
-        corners: that each view has, found or followed, before it is followed into others.
-        progress: called after each view.
-
-    Returns:
-        Tracks of two or more views.
+    `Task.corners` is how many each view has, found or followed, before it is followed into others.
     """
     seen: list[dict[int, np.ndarray]] = []  # track -> view -> pixel of the image
-    in_view: list[list[int]] = [[] for _ in gray]
-    for a in range(len(gray)):
-        before = in_view[a]
-        known = np.array([seen[t][a] for t in before]).reshape(-1, 2)
-        fresh = _corners(gray[a], scales[a], a, depth, known, corners - len(known))
-        for pixel in fresh:
+    in_view: list[list[int]] = [[] for _ in task.gray]
+    for a in range(len(task.gray)):
+        found = task.keep(a, lambda a=a: _found_from(task, a, in_view[a], seen))
+        for pixel in found["corners"]:
             in_view[a].append(len(seen))
             seen.append({a: pixel})
-        _follow(gray, scales, cameras, depth, a, pairs[a], in_view, seen)
-        progress()
+        for track, b, pixel in zip(
+            found["track"].tolist(), found["partner"].tolist(), found["pixel"], strict=True
+        ):
+            seen[track][b] = pixel
+            in_view[b].append(track)
+        task.progress()
     rows = [
         (number, view, *track[view])
         for number, track in enumerate(t for t in seen if len(t) > 1)
@@ -70,46 +54,52 @@ def match(
     ]
     table = np.array(rows, np.float64).reshape(-1, 4)
     view = table[:, 1].astype(np.intp)
-    pixel = (table[:, 2:] + 0.5) / scales[view] - 0.5
+    pixel = task.to_photo(view, table[:, 2:])
     return Observations(table[:, 0].astype(np.intp), view, pixel)
 
 
+def _found_from(
+    task: Task, a: int, numbers: list[int], seen: Sequence[Mapping[int, np.ndarray]]
+) -> Arrays:
+    """New corners [N, 2] of a view, and where its partners show which tracks that it has.
+
+    Args:
+        task: the round of matching.
+        a: the view.
+        numbers: of the tracks that were followed into it; the new ones are numbered on from `seen`.
+        seen: all tracks, with pixels of the images.
+    """
+    known = np.array([seen[t][a] for t in numbers]).reshape(-1, 2)
+    count = task.corners - len(known)
+    fresh = find_corners(task.gray[a], task.scales[a], a, task.depth, known, count)
+    start = np.concatenate([known, fresh])
+    track = np.concatenate([np.array(numbers, np.intp), len(seen) + np.arange(len(fresh))])
+    columns: list[tuple[np.ndarray, ...]] = []
+    if len(start):
+        surface = surface_points(task.depth.scene, task.cameras, a)
+        for b in task.pairs[a]:
+            new = np.array([t >= len(seen) or b not in seen[t] for t in track.tolist()])
+            index, pixels = _follow(task, a, b, start, new, surface)
+            columns.append((track[index], np.full(len(index), b), pixels))
+    empty = (np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros((0, 2)))
+    tracks, partner, pixel = (np.concatenate(each) for each in zip(empty, *columns, strict=True))
+    return {"corners": fresh, "track": tracks, "partner": partner, "pixel": pixel}
+
+
 def _follow(
-    gray: Sequence[np.ndarray],
-    scales: np.ndarray,
-    cameras: Cameras,
-    depth: DepthLookup,
-    a: int,
-    partners: Sequence[int],
-    in_view: list[list[int]],
-    seen: list[dict[int, np.ndarray]],
-) -> None:
-    """Follow what is seen in a view into its partners."""
-    numbers = np.array(in_view[a], np.intp)
-    if not len(numbers):
-        return
-    start = np.array([seen[t][a] for t in numbers])
-    view = np.full(len(start), a)
-    pixels = (start + 0.5) / scales[a] - 0.5
-    z = depth.at(view, pixels)
-    points = cameras.centers[a] + cameras.rays(view, pixels) * z[:, None]
-    surface = surface_points(depth.scene, cameras, a)
-    for b in partners:
-        into = np.full(len(start), b)
-        place, there = cameras.project(into, points)
-        other = depth.at(into, np.where((there > 0)[:, None], place, -1e9))
-        new = np.array([b not in seen[t] for t in numbers])
-        wanted = new & (z > 0) & (other > 0) & (np.abs(other - there) < _NEAR_ENOUGH * there)
-        index = np.flatnonzero(wanted)
-        if not len(index):
-            continue
-        where = _places(surface, cameras, depth.scene, a, b, gray[a].shape, scales)
-        found, good = _track(gray[a], gray[b], where, start[index])
-        there_too = (found[good] + 0.5) / scales[b] - 0.5
-        good[good] = depth.at(np.full(len(there_too), b), there_too) > 0  # and not masked
-        for i, pixel in zip(index[good], found[good], strict=True):
-            seen[numbers[i]][b] = pixel
-            in_view[b].append(int(numbers[i]))
+    task: Task, a: int, b: int, start: np.ndarray, new: np.ndarray, surface: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(which of the pixels `start` [N, 2] of image a view b shows, where in its image)."""
+    place = task.places(a, b, task.to_photo(np.full(len(start), a), start))
+    index = np.flatnonzero(new & np.isfinite(place).all(-1))
+    if not len(index):
+        return index, np.zeros((0, 2))
+    gray, scene = task.gray, task.depth.scene
+    where = _places(surface, task.cameras, scene, a, b, gray[a].shape, task.scales)
+    found, good = _track(gray[a], gray[b], where, start[index])
+    into = np.full(int(good.sum()), b)
+    good[good] = task.depth.at(into, task.to_photo(into, found[good])) > 0  # and not masked
+    return index[good], found[good]
 
 
 def surface_points(scene: Scene, cameras: Cameras, view: int) -> np.ndarray:
@@ -219,7 +209,7 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return (one * two).sum(-1) / np.sqrt((one**2).sum(-1) * (two**2).sum(-1) + 1e-9)
 
 
-def _corners(
+def find_corners(
     gray: np.ndarray,
     scale: np.ndarray,
     view: int,

@@ -7,6 +7,8 @@ import numpy as np
 from lite3r_jax.refine.geometry_of_views import Cameras
 
 _STEPS = 8  # of the robust triangulation
+_UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of a symmetric 3 x 3 matrix
+_SYMMETRIC = [0, 1, 2, 1, 3, 4, 2, 4, 5]  # all of it from these
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,9 @@ def triangulate(
     Returns:
         float64 [N, 3].
     """
+    if cameras.radial is not None:
+        obs = replace(obs, pixel=cameras.straightened(obs.view, obs.pixel))
+        cameras = replace(cameras, radial=None)
     candidates = [_nearest_to_rays(obs, cameras)] + ([] if start is None else [start])
     refined = [_gauss_newton(obs, cameras, points, scale) for points in candidates]
     costs = np.stack([_costs(obs, cameras, points, scale) for points in refined])
@@ -97,21 +102,25 @@ def _gauss_newton(
 ) -> np.ndarray:
     best, least = points, _costs(obs, cameras, points, scale)
     rotation = cameras.extrinsics[obs.view][..., :3]
-    focal = cameras.intrinsics[obs.view][:, (0, 1), (0, 1)]
+    shift = cameras.extrinsics[obs.view][..., 3]
+    k = cameras.intrinsics[obs.view]
+    focal, center = k[:, (0, 1), (0, 1)], k[:, :2, 2]
     for _ in range(_STEPS):
-        e = cameras.extrinsics[obs.view]
-        camera = np.einsum("mij,mj->mi", rotation, best[obs.track]) + e[..., 3]
+        camera = np.einsum("mij,mj->mi", rotation, best[obs.track]) + shift
         z = np.maximum(camera[:, 2], 1e-9)
-        place = camera[:, :2] / z[:, None] * focal + cameras.intrinsics[obs.view][:, :2, 2]
-        residual = place - obs.pixel
+        slope = camera[:, :2] / z[:, None]
+        residual = slope * focal + center - obs.pixel
         weight = 1 / (1 + (residual**2).sum(-1) / scale**2)
-        weight = np.where(camera[:, 2] > 0, weight, 0)
-        local = np.zeros((len(obs), 2, 3))
-        local[:, 0, 0] = local[:, 1, 1] = 1
-        local[:, :, 2] = -camera[:, :2] / z[:, None]
-        jacobian = np.einsum("mij,mjk->mik", local, rotation) * (focal / z[:, None])[..., None]
-        normal = _summed(obs, np.einsum("m,mji,mjk->mik", weight, jacobian, jacobian))
-        right = _summed(obs, np.einsum("m,mji,mj->mi", weight, jacobian, residual))
+        weight = np.where(camera[:, 2] > 0, weight, 0)[:, None]
+        # rows of the derivative of the pixel by the point
+        u, v = (
+            (rotation[:, i] - slope[:, i, None] * rotation[:, 2]) * (focal[:, i] / z)[:, None]
+            for i in (0, 1)
+        )
+        wu, wv = weight * u, weight * v
+        products = [wu[:, i] * u[:, j] + wv[:, i] * v[:, j] for i, j in _UPPER]
+        normal = _summed(obs, np.stack(products, -1))[:, _SYMMETRIC].reshape(-1, 3, 3)
+        right = _summed(obs, wu * residual[:, :1] + wv * residual[:, 1:])
         slack = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-30
         step = np.linalg.solve(normal + slack * np.eye(3), right[..., None])[..., 0]
         new = best - step

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-CameraModel = Literal["SIMPLE_PINHOLE", "PINHOLE"]
+from lite3r_jax.errors import InputError
+
+CameraModel = Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL"]
+Matches = Literal["klt", "sift", "track"]
 Intrinsics = Literal["auto", "shared", "per_view", "fixed"]
 
 
@@ -13,7 +16,11 @@ class RefineOptions:
 
     Attributes:
         on: whether cameras and depth are refined.
-        camera: COLMAP's camera model: one focal length (SIMPLE_PINHOLE) or two (PINHOLE).
+        matches: how points are found in several views. klt: corners are followed to where predicted
+            geometry has them; sift: features that look alike near there, for predictions that are
+            far off; track: by the track head of the model, where it has one.
+        camera: COLMAP's camera model: one focal length (SIMPLE_PINHOLE), two (PINHOLE), or one and
+            radial distortion of the lens (SIMPLE_RADIAL), which is then taken out of the photos.
         intrinsics: which views have the same camera. auto: those whose photos have one size, and
             the same camera and focal length in their EXIF data; shared: all of one size; per_view:
             none; fixed: intrinsics stay as predicted.
@@ -25,6 +32,7 @@ class RefineOptions:
     """
 
     on: bool = False
+    matches: Matches = "klt"
     camera: CameraModel = "SIMPLE_PINHOLE"
     intrinsics: Intrinsics = "auto"
     principal_point: bool = False
@@ -32,3 +40,27 @@ class RefineOptions:
     partners: int = 10
     rounds: int = 2
     max_side: int = 2048
+
+
+def check_options(options: RefineOptions, known: bool) -> None:
+    """Refuse settings that contradict each other.
+
+    Args:
+        options: the settings.
+        known: whether cameras are known.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if options.camera != "SIMPLE_RADIAL":
+        return
+    if known:
+        raise InputError(
+            "refine.camera=SIMPLE_RADIAL: known cameras stay as they are, with the distortion that"
+            " they were given with; leave it or the known cameras out"
+        )
+    if options.intrinsics == "fixed":
+        raise InputError(
+            "refine.camera=SIMPLE_RADIAL: with refine.intrinsics=fixed nothing of a lens is"
+            " adjusted; choose auto, shared or per_view"
+        )

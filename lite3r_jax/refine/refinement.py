@@ -2,28 +2,34 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from lite3r_jax.data.known_cameras import network_intrinsics
 from lite3r_jax.errors import InputError
-from lite3r_jax.refine.adjustment import Lenses, adjust, require_pycolmap
+from lite3r_jax.refine import klt, sift, track
+from lite3r_jax.refine.adjustment import require_pycolmap
 from lite3r_jax.refine.depth import DepthFit, fit_depth
 from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup, depth_lookup, to_network
-from lite3r_jax.refine.klt import match
+from lite3r_jax.refine.judging import FEW_TRACKS, describe_moves, doubt, judge
+from lite3r_jax.refine.kept import Kept, key_of
 from lite3r_jax.refine.lenses import lenses_of
-from lite3r_jax.refine.observations import Observations, errors, lengths, triangulate
-from lite3r_jax.refine.options import RefineOptions
+from lite3r_jax.refine.matching import REACH, Task, Tracker
+from lite3r_jax.refine.observations import Observations, errors, lengths
+from lite3r_jax.refine.options import RefineOptions, check_options
 from lite3r_jax.refine.pairs import choose_pairs
-from lite3r_jax.refine.solve import Solution, limits, solve
+from lite3r_jax.refine.solve import Solution, solve
+from lite3r_jax.refine.straighten import straighten
 from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
 
-_FEW_TRACKS = 30
-_PARALLAX = 3.0  # pixels that points move against infinity, below which cameras only turn
-_SAME_SHARE, _SAME_ERROR = 0.005, 0.02  # of matches, of pixels: differences that say nothing
-_SURE, _DOUBTFUL = 0.5, 0.2  # degrees, and share of what cameras moved, halves may differ by
-_SHARE = 0.5  # of views that have to be tied
+MATCHERS: Mapping[str, Callable[[Task], Observations]] = MappingProxyType(
+    {"klt": klt.match, "sift": sift.match, "track": track.match}
+)
+"""How points are found in several views, by `RefineOptions.matches`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ def refine(
     masked: np.ndarray | None = None,
     known: bool = False,
     progress: Callable[[], object] = lambda: None,
+    tracker: Tracker | None = None,
+    work: Path | None = None,
 ) -> Refined:
     """Adjust the cameras of a scene to matches between its photos.
 
@@ -73,17 +81,22 @@ def refine(
             move for instance; None: none.
         known: whether the cameras are known: they stay, and points and depth are fitted to them.
         progress: called once for every view and round of matching (`options.rounds`).
+        tracker: follows points for `options.matches` "track".
+        work: folder in which matches are kept while it goes on, so that a call that was stopped is
+            not done again as far as it got; the caller deletes it. None: nothing is kept.
 
     Returns:
         The scene with refined cameras and depth in the unit that it had, tracked points, and the
         prediction beside them; the scene as it was where the report says that it stays, and why.
 
     Raises:
-        InputError: pycolmap or OpenCV is not installed; the scene comes without photos, or one
-            cannot be read.
+        InputError: pycolmap or OpenCV is not installed; settings contradict each other; the scene
+            comes without photos, or one cannot be read; there is no tracker where one is needed;
+            `work` has damaged matches or cannot be written.
     """
     check_extra()
     options = options or RefineOptions()
+    check_options(options, known)
     if scene.predicted is not None:
         raise InputError("refine: the scene is refined already; give the one that was predicted")
     report: dict[str, Any] = {"refined": False, "reason": "", "views": scene.views}
@@ -96,11 +109,23 @@ def refine(
     before = Cameras.of(scene)
     depth = depth_lookup(scene, masked)
     cameras, looked_up = before, depth
+    kept = Kept(work, "" if work is None else key_of(scene, options, gray, depth.usable, known))
     obs, solution = None, None
     for number in range(options.rounds):
-        pairs = choose_pairs(cameras, looked_up, options.partners)
-        found = match(gray, scales, cameras, looked_up, pairs, options.corners, progress)
-        if found.tracks < _FEW_TRACKS:
+        task = Task(
+            gray=gray,
+            scales=scales,
+            cameras=cameras,
+            depth=looked_up,
+            pairs=choose_pairs(cameras, looked_up, options.partners),
+            corners=options.corners,
+            keep=partial(kept, number),
+            reach=REACH[min(number, 1)],
+            tracker=tracker,
+            progress=progress,
+        )
+        found = MATCHERS[options.matches](task)
+        if found.tracks < FEW_TRACKS:
             break
         obs = found
         solution = solve(obs, cameras, lenses, known)
@@ -115,13 +140,16 @@ def refine(
         return _kept(scene, report, "too few points were found in several views; photos need"
                      " texture and have to overlap")  # fmt: skip
     solution = _in_predicted_world(obs, solution, before, depth, known)
-    reason = _judge(scene, obs, before, solution, report)
-    reason = reason or ("" if known else _doubt(obs, before, solution, lenses, report))
+    reason = judge(scene, obs, before, solution, report)
+    reason = reason or ("" if known else doubt(obs, before, solution, lenses, report))
     if reason:
         return _kept(scene, report, reason)
     fit = _fit(scene, obs, solution, depth)
-    refined = _refined(scene, obs, solution, fit)
-    _describe_moves(report, scene, obs, before, solution, depth, fit)
+    try:
+        refined = _refined(scene, obs, solution, fit)
+    except InputError as error:  # of the lens: photos and packages were there before
+        return _kept(scene, report, str(error))
+    describe_moves(report, scene, obs, before, solution, depth, fit)
     report |= {
         "refined": True,
         "tracks": len(refined.tracks or ()),
@@ -182,93 +210,7 @@ def _in_predicted_world(
         [rotation, -np.einsum("sij,sj->si", rotation, centers)[..., None]], -1
     )
     points = scale * solution.points @ turn.T + shift
-    return replace(solution, cameras=Cameras(extrinsics, after.intrinsics), points=points)
-
-
-def _judge(
-    scene: Scene,
-    obs: Observations,
-    before: Cameras,
-    solution: Solution,
-    report: dict[str, Any],
-) -> str:
-    """Why the prediction stays, or ""; the figures that decide go into the report.
-
-    All matches count, also those that were taken for wrong: of each track the point that fits it
-    best is made with the cameras before and with those after.
-    """
-    limit = limits(scene.source_sizes)[obs.view]
-    scale = float(np.median(limit)) / 2
-    shares, medians = [], []
-    for cameras in (before, solution.cameras):
-        off = errors(obs, cameras, triangulate(obs, cameras, scale))
-        shares.append(float((off < limit).mean()))
-        medians.append(float(np.median(off)))
-    names = [name for name, tied in zip(scene.names, solution.tied, strict=True) if not tied]
-    report |= {
-        "not_tied": names,
-        "limit_pixels": round(float(np.median(limit)), 3),
-        "error_pixels": dict(zip(("before", "after"), np.round(medians, 4).tolist(), strict=True)),
-        "within_limit": dict(zip(("before", "after"), np.round(shares, 4).tolist(), strict=True)),
-    }
-    views = int(solution.tied.sum())
-    sub, _ = obs.where(solution.used)
-    if solution.parallax < _PARALLAX:
-        return "the camera only turned: without a baseline neither positions nor depth can be told"
-    if views < 2 or sub.tracks < _FEW_TRACKS or views < _SHARE * scene.views:
-        return (
-            f"matches tie only {views} of {scene.views} views together; photos need texture and"
-            " have to overlap"
-        )
-    if shares[1] < shares[0] - _SAME_SHARE or medians[1] > medians[0] + _SAME_ERROR * scale:
-        return (
-            f"it fits the matches better: median error {medians[0]:.2f} pixels, refined"
-            f" {medians[1]:.2f}; within the limit {shares[0]:.1%}, refined {shares[1]:.1%}"
-        )
-    return ""
-
-
-def _doubt(
-    obs: Observations,
-    before: Cameras,
-    solution: Solution,
-    lenses: Lenses,
-    report: dict[str, Any],
-) -> str:
-    """Why cameras that fit may be off all the same, or "".
-
-    Half of the tracks, and the other half, are adjusted alone: where they give cameras that differ
-    by much, as with hardly any baseline, all together cannot be believed either. Relative rotations
-    are compared; what the prediction was off by is the measure.
-    """
-    halves = []
-    for half in (0, 1):
-        sub, numbers = obs.where(solution.used & (obs.track % 2 == half))
-        if sub.tracks < _FEW_TRACKS // 2:
-            return "too few points were found in several views"
-        scale = float(np.median(limits(lenses.sizes))) / 2
-        halves.append(adjust(sub, solution.cameras, solution.points[numbers], lenses, scale)[0])
-    tied = np.flatnonzero(solution.tied)
-    apart = _apart(halves[0], halves[1], tied)
-    moved = _apart(before, solution.cameras, tied)
-    report |= {"halves_degrees": round(apart, 3), "pairs_degrees": round(moved, 3)}
-    if apart > max(_SURE, _DOUBTFUL * moved):
-        return (
-            f"matches fit more than one set of cameras: either half of them gives views that are"
-            f" turned by {apart:.2f} degrees against the other's; take photos from further apart"
-        )
-    return ""
-
-
-def _apart(one: Cameras, other: Cameras, views: np.ndarray) -> float:
-    """Median angle in degrees between the relative rotations of all pairs of views."""
-    i, j = np.triu_indices(len(views), 1)
-    first, second = (
-        c.extrinsics[views[j], :, :3] @ c.extrinsics[views[i], :, :3].swapaxes(1, 2)
-        for c in (one, other)
-    )
-    off = np.linalg.norm(first - second, axis=(1, 2))
-    return float(np.median(np.degrees(2 * np.arcsin(np.minimum(off / 8**0.5, 1)))))
+    return replace(solution, cameras=replace(after, extrinsics=extrinsics), points=points)
 
 
 def _fit(scene: Scene, obs: Observations, solution: Solution, depth: DepthLookup) -> DepthFit:
@@ -286,8 +228,18 @@ def _fit(scene: Scene, obs: Observations, solution: Solution, depth: DepthLookup
 
 
 def _refined(scene: Scene, obs: Observations, solution: Solution, fit: DepthFit) -> Scene:
-    """The scene with cameras, depth, points and tracks of the solution."""
+    """The scene with cameras, depth, points and tracks of the solution.
+
+    Raises:
+        InputError: the distortion that was found folds a photo.
+    """
     cameras, tied = solution.cameras, solution.tied
+    predicted = PredictedGeometry(scene.extrinsics, scene.intrinsics, scene.depth)
+    if cameras.radial is not None:
+        slopes = cameras.slopes(obs.view, obs.pixel)
+        scene, cameras = straighten(scene, cameras)
+        k = cameras.intrinsics[obs.view]
+        obs = replace(obs, pixel=slopes * k[:, (0, 1), (0, 1)] + k[:, :2, 2])
     boxes = np.concatenate([scene.boxes, scene.source_sizes], -1)
     fitted = network_intrinsics(cameras.intrinsics, boxes, scene.size).astype(np.float32)
     intrinsics = np.where(tied[:, None, None], fitted, scene.intrinsics)
@@ -318,7 +270,6 @@ def _refined(scene: Scene, obs: Observations, solution: Solution, fit: DepthFit)
         view=sub.view.astype(np.int32),
         pixel=pixel.astype(np.float32),
     )
-    predicted = PredictedGeometry(scene.extrinsics, scene.intrinsics, scene.depth)
     return replace(moved, tracks=tracks, predicted=predicted)
 
 
@@ -336,40 +287,3 @@ def _moved_points(scene: Scene, extrinsics: np.ndarray, fit: DepthFit) -> np.nda
         local = local * np.where(front, ratio, fit.scale[view])
         moved[view] = (local - new[:, 3]) @ new[:, :3]
     return moved
-
-
-def _describe_moves(
-    report: dict[str, Any],
-    scene: Scene,
-    obs: Observations,
-    before: Cameras,
-    solution: Solution,
-    depth: DepthLookup,
-    fit: DepthFit,
-) -> None:
-    """How far cameras, focal lengths and depth moved."""
-    tied, after = solution.tied, solution.cameras
-    apart = after.extrinsics[tied][..., :3] - before.extrinsics[tied][..., :3]
-    turned = np.degrees(2 * np.arcsin(np.minimum(np.linalg.norm(apart, axis=(1, 2)) / 8**0.5, 1)))
-    spread = np.linalg.norm(after.centers[tied] - after.centers[tied].mean(0), axis=-1).mean()
-    away = np.linalg.norm(after.centers[tied] - before.centers[tied], axis=-1)
-    focal = [np.median(c.intrinsics[tied, 0, 0]) for c in (before, after)]
-    used = solution.used
-    _, z = after.project(obs.view[used], solution.points[obs.track[used]])
-    view, there = obs.view[used], depth.at(obs.view[used], obs.pixel[used])
-    good = there > 0
-    offs = [
-        float(np.median(np.abs(d - z)[good] / z[good])) if good.any() else float("nan")
-        for d in (there, there * fit.scale[view] + fit.shift[view])
-    ]
-    report |= {
-        "rotation_degrees": {
-            "median": round(float(np.median(turned)), 3),
-            "largest": round(float(turned.max()), 3),
-        },
-        "position_of_spread": round(float(np.median(away) / max(spread, 1e-12)), 4),
-        "focal_length": round(float(focal[1] / focal[0]), 4),
-        "depth_scale": [round(float(s), 4) for s in (fit.scale.min(), fit.scale.max())],
-        "depth_shifted_views": int((fit.shift != 0).sum()),
-        "depth_error": dict(zip(("before", "after"), np.round(offs, 4).tolist(), strict=True)),
-    }

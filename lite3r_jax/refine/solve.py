@@ -13,6 +13,10 @@ LIMIT = 2.0
 _FIRST, _LIMITS = 8.0, (4.0, 2.0, 1.0)  # filters after each round, times the limit
 _LEAST_ANGLE = 0.5  # degrees between rays of a point that is kept
 _LEAST_MATCHES = 20  # of a view that is tied
+# Observations of a view from which on those of further tracks are left out of an adjustment, whose
+# time they are: in the rounds, and in the last one.
+_SOME, _MANY = 400, 1500
+_ROUGH = 1e-4  # relative change of the cost at which an adjustment ends that others follow
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,7 @@ class Solution:
     Attributes:
         cameras: all of them; those of views that are not tied are as they came.
         points: float64 [N, 3] of all tracks.
-        used: bool [M], observations that the last adjustment held.
+        used: bool [M], observations that fit; of very many the last adjustment held a part.
         tied: bool [S], views that hang together by enough matches.
         parallax: pixels that the median point moves between views against one infinitely far away.
     """
@@ -51,7 +55,7 @@ def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool
     limit = limits(lenses.sizes)[obs.view]
     scale = float(np.median(limit)) / 2
     start = cameras
-    cameras = Cameras(cameras.extrinsics, lenses.joined(cameras.intrinsics))
+    cameras = lenses.joined(cameras)
     points = triangulate(obs, cameras, 4 * scale)
     off = errors(obs, cameras, points)
     used, tied = _tied(obs, np.isfinite(off), len(lenses.group))
@@ -60,8 +64,10 @@ def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool
     parallax = np.inf
     first = float(np.clip(np.median(off[used]), scale, _FIRST * scale))
     for loss, bound in zip((first, scale, scale), _LIMITS, strict=True):
-        sub, numbers = obs.where(used)
-        cameras, points[numbers] = adjust(sub, cameras, points[numbers], lenses, loss, fixed_poses)
+        sub, numbers = obs.where(enough(obs, used, _SOME))
+        cameras, points[numbers] = adjust(
+            sub, cameras, points[numbers], lenses, loss, fixed_poses, _ROUGH
+        )
         points = triangulate(obs, cameras, scale, points)
         off = errors(obs, cameras, points)
         seen = lengths(obs, off < bound * limit) >= 2
@@ -74,14 +80,38 @@ def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool
         if not used.any():
             break
     if used.any():
-        sub, numbers = obs.where(used)
+        chosen = enough(obs, used, _MANY)
+        sub, numbers = obs.where(chosen)
         cameras, points[numbers] = adjust(sub, cameras, points[numbers], lenses, scale, fixed_poses)
+        if chosen.sum() < used.sum():  # cameras hardly moved, the points of the others follow
+            points = triangulate(obs, cameras, scale, points)
     kept = tied[:, None, None]
     cameras = Cameras(
         np.where(kept, cameras.extrinsics, start.extrinsics),
         np.where(kept, cameras.intrinsics, start.intrinsics),
+        None if cameras.radial is None else np.where(tied, cameras.radial, 0.0),
     )
     return Solution(cameras, points, used, tied, parallax)
+
+
+def enough(obs: Observations, used: np.ndarray, count: int) -> np.ndarray:
+    """Observations [M] of some tracks: of the longest ones, until views have `count` of them.
+
+    A track is left out where all of its views have enough without it.
+    """
+    length = lengths(obs, used)
+    have = np.zeros(int(obs.view.max(initial=-1)) + 1, np.int64)
+    if (np.bincount(obs.view[used], minlength=len(have)) <= count).all():
+        return used
+    index = np.flatnonzero(used)
+    starts = np.searchsorted(obs.track[index], np.arange(obs.tracks + 1))
+    taken = np.zeros(obs.tracks, bool)
+    for track in np.argsort(-length, kind="stable").tolist():
+        views = obs.view[index[starts[track] : starts[track + 1]]]
+        if len(views) and (have[views] < count).any():
+            taken[track] = True
+            have[views] += 1
+    return used & taken[obs.track]
 
 
 def _tied(obs: Observations, good: np.ndarray, views: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from lite3r_jax.evaluation.page import page
 from lite3r_jax.evaluation.predictor import Output, Predictor
 from lite3r_jax.evaluation.protocols import Protocol, open_protocol
 from lite3r_jax.evaluation.record import Record
-from lite3r_jax.evaluation.refined import refined
+from lite3r_jax.evaluation.refined import refining
 from lite3r_jax.evaluation.results import TRUTH, Results, folder_name, thumbnail_scenes
 from lite3r_jax.evaluation.score import in_unit
 from lite3r_jax.evaluation.thumbnails import predicted, truth
@@ -273,7 +273,5 @@ class _Lazy:
                 frame_chunk=chunk,
                 mesh=make_view_mesh(experiment.compute.mesh),
             )
-        outputs = self._predictor(images)
-        if self._variant.refine:
-            return [refined(*each) for each in zip(images, outputs, strict=False)]
-        return outputs
+        predict = refining(self._predictor) if self._variant.refine else self._predictor
+        return predict(images)

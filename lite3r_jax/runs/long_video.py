@@ -9,6 +9,7 @@ from lite3r_jax.experiment import Experiment
 from lite3r_jax.infer import report as reports
 from lite3r_jax.long_video.frames import Frames
 from lite3r_jax.long_video.outputs import PARTS, Part, check_formats, planned, write_part
+from lite3r_jax.long_video.refinement import refine_part
 from lite3r_jax.long_video.run import LongVideo, ModelPredictor, reconstruct_chunks
 from lite3r_jax.long_video.store import Store
 from lite3r_jax.progress import Progress
@@ -30,8 +31,11 @@ def check_chunked(experiment: Experiment) -> None:
             f"cameras.known={experiment.cameras.known}: is not for a video in chunks, whose cameras"
             " are joined from predictions; leave it or video.chunk out"
         )
-    if experiment.refine.on:
-        raise InputError("refine.on: is not for a video in chunks; leave it or video.chunk out")
+    if experiment.refine.on and experiment.refine.camera == "SIMPLE_RADIAL":
+        raise InputError(
+            "refine.camera=SIMPLE_RADIAL: is not for a video in chunks, each of which would have a"
+            " lens of its own; choose SIMPLE_PINHOLE or PINHOLE, or leave video.chunk out"
+        )
     if experiment.export.points.mask_folder:
         raise InputError(
             "export.points.mask_folder: is not for a video in chunks; use export.points.mask, or"
@@ -78,13 +82,21 @@ def run_chunks(run: "SceneRun", frames: Frames, folder: ResultFolder, progress: 
         folder.forget_chunks()
     older = folder.begin(chunks=True)
     store = Store(folder.path)
-    predictor = ModelPredictor(reconstructor)
+    predictor = ModelPredictor(reconstructor, experiment.export.points)
     try:
         video = reconstruct_chunks(frames, predictor, experiment.video, store, progress)
     except InputError:
         folder.give_up()
         raise
-    parts = video.parts()
+    parts, refinements = video.parts(), []
+    if experiment.refine.on:
+        with progress.stage("refine the whole", len(parts), "part") as tick:
+            for number, part in enumerate(parts):
+                parts[number], made = refine_part(part, frames, store, experiment.refine)
+                refinements.append(made)
+                tick()
+        refined = sum(view.refined for view in video.views)
+        video.facts["refinement"] = {"chunks": refined, "parts": refinements}
     report = _describe(run, frames, video, parts)
     shown = {key: report[key] for key in ("model", "versions", "device")}
     options = titled(experiment.export, frames.name)
@@ -145,6 +157,17 @@ def summary(video: LongVideo, parts: list[Part]) -> list[str]:
             lines[-1] += f"; scale drifted by a factor of {facts['scale_drift']:.3f} before them"
     if len(parts) > 1:
         lines.append(f"{len(parts)} parts that do not hang together")
+    if refinement := facts.get("refinement"):
+        lines.append(f"refined {refinement['chunks']} of {count} chunks by themselves")
+        first = refinement["parts"][0]
+        if first["refined"]:
+            error = first["error_pixels"]
+            lines.append(
+                f"refined together: {first['tracks']:,} points, median error"
+                f" {error['before']:.2f} -> {error['after']:.2f} pixels"
+            )
+        else:
+            lines.append(f"not refined together: {first['reason']}")
     return lines
 
 

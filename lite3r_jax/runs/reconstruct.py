@@ -21,6 +21,7 @@ from lite3r_jax.folder_lock import locked
 from lite3r_jax.infer import report as reports
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.memory import check_weights
+from lite3r_jax.infer.point_tracker import TRACK, check_track_head
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.long_video.chunks import plan_chunks
 from lite3r_jax.long_video.frames import Frames, open_frames
@@ -211,7 +212,16 @@ class SceneRun:
         if not self.experiment.overwrite and state in ("done", "other"):
             refuse_other([folder])
         options = self._export_options(photos)
-        scene = self.reconstructor(photos, progress, options.points)
+        # what is overwritten stays until there is something in its place
+        keeps = self.experiment.refine.on and state in ("new", "unfinished")
+        older = folder.begin(refining=True) if keeps else frozenset[str]()
+        try:
+            work = folder.refining if keeps else None
+            scene = self.reconstructor(photos, progress, options.points, work)
+        except InputError:
+            if keeps:
+                folder.give_up()
+            raise
         assert self.reconstructor.plan is not None
         facts = reports.describe_run(
             scene,
@@ -221,7 +231,7 @@ class SceneRun:
             cameras=self.reconstructor.alignment,
             refinement=self.reconstructor.refinement,
         )
-        older = folder.begin()
+        older = older if keeps else folder.begin()
         try:
             with progress.stage("export", len(self.formats), "format") as tick:
                 outputs = exports.write(
@@ -467,6 +477,9 @@ def _heads(experiment: Experiment, checked: CheckedModel, points: PointSource) -
     heads = ["camera", "depth"]
     if points == "head" and POINTS not in kind.choices:
         heads.append("point")
+    if experiment.refine.on and experiment.refine.matches == TRACK:
+        check_track_head(experiment.refine, checked.manifest.heads)
+        heads.append(TRACK)
     return heads + list(experiment.cameras.heads(kind))
 
 

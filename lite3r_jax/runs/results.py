@@ -21,6 +21,8 @@ from lite3r_jax.weights import strict_json
 
 DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "refine", "export")
 """Settings and groups of settings that results depend on, besides the model and the input."""
+REFINING = "refining"
+"""Folder in the folder of results with matches of a refinement that goes on or was stopped."""
 State = Literal["new", "done", "unfinished", "other"]
 
 
@@ -88,25 +90,36 @@ class ResultFolder:
         complete = report.get("finished") is True and set(self.planned()) <= set(existing)
         return "done" if complete else "unfinished"
 
-    def begin(self, *, chunks: bool = False) -> frozenset[str]:
+    @property
+    def refining(self) -> Path:
+        """Where matches are kept while cameras are refined."""
+        return self.path / REFINING
+
+    def begin(self, *, chunks: bool = False, refining: bool = False) -> frozenset[str]:
         """Note that a run has begun; gives the formats of the run before.
 
         Args:
             chunks: whether it is of a video in chunks. Those of other settings, weights or videos
                 go.
+            refining: whether matches will be kept in `refining`. Those of other settings go.
         """
         report = self._report()
         if report.get("made_of") != self.key:
             self.forget_chunks()
+            self._forget_matches()
         older = report.get("outputs")
         names = set(older) if isinstance(older, dict) else set()
         outputs = {name: {} for name in (*sorted(names & set(exports.FORMATS)), *self.formats)}
-        note = {"made_of": self.key, "finished": False, "in_chunks": chunks, "outputs": outputs}
+        note = {
+            "made_of": self.key, "finished": False, "in_chunks": chunks, "refining": refining,
+            "outputs": outputs,
+        }  # fmt: skip
         reports.write_report(note, self.path / reports.FILE_NAME, overwrite=True)
         return frozenset(names & set(exports.FORMATS))
 
     def finish(self, report: Mapping[str, Any], older: frozenset[str]) -> None:
         """Write the report; formats of older runs that this one does not have go."""
+        self._forget_matches()
         mine = set(self.planned())
         for path in exports.planned(self.path, sorted(older)) if older else ():
             if path not in mine:
@@ -116,6 +129,7 @@ class ResultFolder:
 
     def give_up(self) -> None:
         """The scene failed: what `begin` made goes, if nothing else was written."""
+        self._forget_matches()
         if self.existing() == [self.path / reports.FILE_NAME]:
             with suppress(OSError):
                 (self.path / reports.FILE_NAME).unlink()
@@ -127,6 +141,10 @@ class ResultFolder:
             return  # folders of these names are somebody else's
         for name in (CHUNKS, PARTS):
             _remove(self.path / name)
+
+    def _forget_matches(self) -> None:
+        if self._report().get("refining") is True:
+            _remove(self.refining)
 
     def _in_chunks(self) -> bool:
         return self._report().get("in_chunks") is True

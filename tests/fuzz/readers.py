@@ -38,7 +38,9 @@ from lite3r_jax.long_video.joining import join
 from lite3r_jax.long_video.joint import Joint
 from lite3r_jax.long_video.loops import Candidate, Loop
 from lite3r_jax.long_video.store import Store
+from lite3r_jax.refine.kept import Kept
 from lite3r_jax.runs.recipes import load_recipe
+from lite3r_jax.scene import PhotoLenses, PredictedGeometry, TrackedPoints
 from lite3r_jax.service.record import Record as SceneRecord
 from lite3r_jax.service.record import read_record, write_record
 from lite3r_jax.service.uploads import UploadedFile
@@ -210,6 +212,18 @@ def _arrays(scene: Any) -> dict[str, Any]:
     return {f.name: getattr(scene, f.name) for f in dataclasses.fields(scene)}
 
 
+def _matches(folder: Path) -> None:
+    made = {"corners": np.ones((2, 2)), "track": np.arange(2), "partner": np.zeros(2, np.int64)}
+    Kept(folder / "matches", "key")(0, 1, lambda: made)
+
+
+def _read_matches(folder: Path) -> Any:
+    def nothing() -> Any:
+        raise AssertionError("what was kept is not read")
+
+    return dict(Kept(folder / "matches", "key")(0, 1, nothing))
+
+
 def _cameras_npz(folder: Path) -> None:
     made = views(2, SIZE)
     np.savez(
@@ -287,6 +301,39 @@ add(
     valid=lambda value, wanted: wanted is None or equal(value, wanted),
     same=True,
 )
+
+
+def _refined_scene() -> Any:
+    """Two views with a point that both see, the prediction beside them, and their lenses."""
+    scene = _scene()
+    predicted = PredictedGeometry(scene.extrinsics, scene.intrinsics, scene.depth)
+    tracks = TrackedPoints(
+        points=np.ones((1, 3), np.float32),
+        colors=np.full((1, 3), 7, np.uint8),
+        errors=np.ones(1, np.float32),
+        track=np.zeros(2, np.int32),
+        view=np.arange(2, dtype=np.int32),
+        pixel=np.full((2, 2), 3, np.float32),
+    )
+    lenses = PhotoLenses(scene.source_intrinsics, np.full(2, -0.1))
+    return dataclasses.replace(scene, predicted=predicted, tracks=tracks, lenses=lenses)
+
+
+def _refined_arrays(scene: Any) -> dict[str, Any]:
+    parts = {name: vars(getattr(scene, name)) for name in ("predicted", "tracks", "lenses")}
+    return _arrays(scene) | parts
+
+
+add(
+    "predictions.npz of a refined scene",
+    lambda folder: write_npz(_refined_scene(), folder / "a.npz"),
+    "a.npz",
+    lambda folder: _refined_arrays(read_npz(folder / "a.npz")),
+    valid=lambda value, wanted: wanted is None or equal(value, wanted),
+    same=True,
+)
+add("matches of a refinement", _matches, "matches/key/0-000001.npz", _read_matches, same=True,
+    valid=lambda value, wanted: wanted is None or equal(value, wanted))  # fmt: skip
 add("cameras as NPZ", _cameras_npz, "a.npz", lambda folder: read_known_cameras(folder / "a.npz"),
     valid=cameras_are_valid)  # fmt: skip
 add("transforms.json", _transforms, "transforms.json",

@@ -85,17 +85,35 @@ def test_the_small_model_and_a_video_in_chunks(room, tmp_path, capsys):
     assert "done before" in capsys.readouterr().out
 
 
+def test_chunks_are_refined_and_then_the_whole(room, tmp_path, capsys):
+    out = tmp_path / "out"
+    more = ["--video.chunk=6", "--video.overlap=3", "--formats=npz,colmap,tum", "--refine"]
+    assert run(room, out, *more) == 0
+    said = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    refinement, written = report["video"]["refinement"], report["video"]["written"]
+    assert f"refined {refinement['chunks']} of {len(report['video']['chunks'])} chunks" in said
+    assert [part["views"] for part in refinement["parts"]] == [each["frames"] for each in written]
+    assert "refined together" in said
+    chunks = [read_npz(out / "chunks" / f"{n:06d}" / "predictions.npz") for n in range(2)]
+    assert sum(chunk.tracks is not None for chunk in chunks) == refinement["chunks"]
+    model = pycolmap.Reconstruction(str(out / "colmap" / "sparse" / "0"))
+    first = refinement["parts"][0]
+    tracked = first["tracks"] if first["refined"] else None
+    assert tracked in (None, model.num_points3D())
+
+
 def test_a_run_that_was_stopped_goes_on(fake_dir, tmp_path, capsys, monkeypatch):
     video, out = record(tmp_path / "gray.avi", frames=24), tmp_path / "out"
     more = ["--video.stride=1", "--video.chunk=6", "--video.overlap=2", "--formats=ply,tum,npz"]
     passes = []
     whole = Reconstructor.__call__
 
-    def counted(self, photos, progress=None):
+    def counted(self, photos, progress=None, **more):
         if len(passes) == 3:
             raise KeyboardInterrupt
         passes.append(photos.photos[0].name)
-        return whole(self, photos, progress)
+        return whole(self, photos, progress, **more)
 
     monkeypatch.setattr(Reconstructor, "__call__", counted)
     assert run(video, out, *more, weights=fake_dir) != 0
@@ -163,7 +181,10 @@ def test_photos_of_several_sizes_are_refused_by_name(fake_dir, tmp_path, capsys)
         (["--video.overlap=2"], r"set video\.chunk as well"),
         (["--video.chunk=4", "--formats=npz,depth_png"], "depth_png cannot be written"),
         (["--video.chunk=4", "--cameras=known.npz"], r"cameras\.known=known\.npz: is not for"),
-        (["--video.chunk=4", "--refine.on=true"], r"refine\.on: is not for"),
+        (
+            ["--video.chunk=4", "--refine", "--refine.camera=SIMPLE_RADIAL"],
+            r"refine\.camera=SIMPLE_RADIAL: is not for a video in chunks",
+        ),
         (["--video.chunk=4", "--mask-folder=masks"], "mask_folder: is not for"),
     ],
 )

@@ -1,6 +1,8 @@
 """`lite3r reconstruct PHOTOS --refine` from photos to files and the report."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pycolmap
@@ -61,6 +63,7 @@ def test_photos_become_refined_files_and_a_report(photos, fake_dir, tmp_path, ca
     assert model.num_points3D() == len(scene.tracks) == refinement["tracks"]
     assert model.compute_mean_track_length() == pytest.approx(scene.tracks.mean_length)
     assert {path.name for path in (out / "colmap" / "images").iterdir()} == set(scene.names)
+    assert not (out / "refining").exists()
     # other settings are another result
     assert main([*words, "--refine", "--refine.corners=300"]) == 2
     assert "exist already, made with other settings" in capsys.readouterr().err
@@ -69,6 +72,36 @@ def test_photos_become_refined_files_and_a_report(photos, fake_dir, tmp_path, ca
     assert main([*again, "--export.images=network", "--export.colmap_points=both"]) == 0
     model = pycolmap.Reconstruction(tmp_path / "again" / "colmap_txt" / "sparse" / "0")
     assert model.num_points3D() > len(scene.tracks)
+
+
+def test_sift_and_lenses_from_the_command_line(photos, fake_dir, tmp_path):
+    out = tmp_path / "out"
+    words = ["reconstruct", str(photos), "--weights", str(fake_dir), "--output", str(out)]
+    words += ["--size", str(SIZE), "--formats", "npz,colmap", "--backbone", "fake", "--refine"]
+    words += ["--refine.matches=sift", "--refine.camera=SIMPLE_RADIAL"]
+    assert main(words) == 0
+    report = json.loads((out / "report.json").read_text())["scene"]["refinement"]
+    assert report["matched_tracks"] > 100
+    assert report["error_pixels"]["after"] < 0.5 * report["error_pixels"]["before"]
+    # a ball before a wall tells little of a lens
+    assert not report["refined"] and "more than one set of cameras" in report["reason"]
+    assert not (out / "colmap" / "distorted").exists() and not (out / "refining").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on(photos, tmp_path):
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "lite3r_jax.cli.lite3r", "reconstruct", str(photos)]
+    words += ["--weights", "vggt-tiny", "--output", str(out), "--formats", "npz", "--refine"]
+    with subprocess.Popen(words) as run:
+        while run.poll() is None and not list(out.glob("refining/*/0-000001.npz")):
+            pass
+        run.kill()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("refining/*/*.npz")}
+    assert kept and not (out / "predictions.npz").exists()
+    assert main(words[3:]) == 0
+    assert json.loads((out / "report.json").read_text())["finished"] is True
+    assert not (out / "refining").exists()
 
 
 def test_python_refines_and_masks_count(photos, fake_model, tmp_path, caplog):
@@ -94,6 +127,8 @@ def test_python_refines_and_masks_count(photos, fake_model, tmp_path, caplog):
     [
         (["--refine.matcher=flow"], "--refine.matcher: there is no such setting"),
         (["--refine.camera=FISHEYE"], "--refine.camera: expected one of SIMPLE_PINHOLE, PINHOLE"),
+        (["--refine.matches=flow"], "--refine.matches: expected one of klt, sift, track"),
+        (["--refine.matches=track"], "refine.matches=track: needs a track head, this model has"),
         (["--refine.partners=0"], "--refine.partners: expected 1 to 1000, got 0"),
         (["--export.colmap_points=some"], "export.colmap_points: expected "),
     ],

@@ -1,0 +1,152 @@
+"""Whether refined cameras are better than predicted ones, and what the report says of both."""
+
+from typing import Any
+
+import numpy as np
+
+from lite3r_jax.refine.adjustment import Lenses, adjust
+from lite3r_jax.refine.depth import DepthFit
+from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup
+from lite3r_jax.refine.observations import Observations, errors, triangulate
+from lite3r_jax.refine.solve import Solution, limits
+from lite3r_jax.scene import Scene
+
+FEW_TRACKS = 30
+"""Tracks below which nothing is adjusted."""
+_PARALLAX = 3.0  # pixels that points move against infinity, below which cameras only turn
+_SAME_SHARE, _SAME_ERROR = 0.005, 0.02  # of matches, of pixels: differences that say nothing
+_SURE, _DOUBTFUL = 0.5, 0.2  # degrees, and share of what cameras moved, halves may differ by
+_SHARE = 0.5  # of views that have to be tied
+
+
+def judge(
+    scene: Scene,
+    obs: Observations,
+    before: Cameras,
+    solution: Solution,
+    report: dict[str, Any],
+) -> str:
+    """Why the prediction stays, or ""; the figures that decide go into the report.
+
+    All matches count, also those that were taken for wrong: of each track the point that fits it
+    best is made with the cameras before and with those after.
+    """
+    limit = limits(scene.source_sizes)[obs.view]
+    scale = float(np.median(limit)) / 2
+    shares, medians = [], []
+    for cameras in (before, solution.cameras):
+        off = errors(obs, cameras, triangulate(obs, cameras, scale))
+        shares.append(float((off < limit).mean()))
+        medians.append(float(np.median(off)))
+    names = [name for name, tied in zip(scene.names, solution.tied, strict=True) if not tied]
+    report |= {
+        "not_tied": names,
+        "limit_pixels": round(float(np.median(limit)), 3),
+        "error_pixels": dict(zip(("before", "after"), np.round(medians, 4).tolist(), strict=True)),
+        "within_limit": dict(zip(("before", "after"), np.round(shares, 4).tolist(), strict=True)),
+        "outliers": round(1 - shares[1], 4),
+    }
+    views = int(solution.tied.sum())
+    sub, _ = obs.where(solution.used)
+    if solution.parallax < _PARALLAX:
+        return "the camera only turned: without a baseline neither positions nor depth can be told"
+    if views < 2 or sub.tracks < FEW_TRACKS or views < _SHARE * scene.views:
+        return (
+            f"matches tie only {views} of {scene.views} views together; photos need texture and"
+            " have to overlap"
+        )
+    if shares[1] < shares[0] - _SAME_SHARE or medians[1] > medians[0] + _SAME_ERROR * scale:
+        return (
+            f"it fits the matches better: median error {medians[0]:.2f} pixels, refined"
+            f" {medians[1]:.2f}; within the limit {shares[0]:.1%}, refined {shares[1]:.1%}"
+        )
+    return ""
+
+
+def doubt(
+    obs: Observations,
+    before: Cameras,
+    solution: Solution,
+    lenses: Lenses,
+    report: dict[str, Any],
+) -> str:
+    """Why cameras that fit may be off all the same, or "".
+
+    Half of the tracks, and the other half, are adjusted alone: where they give cameras that differ
+    by much, as with hardly any baseline, all together cannot be believed either. Relative rotations
+    are compared; what the prediction was off by is the measure.
+    """
+    halves = []
+    for half in (0, 1):
+        sub, numbers = obs.where(solution.used & (obs.track % 2 == half))
+        if sub.tracks < FEW_TRACKS // 2:
+            return "too few points were found in several views"
+        scale = float(np.median(limits(lenses.sizes))) / 2
+        halves.append(adjust(sub, solution.cameras, solution.points[numbers], lenses, scale)[0])
+    tied = np.flatnonzero(solution.tied)
+    apart = _apart(halves[0], halves[1], tied)
+    moved = _apart(before, solution.cameras, tied)
+    report |= {"halves_degrees": round(apart, 3), "pairs_degrees": round(moved, 3)}
+    if apart > max(_SURE, _DOUBTFUL * moved):
+        return (
+            f"matches fit more than one set of cameras: either half of them gives views that are"
+            f" turned by {apart:.2f} degrees against the other's; take photos from further apart"
+        )
+    return ""
+
+
+def _apart(one: Cameras, other: Cameras, views: np.ndarray) -> float:
+    """Median angle in degrees between the relative rotations of all pairs of views."""
+    i, j = np.triu_indices(len(views), 1)
+    first, second = (
+        c.extrinsics[views[j], :, :3] @ c.extrinsics[views[i], :, :3].swapaxes(1, 2)
+        for c in (one, other)
+    )
+    off = np.linalg.norm(first - second, axis=(1, 2))
+    return float(np.median(np.degrees(2 * np.arcsin(np.minimum(off / 8**0.5, 1)))))
+
+
+def describe_moves(
+    report: dict[str, Any],
+    scene: Scene,
+    obs: Observations,
+    before: Cameras,
+    solution: Solution,
+    depth: DepthLookup,
+    fit: DepthFit,
+) -> None:
+    """How far cameras, focal lengths and depth moved."""
+    tied, after = solution.tied, solution.cameras
+    apart = after.extrinsics[tied][..., :3] - before.extrinsics[tied][..., :3]
+    turned = np.degrees(2 * np.arcsin(np.minimum(np.linalg.norm(apart, axis=(1, 2)) / 8**0.5, 1)))
+    spread = np.linalg.norm(after.centers[tied] - after.centers[tied].mean(0), axis=-1).mean()
+    away = np.linalg.norm(after.centers[tied] - before.centers[tied], axis=-1)
+    focal = [np.median(c.intrinsics[tied, 0, 0]) for c in (before, after)]
+    used = solution.used
+    _, z = after.project(obs.view[used], solution.points[obs.track[used]])
+    view, there = obs.view[used], depth.at(obs.view[used], obs.pixel[used])
+    good = there > 0
+    offs = [
+        float(np.median(np.abs(d - z)[good] / z[good])) if good.any() else float("nan")
+        for d in (there, there * fit.scale[view] + fit.shift[view])
+    ]
+    report |= {
+        "rotation_degrees": {
+            "median": round(float(np.median(turned)), 3),
+            "largest": round(float(turned.max()), 3),
+        },
+        "position_of_spread": round(float(np.median(away) / max(spread, 1e-12)), 4),
+        "focal_length": round(float(focal[1] / focal[0]), 4),
+        "radial_distortion": _radial(after, tied),
+        "depth_scale": [round(float(s), 4) for s in (fit.scale.min(), fit.scale.max())],
+        "depth_shifted_views": int((fit.shift != 0).sum()),
+        "depth_error": dict(zip(("before", "after"), np.round(offs, 4).tolist(), strict=True)),
+    }
+
+
+def _radial(cameras: Cameras, tied: np.ndarray) -> list[float] | None:
+    """Least and largest k of the views; None for pinholes."""
+    if cameras.radial is None:
+        return None
+    k = cameras.radial[tied]
+    return [round(float(k.min()), 5), round(float(k.max()), 5)]
