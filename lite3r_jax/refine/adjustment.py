@@ -132,7 +132,8 @@ def adjust(
     radial = np.zeros(len(lenses.group)) if lenses.model == "SIMPLE_RADIAL" else None
     first = {int(g): int(np.argmax(lenses.group == g)) for g in np.unique(lenses.group)}
     for view, group in enumerate(lenses.group.tolist()):
-        extrinsics[view] = model.images[view + 1].cam_from_world().matrix()
+        if not fixed_poses:
+            extrinsics[view] = model.images[view + 1].cam_from_world().matrix()
         p = model.cameras[first[group] + 1].params
         n = lenses.focals
         fx, fy, cx, cy = p[0], p[n - 1], p[n] - 0.5, p[n + 1] - 0.5

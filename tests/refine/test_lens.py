@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite3r_jax.data.lens import distort
+from lite3r_jax.data.photos import SourcePhoto
+from lite3r_jax.data.posed import PosedPhoto
 from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.errors import InputError
 from lite3r_jax.exports import ExportOptions, read_npz, write
@@ -84,7 +86,7 @@ def test_the_distortion_is_found(taken, refined):
     truth = replace(taken[1], depth=refined.scene.depth)
     assert camera_errors(refined.scene, truth)["rotation"] < 0.5
     lenses = refined.scene.lenses
-    np.testing.assert_allclose(lenses.intrinsics[:, 0, 0], taken[1].intrinsics[:, 0, 0], rtol=0.03)
+    np.testing.assert_allclose(lenses.intrinsics[:, 0, 0], taken[1].intrinsics[:, 0, 0], rtol=0.05)
     # without it the focal length takes its place
     plain = refine(disturbed(taken[1], 1, seed=0, depth_error=0.02), RefineOptions())
     assert camera_errors(plain.scene, truth)["focal"] > 0.08
@@ -161,3 +163,24 @@ def test_settings_that_contradict_each_other_are_refused(taken):
         refine(taken[1], OPTIONS, known=True)
     with pytest.raises(InputError, match=r"with refine\.intrinsics=fixed nothing of a lens"):
         refine(taken[1], replace(OPTIONS, intrinsics="fixed"))
+
+
+def test_known_cameras_with_distortion_are_honoured(taken):
+    same = taken[1]
+    exact = Cameras(same.extrinsics.astype(np.float64), same.source_intrinsics, np.full(4, RADIAL))
+    straight, pinholes = straighten(same, exact)
+    photos = []
+    for view, name in enumerate(same.names):
+        k = same.source_intrinsics[view]
+        lens = (k[0, 0], k[1, 1], k[0, 2], k[1, 2])
+        camera = PosedPhoto(name, (SIZE, SIZE), exact.extrinsics[view], lens, distortion_of(RADIAL))
+        photos.append(SourcePhoto(name, same.images[view], name, camera=camera))
+    intrinsics = pinholes.intrinsics.astype(np.float32)
+    known = replace(straight, photos=tuple(photos), intrinsics=intrinsics, lenses=None)
+    options = RefineOptions(rounds=1)
+    result = refine(known, options, known=True)
+    assert result.report["refined"] and result.report["error_pixels"]["after"] < 0.4
+    np.testing.assert_array_equal(result.scene.extrinsics, known.extrinsics)
+    # with photos that were not undistorted the same cameras fit worse
+    distorted = refine(replace(known, photos=same.photos), options, known=True).report
+    assert distorted["error_pixels"]["after"] > 1.2 * result.report["error_pixels"]["after"]
