@@ -135,8 +135,8 @@ def _shared(
     """Places of a chunk in a frame, with those of the chunk before where they are the same."""
     from scipy.spatial import KDTree
 
-    off, nearest = KDTree(others).query(pixels)
-    back, again = KDTree(pixels).query(others)
+    off, nearest = map(np.asarray, KDTree(others).query(pixels))
+    back, again = map(np.asarray, KDTree(pixels).query(others))
     same = (off < _SAME) & (again[nearest] == np.arange(len(pixels))) & (back[nearest] < _SAME)
     return np.where(same, theirs[nearest], places)
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,11 +61,11 @@ class Kept:
                     f"{path}: cannot be used again ({error}); delete it, and the same command makes"
                     " it anew"
                 ) from error
-        found: Mapping[str, np.ndarray] = {
+        found: dict[str, Any] = {
             name: np.asarray(values, _KINDS[name][0]) for name, values in make().items()
         }
         with atomic_write(path) as partial, partial.open("wb") as file:
-            np.savez(file, **dict(found))
+            np.savez(file, **found)
         return found
 
 

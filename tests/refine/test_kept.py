@@ -41,15 +41,13 @@ def files(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
 
 
-@pytest.mark.parametrize("matches", ["klt", "sift"])
-def test_a_run_that_was_stopped_goes_on_and_gives_the_same(start, tmp_path, matches):
-    options = replace(OPTIONS, matches=matches)
-    whole = refine(start, options)
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same(start, tmp_path):
+    whole = refine(start, OPTIONS)
     with pytest.raises(Stop):
-        refine(start, options, work=tmp_path, progress=stopping(4))
+        refine(start, OPTIONS, work=tmp_path, progress=stopping(4))
     before = files(tmp_path)
     assert sorted(before) == ["0-000000.npz", "0-000001.npz", "0-000002.npz", "1-000000.npz"]
-    again = refine(start, options, work=tmp_path)
+    again = refine(start, OPTIONS, work=tmp_path)
     after = files(tmp_path)
     assert len(after) == 6 and before.items() <= after.items()  # none was made again
     assert again.report == whole.report

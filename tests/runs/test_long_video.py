@@ -85,22 +85,18 @@ def test_the_small_model_and_a_video_in_chunks(room, tmp_path, capsys):
     assert "done before" in capsys.readouterr().out
 
 
-def test_chunks_are_refined_and_then_the_whole(room, tmp_path, capsys):
-    out = tmp_path / "out"
-    more = ["--video.chunk=6", "--video.overlap=3", "--formats=npz,colmap,tum", "--refine"]
-    assert run(room, out, *more) == 0
+def test_chunks_are_refined_or_said_not_to_be(fake_dir, tmp_path, capsys, caplog):
+    # what is refined together is tested in tests/long_video, on predictions that are worth it
+    video, out = record(tmp_path / "gray.avi", frames=9), tmp_path / "out"
+    more = ["--video.stride=1", "--video.chunk=6", "--video.overlap=3", "--formats=npz,tum"]
+    assert run(video, out, *more, "--refine", weights=fake_dir) == 0
     said = capsys.readouterr().out
-    report = json.loads((out / "report.json").read_text())
-    refinement, written = report["video"]["refinement"], report["video"]["written"]
-    assert f"refined {refinement['chunks']} of {len(report['video']['chunks'])} chunks" in said
-    assert [part["views"] for part in refinement["parts"]] == [each["frames"] for each in written]
-    assert "refined together" in said
-    chunks = [read_npz(out / "chunks" / f"{n:06d}" / "predictions.npz") for n in range(2)]
-    assert sum(chunk.tracks is not None for chunk in chunks) == refinement["chunks"]
-    model = pycolmap.Reconstruction(str(out / "colmap" / "sparse" / "0"))
-    first = refinement["parts"][0]
-    tracked = first["tracks"] if first["refined"] else None
-    assert tracked in (None, model.num_points3D())
+    refinement = json.loads((out / "report.json").read_text())["video"]["refinement"]
+    assert refinement["chunks"] == 0 and "refined 0 of 2 chunks by themselves" in said
+    (part,) = refinement["parts"]
+    assert part["views"] == 9 and part["reason"] == "its chunks have too few tracks"
+    assert "not refined together: its chunks have too few tracks" in said
+    assert "chunk from frame_000003.jpg: not refined, the prediction stays" in caplog.text
 
 
 def test_a_run_that_was_stopped_goes_on(fake_dir, tmp_path, capsys, monkeypatch):
