@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
                 "synthetic:train_photographs*2"
             ),
             buckets="16x2x112x112*2, 8x4x112x112*2, 4x8x112x112",
-            scenes=1000,
+            scenes=300,  # drawn again after every restart, so few; replaced after 24 uses
             renew=24,
             prefetch=0,
             cache=True,
