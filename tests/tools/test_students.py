@@ -98,3 +98,10 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     assert students.main(command) == 0
     assert before == {path: os.stat(path).st_mtime_ns for path in before}
     assert json.loads((tmp_path / "students.json").read_text()) == found
+
+    assert students.main([*command, "--refine"]) == 0
+    refined = json.loads((tmp_path / "students.json").read_text())
+    assert set(refined) - set(found) == {
+        f"{row}: {how}+refine" for row in ("teacher", "recipe") for how in students.PRECISIONS
+    }
+    assert {name: refined[name] for name in found} == found

@@ -1,6 +1,6 @@
 """What cameras are worth to a splat: Gaussians trained on a few views, looked at from others.
 
-    python -m tools.benchmark.splat [--scenes 3] [--degrees 2] [--size 64] [--steps 150]
+    python -m tools.benchmark.splat [--scenes 3] [--degrees 2] [--size 64] [--steps 300]
 
 Eight views of a generated room are disturbed as in `tools.benchmark.refine` and refined at 448
 pixels. Three splats are trained, with the disturbed, the refined and the true cameras, on six
@@ -121,7 +121,7 @@ def trained(scene: Scene, size: int, steps: int, count: int) -> tuple[Splats, fl
     optimizer = optax.multi_transform(
         {name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates}
     )
-    draw = partial(render, size=size, near=near)
+    draw = jax.jit(partial(render, size=size, near=near))
 
     @jax.jit
     def step(splats: Splats, state: Any, pose: Any, lens: Any, image: Any) -> Any:
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=3)
     parser.add_argument("--degrees", type=float, default=2.0)
     parser.add_argument("--size", type=int, default=64, help="pixels: 56, 64, 112")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--count", type=int, default=2000, help="Gaussians")
     args = parser.parse_args(arguments)
     source = SyntheticScenes("test", args.scenes, VIEWS, samples=2)
