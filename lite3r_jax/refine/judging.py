@@ -8,7 +8,7 @@ from lite3r_jax.refine.adjustment import Lenses, adjust
 from lite3r_jax.refine.depth import DepthFit
 from lite3r_jax.refine.geometry_of_views import Cameras, DepthLookup
 from lite3r_jax.refine.observations import Observations, errors, triangulate
-from lite3r_jax.refine.solve import Solution, limits
+from lite3r_jax.refine.solve import SOME, Solution, enough, limits
 from lite3r_jax.scene import Scene
 
 FEW_TRACKS = 30
@@ -78,7 +78,8 @@ def doubt(
     """
     halves = []
     for half in (0, 1):
-        sub, numbers = obs.where(solution.used & (obs.track % 2 == half))
+        mine = solution.used & (obs.track % 2 == half)
+        sub, numbers = obs.where(enough(obs, mine, SOME))
         if sub.tracks < FEW_TRACKS // 2:
             return "too few points were found in several views"
         scale = float(np.median(limits(lenses.sizes))) / 2

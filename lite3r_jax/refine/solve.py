@@ -13,9 +13,10 @@ LIMIT = 2.0
 _FIRST, _LIMITS = 8.0, (4.0, 2.0, 1.0)  # filters after each round, times the limit
 _LEAST_ANGLE = 0.5  # degrees between rays of a point that is kept
 _LEAST_MATCHES = 20  # of a view that is tied
-# Observations of a view from which on those of further tracks are left out of an adjustment, whose
-# time they are: in the rounds, and in the last one.
-_SOME, _MANY = 400, 1500
+SOME = 400
+"""Observations of a view from which on those of further tracks are left out of an adjustment, whose
+time they are, in the rounds."""
+_MANY = 1500  # likewise in the last adjustment
 _ROUGH = 1e-4  # relative change of the cost at which an adjustment ends that others follow
 
 
@@ -64,7 +65,7 @@ def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool
     parallax = np.inf
     first = float(np.clip(np.median(off[used]), scale, _FIRST * scale))
     for loss, bound in zip((first, scale, scale), _LIMITS, strict=True):
-        sub, numbers = obs.where(enough(obs, used, _SOME))
+        sub, numbers = obs.where(enough(obs, used, SOME))
         cameras, points[numbers] = adjust(
             sub, cameras, points[numbers], lenses, loss, fixed_poses, _ROUGH
         )

@@ -21,7 +21,7 @@ from lite3r_jax.refine.geometry_of_views import (
 from lite3r_jax.refine.lenses import lenses_of
 from lite3r_jax.refine.observations import Observations, angles, errors, triangulate
 from lite3r_jax.refine.pairs import choose_pairs
-from lite3r_jax.refine.solve import limits
+from lite3r_jax.refine.solve import enough, limits
 from tests.data.world import scene_of, views
 from tests.exports.conftest import room as room  # a fixture
 
@@ -189,3 +189,19 @@ def test_exif_tells_photos_of_one_size_apart(tmp_path):
 
 def test_larger_photos_have_softer_limits():
     np.testing.assert_allclose(limits(np.array([[640, 480], [3000, 4000]])), [2, 8])
+
+
+def test_of_very_many_tracks_the_longest_are_enough():
+    rng = np.random.default_rng(0)
+    rows = [(t, v) for t in range(300) for v in np.sort(rng.choice(4, rng.integers(2, 5), False))]
+    track, view = np.array(rows).T
+    obs = Observations(track, view, rng.normal(size=(len(track), 2)))
+    everything = np.ones(len(obs), bool)
+    assert enough(obs, everything, 300) is everything
+    used = rng.random(len(obs)) < 0.9
+    some = enough(obs, used, 50)
+    assert (some <= used).all() and np.bincount(view[some]).min() >= 50
+    taken = np.unique(track[some])
+    length = np.bincount(track[used], minlength=300)
+    assert length[taken].mean() > length.mean() and len(taken) < 120
+    np.testing.assert_array_equal(some, used & np.isin(track, taken))  # whole tracks
