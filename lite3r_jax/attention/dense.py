@@ -17,7 +17,7 @@ from lite3r_jax.attention.strategy import (
 )
 from lite3r_jax.kernels.dense.api import OPERATOR, DenseCall
 
-Implementation = Literal["auto", "cudnn", "blocked", "reference"]
+Implementation = Literal["auto", "cudnn", "tpu", "blocked", "reference"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Dense(AttentionStrategy):
     """softmax(q k^T / sqrt(D)) v.
 
     Attributes:
-        implementation: "cudnn" (flash attention of cuDNN; NVIDIA GPU, bfloat16 or float16),
-            "blocked" (plain JAX, any device and dtype, memory of one query block times one key
-            block), "reference" (one T x T array; for tests), or "auto": cuDNN where it applies,
-            otherwise blocked. An explicit choice that cannot be honoured raises.
+        implementation: "cudnn" (flash attention of cuDNN; NVIDIA GPU, bfloat16 or float16), "tpu"
+            (jax's flash attention for TPUs, bfloat16), "blocked" (plain JAX, any device and dtype,
+            memory of one query block times one key block), "reference" (one T x T array; for
+            tests), or "auto": the best that can run and, where it needs that, was proven on this
+            kind of device (`kernels.registry`). An explicit choice that cannot be honoured raises.
         q_block: queries handled at a time by "blocked".
         k_block: keys handled at a time by "blocked".
     """
@@ -102,7 +103,7 @@ def dense_attention(
         [B, Tq, N, D] in the dtype of `v`.
 
     Raises:
-        ValueError: shapes disagree, or cuDNN was asked for where it cannot run.
+        ValueError: shapes disagree, or what was asked for by name cannot run here.
     """
     if q.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(f"expected q, k, v as [B, T, N, D], got {q.shape}, {k.shape}, {v.shape}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from lite3r_jax.kernels.block_map import check as block_map_check
 from lite3r_jax.kernels.block_map.api import OPERATOR as BLOCK_MAP
+from lite3r_jax.kernels.dense import check as dense_check
 from lite3r_jax.kernels.dense.api import OPERATOR as DENSE
 from lite3r_jax.kernels.fp8 import check as fp8_check
 from lite3r_jax.kernels.fp8.fused import OPERATOR as FP8
@@ -34,6 +35,7 @@ Checks = Callable[[str], Iterable[Check[Any]]]
 OPERATORS = by_name(DENSE, SLA, BLOCK_MAP, FP8, WINDOW_ATTENTION)
 CHECKS: Mapping[str, Checks] = MappingProxyType(
     {
+        "dense": dense_check.checks,
         "sla": sla_check.checks,
         "block_map": block_map_check.checks,
         "fp8": fp8_check.checks,

@@ -151,6 +151,15 @@ def unfit_for_triton(device: Device) -> str | None:
     return without_triton()
 
 
+def unfit_for_tpu_kernels(device: Device) -> str | None:
+    """Why no kernel for TPUs runs on a device, or None."""
+    if device.platform != "tpu":
+        return f"its kernels are for TPUs and this is {device.kind}"
+    if device.is_old_tpu:
+        return f"its kernels are for TPU v5e, v5p, v6e or later and this is {device.kind}"
+    return None
+
+
 def without_triton() -> str | None:
     """Why Pallas' Triton lowering cannot be used with this jax, or None.
 

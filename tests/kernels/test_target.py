@@ -105,7 +105,7 @@ PLAIN = {
     "sla": "blocked", "block_map": "sorted", "fp8": "xla", "dense": "blocked",
     "window_attention": "blocked",
 }  # fmt: skip
-ON_TPUS = PLAIN | {"sla": "tpu", "block_map": "tpu"}
+ON_TPUS = PLAIN | dict.fromkeys(("dense", "sla", "block_map"), "tpu")
 ON_GPUS = PLAIN | dict.fromkeys(("sla", "block_map", "window_attention"), "triton")
 FOR_GPUS, FOR_TPUS = {"triton", "mosaic", "cudnn"}, {"tpu"}
 

@@ -14,7 +14,7 @@ from lite3r_jax.kernels.block_map.limits import unsupported, unsupported_tpu
 from lite3r_jax.kernels.block_map.select import select_sorted
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, unfit_for_triton
+from lite3r_jax.kernels.target import Device, unfit_for_tpu_kernels, unfit_for_triton
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
 
 
 def _refuses_tpu(device: Device, call: SelectionCall) -> str | None:
-    if device.platform != "tpu":
-        return f"its kernel is for TPUs and this is {device.kind}"
-    if device.is_old_tpu:
-        return f"its kernel is for TPU v5e, v5p, v6e or later and this is {device.kind}"
-    return unsupported_tpu(call.dtype)
+    return unfit_for_tpu_kernels(device) or unsupported_tpu(call.dtype)
 
 
 def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 HEAD_DIMS = (64, 128)
 DTYPES = ("float32", "bfloat16", "float16")
+TPU_DTYPES = ("float32", "bfloat16")
 
 
 def unsupported(head_dim: int, dtype: Any) -> str | None:
@@ -18,7 +19,10 @@ def unsupported(head_dim: int, dtype: Any) -> str | None:
 
 
 def unsupported_tpu(dtype: Any) -> str | None:
-    """Why the TPU kernel is not made for pooled tokens of this dtype, or None; on any device."""
-    if dtype != jnp.float32:
-        return f"its scores are float32 and not {jnp.dtype(dtype)}"
+    """Why the TPU kernel is not made for pooled tokens of this dtype, or None; on any device.
+
+    Scores are float32, of tokens in any of these.
+    """
+    if jnp.dtype(dtype) not in TPU_DTYPES:
+        return f"{jnp.dtype(dtype)} is not one of {', '.join(TPU_DTYPES)}"
     return None

@@ -1,6 +1,7 @@
 """The implementations of dense attention, softmax(q k^T / sqrt(D)) v."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from lite3r_jax.kernels.dense.blocked import blocked
 from lite3r_jax.kernels.dense.reference import reference
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device
+from lite3r_jax.kernels.target import Device, split_over_devices, unfit_for_tpu_kernels
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,34 @@ def _refuses_cudnn(device: Device, call: DenseCall) -> str | None:
     return None
 
 
+def _tpu(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
+    # Imported when it is used: the package must not need the kernels' lowering.
+    from lite3r_jax.kernels.dense.flash_tpu import flash_tpu
+
+    return flash_tpu(q, k, v)
+
+
+def _refuses_tpu(device: Device, call: DenseCall) -> str | None:
+    if reason := unfit_for_tpu_kernels(device):
+        return reason
+    if split_over_devices():
+        return "tokens may be split over several devices here, which kernels cannot be"
+    if jnp.dtype(call.dtype) != jnp.bfloat16:
+        return f"it takes bfloat16 and this is {jnp.dtype(call.dtype)}"
+    return None if call.head_dim in (64, 128) else f"head dim {call.head_dim} is not 64 or 128"
+
+
 # `run` is called with q, k and v [B, T, N, D] and with q_block and k_block, the tokens that
-# "blocked" works on at a time. cuDNN is NVIDIA's and jax's to prove.
+# "blocked" works on at a time. cuDNN is NVIDIA's and jax's to prove; "tpu", jax's flash attention,
+# is compared nevertheless, since how tokens are filled up for it is not jax's.
 OPERATOR = Operator(
     "dense",
     (
         Implementation("reference", _reference),
         Implementation("blocked", blocked),
         Implementation("cudnn", _cudnn, _refuses_cudnn),
+        Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
+    Path(__file__).parent,
+    lambda call: f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}",
 )

@@ -22,7 +22,7 @@ from lite3r_jax.kernels.sla.limits import (
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
 from lite3r_jax.kernels.sla.tiles import too_little_shared_memory
-from lite3r_jax.kernels.target import Device, unfit_for_triton
+from lite3r_jax.kernels.target import Device, unfit_for_tpu_kernels, unfit_for_triton
 
 
 def _not_token(device: Device, call: SlaCall) -> str | None:
@@ -45,11 +45,7 @@ def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
 
 
 def _refuses_tpu(device: Device, call: SlaCall) -> str | None:
-    if device.platform != "tpu":
-        return f"its kernels are for TPUs and this is {device.kind}"
-    if device.is_old_tpu:
-        return f"its kernels are for TPU v5e, v5p, v6e or later and this is {device.kind}"
-    return unsupported_tpu(call)
+    return unfit_for_tpu_kernels(device) or unsupported_tpu(call)
 
 
 def _triton(*args: Any, **settings: Any) -> jax.Array:

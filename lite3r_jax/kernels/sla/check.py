@@ -1,7 +1,7 @@
 """The self-check of implementations of Sparse Linear Attention: value and gradients, twice."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from lite3r_jax.kernels.block_map.api import block_map
 from lite3r_jax.kernels.block_map.table import BlockMap
+from lite3r_jax.kernels.comparison import CAPS, errors, same_bits
 from lite3r_jax.kernels.registry import Check
 from lite3r_jax.kernels.sla.api import OPERATOR
 from lite3r_jax.kernels.sla.cases import Case
@@ -39,7 +40,6 @@ QUICK = (
     "head dim 128",
     "head dim 128, equal blocks",
 )
-CAPS = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 1e-2}
 RESULTS = ("o", "dq", "dk", "dv", "dproj_lin")
 
 
@@ -88,10 +88,7 @@ def outcome(run: Callable[..., jax.Array], case: Case, dtype: str) -> Outcome:
     plain = errors(defined(q, k, v, w, up), exact)
     compiled = jax.jit(functools.partial(both, run)).lower(q, k, v, w, up).compile()
     got, again = compiled(q, k, v, w, up), compiled(q, k, v, w, up)
-    found, cap = errors(got, exact), CAPS[dtype]
-    same = all(
-        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(got, again, strict=True)
-    )
+    found, cap, same = errors(got, exact), CAPS[dtype], same_bits(got, again)
     wrong = [
         f"{name} is off by {error:.1e}, {plain_error:.1e} in plain JAX"
         for name, error, plain_error in zip(RESULTS, found, plain, strict=True)
@@ -141,12 +138,3 @@ def _both(run, q, k, v, w, up, *, case, maps, masks):
     settings |= {"q_valid": masks[0], "k_valid": masks[1]}
     o, pull = jax.vjp(lambda *x: run(*x, maps, **settings), q, k, v, w)
     return o, *pull(up)
-
-
-def errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
-    """Of each array: the largest error over the largest exact value, which is at least 1."""
-    found = []
-    for x, y in zip(got, exact, strict=True):
-        error = np.abs(np.asarray(x, np.float64) - y).max() / max(np.abs(y).max(), 1)
-        found.append(float(error) if np.isfinite(error) else float("inf"))
-    return found

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lite3r_jax.kernels import comparison
 from lite3r_jax.kernels.registry import Check
-from lite3r_jax.kernels.sla.check import CAPS, errors
 from lite3r_jax.kernels.window_attention.api import OPERATOR
 from lite3r_jax.kernels.window_attention.limits import WindowCall
 from lite3r_jax.kernels.window_attention.reference import window_attention_reference
@@ -63,34 +63,18 @@ RESULTS = ("o", "dq", "dk", "dv")
 def checks(name: str) -> Iterator[Check[WindowCall]]:
     """All cases in all dtypes, for a name in `api.OPERATOR`."""
     for case in CASES:
-        for dtype in CAPS:
+        for dtype in comparison.CAPS:
             call = WindowCall(case.places, case.head_dim, dtype)
             check = functools.partial(wrong, OPERATOR[name].run, case, dtype)
             yield Check(f"{case.name}, {dtype}", call, check, case in QUICK)
 
 
 def wrong(run: Callable[..., jax.Array], case: Case, dtype: str) -> str | None:
-    """What is wrong with value and gradients beside the definition in float64, or None.
-
-    An error may be twice that of the definition computed in `dtype` plus half the cap of the dtype,
-    and at most the cap.
-    """
+    """What is wrong with value and gradients, or None; see `comparison.wrong`."""
     arrays, settings = problem(case, dtype)
     both = functools.partial(_both, settings=settings)
-    defined = jax.jit(functools.partial(both, window_attention_reference))
-    with jax.enable_x64(True):
-        exact = [np.asarray(x) for x in defined(*(x.astype(jnp.float64) for x in arrays))]
-    plain = errors(defined(*arrays), exact)
-    compiled = jax.jit(functools.partial(both, run)).lower(*arrays).compile()
-    got, again = compiled(*arrays), compiled(*arrays)
-    cap = CAPS[dtype]
-    for name, error, plain_error in zip(RESULTS, errors(got, exact), plain, strict=True):
-        if not error <= min(2 * plain_error + cap / 2, cap):
-            return f"{name} is off by {error:.1e}, {plain_error:.1e} in plain JAX"
-    pairs = zip(got, again, strict=True)
-    if any(np.asarray(x).tobytes() != np.asarray(y).tobytes() for x, y in pairs):
-        return "two runs gave different bits"
-    return None
+    pair = functools.partial(both, run), functools.partial(both, window_attention_reference)
+    return comparison.wrong(*pair, arrays, RESULTS)
 
 
 def problem(case: Case, dtype: str) -> tuple[list[jax.Array], dict[str, Any]]:

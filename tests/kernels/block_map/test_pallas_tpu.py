@@ -31,15 +31,16 @@ def test_lowers_to_a_tpu_without_a_sort(columns, bottom):
 def test_is_chosen_on_a_tpu_only():
     usual = SelectionCall(64, jnp.float32)
     with proven_tpu():
-        assert OPERATOR.choose("auto", usual) == "tpu"
+        for dtype in (jnp.float32, jnp.bfloat16):
+            assert OPERATOR.choose("auto", SelectionCall(64, dtype)) == "tpu"
         with pytest.raises(ValueError, match="this is TPU v5 lite; sorted, tpu can"):
             OPERATOR.choose("triton", usual)
-        with pytest.raises(ValueError, match="scores are float32 and not float64"):
+        with pytest.raises(ValueError, match="float64 is not one of float32, bfloat16"):
             OPERATOR.choose("tpu", SelectionCall(64, np.float64))
     with described_tpu():
         assert OPERATOR.choose("auto", usual) == "sorted", "it was proven on none"
     with described_gpu(), pytest.raises(ValueError, match="for TPUs and this is NVIDIA H200"):
         OPERATOR.choose("tpu", usual)
-    x, used = jnp.zeros((1, 1, 2, 32), jnp.bfloat16), jnp.ones((1, 2), bool)
-    with pytest.raises(ValueError, match="the TPU kernel cannot run this: its scores are float32"):
+    x, used = jnp.zeros((1, 1, 2, 32), jnp.float16), jnp.ones((1, 2), bool)
+    with pytest.raises(ValueError, match="the TPU kernel cannot run this: float16 is not one of"):
         select_tpu(x, used, x, used, kept=np.zeros(0, np.int32), top=1, bottom=0)
