@@ -10,7 +10,7 @@ from flax import nnx
 from lite3r_jax.kernels.fp8.api import fp8_linear
 from lite3r_jax.kernels.fp8.fused import OPERATOR, Product, linear, quantize_before
 from lite3r_jax.kernels.fp8.quantized import Before, Gelu, Norm, Quantized
-from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
+from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName, WeightFormat
 from lite3r_jax.layers.gelu import exact_gelu
 
 
@@ -19,10 +19,10 @@ class StoredWeight(nnx.Variable):
 
 
 class Fp8Linear(nnx.Module):
-    """A Linear with weights as float8 codes [..., N, K] and float32 scales [..., N] or [..., 1].
+    """A Linear with weights as codes [..., N, K] and float32 scales [..., N] or [..., 1].
 
-    Leading axes are those of stacked layers. `kernels.fp8.api.fp8_linear` is what it computes;
-    `kernels.fp8.fused` computes it in other ways.
+    Codes are float8 or int8. Leading axes are those of stacked layers.
+    `kernels.fp8.api.fp8_linear` is what it computes; `kernels.fp8.fused` computes it in other ways.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Fp8Linear(nnx.Module):
         scale: Any,
         like: nnx.Linear,
         *,
-        weights: FormatName,
+        weights: WeightFormat,
         activations: FormatName | None,
         gradients: FormatName | None,
         granularity: ScaleName,
@@ -40,7 +40,7 @@ class Fp8Linear(nnx.Module):
         """Build it in the place of a Linear.
 
         Args:
-            codes: float8 [..., N, K], or their description.
+            codes: float8 or int8 [..., N, K], or their description.
             scale: float32 [..., N] or [..., 1], likewise.
             like: whose bias and dtypes it takes over.
             weights: format of the codes.
@@ -55,7 +55,7 @@ class Fp8Linear(nnx.Module):
         self.bias = like.bias
         self.dtype = like.dtype
         self.precision = like.precision
-        self.weights: FormatName = weights
+        self.weights: WeightFormat = weights
         self.activations: FormatName | None = activations
         self.gradients: FormatName | None = gradients
         self.granularity: ScaleName = granularity

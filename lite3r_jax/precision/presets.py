@@ -1,6 +1,7 @@
 """Lists of precision rules by name."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from lite3r_jax.errors import unknown_name
@@ -24,6 +25,11 @@ PRESETS: Mapping[str, tuple[PrecisionRule, ...]] = MappingProxyType(
         "paper": (_TRUNK, _HEADS),
         "paper_w4a16": (Int4Rule(_PARTS + r"(?!(.*/)?attn/)(?!(.*/)?(\w+_)?cores/)"),),
         "paper_w4a8": (Int4Rule(_PARTS + r"(?!(.*/)?(\w+_)?cores/)", activation_bits=8),),
+        "int8": (
+            Fp8Rule(_STRATEGIES, weights=None, activations=None, optional=True),
+            Fp8Rule(CAMERA_OUTPUTS, weights=None, activations=None, optional=True),
+            *(replace(rule, weights="int8", activations=None) for rule in (_TRUNK, _HEADS)),
+        ),
     }
 )  # fmt: skip
 
@@ -36,6 +42,9 @@ def preset(name: str) -> tuple[PrecisionRule, ...]:
     `default`: every Linear of the trunk, of the camera head and of the head for known cameras, but
     not what attention strategies have of their own (`proj_lin`) and the layers whose outputs are
     cameras.
+
+    `int8`: the same Linears with weights in int8, one scale for each output, and activations as
+    they are: for chips without float8, and for less rounding of weights than e4m3.
 
     `paper`: those as well, which are all that Lite3R wraps (lite3r_kit/fp8_fake_quant.py): 384 of
     VGGT-1B with camera and depth heads and the plan "sla_paper", 147 of DA3-Large.

@@ -9,7 +9,13 @@ from jax import lax
 from lite3r_jax.errors import InputError
 from lite3r_jax.kernels.fp8.api import fp8_dot_general
 from lite3r_jax.kernels.fp8.quantize import fake_quantize, fake_quantize_int
-from lite3r_jax.kernels.fp8.reference import FORMATS, FormatName, ScaleName
+from lite3r_jax.kernels.fp8.reference import (
+    FORMATS,
+    WEIGHT_FORMATS,
+    FormatName,
+    ScaleName,
+    WeightFormat,
+)
 
 CAMERA_OUTPUTS = "<camera outputs>"
 """In place of the path of a rule: the layers of which a backbone says that they put out cameras
@@ -18,17 +24,17 @@ CAMERA_OUTPUTS = "<camera outputs>"
 
 @dataclass(frozen=True)
 class Fp8Rule:
-    """Float8 at the sites in whose path `path` is found (`re.search`).
+    """Float8, or weights in int8, at the sites in whose path `path` is found (`re.search`).
 
     With weights and activations both None the sites keep full precision, which is how a rule makes
     exceptions from the rules behind it.
 
     Attributes:
         path: regular expression, or `CAMERA_OUTPUTS`.
-        weights: "e4m3", "e5m2", or None to leave them.
-        activations: likewise, for what comes in. With None at `proj_lin` the operator folds the
-            matrix into its state; otherwise it computes its linear part apart, one scale for every
-            token of a head.
+        weights: "e4m3", "e5m2", "int8" (where activations are left), or None to leave them.
+        activations: "e4m3", "e5m2" or None, for what comes in. With None at `proj_lin` the operator
+            folds the matrix into its state; otherwise it computes its linear part apart, one scale
+            for every token of a head.
         gradients: likewise, for what comes back; None is straight-through in full precision.
         scale: "row" (float32, one per output of a weight and one per token) or "tensor" (one each;
             not for the input of `proj_lin`, whose heads are computed in turns).
@@ -36,7 +42,7 @@ class Fp8Rule:
     """
 
     path: str
-    weights: FormatName | None = "e4m3"
+    weights: WeightFormat | None = "e4m3"
     activations: FormatName | None = "e4m3"
     gradients: FormatName | None = None
     scale: ScaleName = "row"
@@ -45,11 +51,17 @@ class Fp8Rule:
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
         for name in ("weights", "activations", "gradients"):
-            if getattr(self, name) not in (None, *FORMATS):
+            known = WEIGHT_FORMATS if name == "weights" else FORMATS
+            if getattr(self, name) not in (None, *known):
                 raise InputError(
-                    f"precision rule {self.path!r}: {name} must be one of {', '.join(FORMATS)} or"
+                    f"precision rule {self.path!r}: {name} must be one of {', '.join(known)} or"
                     f" None, got {getattr(self, name)!r}"
                 )
+        if self.weights == "int8" and self.activations is not None:
+            raise InputError(
+                f"precision rule {self.path!r}: weights in int8 are multiplied by activations as"
+                f" they are, got activations {self.activations!r}; set them to None"
+            )
         if self.scale not in ("row", "tensor"):
             raise InputError(
                 f"precision rule {self.path!r}: scale must be row or tensor, got {self.scale!r}"

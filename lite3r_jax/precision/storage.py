@@ -12,7 +12,7 @@ from flax import nnx
 from lite3r_jax.errors import InputError
 from lite3r_jax.kernels.fp8.fused import OPERATOR, without_products
 from lite3r_jax.kernels.fp8.quantize import quantize
-from lite3r_jax.kernels.fp8.reference import FormatName
+from lite3r_jax.kernels.fp8.reference import FormatName, WeightFormat
 from lite3r_jax.layers.fp8 import Fp8Linear
 from lite3r_jax.precision.rules import Fp8Rule, PrecisionRule, RuleDotGeneral
 from lite3r_jax.precision.simulate import apply_precision
@@ -134,7 +134,7 @@ def _stored(
 
 
 @partial(jax.jit, static_argnames=("form", "axis"))  # compiled for a shape, not for a layer
-def _codes(kernel: jax.Array, form: FormatName, axis: Any) -> tuple[jax.Array, jax.Array]:
+def _codes(kernel: jax.Array, form: WeightFormat, axis: Any) -> tuple[jax.Array, jax.Array]:
     codes, scale = quantize(jnp.swapaxes(kernel, -1, -2), form, axis)
     return codes, scale[..., 0]
 

@@ -17,7 +17,7 @@ from lite3r_jax.precision import (
 )
 from lite3r_jax.training import parameters
 from tests.kernels.devices import described_tpu
-from tests.precision.net import ALL
+from tests.precision.net import ALL, WIDTH
 
 
 def test_stored_weights_take_a_byte_each_and_are_no_parameters(published):
@@ -54,6 +54,25 @@ def test_what_no_rule_is_for_is_held_in_the_dtype_that_is_asked_for(net):
     assert kept == {"float8_e4m3fn", "float32"}
     for path, x in nnx.to_flat_state(nnx.state(net)):  # the model is not changed
         np.testing.assert_array_equal(x, before[path])
+
+
+def test_weights_in_int8_are_stored_and_multiplied_as_they_were_simulated(net):
+    rules = (Fp8Rule("layers|heads", weights="int8", activations=None),)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, WIDTH)), jnp.float32)
+    exact, simulated = net(x)[0], apply_precision(net, rules)(x)[0]
+    for kind in ("fp8_weight_only", "fp8_dynamic"):
+        with described_tpu("TPU v6 lite"):
+            stored = deploy(net, rules, kind)
+        found = dict(nnx.to_flat_state(nnx.state(stored)))
+        assert sum(v.dtype == jnp.int8 for v in found.values()) == 2
+        np.testing.assert_allclose(stored(x)[0], simulated, rtol=1e-5, atol=1e-5)
+    error = float(jnp.abs(simulated - exact).max() / jnp.abs(exact).max())
+    e4m3 = apply_precision(net, (Fp8Rule("layers", activations=None),))(x)[0]
+    assert 0 < error < 0.01 and error < float(jnp.abs(e4m3 - exact).max() / jnp.abs(exact).max())
+    with pytest.raises(InputError, match="weights in int8 are multiplied by activations as they"):
+        Fp8Rule("layers", weights="int8")
+    with pytest.raises(InputError, match="activations must be one of e4m3, e5m2 or None"):
+        Fp8Rule("layers", activations="int8")  # pyright: ignore
 
 
 def test_deployment_names_what_it_does_not_know(net):

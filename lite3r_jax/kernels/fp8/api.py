@@ -14,7 +14,7 @@ from lite3r_jax.kernels.fp8.quantize import (
     fake_quantize,
     quantize,
 )
-from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
+from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName, WeightFormat
 from lite3r_jax.kernels.target import device
 
 
@@ -22,7 +22,7 @@ from lite3r_jax.kernels.target import device
 class _How:
     """Everything about a product that is no array; dtypes are those of x and w."""
 
-    weights: FormatName | None
+    weights: WeightFormat | None
     activations: FormatName | None
     gradients: FormatName | None
     scale: ScaleName
@@ -50,7 +50,7 @@ def fp8_dot_general(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
     *,
-    weights: FormatName | None = "e4m3",
+    weights: WeightFormat | None = "e4m3",
     activations: FormatName | None = "e4m3",
     gradients: FormatName | None = None,
     scale: ScaleName = "row",
@@ -77,7 +77,7 @@ def fp8_dot_general(
         precision: of the products.
         preferred_element_type: dtype of the result; that of x when None.
         out_sharding: must be None.
-        weights: format of w, or None to leave it as it is.
+        weights: format of w, or None to leave it as it is; "int8" only without `activations`.
         activations: format of x, or None.
         gradients: format of dy, or None; "e5m2" has the range for it.
         scale: "row" (one per token of x and dy, one per output of w) or "tensor" (one each).
@@ -96,9 +96,11 @@ def fp8_dot_general(
         )
     if out_sharding is not None:
         raise ValueError("fp8_dot_general: out_sharding is not supported; leave it None")
-    for form in (weights, activations, gradients):
+    for form in (None if weights == "int8" else weights, activations, gradients):
         if form is not None:
             check_format(form)
+    if weights == "int8" and activations is not None:
+        raise ValueError(f"fp8_dot_general: weights in int8 and activations in {activations}")
     _check_scale(scale)
     check_dtype(lhs, "fp8_dot_general, x")
     check_dtype(rhs, "fp8_dot_general, w")
@@ -128,8 +130,8 @@ def fp8_linear(
 
     Args:
         x: [..., K], float32 or bfloat16.
-        codes: [N, K] float8, one row per output: the layout that cuBLASLt's float8 product takes
-            without a copy.
+        codes: [N, K] float8 or int8, one row per output: the layout that cuBLASLt's float8 product
+            takes without a copy.
         weight_scale: [N] or [1] float32.
         activations: format of x, or None to leave it as it is (weights only).
         gradients: format of dy, or None.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from lite3r_jax.kernels.fp8.api import multiply
 from lite3r_jax.kernels.fp8.limits import unsupported_product, unsupported_rows
 from lite3r_jax.kernels.fp8.quantized import Before, Quantized
-from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName
+from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName, WeightFormat
 from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.target import Device, device, split_over_devices, unfit_for_triton
 
@@ -39,7 +39,7 @@ class Product:
     inputs: int
     outputs: int
     dtype: Any
-    weights: FormatName = "e4m3"
+    weights: WeightFormat = "e4m3"
     activations: FormatName | None = "e4m3"
     scale: ScaleName = "row"
 

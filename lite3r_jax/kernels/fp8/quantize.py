@@ -8,37 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lite3r_jax.kernels.fp8.reference import FORMATS, LEAST_SCALE, Axis, FormatName
+from lite3r_jax.kernels.fp8.reference import (
+    FORMATS,
+    LEAST_SCALE,
+    WEIGHT_FORMATS,
+    Axis,
+    WeightFormat,
+)
 
 
-def quantize(x: jax.Array, form: FormatName = "e4m3", axis: Axis = -1) -> tuple[jax.Array, Any]:
+def quantize(x: jax.Array, form: WeightFormat = "e4m3", axis: Axis = -1) -> tuple[jax.Array, Any]:
     """Codes and scales, computed in float32.
 
     Args:
         x: float32 or bfloat16.
-        form: "e4m3" (float8_e4m3fn) or "e5m2" (float8_e5m2).
+        form: "e4m3" (float8_e4m3fn), "e5m2" (float8_e5m2) or "int8" (-127 to 127).
         axis: over which values share a scale; None for all of them.
 
     Returns:
-        (float8 codes of the shape of x, float32 scales of size 1 along `axis`).
+        (codes of the shape of x, float32 scales of size 1 along `axis`).
 
     Raises:
         ValueError: an unknown format, or another dtype.
     """
-    check_format(form)
+    if form != "int8":
+        check_format(form)
     check_dtype(x, "quantize")
-    f = FORMATS[form]
+    f = WEIGHT_FORMATS[form]
     scale = _scale(_largest_magnitude(x.astype(jnp.float32), axis), f.inverse_top)
     return encode(x, scale, form), scale
 
 
-def encode(x: jax.Array, scale: jax.Array, form: FormatName = "e4m3") -> jax.Array:
+def encode(x: jax.Array, scale: jax.Array, form: WeightFormat = "e4m3") -> jax.Array:
     """Codes of x for given scales; what is beyond the largest value becomes the largest value.
 
     A mere cast to float8_e4m3fn would make NaN of everything from 464 on. NaN stays NaN.
     """
-    f = FORMATS[form]
-    return jnp.clip(x.astype(jnp.float32) / scale, -f.top, f.top).astype(f.dtype)
+    f = WEIGHT_FORMATS[form]
+    codes = jnp.clip(x.astype(jnp.float32) / scale, -f.top, f.top)
+    return (jnp.round(codes) if form == "int8" else codes).astype(f.dtype)
 
 
 def dequantize(codes: jax.Array, scale: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
@@ -47,7 +55,7 @@ def dequantize(codes: jax.Array, scale: jax.Array, dtype: Any = jnp.float32) -> 
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def fake_quantize(x: jax.Array, form: FormatName = "e4m3", axis: Axis = -1) -> jax.Array:
+def fake_quantize(x: jax.Array, form: WeightFormat = "e4m3", axis: Axis = -1) -> jax.Array:
     """Quantized and dequantized x, in its dtype; the gradient goes straight through.
 
     Straight through means d x' / d x = 1, the scale counting as a constant. Nothing is clipped from

@@ -30,6 +30,7 @@ import ml_dtypes
 import numpy as np
 
 FormatName = Literal["e4m3", "e5m2"]
+WeightFormat = Literal["e4m3", "e5m2", "int8"]
 ScaleName = Literal["row", "tensor"]
 Axis = int | tuple[int, ...] | None
 
@@ -38,7 +39,7 @@ LEAST_SCALE = np.float32(2.0**-126)
 
 @dataclass(frozen=True)
 class Format:
-    """A float8 format.
+    """A float8 format, or that of integers.
 
     Attributes:
         dtype: of its codes.
@@ -60,6 +61,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "e5m2": Format(ml_dtypes.float8_e5m2, 57344.0),
     }
 )
+# Of weights that are stored, and are multiplied in the dtype of what comes in.
+WEIGHT_FORMATS: Mapping[str, Format] = MappingProxyType({**FORMATS, "int8": Format(np.int8, 127.0)})
 
 
 def quantize_reference(x: np.ndarray, form: FormatName, axis: Axis) -> tuple[np.ndarray, Any]:

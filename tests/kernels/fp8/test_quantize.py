@@ -177,6 +177,23 @@ def test_integers_in_groups(inputs, group):
         np.testing.assert_allclose(np.abs(parts).max(1), largest, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_as_int8_have_a_scale_for_each_output(dtype):
+    w = np.random.default_rng(0).standard_normal((5, 96), np.float32)
+    w[1] = 0
+    w = jnp.asarray(w, dtype)
+    codes, scale = quick(w, "int8", -1)
+    assert codes.dtype == jnp.int8 and scale.shape == (5, 1)
+    wide = np.asarray(w, np.float32)
+    assert (np.abs(np.asarray(codes, np.int32)).max(-1) == [127, 0, 127, 127, 127]).all()
+    error = np.abs(np.asarray(dequantize(codes, scale)) - wide)
+    assert (error <= 0.5001 * np.asarray(scale)).all(), "the nearest code"
+    np.testing.assert_allclose(
+        dequantize(codes, scale), int_reference(wide.T, 8, 96).T, rtol=1e-6, atol=1e-30
+    )
+    assert np.isnan(np.asarray(fake(w.at[2, 3].set(jnp.nan), "int8", -1), np.float32)[2]).all()
+
+
 def test_tokens_as_integers_have_a_scale_each():
     x = np.random.default_rng(0).standard_normal((2, 3, 32), np.float32)
     got = np.asarray(jax.jit(lambda x: fake_quantize_int(x, 8, None))(x))
