@@ -23,10 +23,12 @@ def test_a_variant_has_the_forms_of_a_tpu_where_it_is_planned_for_one():
     for chip in ("v5e", "v5p", "v6e"):
         (rule,) = plan("sla_global", keep=0.1, implementation="tpu").rules
         assert planned(row, chip).rules == (rule,)
-        assert planned(row, chip).default == Dense("blocked")
+        assert planned(row, chip).default == Dense(), "the best that can run"
 
 
 def test_a_plan_for_a_tpu_says_where_its_compiler_comes_from(monkeypatch):
     monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"libtpu is not there, .*`make test-tpu-compile`"):
         tpu.mesh("v5e")
+    with pytest.raises(InputError, match="65 chips of v5e: expected at most 64"):
+        tpu.devices("v5e", 65)

@@ -2,6 +2,7 @@
 
     python -m tools.benchmark.attention --views 8 16 32
     python -m tools.benchmark.attention --plan h200 --grid 37 37 --views 2 8 32 100 --dtype bfloat16
+    python -m tools.benchmark.attention --plan v5e --grid 37 37 --views 2 8 --dtype bfloat16
 
 From q, k and v to o, with the selection of blocks: 16 heads of 64; 5 special tokens and a grid of
 patches per view, all views in one sequence. q, k and v are random. Memory is what the compiled call
@@ -9,7 +10,8 @@ holds besides arguments and results, by XLA's own account.
 
 `--plan h200` compiles for a described device (needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
 version, no GPU and no driver) and runs nothing; "auto" is what that device would choose, but dense
-attention is the blocked form there, since cuDNN cannot be compiled for without a GPU.
+attention is the blocked form there, since cuDNN cannot be compiled for without a GPU. `--plan v5e`,
+`v5p` and `v6e` compile for a TPU chip (see `tools.benchmark.tpu`), with all kernels for TPUs.
 """
 
 import argparse
@@ -34,10 +36,11 @@ from lite3r_jax.benchmarking.device_check.attention import (
     gradient,
 )
 from lite3r_jax.kernels import proofs
+from tools.benchmark import tpu
 
 MIB = 2**20
 PASSES = ("forward", "gradient")
-PLANS = {"h200": "NVIDIA H200"}
+PLANS = {"h200": "NVIDIA H200", **{name: chip.kind for name, chip in tpu.CHIPS.items()}}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,6 +91,10 @@ def target(device: str | None) -> Iterator[None]:
     if device is None:
         yield
         return
+    if device in tpu.CHIPS:
+        with tpu.traced_for(device):
+            yield
+        return
     gpu = jax.sharding.AbstractDevice(PLANS[device], num_cores=None, platform="cuda")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
     with proofs.assumed(), jax.sharding.use_abstract_mesh(mesh):
@@ -101,6 +108,10 @@ def compile_for(device: str | None, call: Callable[..., Any], *args: Any) -> Any
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
+    if device in tpu.CHIPS:
+        here = NamedSharding(tpu.mesh(device), PartitionSpec())
+        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
+        return tpu.lower(device, call, *args).compile()
     config = (Path(__file__).parent / f"{device}.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
     mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))

@@ -17,10 +17,11 @@ compiled apart; compile time is not part of the run time.
 version, no GPU and no driver) and prints XLA's memory plan; `--plan v5e`, `v5p` and `v6e` for one
 TPU chip (see `tools.benchmark.tpu`). cuDNN cannot be compiled for that way, so the plan has the
 blocked form of dense attention. With --row it is that of a model as `--mode=bench` has it,
-ATTENTION-PRECISION, with the kernels that sparse attention has for the device. With
---devices it is that of one of so many H200s that share the views (`compute.mesh`), with what they
-send; with --rest host that of a pass whose tokens rest on the host (`compute.rest`). --fit says how
-many views go into so many GB, on the straight line through the last two numbers of views.
+ATTENTION-PRECISION, with the kernels that sparse attention, and on a TPU dense attention too, has
+for the device. With --devices it is that of one of so many devices that share the views
+(`compute.mesh`), with what they send; with --rest host that of a pass whose tokens rest on the host
+(`compute.rest`). --fit says how many views go into so many GB, on the straight line through the
+last two numbers of views.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -51,13 +52,13 @@ from lite3r_jax.mesh import VIEWS, check_views, make_view_mesh
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
 from tools.benchmark import tpu
-from tools.benchmark.collectives import collectives, described, summary
+from tools.benchmark.collectives import collectives, summary
+from tools.benchmark.collectives import described as h200s
 
 GIB = 2**30
-_BLOCKED = Dense("blocked")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse, run, print one line per measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "--fit", type=float, nargs="+", default=[], metavar="GB", help="of the plan"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         run(args)
     except InputError as error:
@@ -123,15 +124,17 @@ def run(args: argparse.Namespace) -> None:
         measure(model, views, args)
 
 
-def planned(row: Variant, device: str = "h200", dense: AttentionStrategy = _BLOCKED) -> Plan:
+def planned(row: Variant, device: str = "h200", dense: AttentionStrategy | None = None) -> Plan:
     """The attention of a row as a device computes it, on a machine without one.
 
     Args:
         row: whose.
         device: for which.
-        dense: in the place of dense attention, since cuDNN's needs a GPU to be compiled.
+        dense: in the place of dense attention. By default what is best on a TPU, and plain JAX for
+            a GPU, which cuDNN's attention needs to be compiled.
     """
     kernels = "tpu" if device in tpu.CHIPS else "triton"
+    dense = dense or (Dense() if device in tpu.CHIPS else Dense("blocked"))
     plan = parse_plan(row.attention)
     rules = tuple(replace(rule, spec=_by(kernels, rule.spec, dense)) for rule in plan.rules)
     return Plan(rules, _by(kernels, plan.default, dense))
@@ -260,7 +263,8 @@ def lower(
 
     more: dict[str, Any] = {"on_host": True} if on_host else {}
     if devices > 1:
-        return lower_in_parts(model, shape, devices, {"frame_chunk": frame_chunk, **more})
+        several = tpu.devices(device, devices) if device in tpu.CHIPS else h200s(devices)
+        return lower_in_parts(model, shape, several, {"frame_chunk": frame_chunk, **more})
     if device in tpu.CHIPS:
         mesh = tpu.mesh(device)
     else:
@@ -291,12 +295,12 @@ def lower(
 
 
 def lower_in_parts(
-    model: Any, shape: tuple[int, ...], devices: int, call: Mapping[str, Any]
+    model: Any, shape: tuple[int, ...], devices: Sequence[Any], call: Mapping[str, Any]
 ) -> jax.stages.Lowered:
-    """`lower` for H200s that share the views, with further arguments of the call."""
+    """`lower` for devices that share the views, with further arguments of the call."""
     from jax.sharding import NamedSharding, PartitionSpec
 
-    mesh = make_view_mesh(f"view:{devices}", described(devices))
+    mesh = make_view_mesh(f"view:{len(devices)}", devices)
     assert mesh is not None
     views = shape[1]
     filled = check_views(mesh, views).filled

@@ -7,7 +7,7 @@ TPUs; that folder goes into PYTHONPATH, with JAX_PLATFORMS=cpu.
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,37 +27,42 @@ class Chip:
 
     Attributes:
         kind: as jax names it.
-        host: chips of the smallest slice that libtpu describes, all of one host.
+        slices: number of chips -> shape, from the smallest slice that libtpu describes, one host's.
         cores: of one device of jax.
         memory: bytes that the chip has (cloud.google.com/tpu/docs, 2026-11).
     """
 
     kind: str
-    host: str
+    slices: Mapping[int, str]
     cores: int
     memory: int
 
 
+_FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
+_CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
 CHIPS = MappingProxyType(
     {
-        "v5e": Chip("TPU v5 lite", "2x2", 1, 16 * 2**30),
-        "v5p": Chip("TPU v5", "2x2x1", 2, 95 * 2**30),
-        "v6e": Chip("TPU v6 lite", "2x2", 1, 32 * 2**30),
+        "v5e": Chip("TPU v5 lite", _FLAT, 1, 16 * 2**30),
+        "v5p": Chip("TPU v5", _CUBE, 2, 95 * 2**30),
+        "v6e": Chip("TPU v6 lite", _FLAT, 1, 32 * 2**30),
     }
 )
 
 
-def mesh(chip: str, slice_shape: str | None = None, devices: int = 1) -> jax.sharding.Mesh:
-    """Described TPUs on one axis, "x".
+def devices(chip: str, count: int) -> list[Any]:
+    """Described TPUs of the smallest slice that has so many.
 
     Args:
         chip: name in `CHIPS`.
-        slice_shape: of the slice, as "4x4"; by default one host.
-        devices: how many of its chips.
+        count: how many of its chips.
 
     Raises:
-        InputError: there is no libtpu.
+        InputError: no slice that is listed has so many, or there is no libtpu.
     """
+    slices = CHIPS[chip].slices
+    shape = next((shape for chips, shape in slices.items() if chips >= count), None)
+    if shape is None:
+        raise InputError(f"{count} chips of {chip}: expected at most {max(slices)}")
     from jax.experimental import topologies
 
     library = _library()
@@ -69,9 +74,13 @@ def mesh(chip: str, slice_shape: str | None = None, devices: int = 1) -> jax.sha
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
         os.environ.setdefault(name, value)
-    name = f"{chip}:{slice_shape or CHIPS[chip].host}"
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    return jax.sharding.Mesh(np.array(topology.devices[:devices]), ("x",))
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}")
+    return list(topology.devices[:count])
+
+
+def mesh(chip: str) -> jax.sharding.Mesh:
+    """One described TPU as a mesh of one axis, "x"; see `devices`."""
+    return jax.sharding.Mesh(np.array(devices(chip, 1)), ("x",))
 
 
 def _library() -> Path:

@@ -1,8 +1,10 @@
-"""Memory and communication of a training step, by compiling it for H200s without one.
+"""Memory and communication of a training step, by compiling it for H200s or TPUs without one.
 
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --views 2 8 24
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --data 1 --fsdp 4 --views 8
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe --views 2 8 24
+    PYTHONPATH=.venv/tpu JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe \
+        --plan v5e --fsdp 4 --views 2
 
 The step is that of `--mode=train`: bfloat16 compute, float32 parameters, AdamW, the multitask loss.
 With --recipe it is that of `configs/vggt.py`: a student with simulated float8 beside its teacher,
@@ -12,7 +14,8 @@ jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, no GPU and no driver. cu
 compiled for that way, so attention has its blocked form, and Triton GEMMs are off because nothing
 can be tuned.
 
-With --here the step is compiled for the devices of this machine instead.
+With --plan v5e, v5p or v6e it is compiled for the chips of a slice (see `tools.benchmark.tpu`), and
+with --here for the devices of this machine.
 
 Memory is XLA's plan for one device; parameters, optimizer and batch are its arguments. Bytes of
 collectives are what one device gets from them in one step.
@@ -49,12 +52,13 @@ from lite3r_jax.training.step import LossFn, StepOptions
 from lite3r_jax.training.task import LossOptions, task_loss
 from lite3r_jax.training.trainer import Trainer, make_trainer
 from lite3r_jax.weights import strict_json
+from tools.benchmark import tpu
 from tools.benchmark.collectives import collectives, described, summary
 
 GIB = 2**30
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse, compile, print one line per number of views."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -75,8 +79,10 @@ def main() -> None:
         help="of configs/vggt.py, which says what the model, --dtype, --remat and --trainable are",
     )  # fmt: skip
     parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--here", action="store_true", help="for the devices of this machine")
-    args = parser.parse_args()
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--here", action="store_true", help="for the devices of this machine")
+    where.add_argument("--plan", choices=["h200", *tpu.CHIPS], default="h200", help="for these")
+    args = parser.parse_args(argv)
     try:
         run(args)
     except InputError as error:
@@ -85,12 +91,14 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compile the step for every number of views, print what XLA says of it."""
-    mesh = make_mesh(
-        MeshOptions(args.data, args.fsdp, args.view),
-        None if args.here else described(args.data * args.fsdp * args.view),
-    )
+    count = args.data * args.fsdp * args.view
+    on_tpus = args.plan in tpu.CHIPS
+    devices = None
+    if not args.here:
+        devices = tpu.devices(args.plan, count) if on_tpus else described(count)
+    mesh = make_mesh(MeshOptions(args.data, args.fsdp, args.view), devices)
     trainer = make(args, mesh) if args.recipe is None else make_distillation(args, mesh)
-    what = ["this machine" if args.here else "h200"]
+    what = ["this machine" if args.here else args.plan]
     if args.recipe is None:
         what += [args.dtype, f"remat {args.remat}"]
     else:
@@ -103,7 +111,8 @@ def run(args: argparse.Namespace) -> None:
         with contextlib.nullcontext() if args.here else proofs.assumed():
             lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
         # No GPU, no tuning: XLA's own Triton GEMMs cannot choose their tiles.
-        compiled = lowered.compile(None if args.here else {"xla_gpu_enable_triton_gemm": False})
+        options: Any = None if args.here or on_tpus else {"xla_gpu_enable_triton_gemm": False}
+        compiled = lowered.compile(options)
         seconds = time.perf_counter() - start
         m = compiled.memory_analysis()
         assert m is not None, "XLA gives no memory plan for this device"

@@ -51,7 +51,7 @@ def sla_tpu(
     qb, kb, vb, ok = all_to_blocks(q, k, v, q_valid, k_valid, *sizes)
     critical = block_map.critical.ids.reshape(*qb.shape[:2], -1)
     _, rows, width = critical.shape
-    plan = _Plan(tiles or TpuTiles(), q.shape[2], rows, width, kb.shape[1], interpret)
+    plan = Plan(tiles or TpuTiles(), q.shape[2], rows, width, kb.shape[1], interpret)
     kv = jnp.concatenate([vb, kb], axis=-1)
     if critical.shape[2]:
         o = _sparse(qb, kv, _words(k_valid, kb.shape[1]), critical, plan).astype(jnp.float32)
@@ -74,7 +74,7 @@ def _words(k_valid: jax.Array, columns: int) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is fixed when a call is traced.
 
     Tables go into scalar memory, which holds that of some heads and query blocks at a time.
@@ -109,6 +109,11 @@ class _Plan:
     def steps(self) -> int:
         """Programs of one query block."""
         return block_count(self.width, self.entries)
+
+    @property
+    def steps_of_keys(self) -> int:
+        """Programs of a head in the key gradient: enough for any table."""
+        return block_count(self.some_rows * self.width, self.query_entries) + self.columns
 
     @property
     def some_rows(self) -> int:
@@ -161,9 +166,7 @@ class _Plan:
         return lax.map(group, (heads, *x))
 
 
-def _sparse(
-    q: jax.Array, kv: jax.Array, words: jax.Array, ids: jax.Array, plan: _Plan
-) -> jax.Array:
+def _sparse(q: jax.Array, kv: jax.Array, words: jax.Array, ids: jax.Array, plan: Plan) -> jax.Array:
     """Softmax attention of every query block to its listed key blocks.
 
     Args:
@@ -240,10 +243,9 @@ def _query_gradient(qdo, stats, kv, words, table, plan):
 
 def _key_gradient(qdo, stats, kv, ids, plan):
     """Sums over the parts of the queries are added up in float32, one after the other."""
-    groups, parts, heads, rows, size, lanes = qdo.shape
+    groups, parts, heads, _, size, lanes = qdo.shape
     dtype = qdo.dtype if parts == 1 else jnp.float32
-    entries, columns = plan.query_entries, plan.columns
-    steps = block_count(rows * plan.width, entries) + columns
+    entries, columns, steps = plan.query_entries, plan.columns, plan.steps_of_keys
     shape = (heads, *kv.shape[1:])
 
     def key_block(h, t, rows, keys, starts, counts, head):
@@ -262,7 +264,7 @@ def _key_gradient(qdo, stats, kv, ids, plan):
                 kernels.sla_key_gradient, head_dim=lanes // 2, steps=steps, entries=entries
             ),
             (heads, steps),
-            (*_work(BlockTable(ids[None], columns), steps, entries), head[None]),
+            (*key_steps(BlockTable(ids[None], columns), steps, entries), head[None]),
             [
                 (kv, pl.BlockSpec((None, None, *kv.shape[2:]), key_values)),
                 *((qdo, pl.BlockSpec((None, None, size, lanes), at)) for at in queries),
@@ -291,7 +293,7 @@ def _key_gradient(qdo, stats, kv, ids, plan):
     return lax.map(group, (first, qdo, stats, ids)).reshape(kv.shape)
 
 
-def _work(table: BlockTable, steps: int, entries: int) -> tuple[jax.Array, ...]:
+def key_steps(table: BlockTable, steps: int, entries: int) -> tuple[jax.Array, ...]:
     """The steps of `kernels.sla_key_gradient` for a table [1, heads, rows, K]: see its arguments.
 
     Every key block has at least one step, so that its gradient is written.
@@ -316,7 +318,7 @@ def _work(table: BlockTable, steps: int, entries: int) -> tuple[jax.Array, ...]:
     return tuple(x.reshape(-1).astype(jnp.int32) for x in made)
 
 
-def _key_blocks(kv: jax.Array, plan: _Plan) -> list[tuple[jax.Array, pl.BlockSpec]]:
+def _key_blocks(kv: jax.Array, plan: Plan) -> list[tuple[jax.Array, pl.BlockSpec]]:
     """The key blocks that an entry of the table names, once per entry of a program."""
 
     def at(g, h, i, s, ids, words, head):

@@ -25,7 +25,7 @@ USUAL = TpuTiles()
 def test_every_listed_pair_is_in_one_step_of_its_key_block(columns, entries):
     heads, count = 2, 9
     steps = -(-count * columns // entries) + columns
-    work = jax.jit(lambda ids: pallas_tpu._work(BlockTable(ids, columns), steps, entries))
+    work = jax.jit(lambda ids: pallas_tpu.key_steps(BlockTable(ids, columns), steps, entries))
     for seed, share in enumerate((0.0, 0.1, 0.5, 1.0)):
         listed = np.random.default_rng(seed).random((heads, count, columns)) < share
         ids = np.sort(np.where(listed, np.arange(columns), columns), axis=-1)
@@ -59,7 +59,7 @@ def test_lowers_to_a_tpu_at_the_size_of(views, head_dim):
 def test_scalar_memory_holds_what_one_call_has():
     for views in (2, 8, 32, 100, 300):
         case = vggt_global(views, 0.1, q_block=128)
-        plan = pallas_tpu._Plan(USUAL, 16, *case.table_shape[2:], case.k_blocks, False)
+        plan = pallas_tpu.Plan(USUAL, 16, *case.table_shape[2:], case.k_blocks, False)
         heads, count = plan.some_heads, plan.some_rows
         table = heads * count * plan.steps * plan.entries + 2 * (case.k_blocks + 1)
         listed = count * case.table_shape[3]
