@@ -9,8 +9,11 @@ over the last 6,000 steps: --config.train.init_from=FOLDER --config.train.loop.s
 --config.train.optimizer.decay_steps=6000.
 
 Hardware and time: one CPU core, 32 to 39 views a second (docs/benchmarks.md), so 3.2 million views
-are 23 to 28 hours; 3 to 4 GB of memory; scikit-image, whose photographs some rooms carry. Expected
+are 23 to 28 hours; 4 GB of memory; scikit-image, whose photographs some rooms carry. Expected
 result: docs/results.md, which has the model of an earlier recipe and how far this one has come.
+
+`:gpu` sees as many views in batches of 512, its rate falling over the last quarter, for one GPU and
+16 cores that draw the rooms; it was not run on a GPU yet, only in small on a CPU.
 """
 
 from pathlib import Path
@@ -18,6 +21,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lite3r_jax.data.augment import Augmentation
+from lite3r_jax.errors import unknown_name
 from lite3r_jax.experiment import Experiment, to_config
 from lite3r_jax.losses.scratch import LogDepth
 from lite3r_jax.small_teacher.options import AuxiliaryOptions, SmallTeacherOptions
@@ -28,9 +32,36 @@ from lite3r_jax.training.options import DataOptions, TrainOptions
 from lite3r_jax.training.step import StepOptions
 from lite3r_jax.training.task import LossOptions
 
+_GPU = {
+    "train.data.buckets": "256x2x112x112*2, 128x4x112x112*2, 64x8x112x112",
+    # Each process draws scenes of its own, so a scene stays longer for one of them to use it again.
+    "train.data.scenes": 500,
+    "train.data.renew": 96,
+    "train.data.workers": 15,
+    "train.data.prefetch": 4,
+    "train.loss.frame_chunk": 512,
+    "train.optimizer.decay_steps": 1600,
+    "train.step.average": 0.99,
+    "train.loop.steps": 6400,
+    "train.checkpoint.every": 800,
+    "small_teacher.auxiliary.fade_from": 1900,
+    "small_teacher.auxiliary.fade_steps": 950,
+}
+VARIANTS = {"gpu": _GPU}
+"""Changes of the recipe by name."""
 
-def get_config() -> ConfigDict:
-    """The settings, to be changed by --config.NAME=VALUE."""
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The settings, to be changed by --config.NAME=VALUE.
+
+    Args:
+        variant: "" or one of `VARIANTS`.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if variant and variant not in VARIANTS:
+        raise unknown_name("configs/vggt_tiny_teacher.py: variant", variant, VARIANTS)
     train = TrainOptions(
         model=str(Path(__file__).with_name("vggt_tiny.json")),
         task="small_teacher",
@@ -76,4 +107,6 @@ def get_config() -> ConfigDict:
         unroll=True,
         auxiliary=AuxiliaryOptions(fade_from=30_000, fade_steps=15_000),
     )
-    return to_config(Experiment(backbone="vggt", train=train, small_teacher=teacher))
+    config = to_config(Experiment(backbone="vggt", train=train, small_teacher=teacher))
+    config.update_from_flattened_dict(VARIANTS.get(variant, {}))
+    return config
