@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from lite3r_jax.cli import check_data, config, convert, deploy, device_check, setting_help
+from lite3r_jax.cli import (
+    check_data,
+    config,
+    convert,
+    deploy,
+    device_check,
+    distributed,
+    setting_help,
+)
 from lite3r_jax.cli.arguments import Arguments, parse
 from lite3r_jax.cli.modes import MODES
 from lite3r_jax.cli.programs import exit_code
@@ -200,6 +208,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
         device_check.main,
         "check the kernels on this device, and measure on it",
     ),
+    "distributed": (distributed.main, "train or distil in several processes, of several hosts"),
     "config": (config.main, "show the settings of a run, or what one of them means"),
     "version": (lambda arguments: version(), "print the version"),
 }
