@@ -26,9 +26,10 @@ def match(task: Task) -> Observations:
         raise InputError(
             "refine.matches=track: there is no track head; choose klt or sift, or give a tracker"
         )
-    queries = query_views(task.pairs)
-    found = {a: task.keep(a, lambda a=a: _followed(task, a)) for a in sorted(queries)}
-    for _ in task.gray:
+    queries, found = query_views(task.pairs), {}
+    for a in range(len(task.gray)):
+        if a in queries:
+            found[a] = task.keep(a, lambda a=a: _followed(task, a))
         task.progress()
     view = [np.full(len(each["corners"]), a) for a, each in found.items()]
     pixel = [each["corners"] for each in found.values()]
