@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lite3r_jax.errors import InputError
     from lite3r_jax.exports import ExportOptions, PointOptions
     from lite3r_jax.infer.cameras import CameraOptions
-    from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
+    from lite3r_jax.infer.options import ComputeOptions, ImageOptions
     from lite3r_jax.refine import RefineOptions
     from lite3r_jax.scene import Scene
 
@@ -81,9 +81,9 @@ __all__ = [
 
 _MODULES = {
     "CameraOptions": "infer.cameras",
-    "ComputeOptions": "infer.reconstruct",
+    "ComputeOptions": "infer.options",
     "ExportOptions": "exports",
-    "ImageOptions": "infer.reconstruct",
+    "ImageOptions": "infer.options",
     "InputError": "errors",
     "PointOptions": "exports",
     "Prediction": "backbones.base",

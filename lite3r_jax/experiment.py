@@ -23,8 +23,9 @@ from lite3r_jax.errors import InputError, did_you_mean
 from lite3r_jax.evaluation.options import EvaluateOptions, ProbeOptions
 from lite3r_jax.exports import ExportOptions
 from lite3r_jax.infer.cameras import CameraOptions
-from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions
+from lite3r_jax.infer.options import ComputeOptions, ImageOptions
 from lite3r_jax.models import AttentionChoice, ModelSpec, Precision
+from lite3r_jax.processes import ProcessOptions
 from lite3r_jax.refine import RefineOptions
 from lite3r_jax.service import ServeOptions
 from lite3r_jax.setting_bounds import check_number
@@ -62,7 +63,8 @@ class Experiment:
         images: photos to network images.
         video: which frames of a video.
         cameras: known cameras, and how others are found.
-        compute: dtype, chunks, memory.
+        compute: dtype, chunks, memory, devices.
+        processes: several processes that reconstruct together.
         refine: predicted cameras adjusted to matches between the photos.
         export: points and pictures in the results.
         view: `--mode=view`: what the viewer starts with.
@@ -94,6 +96,7 @@ class Experiment:
     video: VideoOptions = field(default_factory=VideoOptions)
     cameras: CameraOptions = field(default_factory=CameraOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    processes: ProcessOptions = field(default_factory=ProcessOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     view: ViewerOptions = field(default_factory=ViewerOptions)
@@ -244,6 +247,28 @@ def refuse_model_settings(experiment: Experiment, instead: Mapping[str, str] | N
                 else f"leave it out, as {experiment.input} is a scene already"
             )
             raise InputError(f"config.{name}: is for reconstructions; {remedy}")
+
+
+def refuse_devices(experiment: Experiment, what: str, **instead: str) -> None:
+    """Refuse the settings of devices and processes where they would have no effect.
+
+    Args:
+        experiment: the settings.
+        what: what is run, for the message.
+        **instead: `mesh`, `rest`, `processes`: what to do in place of each of them that has no
+            effect there; the others may be set.
+
+    Raises:
+        InputError: one is set.
+    """
+    compute = experiment.compute
+    for name, setting, value, usual in (
+        ("mesh", "compute.mesh", compute.mesh, ""),
+        ("rest", "compute.rest", compute.rest, "auto"),
+        ("processes", "processes.coordinator", experiment.processes.coordinator, ""),
+    ):
+        if name in instead and value != usual:
+            raise InputError(f"{setting}={value}: has no effect on {what}; {instead[name]}")
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:

@@ -13,6 +13,7 @@ INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of programs that Ctrl-C and SIGTERM ended, by the custom of shells."""
 MESSAGE = "interrupted; no file is half-written"
 _PATIENCE = 1.5  # seconds that Python code has to clean up in
+_at_once = threading.Event()
 
 
 def run_as_process(main: Callable[[], int]) -> NoReturn:
@@ -38,9 +39,14 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
     ended.set()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: no traceback of what is left
-    if code in (INTERRUPTED, TERMINATED):
+    if code in (INTERRUPTED, TERMINATED) or _at_once.is_set():
         _leave(code)
     sys.exit(code)
+
+
+def end_at_once() -> None:
+    """Let `run_as_process` end without what else waits at the end of an interpreter."""
+    _at_once.set()
 
 
 @contextmanager

@@ -239,15 +239,23 @@ def make_view_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | No
 
     Args:
         text: of the setting `compute.mesh`; "" for none.
-        devices: those there are; None: all of this process.
+        devices: those there are; None: all of this process, or of all that were joined.
 
     Raises:
-        InputError: it is none, or devices that there are not or that do not divide.
+        InputError: it is none, or devices that there are not or that do not divide; of several
+            processes, any other number than that of all their devices.
     """
     count = devices_of(text)
     if not count:
         return None
-    devices = jax.local_devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
+    processes = len({device.process_index for device in devices})
+    if processes > 1 and len(devices) != count:
+        raise InputError(
+            f"compute.mesh: {text}, but {processes} processes have {len(devices)}"
+            f" {devices[0].platform} devices together, all of which take part; use"
+            f" view:{len(devices)}"
+        )
     if len(devices) % count:
         fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise InputError(
@@ -256,6 +264,29 @@ def make_view_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | No
             f" {', '.join(f'view:{n}' for n in fitting)}"
         )
     return jax.make_mesh((count,), VIEWS, axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def local_size(mesh: Mesh) -> int:
+    """Devices of a mesh that belong to this process."""
+    return len(mesh.local_devices)
+
+
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of this process on each of its devices of a mesh; nothing is sent between processes.
+
+    Args:
+        tree: of arrays, equal in all processes.
+        mesh: of `make_view_mesh`.
+    """
+    where = NamedSharding(mesh, PartitionSpec())
+    if local_size(mesh) == mesh.size:
+        return jax.device_put(tree, where)
+
+    def copies(x: jax.Array) -> jax.Array:
+        here = [jax.device_put(x, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(x.shape, where, here)
+
+    return jax.tree.map(copies, tree)
 
 
 def check_views(mesh: Mesh, views: int) -> ViewParts:

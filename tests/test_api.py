@@ -7,6 +7,7 @@ import pytest
 
 import lite3r_jax
 from lite3r_jax import api
+from lite3r_jax.cli.lite3r import main as lite3r
 from lite3r_jax.errors import InputError
 
 NAME = lite3r_jax.__name__
@@ -64,6 +65,41 @@ def test_train_and_distill_refuse_each_others_settings():
             function(lite3r_jax.recipe("vggt", settings | {"precision": "fp8_dynamic"}))
     with pytest.raises(InputError, match=r"config.student: .* --config.distill.init_from"):
         lite3r_jax.distill(lite3r_jax.recipe("vggt:tiny", {"output": "RUN", "student": "S"}))
+
+
+@pytest.mark.parametrize(
+    ("function", "values", "message"),
+    [
+        ("train", {"compute.rest": "host"}, r"compute\.rest=host: .* training; .* train\.remat"),
+        (
+            "train",
+            {"processes.coordinator": "a:1"},
+            r"processes\.coordinator=a:1: has no effect on",
+        ),
+        ("probe", {"compute.mesh": "view:2"}, r"compute\.mesh=view:2: has no effect on a probe"),
+        ("probe", {"compute.rest": "host"}, r"compute\.rest=host: has no effect on a probe"),
+        ("evaluate", {"processes.coordinator": "a:1"}, "on evaluations; leave it out, or split"),
+        ("bench", {"processes.coordinator": "a:1"}, "on benchmarks; leave it out, or measure"),
+    ],
+)
+def test_settings_of_devices_are_refused_where_they_have_no_effect(function, values, message):
+    recipe = "vggt:backbone" if function == "train" else "vggt"
+    settings = {"output": "OUT", "weights": "vggt-tiny", **values}
+    with pytest.raises(InputError, match=message) as error:
+        getattr(lite3r_jax, function)(lite3r_jax.recipe(recipe, settings))
+    assert "\n" not in str(error.value)
+
+
+def test_the_commands_without_devices_refuse_them(capsys, tmp_path):
+    for command, word in (
+        (["export", str(tmp_path), "--output", "OUT"], "--compute.mesh=view:2"),
+        (["serve", "--weights", "vggt-tiny"], "--processes.coordinator=a:1"),
+        (["deploy", "vggt-tiny", "OUT"], "--compute.mesh=view:2"),
+        (["deploy", "vggt-tiny", "OUT"], "--compute.rest=host"),
+    ):
+        assert lite3r([*command, word]) == 2, command
+        shown = capsys.readouterr().err
+        assert word.removeprefix("--").partition("=")[0] in shown, shown
 
 
 def test_a_student_is_distilled_evaluated_and_loaded_from_python(

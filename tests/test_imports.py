@@ -22,6 +22,7 @@ LEAVES = {
     "mesh",
     "name_map",
     "npz_file",
+    "processes",
     "progress",
     "setting_bounds",
 }
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "mesh": set(),
     "name_map": set(),
     "npz_file": set(),
+    "processes": set(),
     "progress": set(),
     "setting_bounds": set(),
     "scene": set(),

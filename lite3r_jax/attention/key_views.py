@@ -94,6 +94,10 @@ class KeyViews(AttentionStrategy):
         """See `AttentionStrategy.apart`."""
         return self.inner.apart
 
+    def agreed_tokens(self, query: TokenLayout) -> float:
+        """See `AttentionStrategy.agreed_tokens`."""
+        return self.inner.agreed_tokens(query)
+
     def keys_left(self, key: TokenLayout) -> TokenLayout:
         """See `AttentionStrategy.keys_left`."""
         views, key = self.kept(key.whole), key.keep_patches(self.patch_step)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lite3r_jax.mesh import VIEWS, ViewParts
+
 CHUNK = 2048
 """Tokens that are compared with all others at a time."""
 
@@ -38,6 +40,30 @@ def best_match(sources: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
 
     match, cosine = (
         jnp.moveaxis(a, 0, 1).reshape(b, total)[:, :n] for a in lax.map(compare, parts)
+    )
+    return match, cosine
+
+
+def best_match_shared(
+    sources: jax.Array, targets: jax.Array, parts: ViewParts
+) -> tuple[jax.Array, jax.Array]:
+    """`best_match` where every device has all of both, and looks at a share of the sources.
+
+    Args:
+        sources: [B, n, C], equal on all devices.
+        targets: [B, m, C], likewise.
+        parts: of the devices; inside of `ViewParts.on_each` only.
+
+    Returns:
+        As `best_match`, on all devices.
+    """
+    count = sources.shape[1]
+    each = -(-count // parts.devices)
+    filled = jnp.pad(sources, ((0, 0), (0, each * parts.devices - count), (0, 0)))
+    mine = lax.dynamic_slice_in_dim(filled, lax.axis_index(VIEWS[0]) * each, each, axis=1)
+    match, cosine = (
+        lax.all_gather(x, VIEWS[0], axis=1, tiled=True)[:, :count]
+        for x in best_match(mine, targets)
     )
     return match, cosine
 

@@ -12,8 +12,9 @@ from flax import nnx
 from jax import lax
 
 from lite3r_jax.attention.dense import Dense
-from lite3r_jax.attention.matching import best_match, merge, padded, unmerge
+from lite3r_jax.attention.matching import best_match, best_match_shared, merge, padded, unmerge
 from lite3r_jax.attention.strategy import (
+    Apart,
     AttentionCore,
     AttentionInputs,
     AttentionStrategy,
@@ -72,6 +73,19 @@ class MergeQueries(AttentionStrategy):
         """See `AttentionStrategy.views_in_order`."""
         return self.factor > 1 or super().views_in_order
 
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`; which queries are merged depends on all heads."""
+        return merged_apart(self.factor, self.inner)
+
+    def keys_left(self, key: TokenLayout) -> TokenLayout:
+        """See `AttentionStrategy.keys_left`."""
+        return self.inner.keys_left(key)
+
+    def agreed_tokens(self, query: TokenLayout) -> float:
+        """See `AttentionStrategy.agreed_tokens`."""
+        return merged_agreed_tokens(self.factor, self.inner, query)
+
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
         """See `AttentionStrategy.context`."""
         return self.inner.context(x, layout)
@@ -112,6 +126,20 @@ class MergedCore(AttentionCore):
             inputs, self.inner, spec.factor, spec.group, spec.protect_reference
         )
 
+    def reduced(self, inputs: AttentionInputs) -> tuple[AttentionCore, AttentionInputs]:
+        """See `AttentionCore.reduced`."""
+        inner, inputs = self.inner.reduced(inputs)
+        return MergedCore(replace(self.spec, inner=inner.spec), inner), inputs
+
+    def agree(self, inputs: AttentionInputs) -> AttentionInputs:
+        """See `AttentionCore.agree`: which query every other one is merged into."""
+        spec = self.spec
+        if spec.factor == 1:
+            return self.inner.agree(inputs)
+        layout, _ = inputs.layouts.regular(spec.name)
+        of = groups(layout.whole, spec.factor, spec.group, spec.protect_reference)
+        return replace(inputs, agreed=[shared_matches(inputs.q, some, layout) for some in of])
+
 
 def with_merged_queries(
     inputs: AttentionInputs,
@@ -135,16 +163,21 @@ def with_merged_queries(
     if factor == 1:
         return attend(inputs)
     layout, _ = inputs.layouts.regular(MergeQueries.name)
-    q, rows = merge_queries(inputs.q, groups(layout, factor, group, protect_reference))
+    of = groups(layout, factor, group, protect_reference)
+    q, rows = merge_queries(inputs.q, of, inputs.agreed)
     return unmerge(attend(inputs.with_queries(q)), rows)
 
 
-def merge_queries(q: jax.Array, of: Sequence["Groups"]) -> tuple[jax.Array, jax.Array]:
+def merge_queries(
+    q: jax.Array, of: Sequence["Groups"], matches: Sequence[jax.Array] | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Merged queries, and where every token is among them.
 
     Args:
         q: [B, T, N, D].
         of: groups that have every token once.
+        matches: for each of them [groups, B, n] int32, below m, where this was found out before,
+            see `shared_matches`; None: by the queries here.
 
     Returns:
         (q [B, T', N, D], rows [B, T] int32 below T').
@@ -152,16 +185,19 @@ def merge_queries(q: jax.Array, of: Sequence["Groups"]) -> tuple[jax.Array, jax.
     b, _, heads, d = q.shape
     flat = q.reshape(b, -1, heads * d)
     merged, tokens, rows, first = [], [], [], 0
-    for some in of:
+    for i, some in enumerate(of):
         count, m = some.destinations.shape
+        known = () if matches is None else (matches[i],)
 
-        def one(group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def one(group: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             # Taken in here, so that the queries of one group are copied and not those of all.
-            stay, go = (flat[:, ids] for ids in group)
-            match = best_match(go, stay)[0]
+            ids, before = group[:2], group[2:]
+            stay, go = (flat[:, each] for each in ids)
+            match = before[0] if before else best_match(go, stay)[0]
             return merge(stay, go, match), match
 
-        kept, match = lax.map(one, (jnp.asarray(some.destinations), jnp.asarray(some.sources)))
+        ids = jnp.asarray(some.destinations), jnp.asarray(some.sources)
+        kept, match = lax.map(one, (*ids, *known))
         merged.append(jnp.moveaxis(kept, 0, 1).reshape(b, count * m, heads, d))
         start = first + m * np.arange(count, dtype=np.int32)
         own = (start[:, None] + np.arange(m, dtype=np.int32)).reshape(-1)
@@ -171,6 +207,50 @@ def merge_queries(q: jax.Array, of: Sequence["Groups"]) -> tuple[jax.Array, jax.
         first += count * m
     place = np.argsort(np.concatenate(tokens))
     return jnp.concatenate(merged, axis=1), jnp.concatenate(rows, axis=1)[:, place]
+
+
+def shared_matches(q: jax.Array, of: "Groups", layout: TokenLayout) -> jax.Array:
+    """The queries that others are merged into, of views on several devices.
+
+    The queries of one group at a time are on every device, which compares a share of them.
+
+    Args:
+        q: [B, each * P, N, D] of this device, all heads.
+        of: groups of the whole scene.
+        layout: of the tokens of this device, in parts.
+
+    Returns:
+        [groups, B, n] int32, below m.
+    """
+    parts, p = layout.parts, layout.tokens_per_view
+    assert parts is not None
+    by_view = q.reshape(q.shape[0], layout.views, p, -1)
+    first = np.minimum(of.destinations.min(1), of.sources.min(1)) // p
+    count = (of.destinations.shape[1] + of.sources.shape[1]) // p
+    views = first[:, None] + np.arange(count, dtype=np.int32)
+    local = [(ids - first[:, None] * p).astype(np.int32) for ids in (of.destinations, of.sources)]
+
+    def one(group: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        views, stay, go = group
+        some = parts.choose(by_view, views[None])
+        some = some.reshape(len(some), count * p, -1)
+        return best_match_shared(some[:, go], some[:, stay], parts)[0]
+
+    return lax.map(one, (jnp.asarray(views), *map(jnp.asarray, local)))
+
+
+def merged_apart(factor: int | None, inner: AttentionStrategy) -> tuple[Apart, ...]:
+    """See `AttentionStrategy.apart`, for queries merged by a factor (None: not known yet)."""
+    if factor == 1:
+        return inner.apart
+    return ("heads",) if "heads" in inner.apart else ()
+
+
+def merged_agreed_tokens(factor: int | None, inner: AttentionStrategy, query: TokenLayout) -> float:
+    """See `AttentionStrategy.agreed_tokens`, likewise: queries of all views, and sums of them."""
+    if factor == 1 or query.parts is None:
+        return inner.agreed_tokens(query)
+    return 2 * query.whole.tokens * (query.parts.devices - 1) / query.parts.devices
 
 
 @dataclass(frozen=True, eq=False)

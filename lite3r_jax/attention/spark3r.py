@@ -17,8 +17,16 @@ from lite3r_jax.attention.key_views import (
     split_context,
     view_context,
 )
-from lite3r_jax.attention.query_merging import check_merging, merged_flops, with_merged_queries
+from lite3r_jax.attention.query_merging import (
+    MergedCore,
+    MergeQueries,
+    check_merging,
+    merged_agreed_tokens,
+    merged_apart,
+    merged_flops,
+)
 from lite3r_jax.attention.strategy import (
+    Apart,
     AttentionCore,
     AttentionInputs,
     AttentionStrategy,
@@ -102,6 +110,20 @@ class Spark3R(AttentionStrategy):
             self.choose == "stride" and (self.key_factor or 1) > 1
         )
 
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`."""
+        return merged_apart(self.query_factor, self.inner)
+
+    def keys_left(self, key: TokenLayout) -> TokenLayout:
+        """See `AttentionStrategy.keys_left`."""
+        views = self.kept(key.whole)
+        return key if len(views) == key.whole.views else key.whole.keep(views)
+
+    def agreed_tokens(self, query: TokenLayout) -> float:
+        """See `AttentionStrategy.agreed_tokens`."""
+        return merged_agreed_tokens(self.query_factor, self.inner, query)
+
     def check(self, depth: int) -> None:
         """See `AttentionStrategy.check`."""
         super().check(depth)
@@ -123,7 +145,7 @@ class Spark3R(AttentionStrategy):
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
         """See `AttentionStrategy.context`: the views that any layer may choose, in order."""
-        views = layout.views
+        views = layout.whole.views
         factors = {self._keys(times, views) for times in (1, self.others)} - {1}
         if self.choose == "stride" or not factors:
             return view_context(x, layout, views, self.inner)
@@ -193,16 +215,19 @@ class Spark3RCore(AttentionCore):
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
         """See `AttentionCore.__call__`; with settings of `resolve`."""
-        spec = self.spec
+        core, inputs = self.reduced(inputs)
+        return core(inputs)
+
+    def reduced(self, inputs: AttentionInputs) -> tuple[AttentionCore, AttentionInputs]:
+        """See `AttentionCore.reduced`; what is left merges queries, if any."""
+        spec, factor = self.spec, _resolved(self.spec.query_factor)
         order, inputs = split_context(inputs)
-        layout = inputs.layouts.regular_keys(spec.name)
-        return with_merged_queries(
-            keep_views(inputs, spec.kept(layout), order),
-            self.inner,
-            _resolved(spec.query_factor),
-            spec.group,
-            spec.protect_reference,
-        )
+        layout = inputs.layouts.regular_keys(spec.name).whole
+        inputs = keep_views(inputs, spec.kept(layout), order)
+        if factor == 1:
+            return self.inner, inputs
+        merging = MergeQueries(factor, spec.group, spec.protect_reference, spec.inner)
+        return MergedCore(merging, self.inner), inputs
 
 
 def published_query_factor(views: int) -> int:

@@ -1,6 +1,6 @@
 """Speed3R: attention to pooled windows and to the best windows' tokens, mixed by learned gates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from lite3r_jax.attention.head_groups import heads_at_a_time, map_head_groups
 from lite3r_jax.attention.strategy import (
+    Apart,
     AttentionCore,
     AttentionInputs,
     AttentionStrategy,
@@ -102,6 +103,18 @@ class Speed3R(AttentionStrategy):
     def takes_some_patches(self) -> bool:
         """See `AttentionStrategy.takes_some_patches`."""
         return False
+
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`; windows are of one view."""
+        return ("heads",)
+
+    def agreed_tokens(self, query: TokenLayout) -> float:
+        """See `AttentionStrategy.agreed_tokens`: means of windows; gates are too few to count."""
+        parts = query.parts
+        assert parts is not None
+        windows = parts.filled * len(windows_of(query, self.window).tokens) / query.views
+        return 3 * windows * (parts.devices - 1) / parts.devices**2
 
     def build(
         self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
@@ -202,8 +215,10 @@ class Speed3RCore(AttentionCore):
         spec, (query, key) = self.spec, inputs.layouts.regular(self.spec.name)
         of = spec.selection(query, key)
         sides = (inputs.q, inputs.k, inputs.v)
-        x = inputs.x
-        pools = self._pools(inputs, x, x if query == key else inputs.key_x, query, key)
+        if not inputs.query_side:
+            inputs = self._projected(inputs)
+        pooled_q, gates = inputs.query_side
+        pools = (pooled_q, *inputs.key_side)
         tokens = query.tokens, key.tokens, key.tokens
 
         def attend(*joined: jax.Array) -> jax.Array:
@@ -225,12 +240,23 @@ class Speed3RCore(AttentionCore):
         selected, compressed = jnp.split(
             _split(by_head, joined[0].shape)(*joined), [query.tokens], 1
         )
-        gates = nnx.sigmoid(self.gate(x).astype(jnp.float32))
-        gates = gates.reshape(*x.shape[:2], -1, 2, 1)
+        gates = gates[..., None]
         patch = np.arange(query.tokens) % query.tokens_per_view >= query.special
         weight = jnp.where(patch[:, None, None], gates[..., SELECTION, :], 1)
         o = gates[..., COMPRESSION, :] * expanded(compressed, of.query, query.tokens)
         return (o + weight * selected).astype(inputs.v.dtype)
+
+    def agree(self, inputs: AttentionInputs) -> AttentionInputs:
+        """See `AttentionCore.agree`: what is projected from the layer's input."""
+        return self._projected(inputs)
+
+    def _projected(self, inputs: AttentionInputs) -> AttentionInputs:
+        """With queries of windows and gates [B, T, N, 2], and with keys and values of windows."""
+        query, key = inputs.layouts.regular(self.spec.name)
+        x = inputs.x
+        q, *kv = self._pools(inputs, x, x if query == key else inputs.key_x, query, key)
+        gates = nnx.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*x.shape[:2], -1, 2)
+        return replace(inputs, query_side=(q, gates), key_side=tuple(kv))
 
     def _pools(
         self,

@@ -60,6 +60,11 @@ class AttentionInputs:
         of_keys: likewise at the keys; see `key_x`.
         all_keys: keys and values [B, Ta, N, D] of `layouts.all_keys`, before strategies dropped
             some; None where none did.
+        agreed: with views on several devices, what `AttentionCore.agree` found out from all heads
+            and views; equal on all devices. None elsewhere.
+        query_side: likewise, further arrays [B, views x any number, N, ...] that `agree` made,
+            which go to the devices of their heads as queries do.
+        key_side: likewise, as keys and values do.
     """
 
     q: jax.Array
@@ -71,6 +76,9 @@ class AttentionInputs:
     of_queries: Callable[[], jax.Array] | None = None
     of_keys: Callable[[], jax.Array] | None = None
     all_keys: tuple[jax.Array, jax.Array] | None = None
+    agreed: Any = None
+    query_side: tuple[jax.Array, ...] = ()
+    key_side: tuple[jax.Array, ...] = ()
 
     @property
     def x(self) -> jax.Array:
@@ -237,6 +245,15 @@ class AttentionCore(nnx.Module):
         """
         return self, inputs
 
+    def agree(self, inputs: AttentionInputs) -> AttentionInputs:
+        """The same with what takes all heads, before the devices attend with some each.
+
+        Asked where the views of a scene lie on several devices, after `reduced` and while every
+        device has all heads of its own views; what is found out goes into `agreed`, `query_side`
+        and `key_side`. By default nothing.
+        """
+        return inputs
+
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
         """Attend.
 
@@ -307,7 +324,8 @@ class AttentionStrategy:
     def apart(self) -> tuple[Apart, ...]:
         """What several devices may each compute a part of, with the numbers of one device.
 
-        "heads": outputs of a head follow from its queries, keys and values and the context.
+        "heads": outputs of a head follow from its queries, keys and values, the context, and what
+        `AttentionCore.agree` gives.
         "queries": outputs of a view follow from its queries and all keys. For what its core is
         after `AttentionCore.reduced`. By default nothing, and views in parts are refused.
         """
@@ -319,6 +337,15 @@ class AttentionStrategy:
         Not in parts any more where views were dropped.
         """
         return key
+
+    def agreed_tokens(self, query: TokenLayout) -> float:
+        """What a device gets from the others by `AttentionCore.agree`, in tokens of all heads.
+
+        Args:
+            query: of the tokens of a device, in parts.
+        """
+        del query
+        return 0.0
 
     @property
     def own_view_only(self) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 
 from lite3r_jax.attention.dense import dense_attention
-from lite3r_jax.attention.matching import best_match, merge, padded, unmerge
+from lite3r_jax.attention.matching import best_match, best_match_shared, merge, padded, unmerge
 from lite3r_jax.attention.strategy import (
+    Apart,
     AttentionCore,
     AttentionInputs,
     AttentionStrategy,
@@ -65,6 +66,17 @@ class FastVGGT(AttentionStrategy):
         """See `AttentionStrategy.takes_some_views`."""
         return False
 
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """See `AttentionStrategy.apart`."""
+        return ("heads",)
+
+    def agreed_tokens(self, query: TokenLayout) -> float:
+        """See `AttentionStrategy.agreed_tokens`: the layer's input of all views."""
+        assert query.parts is not None
+        others = (query.parts.devices - 1) / query.parts.devices
+        return others * query.parts.filled * query.tokens_per_view
+
     def build(
         self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
     ) -> "FastVGGTCore":
@@ -109,10 +121,22 @@ class FastVGGTCore(AttentionCore):
         if layout != key:
             raise ValueError(f"{spec.name}: queries and keys must be the same tokens")
         of = spec.tokens(layout)
+        matched = inputs.agreed
+        if matched is None:
+            matched = best_match(inputs.x[:, of.sources], inputs.x[:, of.destinations])
         (q, k, v), rows = merge_tokens(
-            inputs.x, (inputs.q, inputs.k, inputs.v), of, spec.merged(of, layout)
+            matched, (inputs.q, inputs.k, inputs.v), of, spec.merged(of, layout)
         )
         return unmerge(dense_attention(q, k, v), rows)
+
+    def agree(self, inputs: AttentionInputs) -> AttentionInputs:
+        """See `AttentionCore.agree`: which token every other one would be merged into."""
+        layout, _ = inputs.layouts.regular(self.spec.name)
+        of, parts = self.spec.tokens(layout.whole), layout.parts
+        assert parts is not None
+        x = parts.gather(inputs.x, layout.tokens_per_view)
+        matched = best_match_shared(x[:, of.sources], x[:, of.destinations], parts)
+        return replace(inputs, agreed=matched)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +175,16 @@ def merged_tokens(layout: TokenLayout, protect: float, seed: int) -> MergedToken
 
 
 def merge_tokens(
-    metric: jax.Array, arrays: Sequence[jax.Array], of: MergedTokens, count: int
+    matched: tuple[jax.Array, jax.Array],
+    arrays: Sequence[jax.Array],
+    of: MergedTokens,
+    count: int,
 ) -> tuple[list[jax.Array], jax.Array]:
     """Merged tokens, and where every token is among them.
 
     Args:
-        metric: [B, T, C], whose cosine says how similar tokens are.
+        matched: of `best_match` of the sources among the destinations, whose cosine says how
+            similar tokens are.
         arrays: each [B, T, N, D].
         of: what becomes of every token.
         count: how many sources are merged, those with the largest cosines.
@@ -165,8 +193,8 @@ def merge_tokens(
         (for every array [B, T', N, D]: sources that are not merged, destinations, protected
         tokens; rows [B, T] int32 below T').
     """
-    b, t = metric.shape[:2]
-    match, cosine = best_match(metric[:, of.sources], metric[:, of.destinations])
+    b, t = arrays[0].shape[:2]
+    match, cosine = matched
     rest = of.sources.size - count
     order = jnp.argsort(-cosine, axis=1) if rest else jnp.arange(count)[None]
     rank = jnp.argsort(order, axis=1) if rest else order

@@ -4,6 +4,7 @@ Two ways are exact. By heads: every device sends away the queries, keys and valu
 for its own heads, has all tokens of these, attends as one device would, and sends outputs back. By
 queries: every device gets all keys and values and attends to them with the queries of its own
 views. In both ways views that fill up the parts are cut off the keys before anything attends.
+What a strategy decides by all heads together (which tokens are merged) the devices work out before.
 """
 
 from dataclasses import dataclass, replace
@@ -51,13 +52,13 @@ def attend_in_parts(core: AttentionCore, inputs: AttentionInputs) -> jax.Array:
     layout, _ = inputs.layouts.regular("views in parts")
     parts, spec = layout.parts, core.spec
     assert parts is not None
-    inputs = replace(inputs, of_queries=None, of_keys=None)
     if spec.own_view_only:
         return core(replace(inputs, layouts=Layouts.both(replace(layout, parts=None))))
     core, inputs = core.reduced(inputs)
     key = inputs.layouts.regular_keys(spec.name)
     all_keys = inputs.all_keys
     sent = plan_parts(spec, layout, inputs.q.shape[2])
+    inputs = replace(core.agree(inputs), of_queries=None, of_keys=None)
     layouts = Layouts(layout.whole, key.whole)
     if inputs.layouts.all_keys is not None:
         layouts = replace(layouts, all_keys=inputs.layouts.all_keys.whole)
@@ -75,21 +76,27 @@ def attend_in_parts(core: AttentionCore, inputs: AttentionInputs) -> jax.Array:
         heads = x.shape[2] // parts.devices
         return lax.dynamic_slice_in_dim(x, lax.axis_index(VIEWS[0]) * heads, heads, axis=2)
 
-    if key.parts is None:
-        k, v = my_heads(inputs.k), my_heads(inputs.v)
-    else:
-        k, v = (_to_heads(x, parts, key.tokens_per_view) for x in (inputs.k, inputs.v))
+    def of_keys(x: jax.Array) -> jax.Array:
+        """Of the keys, to the heads of this device, from where they are."""
+        return my_heads(x) if key.parts is None else _to_heads(x, parts)
+
+    k, v = of_keys(inputs.k), of_keys(inputs.v)
     if all_keys is not None:
-        all_keys = _to_heads(all_keys[0], parts, p), _to_heads(all_keys[1], parts, p)
-    q = _to_heads(inputs.q, parts, p)
-    o = core(replace(inputs, q=q, k=k, v=v, layouts=layouts, all_keys=all_keys))
+        all_keys = _to_heads(all_keys[0], parts), _to_heads(all_keys[1], parts)
+    q = _to_heads(inputs.q, parts)
+    beside = {
+        "query_side": tuple(_to_heads(x, parts) for x in inputs.query_side),
+        "key_side": tuple(map(of_keys, inputs.key_side)),
+    }
+    o = core(replace(inputs, q=q, k=k, v=v, layouts=layouts, all_keys=all_keys, **beside))
     fill = parts.filled * p - o.shape[1]
     o = jnp.pad(o, ((0, 0), (0, fill), (0, 0), (0, 0)))
     return lax.all_to_all(o, VIEWS[0], split_axis=1, concat_axis=2, tiled=True)
 
 
-def _to_heads(x: jax.Array, parts: ViewParts, tokens: int) -> jax.Array:
-    """[B, each * tokens, N, D] of own views to [B, S * tokens, N / devices, D] of own heads."""
+def _to_heads(x: jax.Array, parts: ViewParts) -> jax.Array:
+    """[B, each * P, N, D] of own views to [B, S * P, N / devices, D] of own heads, for any P."""
+    tokens = x.shape[1] // parts.each
     x = lax.all_to_all(x, VIEWS[0], split_axis=2, concat_axis=1, tiled=True)
     return x[:, : parts.views * tokens]
 
@@ -114,7 +121,7 @@ def plan_parts(spec: AttentionStrategy, query: TokenLayout, heads: int) -> Sent:
     key = spec.keys_left(query)
     few, kept = key.parts is None, key.whole.tokens
     # Summed up over devices, the few come in twice: parts of the sums, then the sums.
-    base = 4 * kept * others if few else 0.0
+    base = spec.agreed_tokens(query) + (4 * kept * others if few else 0.0)
     ways: dict[Way, float] = {}
     if "heads" in spec.apart and heads % parts.devices == 0:
         moved = 2 * tokens + (0 if few else 2 * parts.filled * key.tokens_per_view)
@@ -127,7 +134,7 @@ def plan_parts(spec: AttentionStrategy, query: TokenLayout, heads: int) -> Sent:
             remedy = "choose a number of devices that divides them"
         else:
             why = "cannot be split over devices"
-            remedy = "choose dense, sla or key_views, or leave out compute.mesh"
+            remedy = "choose another, such as dense or sla, or leave out compute.mesh"
         raise InputError(f"compute.mesh: attention {spec.name} {why}; {remedy}")
     way = min(ways, key=lambda way: ways[way])
     return Sent(way, ways[way])

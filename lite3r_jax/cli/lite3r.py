@@ -95,6 +95,7 @@ COMMANDS: Mapping[str, Command] = {
         shown=(
             *_PHOTOS,
             *_MODEL,
+            "processes",
             "refine",
             "output",
             "overwrite",

@@ -43,6 +43,7 @@ class Predictor:
         batch: int = 1,
         frame_chunk: int = 8,
         mesh: Mesh | None = None,
+        on_host: bool = False,
     ):
         """Copy the parameters to the devices.
 
@@ -51,9 +52,10 @@ class Predictor:
             batch: scenes that a device handles at a time.
             frame_chunk: frames that the dense heads handle at a time.
             mesh: of `mesh.make_view_mesh`, over which views are split; None for scenes.
+            on_host: whether tokens that dense heads read later rest on the host.
 
         Raises:
-            InputError: a batch below 1.
+            InputError: a batch below 1, or a model whose tokens do not rest there.
         """
         if batch < 1:
             raise InputError(f"batch: expected at least 1, got {batch}")
@@ -68,7 +70,8 @@ class Predictor:
 
         @partial(jax.jit, static_argnums=2)
         def forward(state: Any, images: jax.Array, views: int | None) -> tuple[Any, Any, Any]:
-            more = {} if views is None else {"views": views}
+            more: dict[str, Any] = {} if views is None else {"views": views}
+            more |= {"on_host": True} if on_host else {}
             prediction = nnx.merge(graph, state)(images, frame_chunk=frame_chunk, **more)[0]
             return prediction.depth, prediction.extrinsics, prediction.intrinsics
 

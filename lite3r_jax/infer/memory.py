@@ -26,8 +26,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
+from lite3r_jax.infer.results import describe_views
 from lite3r_jax.infer.sharing import Sharing, share_views
-from lite3r_jax.mesh import VIEWS, check_views, put_views
+from lite3r_jax.mesh import VIEWS, check_views, local_size, put_views, put_whole
+from lite3r_jax.processes import every_value
 from lite3r_jax.weights.manifest import Manifest
 
 GIB = 2**30
@@ -145,7 +147,7 @@ class Forward:
         self._mesh, self._shared = mesh, None
         if mesh is not None:
             model.check_parts()
-            self._state = jax.device_put(self._state, NamedSharding(mesh, PartitionSpec()))
+            self._state = put_whole(self._state, mesh)
             self._shared = partial(share_views, model)
         self._limit = limit
         self._patch = model.patch_size
@@ -204,15 +206,28 @@ class Forward:
             chunks = [1]
         else:
             chunks = [chunk for chunk in (8, 4, 2, 1) if chunk <= views]
-        plan = None
-        for on_host, chunk in itertools.product(self._places, chunks):
-            key = (views, height, width, chunk, on_host)
-            program = self._programs.get(key) or self._compile(*key)
-            plan = self._plan(program, *key)
-            if plan.fits:
-                self._programs[key] = program
-                return plan
-        assert plan is not None
+        shapes = [
+            (views, height, width, chunk, on_host)
+            for on_host, chunk in itertools.product(self._places, chunks)
+        ]
+        plans, first = {}, 0
+        while True:
+            best = first
+            for best in range(first, len(shapes)):
+                plans[best] = self._plan_of(shapes[best])
+                if plans[best].fits:
+                    break
+            # Several processes run one program: the first that fits in all of them.
+            every = every_value(best)
+            if min(every) == (first := max(every)):
+                return plans[best]
+
+    def _plan_of(self, shape: tuple[int, int, int, int, bool]) -> MemoryPlan:
+        """Of (views, height, width, frame_chunk, on_host), whose program is kept if it fits."""
+        program = self._programs.get(shape) or self._compile(*shape)
+        plan = self._plan(program, *shape)
+        if plan.fits:
+            self._programs[shape] = program
         return plan
 
     def place(self, x: Any) -> jax.Array:
@@ -348,11 +363,12 @@ class Forward:
             raise InputError(
                 f"memory: XLA has no memory plan on {_platform()}; use a CPU or an NVIDIA GPU"
             )
-        counted, together, sharing = views, 1, None
+        counted, together, here, sharing = views, 1, 1, None
         if self._mesh is not None and self._shared is not None:
             parts = check_views(self._mesh, views)
             sharing = self._shared(parts, height, width)
-            together = parts.devices if _platform() == "cpu" else 1
+            here = local_size(self._mesh)
+            together = here if _platform() == "cpu" else 1
             counted = parts.each * together
         temporary = together * memory.temp_size_in_bytes
         return MemoryPlan(
@@ -367,27 +383,9 @@ class Forward:
             limit=self._limit or device_limit(),
             sharing=sharing,
             on_host=on_host,
-            resting=memory.host_temp_size_in_bytes * (1 if sharing is None else sharing.devices),
+            resting=memory.host_temp_size_in_bytes * here,
             room=host_room() if on_host else None,
         )
-
-
-def describe_views(tokens: jax.Array) -> jax.Array:
-    """A vector for each view: mean and standard deviation over its tokens, float32 [B, S, 2 C].
-
-    Args:
-        tokens: [B, S, ..., C].
-    """
-    flat = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1]).astype(jnp.float32)
-    return jnp.concatenate([flat.mean(2), flat.std(2)], -1)
-
-
-def on_host(prediction: Any, views: int) -> Any:
-    """A prediction [1, S or more, ...] in NumPy, of the views that count.
-
-    What several devices have comes from each of them, and is together on the host only.
-    """
-    return jax.tree.map(lambda x: x[:, :views], jax.device_get(prediction))
 
 
 def check_weights(

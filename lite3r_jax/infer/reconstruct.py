@@ -5,16 +5,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lite3r_jax.backbones.base import ImageInput, Prediction
-from lite3r_jax.data.images import MAX_PIXELS, Mode
+from lite3r_jax.backbones.base import Prediction
+from lite3r_jax.data.images import Mode
 from lite3r_jax.data.known_cameras import KnownCameras, network_intrinsics, read_known_cameras
 from lite3r_jax.data.photos import PhotoSet, find_scenes, load_photos
 from lite3r_jax.data.video import VideoOptions
@@ -24,10 +23,12 @@ from lite3r_jax.exports.points import PointOptions
 from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.expected_time import ExpectedTime
-from lite3r_jax.infer.memory import GIB, Forward, MemoryPlan, Rest, on_host
+from lite3r_jax.infer.memory import Forward, MemoryPlan
+from lite3r_jax.infer.options import ComputeOptions, ImageOptions
 from lite3r_jax.infer.point_tracker import ModelTracker, check_track_head
+from lite3r_jax.infer.results import on_host
 from lite3r_jax.mesh import make_view_mesh
-from lite3r_jax.models import auto_dtype
+from lite3r_jax.processes import all_ready
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
 from lite3r_jax.refine import refine as refine_scene
@@ -40,76 +41,6 @@ if TYPE_CHECKING:
     Photos = str | os.PathLike[str] | np.ndarray | Sequence[Source]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How photos become network images.
-
-    Attributes:
-        mode: crop, pad, square, pixel_limit (of pi^3), or the ways of Depth Anything 3,
-            upper_bound_resize and so on; see `data.images.fit_image`. "auto": that of the weights.
-        size: network size in pixels, a multiple of 14; of pixel_limit the most pixels of an image.
-            0: that of the weights.
-        max_pixels: photos with more are refused before they are decoded.
-        min_views: scenes with fewer photos are refused.
-    """
-
-    mode: Literal["auto", Mode] = "auto"
-    size: int = 0
-    max_pixels: int = MAX_PIXELS
-    min_views: int = 1
-
-    def of(self, model: Any) -> "ImageOptions":
-        """These, with mode and size of the model where they are left to it."""
-        own = model.images_for(model.config)
-        mode = own.mode if self.mode == "auto" else self.mode
-        size = self.size or own.size_in(mode, model.patch_size)
-        return replace(self, mode=cast(Mode, mode), size=size)
-
-    def unlike(self, model: Any) -> str:
-        """What is different from what the model was made for, in a line; "" if nothing is."""
-        own, mine = model.images_for(model.config), self.of(model)
-        if (mine.mode, mine.size) == (own.mode, own.size):
-            return ""
-        return (
-            f"note: images of {ImageInput(mine.mode, mine.size)}; these weights were made for"
-            f" {own} and may do worse"
-        )
-
-
-@dataclass(frozen=True)
-class ComputeOptions:
-    """How the model runs.
-
-    Attributes:
-        dtype: of weights, encoder and trunk; auto: bfloat16 on a GPU, float32 on a CPU.
-        frame_chunk: frames that the dense heads handle at a time; 0: chosen by memory.
-        memory_limit: in GiB; 0: what the device has.
-        mesh: "view:8": the views of a scene are split over 8 devices, in reconstructions,
-            evaluations and benchmarks; "": one device, or in evaluations all of them for as many
-            scenes. See docs/reconstruct.md.
-        rest: where tokens of a reconstruction or benchmark rest that dense heads read later: in the
-            memory of the device, of the host, or (auto) of the host of a GPU that has no room.
-    """
-
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    frame_chunk: int = 0
-    memory_limit: float = 0.0
-    mesh: str = ""
-    rest: Rest = "auto"
-
-    @property
-    def jax_dtype(self) -> Any:
-        """The dtype that was chosen."""
-        if self.dtype == "auto":
-            return auto_dtype()
-        return jnp.dtype(self.dtype)
-
-    @property
-    def limit(self) -> int | None:
-        """`memory_limit` in bytes; None for what the device has."""
-        return int(self.memory_limit * GIB) or None
 
 
 def reconstruct(
@@ -303,23 +234,44 @@ class Reconstructor:
         Raises:
             InputError: as `reconstruct`.
         """
-        options, count = self._images, len(photos.photos)
-        known = None if self._known is None else self._known.of(photos.photos)
-        if known is not None:
-            photos = replace(photos, photos=known.photographed(photos.photos))
         progress = progress or Progress(show=False)
-        with progress.stage("load photos", count, "photo") as tick:
-            images, boxes = load_photos(
-                photos.photos,
-                cast(Mode, options.mode),
-                options.size,
-                progress=tick,
-            )
+        with all_ready():
+            images, boxes, photos, known = self._load(photos, progress)
         self._warn_of_order(photos)
         scene = self.of_images(images, boxes, photos, progress, known)
         if self._refine is None:
             return scene
         return self._refined(scene, photos.name, progress, masks, work)
+
+    def take_part(self, photos: Callable[[], PhotoSet]) -> None:
+        """Compute a scene together with the process that calls this one, and keep nothing.
+
+        Args:
+            photos: opens the scene.
+
+        Raises:
+            InputError: this process or another could not prepare it.
+        """
+        progress = Progress(show=False)
+        with all_ready():
+            loaded = self._load(photos(), progress)
+        self._predicted(loaded[0], self._given(*loaded), progress)
+
+    def _load(
+        self, photos: PhotoSet, progress: Progress
+    ) -> tuple[np.ndarray, np.ndarray, PhotoSet, KnownCameras | None]:
+        """Network images, their boxes, and photos and known cameras as these are of them."""
+        known = None if self._known is None else self._known.of(photos.photos)
+        if known is not None:
+            photos = replace(photos, photos=known.photographed(photos.photos))
+        with progress.stage("load photos", len(photos.photos), "photo") as tick:
+            images, boxes = load_photos(
+                photos.photos,
+                cast(Mode, self._images.mode),
+                self._images.size,
+                progress=tick,
+            )
+        return images, boxes, photos, known
 
     def of_images(
         self,
@@ -342,15 +294,32 @@ class Reconstructor:
             InputError: as `reconstruct`.
         """
         progress = progress or Progress(show=False)
-        views, height, width = images.shape[:3]
+        given = self._given(images, boxes, photos, known)
+        prediction = self._predicted(images, given, progress)
+        if given is not None:
+            prediction = self._aligned(prediction, given, photos)
+        return to_scene(prediction, images, boxes, photos)
+
+    def _given(
+        self,
+        images: np.ndarray,
+        boxes: np.ndarray,
+        photos: PhotoSet,
+        known: KnownCameras | None,
+    ) -> "Cameras | None":
+        """Known cameras of the network images."""
         if known is None:
-            given = None
-        else:
-            extrinsics, intrinsics = known.matrices(photos.photos, boxes[:, 4:].astype(int))
-            given = extrinsics, network_intrinsics(intrinsics, boxes, (height, width))
-        shape = views, height, width
+            return None
+        extrinsics, intrinsics = known.matrices(photos.photos, boxes[:, 4:].astype(int))
+        return extrinsics, network_intrinsics(intrinsics, boxes, images.shape[1:3])
+
+    def _predicted(
+        self, images: np.ndarray, given: "Cameras | None", progress: Progress
+    ) -> Prediction:
+        """The prediction of a scene, on the host."""
+        shape = views, *_ = images.shape[:3]
         start = time.perf_counter()
-        with progress.stage("compile", expected=self._compiling):
+        with all_ready(), progress.stage("compile", expected=self._compiling):
             self.plan = self._forward.plan(*shape, self._chunk)
         self._compiling = max(self._compiling or 0.0, time.perf_counter() - start)
         if self._note:
@@ -366,9 +335,7 @@ class Reconstructor:
         prediction = on_host(prediction, views)
         if progress.show:
             self._expected.took(time.perf_counter() - start, *shape)
-        if given is not None:
-            prediction = self._aligned(prediction, given, photos)
-        return to_scene(prediction, images, boxes, photos)
+        return prediction
 
     def _refined(
         self,

@@ -30,7 +30,13 @@ from lite3r_jax.evaluation.variants import (
     build_variant,
     held_dtype,
 )
-from lite3r_jax.experiment import Experiment, from_config, refuse_model_settings, require
+from lite3r_jax.experiment import (
+    Experiment,
+    from_config,
+    refuse_devices,
+    refuse_model_settings,
+    require,
+)
 from lite3r_jax.files import atomic_write
 from lite3r_jax.folder_lock import locked
 from lite3r_jax.html_report.chart import svg
@@ -98,6 +104,8 @@ def bench(experiment: Experiment) -> Benchmark:
             "precision": "bench.variants",
         },
     )
+    one = "leave it out, or measure the devices of one process by compute.mesh"
+    refuse_devices(experiment, "benchmarks", processes=one)
     with locked(Path(experiment.output), "bench"):
         return _bench(experiment)
 

@@ -31,7 +31,7 @@ from lite3r_jax.evaluation.variants import (
     parse_variants,
     spec_of,
 )
-from lite3r_jax.experiment import Experiment, refuse_model_settings, require
+from lite3r_jax.experiment import Experiment, refuse_devices, refuse_model_settings, require
 from lite3r_jax.folder_lock import locked
 from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.memory import check_weights
@@ -100,6 +100,8 @@ def evaluate(experiment: Experiment) -> Evaluation:
             "precision": "evaluate.variants",
         },
     )
+    one = "leave it out, or split views over the devices of one process by compute.mesh"
+    refuse_devices(experiment, "evaluations", processes=one)
     keep_freed_memory()
     with locked(Path(experiment.output), "evaluate"):
         return _evaluate_all(experiment)
@@ -272,6 +274,7 @@ class _Lazy:
                 batch=experiment.evaluate.batch,
                 frame_chunk=chunk,
                 mesh=make_view_mesh(experiment.compute.mesh),
+                on_host=experiment.compute.rest == "host",
             )
         predict = refining(self._predictor) if self._variant.refine else self._predictor
         return predict(images)

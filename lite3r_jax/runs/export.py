@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lite3r_jax import exports
 from lite3r_jax.errors import printable
-from lite3r_jax.experiment import Experiment, refuse_model_settings, require
+from lite3r_jax.experiment import Experiment, refuse_devices, refuse_model_settings, require
 from lite3r_jax.folder_lock import locked
 from lite3r_jax.runs.view import read_scene
 
@@ -25,6 +25,8 @@ def run(experiment: Experiment) -> int:
     """
     require(experiment, "input", "output")
     refuse_model_settings(experiment)
+    done = "leave it out, as the scene was computed before"
+    refuse_devices(experiment, "exports", mesh=done, rest=done, processes=done)
     formats = exports.parse_formats(experiment.formats)
     with locked(Path(experiment.output), "export"):
         written = exports.write(

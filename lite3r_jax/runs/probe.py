@@ -17,7 +17,7 @@ from lite3r_jax.evaluation.protocols import open_protocol
 from lite3r_jax.evaluation.results import SETTINGS, folder_name
 from lite3r_jax.evaluation.token_cosine import TRUNK, mean_cosine, trunk_tokens
 from lite3r_jax.evaluation.variants import HEADS, Variant, build_variant
-from lite3r_jax.experiment import Experiment, refuse_model_settings, require
+from lite3r_jax.experiment import Experiment, refuse_devices, refuse_model_settings, require
 from lite3r_jax.files import atomic_write
 from lite3r_jax.infer.report import environment
 from lite3r_jax.layers.rngs import traced_rngs
@@ -132,6 +132,8 @@ def probe(experiment: Experiment) -> Probing:
     if experiment.precision:
         raise InputError("config.precision: a probe compares models in float32; leave it out")
     refuse_model_settings(experiment, {"student": "weights", "attention.plan": "probe.plan"})
+    alone = "leave it out, as a probe takes scenes one by one with all views on each device"
+    refuse_devices(experiment, "a probe", mesh=alone, rest=alone, processes=alone)
     options = experiment.probe
     rule = _rule(options.plan)
     checked = check_model(ModelSpec(experiment.weights), experiment.backbone)

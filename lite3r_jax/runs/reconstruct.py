@@ -27,10 +27,18 @@ from lite3r_jax.long_video.chunks import plan_chunks
 from lite3r_jax.long_video.frames import Frames, open_frames
 from lite3r_jax.mesh import make_view_mesh
 from lite3r_jax.models import CheckedModel, check_model
+from lite3r_jax.processes import is_first, joined
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
 from lite3r_jax.runs.long_video import check_chunked, run_chunks
 from lite3r_jax.runs.results import ResultFolder, made_of, refuse_other
+from lite3r_jax.runs.together import (
+    NO_MORE,
+    check_together,
+    follow,
+    next_scene,
+    same_everywhere,
+)
 from lite3r_jax.scene import PointSource, check_names
 from lite3r_jax.weights import hub
 from lite3r_jax.weights.load import BUNDLED
@@ -66,6 +74,8 @@ def reconstruct_files(experiment: Experiment) -> Reconstructions:
     before, with the same settings, weights and photos, are not done again, unless `overwrite` is
     set; what an older run wrote and this one does not is then removed.
 
+    Of several processes (`processes`) the first does this, and the others compute with it.
+
     Args:
         experiment: `input` and `weights` have to be set. Without `output` every scene gets a folder
             in `lite3r_output`.
@@ -79,7 +89,10 @@ def reconstruct_files(experiment: Experiment) -> Reconstructions:
     formats = exports.parse_formats(experiment.formats)
     if experiment.video.chunk:
         check_chunked(experiment)
-    with ExitStack() as locks:
+    check_together(experiment)
+    with joined(experiment.processes), ExitStack() as locks:
+        if experiment.processes.coordinator and not is_first():
+            return follow(experiment)
         if experiment.output:
             locks.enter_context(locked(Path(experiment.output), "reconstruct"))
         return _reconstruct_files(experiment, formats, locks)
@@ -105,6 +118,7 @@ def _reconstruct_files(
     if experiment.refine.on:
         check_extra()
     checked = check(experiment, experiment.export.points.source, started)
+    same_everywhere(experiment, checked.facts(), scenes)
     folders = result_folders(experiment, scenes, formats, checked)
     mine = Path(experiment.output) if experiment.output else folders[scenes[0].name].path
     if not experiment.output:  # others may write beside it
@@ -135,6 +149,7 @@ def _reconstruct_files(
                 print(f"{where}: {described(photos, experiment.video)}", flush=True)
             progress.seconds = started.seconds | progress.seconds
             path = folders[name].path
+            next_scene(number - 1)
             with nullcontext() if path == mine else locked(path, "reconstruct"):
                 if isinstance(photos, PhotoSet):
                     run_one(photos, folders[name], progress)
@@ -146,6 +161,7 @@ def _reconstruct_files(
                 raise
             print(f"error: {printable(name)}: {printable(error)}", file=sys.stderr, flush=True)
             failures[name] = str(error)
+    next_scene(NO_MORE)
     for line in _closing(experiment, done, failures, formats, len(before)):
         print(printable(line), flush=True)
     if done and experiment.open:

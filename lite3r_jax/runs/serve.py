@@ -15,7 +15,7 @@ from typing import Any, Self
 from lite3r_jax import exports
 from lite3r_jax.attention.presets import parse_plan, plan_names
 from lite3r_jax.errors import InputError, printable
-from lite3r_jax.experiment import Experiment, changed, require
+from lite3r_jax.experiment import Experiment, changed, refuse_devices, require
 from lite3r_jax.folder_lock import locked
 from lite3r_jax.runs.long_video import refuse_chunks
 from lite3r_jax.runs.recipes import settings_for
@@ -214,6 +214,7 @@ def _bases(experiment: Experiment) -> dict[str, Experiment]:
         InputError: there are no such weights.
     """
     refuse_chunks(experiment, "the service")
+    refuse_devices(experiment, "the service", processes="leave it out; it has one process")
     limit = experiment.serve.max_photos
     frames = min(experiment.video.max_frames or limit, limit)
     first = replace(experiment, video=replace(experiment.video, max_frames=frames))

@@ -27,7 +27,7 @@ from lite3r_jax.errors import InputError, printable
 from lite3r_jax.evaluation.protocols import open_protocol
 from lite3r_jax.evaluation.variants import parse_variants
 from lite3r_jax.evaluation.verdict import verdicts
-from lite3r_jax.experiment import Experiment, refuse_model_settings, require
+from lite3r_jax.experiment import Experiment, refuse_devices, refuse_model_settings, require
 from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.report import environment
 from lite3r_jax.interrupts import INTERRUPTED
@@ -41,7 +41,7 @@ from lite3r_jax.small_teacher import task as small_teacher
 from lite3r_jax.training.code_version import code_version
 from lite3r_jax.training.loop import Diverged
 from lite3r_jax.training.loop import train as run_loop
-from lite3r_jax.training.options import TrainOptions
+from lite3r_jax.training.options import INSTEAD, TrainOptions
 from lite3r_jax.training.portable import read_portable
 from lite3r_jax.training.step import LossFn
 from lite3r_jax.training.task import held_out, task_loss
@@ -191,11 +191,7 @@ def train_any(experiment: Experiment) -> Training:
     }
     refuse_model_settings(experiment, instead)
     refuse_chunks(experiment, "training")
-    if mesh := experiment.compute.mesh:
-        raise InputError(
-            f"compute.mesh={mesh}: is for reconstructions, evaluations and benchmarks; training"
-            " splits scenes and views by train.mesh, for example train.mesh.view=2"
-        )
+    refuse_devices(experiment, "training", **INSTEAD)
     keep_freed_memory()
     options = experiment.train
     if experiment.distill.plan:

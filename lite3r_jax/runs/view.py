@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lite3r_jax import exports, viewer
 from lite3r_jax.errors import InputError, printable
-from lite3r_jax.experiment import Experiment, refuse_model_settings, require
+from lite3r_jax.experiment import Experiment, refuse_devices, refuse_model_settings, require
 from lite3r_jax.exports.npz import read_npz
 from lite3r_jax.infer.reconstruct import Reconstructor
 from lite3r_jax.long_video.store import CHUNKS
@@ -91,9 +91,14 @@ def read_scene(given: Path) -> Scene:
 def _scene(experiment: Experiment) -> Scene:
     if saved_scene(Path(experiment.input)) is not None:
         refuse_model_settings(experiment)
+        done = "leave it out, as the scene was computed before"
+        refuse_devices(experiment, "the viewer", mesh=done, rest=done, processes=done)
         return read_scene(Path(experiment.input))
     require(experiment, "weights")
     refuse_chunks(experiment, "the viewer")
+    refuse_devices(
+        experiment, "the viewer", processes="leave it out, or view what reconstruct wrote"
+    )
     progress = Progress(not experiment.quiet)
     scenes = find(experiment)
     if len(scenes) != 1:

@@ -56,6 +56,14 @@ class DataOptions:
     held_out: int = 8
 
 
+INSTEAD = {
+    "mesh": "it splits scenes and views by train.mesh, for example train.mesh.view=2",
+    "rest": "to hold less on the device set train.remat=true",
+    "processes": "initialize jax.distributed yourself; train.mesh then has all devices",
+}
+"""Settings of reconstructions -> what a training has in their place."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """One run of training.

@@ -17,7 +17,7 @@ from lite3r_jax.deploy.manifest import Program
 from lite3r_jax.distillation.surgery import variables
 from lite3r_jax.experiment import from_config
 from lite3r_jax.exports.npz import read_npz
-from lite3r_jax.infer.reconstruct import ImageOptions
+from lite3r_jax.infer.options import ImageOptions
 from lite3r_jax.main import main
 from lite3r_jax.runs.deploy import export_deployment
 from lite3r_jax.weights.load import load

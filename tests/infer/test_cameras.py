@@ -18,7 +18,8 @@ from lite3r_jax.data.known_cameras import known_cameras
 from lite3r_jax.data.photos import find_scenes
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.cameras import CameraOptions
-from lite3r_jax.infer.reconstruct import ImageOptions, Reconstructor
+from lite3r_jax.infer.options import ImageOptions
+from lite3r_jax.infer.reconstruct import Reconstructor
 
 WIDTH, HEIGHT = 200, 150
 SMALL = ImageOptions(mode="upper_bound_resize", size=84)  # 84 x 70 here

@@ -14,7 +14,8 @@ from lite3r_jax.data.images import load_images
 from lite3r_jax.data.photos import find_scenes
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.expected_time import ExpectedTime
-from lite3r_jax.infer.reconstruct import ComputeOptions, ImageOptions, Reconstructor, to_scene
+from lite3r_jax.infer.options import ComputeOptions, ImageOptions
+from lite3r_jax.infer.reconstruct import Reconstructor, to_scene
 from lite3r_jax.weights.load import load
 
 SMALL = ImageOptions(mode="crop", size=56)

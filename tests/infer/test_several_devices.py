@@ -128,7 +128,8 @@ MODELS = """
     from lite3r_jax.weights.load import load
     from lite3r_jax.attention.presets import parse_plan
     from lite3r_jax.evaluation.predictor import Predictor
-    from lite3r_jax.infer.memory import Forward, on_host
+    from lite3r_jax.infer.memory import Forward
+    from lite3r_jax.infer.results import on_host
     from lite3r_jax.mesh import make_view_mesh
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -171,6 +172,8 @@ MODELS = """
         if name == "pi3":
             (output,) = Predictor(model, mesh=mesh)(images)
             assert output.depth.shape == (views, 28, 42)
+            (resting,) = Predictor(model, mesh=mesh, on_host=True)(images)
+            np.testing.assert_array_equal(resting.depth, output.depth)
     print("compared")
 """
 
@@ -178,3 +181,67 @@ MODELS = """
 @pytest.mark.slow
 def test_every_backbone_gives_the_numbers_of_one_device(tiny_dir, tiny_da3_dir, tiny_pi3_dir):
     assert on_devices(8, MODELS, tiny_dir, tiny_da3_dir, tiny_pi3_dir) == "compared\n"
+
+
+MORE = """
+    import json, sys
+    import jax, jax.numpy as jnp, numpy as np
+    from flax import nnx
+    from lite3r_jax.attention.presets import parse_plan
+    from lite3r_jax.backbones.base import get_backbone
+    from lite3r_jax.infer.memory import Forward
+    from lite3r_jax.infer.results import on_host
+    from lite3r_jax.mesh import make_view_mesh
+    from lite3r_jax.weights.load import load
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    vggt, da3, pi3x = sys.argv[1:]
+    rng = np.random.default_rng(0)
+    images = rng.random((1, 7, 28, 42, 3), dtype=np.float32)
+
+    def compare(name, model, counts, cameras=(), **arguments):
+        arguments |= {"known": bool(cameras)}
+        plain = Forward(model, **arguments)
+        wanted = on_host(plain(images, plain.plan(7, 28, 42), cameras), 7)
+        for count in counts:
+            forward = Forward(model, mesh=make_view_mesh(f"view:{count}"), **arguments)
+            got = on_host(forward(images, forward.plan(7, 28, 42), cameras), 7)
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+                good = np.isfinite(b)
+                assert a.shape == b.shape and (good == np.isfinite(a)).all()
+                error = np.abs(a[good] - b[good]).max(initial=0) / np.abs(b[good]).max(initial=1e-9)
+                assert error < 5e-5, (name, count, error)
+
+    for plan in (
+        "spark3r(query_factor=2,key_factor=2,others=1)", "merge_queries(factor=3)", "fastvggt",
+        "speed3r(window=2,top=2)",
+    ):
+        compare(plan, load(vggt, heads=("camera", "depth"), plan=parse_plan(plan)), (2, 4))
+
+    model = load(da3, heads=("camera", "depth", "camera_encoder"))
+    extrinsics = np.tile(np.eye(3, 4, dtype=np.float32), (1, 7, 1, 1))
+    extrinsics[..., 3] = rng.standard_normal((1, 7, 3))
+    focal = np.float32([[40, 0, 21], [0, 40, 14], [0, 0, 1]])
+    compare("known", model, (2, 4), (extrinsics, np.tile(focal, (1, 7, 1, 1))))
+
+    backbone = get_backbone("pi3")
+    config = backbone.config_from_json(json.loads(pi3x))
+    model = backbone.build(
+        config, heads=("camera", "depth"), plan=None, dtype=jnp.float32, param_dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    metric = model.depth_head.metric
+    metric.token[...] = jnp.asarray(rng.standard_normal(metric.token.shape), jnp.float32)
+    compare("pi3x", model, (2, 4))
+    print("compared")
+"""
+
+
+@pytest.mark.slow
+def test_merging_known_cameras_and_metres_are_those_of_one_device(
+    tiny_dir, tiny_da3_dir, tiny_pi3_json
+):
+    sizes = {"conv_head": {"stages": [16, 16, 8], "last": 8}, "metric": True}
+    sizes["metric_head"] = {"dim": 16, "heads": 2, "depth": 1, "out": 16}
+    pi3x = json.dumps(tiny_pi3_json | sizes)
+    assert on_devices(8, MORE, tiny_dir, tiny_da3_dir, pi3x) == "compared\n"

@@ -12,7 +12,7 @@ from PIL import Image
 from lite3r_jax import PointOptions, RefineOptions, reconstruct
 from lite3r_jax.cli.lite3r import main
 from lite3r_jax.exports import read_npz
-from lite3r_jax.infer.reconstruct import ImageOptions
+from lite3r_jax.infer.options import ImageOptions
 from tests.data.world import cast
 
 VIEWS, SIZE = 4, 168

@@ -3,18 +3,21 @@
 Source: pi3/models/layers/transformer_head.py (ContextOnlyTransformerDecoder), pi3/models/pi3x.py.
 """
 
+import math
 from collections import Counter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from lite3r_jax.attention.dense import dense_attention
 from lite3r_jax.backbones.pi3.config import MetricSizes
 from lite3r_jax.layers.mlp import Mlp
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rope import RopeTable, rotate
+from lite3r_jax.mesh import VIEWS, ViewParts
 
 EPS = 1e-6
 
@@ -49,26 +52,36 @@ class MetricHead(nnx.Module):
         self.out = nnx.Linear(dim, sizes.out, **kinds)
         self.scale = nnx.Linear(sizes.out, 1, param_dtype=held, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array, rope: RopeTable) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, rope: RopeTable, parts: ViewParts | None = None
+    ) -> jax.Array:
         """Metres per unit.
 
         Args:
             tokens: [B, S*P, 2C] of the trunk.
             rope: table of the positions of a view's tokens [P].
+            parts: the devices that have the views, of each of which these are the tokens of its
+                own; inside of `ViewParts.on_each` only. None: these are all tokens.
 
         Returns:
             [B] float32, positive.
         """
         query = jnp.broadcast_to(self.token[...], (len(tokens), 1, tokens.shape[-1]))
-        features = self.decode(query, tokens, rope)[:, 0]
+        features = self.decode(query, tokens, rope, parts)[:, 0]
         return jnp.exp(self.scale(features.astype(jnp.float32))[:, 0])
 
-    def decode(self, query: jax.Array, tokens: jax.Array, rope: RopeTable) -> jax.Array:
+    def decode(
+        self,
+        query: jax.Array,
+        tokens: jax.Array,
+        rope: RopeTable,
+        parts: ViewParts | None = None,
+    ) -> jax.Array:
         """[B, 1, 2C] that looks at [B, S*P, 2C], to features [B, 1, out]."""
         x = self.project_query(query).astype(jnp.float32)
         scene = self.project_scene(tokens).astype(jnp.float32)
         for block in self.blocks:
-            x = block(x, scene, rope)
+            x = block(x, scene, rope, parts)
         return self.out(x)
 
     def operations(self, tokens: int) -> Counter[str]:
@@ -96,7 +109,9 @@ class CrossBlock(nnx.Module):
             dim, int(dim * ratio), kernel_init=nnx.initializers.truncated_normal(0.02), **kinds
         )
 
-    def __call__(self, x: jax.Array, scene: jax.Array, rope: RopeTable) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, scene: jax.Array, rope: RopeTable, parts: ViewParts | None = None
+    ) -> jax.Array:
         """[B, 1, C] float32 and [B, T, C] -> [B, 1, C] float32."""
         keys = self.norm_scene(scene)
 
@@ -104,6 +119,24 @@ class CrossBlock(nnx.Module):
             return y.reshape(*y.shape[:2], self.heads, -1)
 
         q, k, v = self.query(self.norm_query(x)), self.key(keys), self.value(keys)
-        o = dense_attention(by_head(q), rotate(by_head(k), rope).astype(v.dtype), by_head(v))
+        qkv = by_head(q), rotate(by_head(k), rope).astype(v.dtype), by_head(v)
+        o = dense_attention(*qkv) if parts is None else _to_all_parts(*qkv, parts)
         x = x + self.proj(o.reshape(x.shape)).astype(jnp.float32)
         return x + self.mlp(self.norm_mlp(x)).astype(jnp.float32)
+
+
+def _to_all_parts(q: jax.Array, k: jax.Array, v: jax.Array, parts: ViewParts) -> jax.Array:
+    """`dense_attention` of queries that all devices have to the keys of all of them.
+
+    Every device sums up its own keys, and the sums are added up; nothing else is sent. Views that
+    fill up the parts count nothing.
+    """
+    scale, tokens = 1 / math.sqrt(q.shape[-1]), k.shape[1] // parts.each
+    logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * scale
+    view = parts.first() + jnp.arange(k.shape[1]) // tokens
+    logits = jnp.where(view < parts.views, logits, -jnp.inf)
+    most = lax.pmax(logits.max(-1, keepdims=True), VIEWS[0])
+    weights = jnp.exp(logits - most)
+    o = jnp.einsum("bnqk,bknd->bqnd", weights, v.astype(jnp.float32))
+    total = lax.psum(weights.sum(-1), VIEWS[0])
+    return (lax.psum(o, VIEWS[0]) / total.swapaxes(1, 2)[..., None]).astype(v.dtype)

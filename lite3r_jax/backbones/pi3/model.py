@@ -32,10 +32,11 @@ from lite3r_jax.backbones.model import BackboneModel, Call, RoleSize
 from lite3r_jax.backbones.pi3.cameras import intrinsics_of, poses_of, ray_sums
 from lite3r_jax.backbones.pi3.config import EncoderSizes, Pi3Config, check_plan, own_plan
 from lite3r_jax.backbones.pi3.heads import CameraHead, DepthHead
+from lite3r_jax.backbones.pi3.metric import MetricHead
 from lite3r_jax.backbones.pi3.trunk import Trunk, scene_layout, view_layout
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.patch_embed import normalize
-from lite3r_jax.layers.rope import rope_table, view_positions
+from lite3r_jax.layers.rope import RopeTable, rope_table, view_positions
 from lite3r_jax.mesh import ViewParts, view_parts, views_of_all
 
 PARTS = {"camera": "camera_head", "depth": "depth_head"}
@@ -279,14 +280,12 @@ class Pi3(BackboneModel):
         maps = self._heads(kept, grid, count, call, parts)
         predicted: dict[str, Any] = {"depth_conf": nnx.sigmoid(maps["logits"])}
         if (metric := self.depth_head.metric) is not None:
-            if parts is not None or call.on_host:
+            if call.on_host:
                 raise InputError(
-                    f"compute.{'mesh' if parts is not None else 'rest'}: the head for metres of"
-                    " these weights looks at the tokens of all views together; leave it out"
+                    "compute.rest: the head for metres of these weights looks at the tokens of all"
+                    " views together; leave it out"
                 )
-            frame = view_layout(self.config, grid)
-            rope = rope_table(view_positions(frame), metric.head_dim)
-            scale = metric(kept.reshape(b, s * frame.tokens, -1), rope)[:, None, None]
+            scale = _metres(metric, kept, view_layout(self.config, grid), parts)[:, None, None]
             for name in ("depth", "points"):
                 if name in maps:
                     maps[name] = maps[name] * scale[..., None, None]
@@ -359,3 +358,19 @@ class Pi3(BackboneModel):
             return maps | {name: jnp.concatenate([x[name] for x in tapped], 1) for name in taps}
 
         return map_frames(one, state, kept, call.frame_chunk, call.remat, parts, call.on_host)
+
+
+def _metres(
+    metric: MetricHead, kept: jax.Array, view: TokenLayout, parts: ViewParts | None
+) -> jax.Array:
+    """Metres per unit [B], from the trunk's tokens [B, S, 1, P, 2C]."""
+    rope = rope_table(view_positions(view), metric.head_dim)
+    graph, state = nnx.split(metric)
+
+    def of_device(state: Any, kept: jax.Array, rope: RopeTable) -> jax.Array:
+        tokens = kept.reshape(len(kept), -1, kept.shape[-1])
+        return nnx.merge(graph, state)(tokens, rope, parts)
+
+    if parts is None:
+        return of_device(state, kept, rope)
+    return parts.on_each(of_device, (None, 1, None), None)(state, kept, rope)

@@ -1,0 +1,138 @@
+"""A reconstruction by several processes: process 0 writes, and says to the others what is next."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from lite3r_jax import exports
+from lite3r_jax.data.photos import UnopenedScene
+from lite3r_jax.errors import InputError, printable
+from lite3r_jax.experiment import Experiment, to_config
+from lite3r_jax.infer.report import environment
+from lite3r_jax.mesh import devices_of
+from lite3r_jax.processes import every_value
+from lite3r_jax.progress import Progress
+from lite3r_jax.refine import RefineOptions
+
+if TYPE_CHECKING:
+    from lite3r_jax.runs.reconstruct import Reconstructions
+
+NO_MORE = -1
+"""In the place of the number of a scene."""
+_ALIKE = ("backbone", "images", "video", "cameras", "compute")
+
+
+def check_together(experiment: Experiment) -> None:
+    """Refuse settings that do not go with several processes.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if not experiment.processes.coordinator:
+        return
+    if not devices_of(experiment.compute.mesh):
+        raise InputError(
+            "processes.coordinator: several processes share the views of a scene; set"
+            " compute.mesh=view:N, N the number of the devices of all of them"
+        )
+    if experiment.video.chunk:
+        raise InputError(
+            f"video.chunk={experiment.video.chunk}: is for one process; leave it or"
+            " processes.coordinator out"
+        )
+
+
+def next_scene(number: int) -> int:
+    """The number of the scene that all processes compute now, as process 0 has it; or `NO_MORE`.
+
+    Args:
+        number: counts in process 0 only.
+    """
+    return every_value(number)[0]
+
+
+def same_everywhere(
+    experiment: Experiment, model: Mapping[str, Any], scenes: Sequence[UnopenedScene]
+) -> None:
+    """Refuse processes that would compute something else; all have to call it.
+
+    Settings, weights, version, and names and sizes of the photos count.
+
+    Args:
+        experiment: the settings.
+        model: from `models.CheckedModel.facts`.
+        scenes: of the input.
+
+    Raises:
+        InputError: naming a process with others.
+    """
+    if jax.process_count() == 1:
+        return
+    settings = to_config(experiment).to_dict()
+    files = [path for scene in scenes for path in scene.files if os.path.exists(path)]
+    body = {
+        "settings": {name: settings[name] for name in _ALIKE},
+        "points": experiment.export.points.source,
+        "model": model,
+        "versions": environment()["versions"],
+        "files": [[os.path.basename(path), os.path.getsize(path)] for path in files],
+    }
+    text = json.dumps(body, sort_keys=True, default=str)
+    mine = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+    every = every_value(mine)
+    for number, other in enumerate(every):
+        if other != every[0]:
+            raise InputError(
+                f"process {number} of {len(every)}: has other settings, weights, photos or versions"
+                " than process 0; start all with the same command but processes.number"
+            )
+
+
+def follow(experiment: Experiment) -> "Reconstructions":
+    """What all processes but the first do: compute the scenes that it names, and write nothing.
+
+    Args:
+        experiment: the settings of all.
+
+    Returns:
+        Without folders; the scenes that failed.
+
+    Raises:
+        InputError: as `reconstruct_files`.
+    """
+    from lite3r_jax.runs.reconstruct import (
+        Reconstructions,
+        SceneRun,
+        build,
+        check,
+        find,
+        known_cameras,
+        open_scene,
+    )
+
+    experiment = replace(experiment, refine=RefineOptions(), quiet=True)
+    hidden, points = Progress(show=False), experiment.export.points.source
+    scenes = find(experiment)
+    known = known_cameras(experiment, scenes, {})
+    checked = check(experiment, points, hidden)
+    same_everywhere(experiment, checked.facts(), scenes)
+    built = build(experiment, checked, points, hidden)
+    formats = exports.parse_formats(experiment.formats)
+    run = SceneRun(experiment, built, known, formats, len(scenes) > 1)
+    failures: dict[str, str] = {}
+    while (number := next_scene(NO_MORE)) != NO_MORE:
+        scene = scenes[number]
+        try:
+            run.reconstructor.take_part(lambda scene=scene: open_scene(experiment, scene, hidden))
+        except InputError as error:
+            if len(scenes) == 1:
+                raise
+            print(f"error: {printable(scene.name)}: {printable(error)}", file=sys.stderr)
+            failures[scene.name] = str(error)
+    return Reconstructions({}, failures)

@@ -1,0 +1,172 @@
+"""Several processes on one machine that reconstruct together."""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lite3r_jax.errors import InputError
+from lite3r_jax.experiment import Experiment, changed
+from lite3r_jax.main import main
+from lite3r_jax.processes import ProcessOptions, all_ready, every_value, joined
+from lite3r_jax.runs.reconstruct import reconstruct_files
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ProcessOptions(count=2), r"processes\.coordinator: not set, but processes\.count or"),
+        (ProcessOptions(number=0), "set HOST:PORT of process 0, or leave all of them out"),
+        (ProcessOptions("auto", count=2), "takes number and count from the environment"),
+        (ProcessOptions("here", 2, 0), "expected HOST:PORT of process 0, such as .*; got 'here'"),
+        (ProcessOptions("here:0", 2, 0), "got 'here:0'"),
+        (ProcessOptions("here:99999", 2, 0), "got 'here:99999'"),
+        (ProcessOptions(":80", 2, 0), "got ':80'"),
+        (ProcessOptions("here:80"), r"count of at least 2 .* got count=0 and number=-1"),
+        (ProcessOptions("here:80", 2, 2), "got count=2 and number=2"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message) as error, joined(options):
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_one_process_needs_nobody():
+    with joined(ProcessOptions()), all_ready():
+        assert every_value(7) == [7]
+    with pytest.raises(InputError, match="mine"), all_ready():
+        raise InputError("mine")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"set compute\.mesh=view:N, N the number of the devices of all"),
+        ({"compute.mesh": "view:2", "video.chunk": 8}, r"video\.chunk=8: is for one process"),
+    ],
+)
+def test_settings_that_do_not_go_with_processes_are_refused(values, message):
+    given = {"input": "in", "weights": "w", "processes.coordinator": "here:80"}
+    given |= {"processes.count": 2, "processes.number": 0}
+    with pytest.raises(InputError, match=message):
+        reconstruct_files(changed(Experiment(), given | values))
+
+
+@pytest.fixture
+def words(tiny_dir, tmp_path):
+    """Of a command line that reconstructs three photos."""
+    photos, rng = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(photos / f"{name}.png")
+    settings = {"weights": tiny_dir, "input": photos, "images.size": 28, "formats": "npz"}
+    return [
+        "--config=configs/vggt.py", "--mode=reconstruct",
+        *(f"--config.{name}={value}" for name, value in settings.items()),
+    ]  # fmt: skip
+
+
+def started(words, out, *more):
+    """Two processes with a device each."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    common = {"output": out, "compute.mesh": "view:2", "processes.count": 2}
+    common["processes.coordinator"] = f"127.0.0.1:{port}"
+    every = [*words, *(f"--config.{name}={value}" for name, value in common.items())]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "bufsize": 1}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "lite3r_jax.main", *every, f"--config.processes.number={n}",
+             *(more if n else ())],
+            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}, **pipes,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+
+
+def test_two_processes_give_the_files_of_one(words, tmp_path):
+    both = started(words, tmp_path / "two")
+    assert main([*words, f"--config.output={tmp_path / 'one'}"]) == 0
+    ended = [each.communicate(timeout=120) for each in both]
+    assert [each.returncode for each in both] == [0, 0], ended
+    # three views on two devices; the report is that of process 0, which alone wrote
+    assert "view:2, 2 views each, 1 twice to fill up" in ended[0][0]
+    assert "depth" not in ended[1][0] and "predictions.npz" not in ended[1][0]
+    with (
+        np.load(tmp_path / "one" / "predictions.npz") as one,
+        np.load(tmp_path / "two" / "predictions.npz") as two,
+    ):
+        assert set(one) == set(two)
+        for name in ("depth", "depth_conf", "extrinsics"):
+            assert one[name].shape == two[name].shape
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def wait_for(process, text, seconds=120):
+    """Until a process has printed a line with the text."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if select.select([process.stdout], [], [], 1)[0]:
+            line = process.stdout.readline()
+            if text in line:
+                return
+            assert line, f"ended without {text!r}: {process.stderr.read()}"
+    raise AssertionError(f"no {text!r} within {seconds} s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_peer_that_is_killed_ends_the_other_with_a_sentence(words, tmp_path, killed):
+    both = started(words, tmp_path / "two")
+    wait_for(both[0], "3 views")  # both have joined; the pass is not compiled yet
+    both[killed].kill()
+    _, said = both[1 - killed].communicate(timeout=60)
+    both[killed].communicate()
+    assert both[1 - killed].returncode == 1, said
+    assert f"error: process {killed} of 2 ended without a word: it was killed" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "two" / "predictions.npz").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_are_refused(words, tmp_path):
+    both = started(words, tmp_path / "two", "--config.images.size=42")
+    said = [each.communicate(timeout=120)[1] for each in both]
+    for process, text in zip(both, said, strict=True):
+        assert process.returncode in (1, 2), said
+        assert "process 1 of 2: has other settings, weights, photos or versions" in text, said
+
+
+@pytest.mark.slow
+def test_bad_input_of_one_process_is_said_by_all(words, tmp_path):
+    both = started(words, tmp_path / "two", f"--config.input={tmp_path / 'nothing'}")
+    said = [each.communicate(timeout=120)[1] for each in both]
+    assert both[1].returncode == 2 and both[0].returncode == 1, said
+    for text in said:
+        assert "nothing: no such file or folder" in text, said
+    assert "process 1 of 2 ended: " in said[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_nobody_joins_gives_up(words, tmp_path):
+    first, other = started(words, tmp_path / "two")
+    other.kill()
+    other.communicate()
+    first.kill()
+    first.communicate()
+    first, other = started([*words, "--config.processes.timeout=3"], tmp_path / "two")
+    first.kill()
+    first.communicate()
+    _, said = other.communicate(timeout=60)
+    assert other.returncode == 2, said
+    assert "the processes did not come together" in said and "Traceback" not in said
