@@ -255,8 +255,8 @@ def refuse_devices(experiment: Experiment, what: str, **instead: str) -> None:
     Args:
         experiment: the settings.
         what: what is run, for the message.
-        **instead: `mesh`, `rest`, `processes`: what to do in place of each of them that has no
-            effect there; the others may be set.
+        **instead: `mesh`, `rest`, `weights`, `processes`: what to do in place of each of them that
+            has no effect there; the others may be set.
 
     Raises:
         InputError: one is set.
@@ -265,6 +265,7 @@ def refuse_devices(experiment: Experiment, what: str, **instead: str) -> None:
     for name, setting, value, usual in (
         ("mesh", "compute.mesh", compute.mesh, ""),
         ("rest", "compute.rest", compute.rest, "auto"),
+        ("weights", "compute.weights", compute.weights, "copied"),
         ("processes", "processes.coordinator", experiment.processes.coordinator, ""),
     ):
         if name in instead and value != usual:

@@ -22,6 +22,7 @@ SCENES = ("data", "fsdp")
 """Axes of a mesh that scenes are split over."""
 VIEWS = ("view",)
 """Axes that the views of a scene are split over."""
+_WORTH_SPLITTING = 2**14  # scalars
 
 
 def split_ways() -> int:
@@ -109,10 +110,13 @@ class ViewParts:
     Attributes:
         devices: number of parts.
         views: S, those that count.
+        split_weights: whether every device has a part of the weights as well (`split_axis`), and
+            gets those of a layer when it comes to it.
     """
 
     devices: int
     views: int
+    split_weights: bool = False
 
     @property
     def each(self) -> int:
@@ -187,13 +191,47 @@ class ViewParts:
         )
 
 
-def view_parts(filled: int, views: int | None) -> ViewParts | None:
+def split_axis(shape: Sequence[int], devices: int) -> int | None:
+    """Which axis of a parameter is split over devices: the last that divides, never the first.
+
+    Args:
+        shape: of the parameter; of stacked layers the first axis counts these.
+        devices: how many.
+
+    Returns:
+        None for what every device has whole, since it is small or nothing divides.
+    """
+    if len(shape) < 2 or math.prod(shape) < _WORTH_SPLITTING:
+        return None
+    fitting = [axis for axis in range(1, len(shape)) if shape[axis] % devices == 0]
+    return fitting[-1] if fitting else None
+
+
+def join_weights(here: Any, whole: Any) -> Any:
+    """Parameters of which this device has a part; inside of `ViewParts.on_each` only.
+
+    Args:
+        here: arrays of this device.
+        whole: their shapes where all devices are together, in the same tree.
+    """
+
+    def join(x: jax.Array, shape: Any) -> jax.Array:
+        axes = [i for i, (a, b) in enumerate(zip(x.shape, shape.shape, strict=True)) if a != b]
+        for axis in axes:
+            x = lax.all_gather(x, VIEWS[0], axis=axis, tiled=True)
+        return x
+
+    return jax.tree.map(join, here, whole)
+
+
+def view_parts(filled: int, views: int | None, split_weights: bool = False) -> ViewParts | None:
     """The parts in which the mesh in use has the views of a scene; None without such a mesh.
 
     Args:
         filled: views that there are on all devices together.
         views: those of them that count; None where views are not handled in parts, as in training,
             whose mesh may split scenes as well.
+        split_weights: see `ViewParts`.
 
     Raises:
         ValueError: the mesh does not split views alone, or into parts of another size.
@@ -203,7 +241,7 @@ def view_parts(filled: int, views: int | None) -> ViewParts | None:
     if _sizes(SCENES):
         raise ValueError(f"views in parts: the mesh splits scenes as well, {_sizes(SCENES)}")
     devices = math.prod(_sizes(VIEWS).values())
-    parts = ViewParts(devices, views)
+    parts = ViewParts(devices, views, split_weights)
     if parts.filled != filled:
         raise ValueError(f"{filled} views: expected {parts.filled}, {views} filled up in {devices}")
     return None if devices == 1 else parts
@@ -271,22 +309,30 @@ def local_size(mesh: Mesh) -> int:
     return len(mesh.local_devices)
 
 
-def put_whole(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of this process on each of its devices of a mesh; nothing is sent between processes.
+def put_weights(tree: Any, mesh: Mesh, split: bool = False) -> Any:
+    """Parameters of this process on its devices of a mesh; nothing is sent between processes.
 
     Args:
         tree: of arrays, equal in all processes.
         mesh: of `make_view_mesh`.
+        split: whether each device gets its part only, see `split_axis`.
     """
-    where = NamedSharding(mesh, PartitionSpec())
-    if local_size(mesh) == mesh.size:
-        return jax.device_put(tree, where)
 
-    def copies(x: jax.Array) -> jax.Array:
-        here = [jax.device_put(x, device) for device in mesh.local_devices]
+    def placed(x: jax.Array) -> jax.Array:
+        where = NamedSharding(mesh, weight_spec(x.shape, mesh.size if split else 0))
+        if local_size(mesh) == mesh.size:
+            return jax.device_put(x, where)
+        index = where.addressable_devices_indices_map(x.shape)
+        here = [jax.device_put(x[index[device]], device) for device in mesh.local_devices]
         return jax.make_array_from_single_device_arrays(x.shape, where, here)
 
-    return jax.tree.map(copies, tree)
+    return jax.tree.map(placed, tree)
+
+
+def weight_spec(shape: Sequence[int], devices: int) -> PartitionSpec:
+    """How a parameter is split over so many devices; 0: not at all."""
+    axis = split_axis(shape, devices) if devices else None
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, VIEWS)
 
 
 def check_views(mesh: Mesh, views: int) -> ViewParts:

@@ -16,6 +16,7 @@ from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.strategy import Role, TokenLayout
 from lite3r_jax.backbones.base import Choice, ImageInput, Input, Prediction, Tap
 from lite3r_jax.errors import InputError, did_you_mean, unknown_name
+from lite3r_jax.mesh import ViewParts, view_parts
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Call:
         remat: whether gradients compute layers again.
         views: how many of the views count, where they are in parts; see `Backbone.in_parts`.
         on_host: whether tokens that dense heads read later rest on the host.
+        split_weights: whether devices that share the views share the weights, too.
     """
 
     choices: tuple[tuple[str, Any], ...] = ()
@@ -37,6 +39,11 @@ class Call:
     remat: bool = False
     views: int | None = None
     on_host: bool = False
+    split_weights: bool = False
+
+    def parts(self, filled: int) -> ViewParts | None:
+        """The devices that views are on, of so many together; see `mesh.view_parts`."""
+        return view_parts(filled, self.views, self.split_weights)
 
     def __getitem__(self, choice: str) -> Any:
         """The value of a choice."""
@@ -183,6 +190,7 @@ class BackboneModel(nnx.Module):
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
+        split_weights: bool = False,
         **more: Any,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
@@ -200,6 +208,9 @@ class BackboneModel(nnx.Module):
                 mean nothing. None: all, and not in parts.
             on_host: whether tokens that dense heads read later rest in the memory of the host until
                 then: memory of the device against time. Not for gradients.
+            split_weights: with `views`, whether every device has a part of the parameters
+                (`mesh.put_weights`) and gets those of a layer over views or of the encoder when
+                its turn comes: memory against what is sent.
             **more: arrays of `inputs`, None counting as not given, and values of `choices`.
 
         Returns:
@@ -236,7 +247,13 @@ class BackboneModel(nnx.Module):
             )
         graph, state = nnx.split(self)
         call = Call(
-            tuple(choices.items()), tuple(sorted(taps)), frame_chunk, bool(remat), views, on_host
+            tuple(choices.items()),
+            tuple(sorted(taps)),
+            frame_chunk,
+            bool(remat),
+            views,
+            on_host,
+            split_weights,
         )
         return _forward(graph, state, images, given, call)
 

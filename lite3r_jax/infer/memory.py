@@ -27,8 +27,8 @@ from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.results import describe_views
-from lite3r_jax.infer.sharing import Sharing, share_views
-from lite3r_jax.mesh import VIEWS, check_views, local_size, put_views, put_whole
+from lite3r_jax.infer.sharing import Sharing, share_views, without_values
+from lite3r_jax.mesh import VIEWS, check_views, local_size, put_views, put_weights
 from lite3r_jax.processes import every_value
 from lite3r_jax.weights.manifest import Manifest
 
@@ -116,8 +116,8 @@ class Forward:
         side: which side of the network images `images.size` stands for, for the advice.
         tokens: tap whose mean over the tokens of each view comes out beside the prediction; "" for
             none.
-        mesh: of `mesh.make_view_mesh`: devices that share the views of a scene, each of which gets
-            a copy of the weights; None for one device.
+        mesh: of `mesh.make_view_mesh`: devices that share the views of a scene; None for one.
+        split_weights: whether these devices share the weights, see `BackboneModel.__call__`.
         rest: where tokens rest that dense heads read later: "device", "host", or "auto", on the
             host of a GPU where they do not fit on the device otherwise.
     """
@@ -133,6 +133,7 @@ class Forward:
         tokens: str = "",
         mesh: Mesh | None = None,
         rest: Rest = "auto",
+        split_weights: bool = False,
     ):
         if rest == "host" and not model.rests_on_host:
             raise InputError(
@@ -141,14 +142,16 @@ class Forward:
             )
         if tokens and mesh is not None:
             raise InputError("compute.mesh: is not for videos in chunks; leave it out")
+        if split_weights and mesh is None:
+            raise InputError("compute.weights=split: needs devices; set compute.mesh=view:N")
         automatic = rest == "auto" and model.rests_on_host and _platform() != "cpu" and not tokens
         self._places = (False, True) if automatic else (rest == "host",)
         graph, self._state = nnx.split(model)
         self._mesh, self._shared = mesh, None
         if mesh is not None:
             model.check_parts()
-            self._state = put_whole(self._state, mesh)
-            self._shared = partial(share_views, model)
+            self._shared = partial(share_views, without_values(graph, self._state))
+            self._state = put_weights(self._state, mesh, split_weights)
         self._limit = limit
         self._patch = model.patch_size
         self._known = known
@@ -168,6 +171,7 @@ class Forward:
             more = {**given, "frame_chunk": frame_chunk, **arguments}
             more |= {} if views is None else {"views": views}
             more |= {"on_host": True} if on_host else {}
+            more |= {"split_weights": True} if split_weights and views is not None else {}
             if not tokens:
                 return merged(images, **more)[0]
             prediction, taps = merged(images, **more, taps=(tokens,))
@@ -251,8 +255,8 @@ class Forward:
 
         Returns:
             Prediction, computed; with `tokens` (it, float32 [1, S, 2 C], see `describe_views`).
-            Prediction, computed. With a mesh each device has its views, and there may be more of
-            them behind the S that count; `on_host` brings these to the host.
+            With a mesh each device has its views, and there may be more of them behind the S that
+            count; `results.on_host` brings these to the host.
 
         Raises:
             InputError: the device ran out of memory all the same; the message has settings that

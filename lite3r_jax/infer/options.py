@@ -61,6 +61,9 @@ class ComputeOptions:
         rest: where tokens rest that dense heads read later, in reconstructions, evaluations and
             benchmarks: in the memory of the device, of the host, or (auto) of the host of a GPU
             that has no room, in evaluations of the device.
+        weights: what each device of `mesh` has of the weights: "copied" all of them, "split" a part
+            of the encoder's and trunk's, which come together layer by layer, in reconstructions:
+            less memory against more that is sent.
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -68,6 +71,7 @@ class ComputeOptions:
     memory_limit: float = 0.0
     mesh: str = ""
     rest: Rest = "auto"
+    weights: Literal["copied", "split"] = "copied"
 
     @property
     def jax_dtype(self) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
+from flax import nnx
 
 from lite3r_jax.backbones.base import Prediction
 from lite3r_jax.data.images import Mode
@@ -27,6 +28,7 @@ from lite3r_jax.infer.memory import Forward, MemoryPlan
 from lite3r_jax.infer.options import ComputeOptions, ImageOptions
 from lite3r_jax.infer.point_tracker import ModelTracker, check_track_head
 from lite3r_jax.infer.results import on_host
+from lite3r_jax.infer.sharing import without_values
 from lite3r_jax.mesh import make_view_mesh
 from lite3r_jax.processes import all_ready
 from lite3r_jax.progress import Progress
@@ -198,7 +200,7 @@ class Reconstructor:
         self._world: World = cameras.world
         self._chunk = compute.frame_chunk or None
         self._normalize = model.normalize_cameras
-        self._expected = ExpectedTime(model)
+        self._expected = ExpectedTime(without_values(*nnx.split(model)))
         self._compiling: float | None = None  # seconds that it took at most
         arguments = cameras.arguments(model, known is not None)
         mode = self._images.mode
@@ -214,6 +216,7 @@ class Reconstructor:
             tokens=self._tokens,
             mesh=make_view_mesh(compute.mesh),
             rest=compute.rest,
+            split_weights=compute.weights == "split",
         )
 
     def __call__(

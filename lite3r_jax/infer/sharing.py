@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from lite3r_jax.attention.view_parts import Way, plan_parts
 from lite3r_jax.mesh import ViewParts
@@ -50,6 +52,12 @@ def describe_sharing(body: Mapping[str, Any]) -> str:
     )
     filled = f", {body['filled_up']} twice to fill up" if body["filled_up"] else ""
     return f"{body['mesh']}, {body['views_each']} views each{filled}; attention over views {ways}"
+
+
+def without_values(graph: Any, state: Any) -> Any:
+    """A model with shapes in place of its parameters, so that these are not kept by it."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    return nnx.merge(graph, shapes)
 
 
 def share_views(model: Any, parts: ViewParts, height: int, width: int) -> Sharing:

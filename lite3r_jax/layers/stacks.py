@@ -15,7 +15,7 @@ from lite3r_jax.attention.strategy import AttentionCore, Layouts, Role, TokenLay
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.frame_chunks import chunked, joins_tokens, map_frame_chunks
 from lite3r_jax.layers.rope import RopeTable
-from lite3r_jax.mesh import ViewParts, to_host
+from lite3r_jax.mesh import ViewParts, join_weights, split_axis, to_host
 
 BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
 """Taps of a trunk with blocks within views and over views."""
@@ -33,6 +33,8 @@ class BlockStack:
         rope: table of `rope_table` or None.
         first: number of the first of them among the layers of the role.
         depth: number of all layers of the role; 0 if these are all.
+        whole: with weights in parts (`ViewParts.split_weights`), shapes of the parameters of one
+            whole block, and of its strategy in every run; None elsewhere.
     """
 
     role: Role
@@ -42,6 +44,7 @@ class BlockStack:
     rope: RopeTable | None = None
     first: int = 0
     depth: int = 0
+    whole: tuple[Any, Sequence[Any]] | None = None
 
     def sequences(self, x: jax.Array) -> jax.Array:
         """[B, S, P, C] to what attends together: [B * S, P, C] or [B, S * P, C]."""
@@ -155,6 +158,7 @@ def run_stacks(
         remat,
         tuple(resolved),
         unroll,
+        [stack.whole for stack in stacks],
     )
     if slots is not None and slots.on_host:
         kept, ys[FIRST_TOKENS] = kept
@@ -200,17 +204,31 @@ def _run_in_parts(
                 " which are of several devices; choose a scale per token, or leave out compute.mesh"
             )
     graphs, states = _split_all([nnx.List([s.blocks, nnx.List(s.cores)]) for s in stacks])
+    weights = [None] * len(stacks)
+    wholes = [None] * len(stacks)
+    if parts.split_weights:
+        weights = jax.tree.map(lambda x: split_axis(x.shape, parts.devices), states)
+        wholes = [(_one_layer(s.blocks), [_one_layer(core) for core in s.cores]) for s in stacks]
     axis = 1 if x.shape[1] == parts.filled else 0
 
     def of_device(x: jax.Array, states: Any, ropes: Any) -> Any:
         here = []
-        for stack, graph, state, rope in zip(stacks, graphs, states, ropes, strict=True):
+        every = zip(stacks, graphs, states, ropes, wholes, strict=True)
+        for stack, graph, state, rope, whole in every:
             blocks, cores = nnx.merge(graph, state)
             layout = stack.layout
             if layout.scope == "global":
                 layout = replace(layout, views=parts.each, parts=parts)
-            one = replace(stack, blocks=blocks, cores=tuple(cores), layout=layout, rope=rope)
-            here.append(one)
+            here.append(
+                replace(
+                    stack,
+                    blocks=blocks,
+                    cores=tuple(cores),
+                    layout=layout,
+                    rope=rope,
+                    whole=whole,
+                )
+            )
         x, kept, ys = run_stacks(x, here, plan_runs, **options)
         kept = {} if kept is None else {"kept": kept}
         if FIRST_TOKENS in ys:
@@ -218,7 +236,7 @@ def _run_in_parts(
         return x, kept, ys
 
     ropes = [stack.rope for stack in stacks]
-    run = parts.on_each(of_device, (axis, None, None), (axis, axis, axis + 1))
+    run = parts.on_each(of_device, (axis, weights, None), (axis, axis, axis + 1))
     x, kept, ys = run(x, states, ropes)
     return x, kept.pop("kept", None), ys | kept
 
@@ -285,6 +303,7 @@ def scan_layers(
     remat: bool = False,
     resolved: Sequence[tuple[Any, ...]] | None = None,
     unroll: bool = False,
+    wholes: Sequence[tuple[Any, Sequence[Any]] | None] = (),
 ) -> tuple[Any, Any]:
     """Scan over layers, compiling each run of equal strategies once.
 
@@ -302,6 +321,8 @@ def scan_layers(
         unroll: whether layers are compiled one after the other instead of as a loop. What a
             gradient keeps is then not copied into arrays of all layers: on a CPU, of a small model,
             a third of its time. Compilation takes longer by the number of layers.
+        wholes: for each stack `BlockStack.whole`; of those that have it a layer's parameters come
+            together from all devices when its turn comes.
 
     Returns:
         (carry, ys stacked over all layers).
@@ -326,6 +347,7 @@ def scan_layers(
                 index, here, here_cores = xs
                 if here is None:
                     here = jax.tree.map(partial(_layer, index=index), params)
+                here, here_cores = _joined(here, here_cores, wholes, r)
                 modules = [nnx.merge(g, p) for g, p in zip(graphs, here, strict=True)]
                 sites = [nnx.merge(g, p) for g, p in zip(core_graphs, here_cores, strict=True)]
                 for site, spec in zip(sites, specs or (), strict=bool(specs)):
@@ -348,6 +370,21 @@ def scan_layers(
             carry, ys = lax.scan(step, carry, xs, unroll=count if unroll else 1)
             collected.append(ys)
     return carry, collected[0] if len(collected) == 1 else jax.tree.map(_join, *collected)
+
+
+def _joined(here: Any, cores: Any, wholes: Sequence[Any], run: int) -> tuple[Any, Any]:
+    """Parameters of a layer, of blocks and of strategies, whole where devices have parts."""
+    if not any(whole is not None for whole in wholes):
+        return here, cores
+    blocks = [join_weights(x, whole[0]) for x, whole in zip(here, wholes, strict=True)]
+    own = [join_weights(x, whole[1][run]) for x, whole in zip(cores, wholes, strict=True)]
+    return blocks, own
+
+
+def _one_layer(stacked: nnx.Module) -> Any:
+    """Shapes of the parameters of one of stacked modules."""
+    state = nnx.split(stacked)[1]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
 
 
 def _layer(x: jax.Array, index: jax.Array) -> jax.Array:

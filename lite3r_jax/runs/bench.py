@@ -105,7 +105,7 @@ def bench(experiment: Experiment) -> Benchmark:
         },
     )
     one = "leave it out, or measure the devices of one process by compute.mesh"
-    refuse_devices(experiment, "benchmarks", processes=one)
+    refuse_devices(experiment, "benchmarks", processes=one, weights="leave it out")
     with locked(Path(experiment.output), "bench"):
         return _bench(experiment)
 

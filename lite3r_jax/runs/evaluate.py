@@ -101,7 +101,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         },
     )
     one = "leave it out, or split views over the devices of one process by compute.mesh"
-    refuse_devices(experiment, "evaluations", processes=one)
+    refuse_devices(experiment, "evaluations", processes=one, weights="leave it out")
     keep_freed_memory()
     with locked(Path(experiment.output), "evaluate"):
         return _evaluate_all(experiment)

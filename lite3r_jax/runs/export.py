@@ -26,7 +26,7 @@ def run(experiment: Experiment) -> int:
     require(experiment, "input", "output")
     refuse_model_settings(experiment)
     done = "leave it out, as the scene was computed before"
-    refuse_devices(experiment, "exports", mesh=done, rest=done, processes=done)
+    refuse_devices(experiment, "exports", mesh=done, rest=done, weights=done, processes=done)
     formats = exports.parse_formats(experiment.formats)
     with locked(Path(experiment.output), "export"):
         written = exports.write(

@@ -133,7 +133,7 @@ def probe(experiment: Experiment) -> Probing:
         raise InputError("config.precision: a probe compares models in float32; leave it out")
     refuse_model_settings(experiment, {"student": "weights", "attention.plan": "probe.plan"})
     alone = "leave it out, as a probe takes scenes one by one with all views on each device"
-    refuse_devices(experiment, "a probe", mesh=alone, rest=alone, processes=alone)
+    refuse_devices(experiment, "a probe", mesh=alone, rest=alone, weights=alone, processes=alone)
     options = experiment.probe
     rule = _rule(options.plan)
     checked = check_model(ModelSpec(experiment.weights), experiment.backbone)

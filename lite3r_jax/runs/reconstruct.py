@@ -135,6 +135,7 @@ def _reconstruct_files(
     if left:
         built = build(experiment, checked, experiment.export.points.source, started)
         run_one = SceneRun(experiment, built, known, formats, several)
+        del built  # the model, whose weights the devices have now
     for number, unopened in enumerate(scenes, 1):
         name, where = unopened.name, f"[{number}/{len(scenes)}] {printable(unopened.name)}"
         if run_one is None or name in before:

@@ -125,6 +125,7 @@ def follow(experiment: Experiment) -> "Reconstructions":
     built = build(experiment, checked, points, hidden)
     formats = exports.parse_formats(experiment.formats)
     run = SceneRun(experiment, built, known, formats, len(scenes) > 1)
+    del built
     failures: dict[str, str] = {}
     while (number := next_scene(NO_MORE)) != NO_MORE:
         scene = scenes[number]

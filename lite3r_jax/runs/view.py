@@ -92,7 +92,7 @@ def _scene(experiment: Experiment) -> Scene:
     if saved_scene(Path(experiment.input)) is not None:
         refuse_model_settings(experiment)
         done = "leave it out, as the scene was computed before"
-        refuse_devices(experiment, "the viewer", mesh=done, rest=done, processes=done)
+        refuse_devices(experiment, "the viewer", mesh=done, rest=done, weights=done, processes=done)
         return read_scene(Path(experiment.input))
     require(experiment, "weights")
     refuse_chunks(experiment, "the viewer")

@@ -58,6 +58,7 @@ class DataOptions:
 
 INSTEAD = {
     "mesh": "it splits scenes and views by train.mesh, for example train.mesh.view=2",
+    "weights": "it splits them by train.mesh.fsdp",
     "rest": "to hold less on the device set train.remat=true",
     "processes": "initialize jax.distributed yourself; train.mesh then has all devices",
 }

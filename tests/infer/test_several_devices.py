@@ -69,6 +69,8 @@ def test_a_model_that_does_not_say_how_is_refused(fake_model):
         Forward(fake_model(), mesh=make_view_mesh("view:1"))
     with pytest.raises(InputError, match=r"compute\.rest: FakeModel does not let tokens rest"):
         Forward(fake_model(), rest="host")
+    with pytest.raises(InputError, match=r"compute\.weights=split: .* set compute\.mesh=view:N"):
+        Forward(fake_model(), split_weights=True)
 
 
 def test_the_commands_refuse_a_mesh_that_is_none(tiny_dir, tmp_path, capsys):
@@ -199,12 +201,18 @@ MORE = """
     rng = np.random.default_rng(0)
     images = rng.random((1, 7, 28, 42, 3), dtype=np.float32)
 
-    def compare(name, model, counts, cameras=(), **arguments):
-        arguments |= {"known": bool(cameras)}
+    def compare(name, model, counts, cameras=(), **more):
+        arguments = {"known": bool(cameras)}
         plain = Forward(model, **arguments)
         wanted = on_host(plain(images, plain.plan(7, 28, 42), cameras), 7)
         for count in counts:
-            forward = Forward(model, mesh=make_view_mesh(f"view:{count}"), **arguments)
+            mesh = make_view_mesh(f"view:{count}")
+            forward = Forward(model, mesh=mesh, **arguments, **more)
+            whole = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
+            shards = (x.addressable_shards[0].data for x in jax.tree.leaves(forward._state))
+            part = sum(shard.nbytes for shard in shards)
+            # tokens and biases, and kernels with an odd number of channels, are not split
+            assert part < 0.6 * whole if more else part == whole, (name, part / whole)
             got = on_host(forward(images, forward.plan(7, 28, 42), cameras), 7)
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                 good = np.isfinite(b)
@@ -217,6 +225,13 @@ MORE = """
         "speed3r(window=2,top=2)",
     ):
         compare(plan, load(vggt, heads=("camera", "depth"), plan=parse_plan(plan)), (2, 4))
+
+    split = {"split_weights": True}
+    heads = ("camera", "depth")
+    compare("split", load(vggt, heads=heads), (2, 4, 8), **split)
+    sparse = parse_plan("sla_global(keep=0.4,block=8)")
+    compare("split sparse", load(vggt, heads=heads, plan=sparse), (4,), **split)
+    compare("split da3", load(da3, heads=heads), (4,), **split)
 
     model = load(da3, heads=("camera", "depth", "camera_encoder"))
     extrinsics = np.tile(np.eye(3, 4, dtype=np.float32), (1, 7, 1, 1))
@@ -233,6 +248,7 @@ MORE = """
     metric = model.depth_head.metric
     metric.token[...] = jnp.asarray(rng.standard_normal(metric.token.shape), jnp.float32)
     compare("pi3x", model, (2, 4))
+    compare("split pi3x", model, (2,), **split)
     print("compared")
 """
 

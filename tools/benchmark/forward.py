@@ -8,6 +8,8 @@
     python -m tools.benchmark.forward --plan v5e --views 2 8 --row "sla_global(keep=0.1)-bfloat16"
     python -m tools.benchmark.forward --plan h200 --views 100 --dtype bfloat16 --devices 8
     python -m tools.benchmark.forward --plan h200 --views 400 1600 --rest host --fit 24
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tools.benchmark.forward \
+        --views 16 --height 196 --width 252 --heads camera,depth --devices 8 --split-weights
 
 WEIGHTS is a converted directory; without it a model with random weights is made, of the backbone's
 published size (VGGT-1B, DA3-Large, Pi3) or of the sizes in --config. Every number of views is
@@ -22,10 +24,12 @@ for the device. With --devices it is that of one of so many devices that share t
 (`compute.mesh`), with what they send; with --rest host that of a pass whose tokens rest on the host
 (`compute.rest`). --fit says how many views go into so many GB, on the straight line through the
 last two numbers of views.
+--split-weights: of several devices each has a part of them (`compute.weights`). Peaks of memory on
+this machine are those after the weights were placed.
 """
 
 import argparse
-import resource
+import gc
 import sys
 import time
 import zlib
@@ -46,9 +50,10 @@ from lite3r_jax.attention.presets import parse_plan
 from lite3r_jax.attention.strategy import AttentionStrategy
 from lite3r_jax.backbones.base import backbone_names, get_backbone
 from lite3r_jax.evaluation.variants import Variant, held_dtype, parse_variants
+from lite3r_jax.infer.memory import Forward, peak_process, restart_peak
 from lite3r_jax.kernels import proofs
 from lite3r_jax.layers.rngs import traced_rngs
-from lite3r_jax.mesh import VIEWS, check_views, make_view_mesh
+from lite3r_jax.mesh import VIEWS, check_views, make_view_mesh, weight_spec
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
 from tools.benchmark import tpu
@@ -75,7 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--row", help="of the plan: dense-bfloat16, sla_global-fp8_dynamic, ...")
     parser.add_argument("--frame-chunk", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--devices", type=int, default=1, help="of the plan, which share the views")
+    parser.add_argument("--devices", type=int, default=1, help="which share the views")
+    parser.add_argument("--split-weights", action="store_true", help="over the devices")
     parser.add_argument("--rest", choices=["device", "host"], default="device", help="of the plan")
     parser.add_argument(
         "--fit", type=float, nargs="+", default=[], metavar="GB", help="of the plan"
@@ -117,11 +123,17 @@ def run(args: argparse.Namespace) -> None:
         model = random_model(abstract(Plan()))
     else:
         model = load(args.weights, heads=heads, dtype=dtype, param_dtype=dtype)
+    mesh = make_view_mesh(f"view:{args.devices}") if args.devices > 1 else None
+    forward = Forward(model, mesh=mesh, split_weights=args.split_weights)
+    del model
+    gc.collect()
     seconds = time.perf_counter() - start
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.dtype}")
+    kind = f"{args.devices} x {jax.devices()[0].device_kind}"
+    print(f"jax {jax.__version__} on {kind}, {args.dtype}")
     print(f"weights in {seconds:.1f} s, {memory()}", flush=True)
+    restart_peak()
     for views in args.views:
-        measure(model, views, args)
+        measure(forward, views, args)
 
 
 def planned(row: Variant, device: str = "h200", dense: AttentionStrategy | None = None) -> Plan:
@@ -159,16 +171,17 @@ def as_row(model: Any, row: Variant) -> Any:
     return nnx.eval_shape(lambda: deploy(model, preset("default"), kind, rest=jnp.bfloat16))
 
 
-def measure(model: Any, views: int, args: argparse.Namespace) -> None:
+def measure(forward: Forward, views: int, args: argparse.Namespace) -> None:
     """Compile and run one shape."""
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.random((1, views, args.height, args.width, 3), dtype=np.float32))
+    images = forward.place(rng.random((1, views, args.height, args.width, 3), dtype=np.float32))
     start = time.perf_counter()
-    jax.block_until_ready(model(images, frame_chunk=args.frame_chunk))
+    plan = forward.plan(views, args.height, args.width, args.frame_chunk)
+    forward(images, plan)
     print(f"{views} views: first call {time.perf_counter() - start:.2f} s, {memory()}", flush=True)
     for run in range(args.runs):
         wall, cpu = time.perf_counter(), time.process_time()
-        jax.block_until_ready(model(images, frame_chunk=args.frame_chunk))
+        forward(images, plan)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         print(
             f"{views} views: run {run} {wall:.3f} s wall, {cpu:.2f} s CPU, {memory()}", flush=True
@@ -177,7 +190,7 @@ def measure(model: Any, views: int, args: argparse.Namespace) -> None:
 
 def memory() -> str:
     """Peak so far, of the process and, where it is known, of the device."""
-    text = f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB:.2f} GiB"
+    text = f"peak RSS {peak_process() / GIB:.2f} GiB"
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     return text if peak is None else f"{text}, peak device {peak / GIB:.2f} GiB"
@@ -217,6 +230,7 @@ def plan(args: argparse.Namespace, model: Any, what: str) -> None:
         start = time.perf_counter()
         shape = (1, views, args.height, args.width, 3)
         where = {"devices": args.devices, "on_host": args.rest == "host"}
+        where["split_weights"] = args.split_weights
         lowered = lower(model, shape, args.frame_chunk, args.plan, **where)
         traced = time.perf_counter() - start
         # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
@@ -256,6 +270,7 @@ def lower(
     *,
     devices: int = 1,
     on_host: bool = False,
+    split_weights: bool = False,
 ) -> jax.stages.Lowered:
     """The forward pass of an abstract model over images of that shape, for described devices."""
     from jax.experimental import topologies
@@ -263,6 +278,7 @@ def lower(
 
     more: dict[str, Any] = {"on_host": True} if on_host else {}
     if devices > 1:
+        more |= {"split_weights": True} if split_weights else {}
         several = tpu.devices(device, devices) if device in tpu.CHIPS else h200s(devices)
         return lower_in_parts(model, shape, several, {"frame_chunk": frame_chunk, **more})
     if device in tpu.CHIPS:
@@ -304,13 +320,17 @@ def lower_in_parts(
     assert mesh is not None
     views = shape[1]
     filled = check_views(mesh, views).filled
-    whole = NamedSharding(mesh, PartitionSpec())
+    over = mesh.size if call.get("split_weights") else 0
     graph, state = nnx.split(model)
 
     def forward(state: Any, images: jax.Array) -> Any:
         return nnx.merge(graph, state)(images, views=views, **call)[0]
 
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    def placed(x: Any) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(mesh, weight_spec(x.shape, over))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    state = jax.tree.map(placed, state)
     where = NamedSharding(mesh, PartitionSpec(None, VIEWS))
     images = jax.ShapeDtypeStruct((1, filled, *shape[2:]), jnp.float32, sharding=where)
     with proofs.assumed(), jax.set_mesh(mesh):

@@ -43,7 +43,7 @@ from lite3r_jax.backbones.model import BackboneModel, Call, RoleSize
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.patch_embed import normalize
-from lite3r_jax.mesh import view_parts, views_of_all
+from lite3r_jax.mesh import views_of_all
 
 PARTS = {
     "camera": "camera_head",
@@ -163,6 +163,7 @@ class DA3(BackboneModel):
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
+        split_weights: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
 
@@ -186,6 +187,7 @@ class DA3(BackboneModel):
                 the same.
             views: how many of the views count, where they are in parts; see `BackboneModel`.
             on_host: whether tokens rest on the host; see there.
+            split_weights: see there.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -206,6 +208,7 @@ class DA3(BackboneModel):
             remat=remat,
             views=views,
             on_host=on_host,
+            split_weights=split_weights,
         )
 
     def check_given(
@@ -276,7 +279,7 @@ class DA3(BackboneModel):
         size = (images.shape[2], images.shape[3])
         patch = self.config.patch_size
         grid = (size[0] // patch, size[1] // patch)
-        parts = view_parts(images.shape[1], call.views)
+        parts = call.parts(images.shape[1])
         cameras = None
         if given:
             extrinsics = views_of_all(given["extrinsics"], parts)

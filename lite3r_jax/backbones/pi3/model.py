@@ -37,7 +37,7 @@ from lite3r_jax.backbones.pi3.trunk import Trunk, scene_layout, view_layout
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.patch_embed import normalize
 from lite3r_jax.layers.rope import RopeTable, rope_table, view_positions
-from lite3r_jax.mesh import ViewParts, view_parts, views_of_all
+from lite3r_jax.mesh import ViewParts, views_of_all
 
 PARTS = {"camera": "camera_head", "depth": "depth_head"}
 HEAD_TAPS = ("head/blocks", "head/attn")
@@ -162,6 +162,7 @@ class Pi3(BackboneModel):
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
+        split_weights: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape and choice.
 
@@ -182,6 +183,7 @@ class Pi3(BackboneModel):
                 same.
             views: how many of the views count, where they are in parts; see `BackboneModel`.
             on_host: whether tokens rest on the host; see there.
+            split_weights: see there.
 
         Returns:
             (`Prediction`, {tap: array}). Confidences are in (0, 1); the pose encoding leaves out
@@ -201,6 +203,7 @@ class Pi3(BackboneModel):
             remat=remat,
             views=views,
             on_host=on_host,
+            split_weights=split_weights,
         )
 
     def roles(self) -> dict[Role, RoleSize]:
@@ -262,7 +265,7 @@ class Pi3(BackboneModel):
         size, patch = (height, width), self.config.patch_size
         grid = (height // patch, width // patch)
         flat = normalize(images).reshape(b * s, height, width, 3)
-        parts = view_parts(s, call.views)
+        parts = call.parts(s)
         count = s if parts is None else parts.views
         patches, out = self.encoder(flat, call.taps, call.remat, views=count, parts=parts)
         kept, more = self.trunk(

@@ -25,7 +25,7 @@ from lite3r_jax.backbones.vggt.tracker import TrackConfig, Tracker
 from lite3r_jax.errors import InputError
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.layers.stacks import first_tokens
-from lite3r_jax.mesh import view_parts, views_of_all
+from lite3r_jax.mesh import views_of_all
 
 PARTS = {
     "camera": "camera_head",
@@ -156,6 +156,7 @@ class VGGT(BackboneModel):
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
+        split_weights: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes. Compiled once per shape.
 
@@ -172,6 +173,7 @@ class VGGT(BackboneModel):
                 the same.
             views: how many of the views count, where they are in parts; see `BackboneModel`.
             on_host: whether tokens rest on the host; see there.
+            split_weights: see there.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -187,6 +189,7 @@ class VGGT(BackboneModel):
             remat=remat,
             views=views,
             on_host=on_host,
+            split_weights=split_weights,
         )
 
     def roles(self) -> dict[Role, RoleSize]:
@@ -248,7 +251,7 @@ class VGGT(BackboneModel):
         config = self.config
         size = images.shape[2:4]
         grid = (size[0] // config.patch_size, size[1] // config.patch_size)
-        parts = view_parts(images.shape[1], call.views)
+        parts = call.parts(images.shape[1])
         if parts is not None and query_points is not None:
             raise InputError("compute.mesh: tracks follow points through all views; leave it out")
         kept, taps = self.aggregator(images, call.taps, call.remat, parts, call.on_host)
