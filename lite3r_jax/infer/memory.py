@@ -61,8 +61,7 @@ class MemoryPlan:
         limit: what may be used in all.
         sharing: how several devices share the views; None for one device.
         on_host: whether tokens that dense heads read later rest in the memory of the host.
-        resting: how much of them, of all devices of this process; 0 on a CPU, whose memory is that
-            of the host.
+        resting: how much of them, of all devices of this process; 0 on a CPU.
         room: what the host has left for them; None where nothing rests.
     """
 
@@ -152,6 +151,7 @@ class Forward:
             model.check_parts()
             self._shared = partial(share_views, without_values(graph, self._state))
             self._state = put_weights(self._state, mesh, split_weights)
+        weights = {"split_weights": True} if split_weights else {}
         self._limit = limit
         self._patch = model.patch_size
         self._known = known
@@ -169,9 +169,8 @@ class Forward:
             merged = nnx.merge(graph, state)
             given = dict(zip(CAMERAS, cameras, strict=True)) if cameras else {}
             more = {**given, "frame_chunk": frame_chunk, **arguments}
-            more |= {} if views is None else {"views": views}
+            more |= {} if views is None else {"views": views} | weights
             more |= {"on_host": True} if on_host else {}
-            more |= {"split_weights": True} if split_weights and views is not None else {}
             if not tokens:
                 return merged(images, **more)[0]
             prediction, taps = merged(images, **more, taps=(tokens,))
@@ -210,10 +209,7 @@ class Forward:
             chunks = [1]
         else:
             chunks = [chunk for chunk in (8, 4, 2, 1) if chunk <= views]
-        shapes = [
-            (views, height, width, chunk, on_host)
-            for on_host, chunk in itertools.product(self._places, chunks)
-        ]
+        shapes = [(views, height, width, c, h) for h, c in itertools.product(self._places, chunks)]
         plans, first = {}, 0
         while True:
             best = first
