@@ -8,12 +8,14 @@ sentence, where a collective operation would wait for the one that is gone.
 import atexit
 import os
 import socket
+import struct
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,7 +24,9 @@ from lite3r_jax.errors import InputError, printable
 from lite3r_jax.interrupts import end_at_once
 
 _ENDED = 1  # exit code of a process whose peer is gone
-_PATIENCE = 60  # seconds in which processes that have joined connect, and in which they all finish
+_GREETING = b"lite3r"
+_HELLO = struct.Struct(f"!{len(_GREETING)}sII")  # number, count
+_RETRY = 0.2  # seconds
 _NOTICE = 5  # seconds in which a failure here may turn out to be one of a peer
 _ADDRESS = 256  # bytes
 
@@ -63,8 +67,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     if not options.coordinator:
         yield
         return
-    _initialize(options)
-    watch = _Watch(options)
+    watch = _meet(options)
     try:
         yield
         watch.finish()
@@ -143,82 +146,177 @@ def _check(options: ProcessOptions) -> None:
         )
 
 
-def _initialize(options: ProcessOptions) -> None:
-    given = {}
-    if options.coordinator != "auto":
-        given = {
-            "coordinator_address": options.coordinator,
-            "num_processes": options.count,
-            "process_id": options.number,
-        }
+def _meet(options: ProcessOptions) -> "_Watch":
+    """Join the others, and connect to them."""
     try:
-        jax.distributed.initialize(**given, initialization_timeout=options.timeout)
-    except (ValueError, RuntimeError) as error:
+        if options.coordinator != "auto":
+            return _by_address(options)
+        _initialize({})
+        if jax.process_count() == 1:
+            raise InputError(
+                "processes.coordinator=auto: the environment says that this process is alone; start"
+                " it by srun or mpirun, or give HOST:PORT, count and number"
+            )
+        count, number = jax.process_count(), jax.process_index()
+        if number:
+            host, port = _address(_announced(""))
+            return _Watch(number, count, {0: _connected(host, port, number, options)[0]})
+        with _server(0) as server:
+            _announced(f"{socket.gethostname()}:{server.getsockname()[1]}")
+            peers = _accepted(server, count, options.timeout)
+        return _Watch(0, count, _told(peers, 0))
+    except InputError:
         end_at_once()
+        raise
+
+
+def _by_address(options: ProcessOptions) -> "_Watch":
+    """Meet at the address of the settings, then join at another port, which process 0 names.
+
+    JAX aborts where processes do not come together, so they only go there when all are here.
+    """
+    host, port = _address(options.coordinator)
+    count, number = options.count, options.number
+    if number:
+        peer, chosen = _connected(host, port, number, options)
+        peers = {0: peer}
+    else:
+        with _server(port) as server:
+            peers = _accepted(server, count, options.timeout)
+        with _server(0) as free:
+            chosen = free.getsockname()[1]
+        _told(peers, chosen)
+    _initialize(
+        {
+            "coordinator_address": f"{options.coordinator.rpartition(':')[0]}:{chosen}",
+            "num_processes": count,
+            "process_id": number,
+            "initialization_timeout": options.timeout,
+        }
+    )
+    return _Watch(number, count, peers)
+
+
+def _initialize(arguments: Mapping[str, Any]) -> None:
+    try:
+        jax.distributed.initialize(**arguments)
+    except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"processes.coordinator={options.coordinator}: the processes did not come together"
-            f" ({reason}); check that process 0 runs on that host, that the port is free and"
-            " reachable, and that all are started with the same count"
+            f"processes.coordinator: jax.distributed could not begin ({reason}); join before"
+            " anything is computed, and with auto start the processes by srun or mpirun"
         ) from error
+
+
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [HOST]:PORT of IPv6."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _server(port: int) -> socket.socket:
+    """At every address of this host."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise InputError(
+            f"processes.coordinator: port {port} cannot be listened on ({error.strerror}); choose"
+            " another one, the same in all processes"
+        ) from error
+
+
+def _accepted(server: socket.socket, count: int, timeout: int) -> dict[int, socket.socket]:
+    """Connections of all the others, by their numbers, within so many seconds."""
+    peers: dict[int, socket.socket] = {}
+    until = time.monotonic() + timeout
+    while len(peers) < count - 1:
+        try:
+            server.settimeout(max(0.01, until - time.monotonic()))
+            peer, _ = server.accept()
+            peer.settimeout(_NOTICE)
+            hello = peer.recv(_HELLO.size)
+        except OSError as error:
+            if time.monotonic() < until:
+                continue
+            raise InputError(
+                f"processes: {1 + len(peers)} of {count} came within {timeout} s; start all of them"
+                " with the same processes.coordinator, and open the ports between the hosts"
+            ) from error
+        if len(hello) != _HELLO.size or not hello.startswith(_GREETING):
+            peer.close()  # a program that looks for open ports
+            continue
+        _, number, theirs = _HELLO.unpack(hello)
+        if theirs != count or number in peers or not 0 < number < count:
+            raise InputError(
+                f"processes: another one came with count={theirs} and number={number}; processes"
+                f" are {count} by the settings of process 0, each with another number"
+            )
+        peer.settimeout(None)
+        _keep_alive(peer)
+        peers[number] = peer
+    return peers
+
+
+def _connected(
+    host: str, port: int, number: int, options: ProcessOptions
+) -> tuple[socket.socket, int]:
+    """A connection to process 0, and the port that it says when all have come."""
+    until = time.monotonic() + options.timeout
+    where = f"process 0 at {host}:{port}"
+    while True:
+        left = max(0.01, until - time.monotonic())
+        try:
+            peer = socket.create_connection((host, port), timeout=left)
+            break
+        except OSError as error:
+            if time.monotonic() + _RETRY > until:
+                raise InputError(
+                    f"processes: {where} cannot be reached within {options.timeout} s"
+                    f" ({error.strerror or error}); start it there, and open the ports between the"
+                    " hosts"
+                ) from error
+            time.sleep(_RETRY)
+    _keep_alive(peer)
+    said = b""
+    with suppress(OSError):
+        peer.sendall(_HELLO.pack(_GREETING, number, options.count or jax.process_count()))
+        peer.settimeout(max(0.01, until - time.monotonic()) + _NOTICE)
+        while not said.endswith(b"\n") and (part := peer.recv(1)):
+            said += part
+    if not said.endswith(b"\n"):
+        raise InputError(f"processes: {where} ended before all had come; see what it printed")
+    peer.settimeout(None)
+    return peer, int(said)
+
+
+def _told(peers: dict[int, socket.socket], port: int) -> dict[int, socket.socket]:
+    """The same, after all were told that everybody is there."""
+    for peer in peers.values():
+        with suppress(OSError):
+            peer.sendall(f"{port}\n".encode())
+    return peers
+
+
+def _announced(text: str) -> str:
+    """The text of process 0, on all of them."""
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode().ljust(_ADDRESS, b"\0"), np.uint8)
+    every = multihost_utils.broadcast_one_to_all(data.astype(np.int32))
+    return np.asarray(every).astype(np.uint8).tobytes().rstrip(b"\0").decode()
 
 
 class _Watch:
     """Connections between process 0 and the others, over which they say how they end."""
 
-    def __init__(self, options: ProcessOptions):
-        self.number, self.count = jax.process_index(), jax.process_count()
-        self._done = {n: threading.Event() for n in range(self.count)}
-        self._finishing = False
-        self._peers: dict[int, socket.socket] = {}
-        if self.number == 0:
-            server = socket.create_server(("", 0), backlog=self.count)
-            host = options.coordinator.rpartition(":")[0] or socket.gethostname()
-            self._announced(f"{host}:{server.getsockname()[1]}")
-            server.settimeout(_PATIENCE)
-            with server:
-                for _ in range(self.count - 1):
-                    self._welcome(server)
-        else:
-            host, _, port = self._announced("").rpartition(":")
-            self._peers[0] = self._connect(host, int(port))
-            self._follow(0)
-
-    def _announced(self, text: str) -> str:
-        """The text of process 0."""
-        from jax.experimental import multihost_utils
-
-        data = np.frombuffer(text.encode().ljust(_ADDRESS, b"\0"), np.uint8)
-        every = multihost_utils.broadcast_one_to_all(data.astype(np.int32))
-        return np.asarray(every).astype(np.uint8).tobytes().rstrip(b"\0").decode()
-
-    def _welcome(self, server: socket.socket) -> None:
-        try:
-            peer, _ = server.accept()
-            number = int.from_bytes(peer.recv(4), "big")
-        except OSError as error:
-            end_at_once()
-            raise InputError(
-                f"processes: only {1 + len(self._peers)} of {self.count} processes reached process"
-                f" 0 within {_PATIENCE} s; open the ports between the hosts"
-            ) from error
-        _keep_alive(peer)
-        self._peers[number] = peer
-        self._follow(number)
-
-    def _connect(self, host: str, port: int) -> socket.socket:
-        try:
-            peer = socket.create_connection((host, port), timeout=_PATIENCE)
-        except OSError as error:
-            end_at_once()
-            raise InputError(
-                f"processes: process 0 cannot be reached at {host}:{port} ({error.strerror});"
-                " open the ports between the hosts"
-            ) from error
-        peer.settimeout(None)
-        _keep_alive(peer)
-        peer.sendall(self.number.to_bytes(4, "big"))
-        return peer
+    def __init__(self, number: int, count: int, peers: dict[int, socket.socket]):
+        """Begin to watch these."""
+        self.number, self.count, self._peers = number, count, peers
+        self._done = {n: threading.Event() for n in range(count)}
+        for peer in peers:
+            self._follow(peer)
 
     def _follow(self, number: int) -> None:
         name = f"process {number}"

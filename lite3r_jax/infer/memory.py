@@ -255,8 +255,7 @@ class Forward:
             count; `results.on_host` brings these to the host.
 
         Raises:
-            InputError: the device ran out of memory all the same; the message has settings that
-                need less.
+            InputError: the device ran out of memory all the same; with settings that need less.
         """
         key = (plan.views, plan.height, plan.width, plan.frame_chunk, plan.on_host)
         try:

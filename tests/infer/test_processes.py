@@ -5,7 +5,9 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,49 @@ def test_processes_that_cannot_be_are_refused(options, message):
     with pytest.raises(InputError, match=message) as error, joined(options):
         pass
     assert "\n" not in str(error.value)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_processes_that_do_not_come_together_say_so():
+    where = f"127.0.0.1:{free_port()}"
+    with (
+        pytest.raises(InputError, match=rf"process 0 at {where} cannot be reached within 1 s"),
+        joined(ProcessOptions(where, 2, 1, timeout=1)),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="1 of 2 came within 1 s; start all of them"),
+        joined(ProcessOptions(where, 2, 0, timeout=1)),
+    ):
+        pass
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with (
+            pytest.raises(InputError, match=f"port {port} cannot be listened on .* choose another"),
+            joined(ProcessOptions(f"127.0.0.1:{port}", 2, 0, timeout=1)),
+        ):
+            pass
+
+
+def test_processes_with_another_count_or_the_same_number_are_refused():
+    where = f"127.0.0.1:{free_port()}"
+
+    def come(count, number):
+        with suppress(InputError), joined(ProcessOptions(where, count, number, timeout=2)):
+            pass
+
+    other = threading.Thread(target=come, args=(3, 2))
+    other.start()
+    with (
+        pytest.raises(InputError, match="another one came with count=3 and number=2; proc"),
+        joined(ProcessOptions(where, 2, 0, timeout=20)),
+    ):
+        pass
+    other.join()
 
 
 def test_one_process_needs_nobody():
@@ -78,8 +123,7 @@ def words(tiny_dir, tmp_path):
 
 def started(words, out, *more):
     """Two processes with a device each."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     common = {"output": out, "compute.mesh": "view:2", "processes.count": 2}
     common["processes.coordinator"] = f"127.0.0.1:{port}"
     every = [*words, *(f"--config.{name}={value}" for name, value in common.items())]
@@ -155,18 +199,3 @@ def test_bad_input_of_one_process_is_said_by_all(words, tmp_path):
     for text in said:
         assert "nothing: no such file or folder" in text, said
     assert "process 1 of 2 ended: " in said[0]
-
-
-@pytest.mark.slow
-def test_a_process_that_nobody_joins_gives_up(words, tmp_path):
-    first, other = started(words, tmp_path / "two")
-    other.kill()
-    other.communicate()
-    first.kill()
-    first.communicate()
-    first, other = started([*words, "--config.processes.timeout=3"], tmp_path / "two")
-    first.kill()
-    first.communicate()
-    _, said = other.communicate(timeout=60)
-    assert other.returncode == 2, said
-    assert "the processes did not come together" in said and "Traceback" not in said
