@@ -201,7 +201,7 @@ MORE = """
     rng = np.random.default_rng(0)
     images = rng.random((1, 7, 28, 42, 3), dtype=np.float32)
 
-    def compare(name, model, counts, cameras=(), **more):
+    def compare(name, model, counts, cameras=(), bound=5e-5, **more):
         arguments = {"known": bool(cameras)}
         plain = Forward(model, **arguments)
         wanted = on_host(plain(images, plain.plan(7, 28, 42), cameras), 7)
@@ -218,13 +218,14 @@ MORE = """
                 good = np.isfinite(b)
                 assert a.shape == b.shape and (good == np.isfinite(a)).all()
                 error = np.abs(a[good] - b[good]).max(initial=0) / np.abs(b[good]).max(initial=1e-9)
-                assert error < 5e-5, (name, count, error)
+                assert error < bound, (name, count, error)
 
+    # Of tokens that are equally similar but for rounding another one may be taken.
     for plan in (
         "spark3r(query_factor=2,key_factor=2,others=1)", "merge_queries(factor=3)", "fastvggt",
         "speed3r(window=2,top=2)",
     ):
-        compare(plan, load(vggt, heads=("camera", "depth"), plan=parse_plan(plan)), (2, 4))
+        compare(plan, load(vggt, heads=("camera", "depth"), plan=parse_plan(plan)), (2, 4), bound=1e-3)
 
     split = {"split_weights": True}
     heads = ("camera", "depth")
