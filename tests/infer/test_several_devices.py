@@ -225,7 +225,8 @@ MORE = """
         "spark3r(query_factor=2,key_factor=2,others=1)", "merge_queries(factor=3)", "fastvggt",
         "speed3r(window=2,top=2)",
     ):
-        compare(plan, load(vggt, heads=("camera", "depth"), plan=parse_plan(plan)), (2, 4), bound=1e-3)
+        merging = load(vggt, heads=("camera", "depth"), plan=parse_plan(plan))
+        compare(plan, merging, (2, 4), bound=1e-3)
 
     split = {"split_weights": True}
     heads = ("camera", "depth")
