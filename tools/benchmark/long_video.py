@@ -106,18 +106,21 @@ def reconstruct_file(video: Path, out: Path, *more: str) -> None:
             raise SystemExit(f"error: {' '.join(words)}")
 
 
-def memory(frames: int, chunk: int) -> None:
-    """One line: peak of this process."""
+def memory(frames: int, chunk: int, points: int) -> None:
+    """One line: peak of this process, and the points of the merged clouds (at most so many each)."""
     with tempfile.TemporaryDirectory() as folder:
         video, out = Path(folder) / "room.mp4", Path(folder) / "out"
         command = [sys.executable, "-m", "tools.benchmark.long_video", "video", str(video)]
         subprocess.run([*command, "--frames", str(frames)], check=True)  # whose memory is its own
         start = time.perf_counter()
-        reconstruct_file(video, out, f"--video.chunk={chunk}", "--video.loops=4")
+        more = [f"--export.points.max_points={points}"] if points else []
+        reconstruct_file(video, out, f"--video.chunk={chunk}", "--video.loops=4", *more)
         report = json.loads((out / "report.json").read_text())
         parts = len(report["video"]["parts"])
+        count = sum(each.get("points", 0) for each in report["video"]["written"])
     print(
-        f"{frames} frames, {len(report['video']['chunks'])} chunks of {chunk}, {parts} parts:"
+        f"{frames} frames, {len(report['video']['chunks'])} chunks of {chunk}, {parts} parts,"
+        f" {count:,} points:"
         f" {peak_process() / 2**20:.0f} MiB, {time.perf_counter() - start:.0f} s",
         flush=True,
     )
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0)
     parser.add_argument("--overlap", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--points", type=int, default=0, help="memory: export.points.max_points")
     args = parser.parse_args()
     counts = [int(text) for text in args.frames.split(",") if text]
     if args.kind == "video":
@@ -187,11 +191,12 @@ def main() -> None:
     elif args.kind == "model":
         model(args.scenes, (counts or [24])[0], args.chunk or 8)
     elif len(counts) == 1:
-        memory(counts[0], args.chunk or 16)
+        memory(counts[0], args.chunk or 16, args.points)
     else:
         for frames in counts or [200, 2000]:
             command = [sys.executable, "-m", "tools.benchmark.long_video", "memory"]
-            subprocess.run([*command, "--frames", str(frames)], check=True)
+            more = ["--frames", str(frames), "--points", str(args.points)]
+            subprocess.run([*command, *more], check=True)
 
 
 if __name__ == "__main__":
