@@ -107,7 +107,7 @@ def reconstruct_file(video: Path, out: Path, *more: str) -> None:
 
 
 def memory(frames: int, chunk: int, points: int) -> None:
-    """One line: peak of this process, and the points of the merged clouds (at most so many each)."""
+    """One line: peak of this process, and merged points, at most so many of each part."""
     with tempfile.TemporaryDirectory() as folder:
         video, out = Path(folder) / "room.mp4", Path(folder) / "out"
         command = [sys.executable, "-m", "tools.benchmark.long_video", "video", str(video)]
