@@ -5,6 +5,7 @@ import select
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from contextlib import suppress
@@ -138,10 +139,52 @@ def started(words, out, *more):
     ]  # fmt: skip
 
 
+ARRAYS = """
+    import sys
+    import jax, numpy as np
+    from jax import lax
+    from lite3r_jax.infer.results import on_host
+    from lite3r_jax.mesh import check_views, make_view_mesh, put_views, put_weights
+    from lite3r_jax.processes import ProcessOptions, every_value, is_first, joined
+
+    where, number = sys.argv[1], int(sys.argv[2])
+    with joined(ProcessOptions(where, 2, number, timeout=60)):
+        assert every_value(10 + number) == [10, 11] and is_first() == (number == 0)
+        mesh = make_view_mesh("view:2")
+        parts = check_views(mesh, 3)
+        x = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+        weights = np.arange(2**15, dtype=np.float32).reshape(4, -1)
+        with jax.set_mesh(mesh):
+            kept = put_weights({"split": weights, "small": weights[:, :2]}, mesh, split=True)
+            run = parts.on_each(lambda x, w: x + lax.psum(w.sum(), "view"), (1, 1), 1)
+            got = on_host(jax.jit(run)(put_views(x, mesh, parts), kept["split"]), 3)
+        assert kept["split"].addressable_shards[0].data.size == weights.size // 2
+        assert kept["small"].is_fully_replicated
+        np.testing.assert_allclose(got, x + weights.sum(dtype=np.float64), rtol=1e-5)
+    print("compared")
+"""
+
+
+def test_two_processes_share_views_and_weights():
+    where = f"127.0.0.1:{free_port()}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(ARRAYS), where, str(n)],
+            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    ended = [each.communicate(timeout=100) for each in both]
+    assert [each.returncode for each in both] == [0, 0], ended
+    assert all(shown.endswith("compared\n") for shown, _ in ended)
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_files_of_one(words, tmp_path):
     both = started(words, tmp_path / "two")
-    assert main([*words, f"--config.output={tmp_path / 'one'}"]) == 0
     ended = [each.communicate(timeout=120) for each in both]
+    assert main([*words, f"--config.output={tmp_path / 'one'}"]) == 0
     assert [each.returncode for each in both] == [0, 0], ended
     # three views on two devices; the report is that of process 0, which alone wrote
     assert "view:2, 2 views each, 1 twice to fill up" in ended[0][0]
