@@ -30,15 +30,9 @@ from lite3r_jax.models import CheckedModel, check_model
 from lite3r_jax.processes import is_first, joined
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
+from lite3r_jax.runs import together
 from lite3r_jax.runs.long_video import check_chunked, run_chunks
 from lite3r_jax.runs.results import ResultFolder, made_of, refuse_other
-from lite3r_jax.runs.together import (
-    NO_MORE,
-    check_together,
-    follow,
-    next_scene,
-    same_everywhere,
-)
 from lite3r_jax.scene import PointSource, check_names
 from lite3r_jax.weights import hub
 from lite3r_jax.weights.load import BUNDLED
@@ -74,11 +68,10 @@ def reconstruct_files(experiment: Experiment) -> Reconstructions:
     before, with the same settings, weights and photos, are not done again, unless `overwrite` is
     set; what an older run wrote and this one does not is then removed.
 
-    Of several processes (`processes`) the first does this, and the others compute with it.
+    Of several processes the first does this, and the others compute with it.
 
     Args:
-        experiment: `input` and `weights` have to be set. Without `output` every scene gets a folder
-            in `lite3r_output`.
+        experiment: with `input` and `weights`. Without `output` scenes go into `lite3r_output`.
 
     Raises:
         InputError: nothing was done: the input, the weights or the settings are wrong, other
@@ -89,10 +82,10 @@ def reconstruct_files(experiment: Experiment) -> Reconstructions:
     formats = exports.parse_formats(experiment.formats)
     if experiment.video.chunk:
         check_chunked(experiment)
-    check_together(experiment)
+    together.check_together(experiment)
     with joined(experiment.processes), ExitStack() as locks:
         if experiment.processes.coordinator and not is_first():
-            return follow(experiment)
+            return together.follow(experiment)
         if experiment.output:
             locks.enter_context(locked(Path(experiment.output), "reconstruct"))
         return _reconstruct_files(experiment, formats, locks)
@@ -118,7 +111,7 @@ def _reconstruct_files(
     if experiment.refine.on:
         check_extra()
     checked = check(experiment, experiment.export.points.source, started)
-    same_everywhere(experiment, checked.facts(), scenes)
+    together.same_everywhere(experiment, checked.facts(), scenes)
     folders = result_folders(experiment, scenes, formats, checked)
     mine = Path(experiment.output) if experiment.output else folders[scenes[0].name].path
     if not experiment.output:  # others may write beside it
@@ -135,7 +128,7 @@ def _reconstruct_files(
     if left:
         built = build(experiment, checked, experiment.export.points.source, started)
         run_one = SceneRun(experiment, built, known, formats, several)
-        del built  # the model, whose weights the devices have now
+        del built  # whose weights the devices have now
     for number, unopened in enumerate(scenes, 1):
         name, where = unopened.name, f"[{number}/{len(scenes)}] {printable(unopened.name)}"
         if run_one is None or name in before:
@@ -150,7 +143,7 @@ def _reconstruct_files(
                 print(f"{where}: {described(photos, experiment.video)}", flush=True)
             progress.seconds = started.seconds | progress.seconds
             path = folders[name].path
-            next_scene(number - 1)
+            together.next_scene(number - 1)
             with nullcontext() if path == mine else locked(path, "reconstruct"):
                 if isinstance(photos, PhotoSet):
                     run_one(photos, folders[name], progress)
@@ -162,7 +155,7 @@ def _reconstruct_files(
                 raise
             print(f"error: {printable(name)}: {printable(error)}", file=sys.stderr, flush=True)
             failures[name] = str(error)
-    next_scene(NO_MORE)
+    together.next_scene(together.NO_MORE)
     for line in _closing(experiment, done, failures, formats, len(before)):
         print(printable(line), flush=True)
     if done and experiment.open:
