@@ -149,7 +149,7 @@ class Forward:
         self._mesh, self._shared = mesh, None
         if mesh is not None:
             model.check_parts()
-            self._shared = partial(share_views, without_values(graph, self._state))
+            self._shared = partial(share_views, without_values(model))
             self._state = put_weights(self._state, mesh, split_weights)
         weights = {"split_weights": True} if split_weights else {}
         self._limit = limit

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
-from flax import nnx
 
 from lite3r_jax.backbones.base import Prediction
 from lite3r_jax.data.images import Mode
@@ -200,7 +199,7 @@ class Reconstructor:
         self._world: World = cameras.world
         self._chunk = compute.frame_chunk or None
         self._normalize = model.normalize_cameras
-        self._expected = ExpectedTime(without_values(*nnx.split(model)))
+        self._expected = ExpectedTime(without_values(model))
         self._compiling: float | None = None  # seconds that it took at most
         arguments = cameras.arguments(model, known is not None)
         mode = self._images.mode
@@ -324,6 +323,7 @@ class Reconstructor:
         start = time.perf_counter()
         with all_ready(), progress.stage("compile", expected=self._compiling):
             self.plan = self._forward.plan(*shape, self._chunk)
+        assert self.plan is not None
         self._compiling = max(self._compiling or 0.0, time.perf_counter() - start)
         if self._note:
             print(self._note, file=sys.stderr, flush=True)

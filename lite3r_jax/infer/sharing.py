@@ -54,8 +54,9 @@ def describe_sharing(body: Mapping[str, Any]) -> str:
     return f"{body['mesh']}, {body['views_each']} views each{filled}; attention over views {ways}"
 
 
-def without_values(graph: Any, state: Any) -> Any:
-    """A model with shapes in place of its parameters, so that these are not kept by it."""
+def without_values(model: Any) -> Any:
+    """The model with shapes in place of its parameters, so that these are not kept by it."""
+    graph, state = nnx.split(model)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     return nnx.merge(graph, shapes)
 
