@@ -319,7 +319,8 @@ class Reconstructor:
         self, images: np.ndarray, given: "Cameras | None", progress: Progress
     ) -> Prediction:
         """The prediction of a scene, on the host."""
-        shape = views, *_ = images.shape[:3]
+        views, height, width = images.shape[:3]
+        shape = views, height, width
         start = time.perf_counter()
         with all_ready(), progress.stage("compile", expected=self._compiling):
             self.plan = self._forward.plan(*shape, self._chunk)
