@@ -230,6 +230,19 @@ def _server(port: int) -> socket.socket:
 def _accepted(server: socket.socket, count: int, timeout: int) -> dict[int, socket.socket]:
     """Connections of all the others, by their numbers, within so many seconds."""
     peers: dict[int, socket.socket] = {}
+    try:
+        _accept(server, count, timeout, peers)
+    except InputError:
+        for peer in peers.values():
+            peer.close()
+        raise
+    return peers
+
+
+def _accept(
+    server: socket.socket, count: int, timeout: int, peers: dict[int, socket.socket]
+) -> None:
+    """`_accepted`, with those that have come so far in `peers`."""
     until = time.monotonic() + timeout
     while len(peers) < count - 1:
         try:
@@ -249,6 +262,7 @@ def _accepted(server: socket.socket, count: int, timeout: int) -> dict[int, sock
             continue
         _, number, theirs = _HELLO.unpack(hello)
         if theirs != count or number in peers or not 0 < number < count:
+            peer.close()
             raise InputError(
                 f"processes: another one came with count={theirs} and number={number}; processes"
                 f" are {count} by the settings of process 0, each with another number"
@@ -256,7 +270,6 @@ def _accepted(server: socket.socket, count: int, timeout: int) -> dict[int, sock
         peer.settimeout(None)
         _keep_alive(peer)
         peers[number] = peer
-    return peers
 
 
 def _connected(
@@ -286,6 +299,7 @@ def _connected(
         while not said.endswith(b"\n") and (part := peer.recv(1)):
             said += part
     if not said.endswith(b"\n"):
+        peer.close()
         raise InputError(f"processes: {where} ended before all had come; see what it printed")
     peer.settimeout(None)
     return peer, int(said)

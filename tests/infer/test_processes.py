@@ -115,7 +115,7 @@ def words(tiny_dir, tmp_path):
     photos.mkdir()
     for name in "abc":
         Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(photos / f"{name}.png")
-    settings = {"weights": tiny_dir, "input": photos, "images.size": 28, "formats": "npz"}
+    settings = {"weights": tiny_dir, "input": photos, "images.size": 56, "formats": "npz"}
     return [
         "--config=configs/vggt.py", "--mode=reconstruct",
         *(f"--config.{name}={value}" for name, value in settings.items()),
