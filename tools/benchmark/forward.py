@@ -177,8 +177,10 @@ def measure(forward: Forward, views: int, args: argparse.Namespace) -> None:
     images = forward.place(rng.random((1, views, args.height, args.width, 3), dtype=np.float32))
     start = time.perf_counter()
     plan = forward.plan(views, args.height, args.width, args.frame_chunk)
+    print(f"{views} views: compiled in {time.perf_counter() - start:.2f} s, {memory()}", flush=True)
+    start = time.perf_counter()
     forward(images, plan)
-    print(f"{views} views: first call {time.perf_counter() - start:.2f} s, {memory()}", flush=True)
+    print(f"{views} views: first pass {time.perf_counter() - start:.2f} s, {memory()}", flush=True)
     for run in range(args.runs):
         wall, cpu = time.perf_counter(), time.process_time()
         forward(images, plan)
