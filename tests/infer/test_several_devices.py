@@ -197,7 +197,7 @@ MORE = """
     from lite3r_jax.weights.load import load
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    vggt, da3, pi3x = sys.argv[1:]
+    vggt, da3, pi3x, case = sys.argv[1:]
     rng = np.random.default_rng(0)
     images = rng.random((1, 7, 28, 42, 3), dtype=np.float32)
 
@@ -220,46 +220,58 @@ MORE = """
                 error = np.abs(a[good] - b[good]).max(initial=0) / np.abs(b[good]).max(initial=1e-9)
                 assert error < bound, (name, count, error)
 
-    # Of tokens that are equally similar but for rounding another one may be taken.
-    for plan in (
-        "spark3r(query_factor=2,key_factor=2,others=1)", "merge_queries(factor=3)", "fastvggt",
-        "speed3r(window=2,top=2)",
-    ):
-        merging = load(vggt, heads=("camera", "depth"), plan=parse_plan(plan))
-        compare(plan, merging, (2, 4), bound=1e-3)
+    def merging(plan):
+        # Of tokens that are equally similar but for rounding another one may be taken.
+        model = load(vggt, heads=("camera", "depth"), plan=parse_plan(plan))
+        compare(plan, model, (2, 4), bound=1e-3)
 
-    split = {"split_weights": True}
-    heads = ("camera", "depth")
-    compare("split", load(vggt, heads=heads), (2, 4, 8), **split)
-    sparse = parse_plan("sla_global(keep=0.4,block=8)")
-    compare("split sparse", load(vggt, heads=heads, plan=sparse), (4,), **split)
-    compare("split da3", load(da3, heads=heads), (4,), **split)
+    def split():
+        compare("split", load(vggt, heads=("camera", "depth")), (2, 8), split_weights=True)
 
-    model = load(da3, heads=("camera", "depth", "camera_encoder"))
-    extrinsics = np.tile(np.eye(3, 4, dtype=np.float32), (1, 7, 1, 1))
-    extrinsics[..., 3] = rng.standard_normal((1, 7, 3))
-    focal = np.float32([[40, 0, 21], [0, 40, 14], [0, 0, 1]])
-    compare("known", model, (2, 4), (extrinsics, np.tile(focal, (1, 7, 1, 1))))
+    def split_sparse():
+        plan = parse_plan("sla_global(keep=0.4,block=8)")
+        model = load(vggt, heads=("camera", "depth"), plan=plan)
+        compare("split sparse", model, (4,), split_weights=True)
 
-    backbone = get_backbone("pi3")
-    config = backbone.config_from_json(json.loads(pi3x))
-    model = backbone.build(
-        config, heads=("camera", "depth"), plan=None, dtype=jnp.float32, param_dtype=jnp.float32,
-        rngs=nnx.Rngs(0),
-    )
-    metric = model.depth_head.metric
-    metric.token[...] = jnp.asarray(rng.standard_normal(metric.token.shape), jnp.float32)
-    compare("pi3x", model, (2, 4))
-    compare("split pi3x", model, (2,), **split)
+    def known():
+        model = load(da3, heads=("camera", "depth", "camera_encoder"))
+        extrinsics = np.tile(np.eye(3, 4, dtype=np.float32), (1, 7, 1, 1))
+        extrinsics[..., 3] = rng.standard_normal((1, 7, 3))
+        focal = np.float32([[40, 0, 21], [0, 40, 14], [0, 0, 1]])
+        cameras = extrinsics, np.tile(focal, (1, 7, 1, 1))
+        compare("known", model, (4,), cameras)
+        compare("known, split", model, (2,), cameras, split_weights=True)
+
+    def metres():
+        backbone = get_backbone("pi3")
+        config = backbone.config_from_json(json.loads(pi3x))
+        model = backbone.build(
+            config, heads=("camera", "depth"), plan=None, dtype=jnp.float32,
+            param_dtype=jnp.float32, rngs=nnx.Rngs(0),
+        )
+        metric = model.depth_head.metric
+        metric.token[...] = jnp.asarray(rng.standard_normal(metric.token.shape), jnp.float32)
+        compare("pi3x", model, (4,))
+        compare("split pi3x", model, (2,), split_weights=True)
+
+    cases = {"split": split, "split_sparse": split_sparse, "known": known, "metres": metres}
+    cases[case]() if case in cases else merging(case)
     print("compared")
 """
 
 
 @pytest.mark.slow
-def test_merging_known_cameras_and_metres_are_those_of_one_device(
-    tiny_dir, tiny_da3_dir, tiny_pi3_json
+@pytest.mark.parametrize(
+    "case",
+    [
+        "spark3r(query_factor=2,key_factor=2,others=1)", "merge_queries(factor=3)", "fastvggt",
+        "speed3r(window=2,top=2)", "split", "split_sparse", "known", "metres",
+    ],
+)  # fmt: skip
+def test_merging_cameras_metres_and_split_weights_are_those_of_one_device(
+    case, tiny_dir, tiny_da3_dir, tiny_pi3_json
 ):
     sizes = {"conv_head": {"stages": [16, 16, 8], "last": 8}, "metric": True}
     sizes["metric_head"] = {"dim": 16, "heads": 2, "depth": 1, "out": 16}
     pi3x = json.dumps(tiny_pi3_json | sizes)
-    assert on_devices(8, MORE, tiny_dir, tiny_da3_dir, pi3x) == "compared\n"
+    assert on_devices(8, MORE, tiny_dir, tiny_da3_dir, pi3x, case) == "compared\n"
