@@ -226,7 +226,7 @@ MORE = """
         compare(plan, model, (2, 4), bound=1e-3)
 
     def split():
-        compare("split", load(vggt, heads=("camera", "depth")), (2, 8), split_weights=True)
+        compare("split", load(vggt, heads=("camera", "depth")), (2, 4), split_weights=True)
 
     def split_sparse():
         plan = parse_plan("sla_global(keep=0.4,block=8)")
@@ -271,7 +271,7 @@ MORE = """
 def test_merging_cameras_metres_and_split_weights_are_those_of_one_device(
     case, tiny_dir, tiny_da3_dir, tiny_pi3_json
 ):
-    sizes = {"conv_head": {"stages": [16, 16, 8], "last": 8}, "metric": True}
+    sizes = {"conv_head": {"stages": [32, 16, 16], "last": 8}, "metric": True}
     sizes["metric_head"] = {"dim": 16, "heads": 2, "depth": 1, "out": 16}
     pi3x = json.dumps(tiny_pi3_json | sizes)
     assert on_devices(8, MORE, tiny_dir, tiny_da3_dir, pi3x, case) == "compared\n"
