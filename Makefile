@@ -18,7 +18,7 @@ NEWEST_PYTHON ?= $(firstword $(shell for v in 13 12; do for p in python3.$$v \
 WITH_TORCH = $(shell grep -rl '^import torch' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-newest test-without-torch newest-python test-gpu-compile test-tpu-compile parity docs lint format fuzz licenses audit clean
+.PHONY: help demo test test-slow test-newest test-without-torch newest-python test-triton test-gpu-compile test-tpu-compile parity docs lint format fuzz licenses audit clean
 .NOTPARALLEL:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test-slow  the tests marked slow, and golden parity compiled as users do; needs Chromium"
 	@echo "make test-newest  the default tests with the newest Python (3.12, 3.13) and the newest jax"
 	@echo "make test-gpu-compile  compiles the kernels for an H200, without one, against budgets"
+	@echo "make test-triton  the kernels in Triton's own language: interpreted, and compiled for GPUs"
 	@echo "make test-tpu-compile  compiles the kernels for TPU v5e, v5p and v6e, without one"
 	@echo "make fuzz       CASES (3000) damaged files for every reader; rewrites the figures of docs/reliability.md"
 	@echo "make licenses   the licenses of everything that the package needs when it runs"
@@ -60,6 +61,12 @@ test-without-torch: $(VENV)/.test
 
 test-gpu-compile: $(VENV)/.gpu
 	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile
+
+test-triton: $(VENV)/.triton
+	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu TRITON_INTERPRET=1 \
+		$(RUN) -m pytest -m triton tests/triton/test_interpret.py
+	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu \
+		$(RUN) -m pytest -m triton tests/triton/test_compile.py
 
 test-tpu-compile: $(VENV)/.tpu
 	PYTHONPATH=$(VENV)/tpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m tpu_compile tests/tpu_compile
@@ -105,6 +112,14 @@ $(VENV)/.gpu: $(VENV)/.dev
 	version=$$($(RUN) -c 'import jax; print(jax.__version__)') && $(RUN) -m pip install --quiet \
 		--target $(VENV)/gpu --upgrade --no-deps jax-cuda13-plugin==$$version \
 		jax-cuda13-pjrt==$$version 'nvidia-cuda-nvcc>=13,<13.1'
+	@touch $@
+
+# Triton's compiler and interpreter, in a folder of their own: no PyTorch, no GPU. For a jax that
+# jax-triton works with.
+$(VENV)/.triton: $(VENV)/.gpu
+	version=$$($(RUN) -c 'import jax; print({(0, 10): "0.3.1", (0, 11): "0.4.1"}[jax.__version_info__[:2]])') \
+		&& $(RUN) -m pip install --quiet --target $(VENV)/triton --upgrade --no-deps \
+		jax-triton==$$version triton==3.7.1
 	@touch $@
 
 # XLA's compiler for TPUs, in the version that jax names; in a folder of its own, since jax looks for

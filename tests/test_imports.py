@@ -88,7 +88,7 @@ MAY_IMPORT = {
 # What may stand at the top of a module: all that `import lite3r_jax` may need.
 AT_TOP = {PACKAGE, "jax", "flax", "numpy", "ml_dtypes", "safetensors"} | sys.stdlib_module_names
 # Modules of a room that are loaded by name may need more.
-AT_TOP_OF = {"recipes": {"ml_collections"}, "service": {"starlette"}}
+AT_TOP_OF = {"recipes": {"ml_collections"}, "service": {"starlette"}, "kernels": {"triton"}}
 NOWHERE = {"torch", "torchvision", "tests", "configs", "tools"}
 
 
@@ -289,7 +289,11 @@ def test_import_needs_no_lowering_of_kernels_that_jax_may_remove():
         import jax.numpy as jnp
         from lite3r_jax.attention.sla import SLA
         from lite3r_jax.kernels.block_map.api import block_map
+        from lite3r_jax.kernels import proofs
         from lite3r_jax.kernels.fp8.fused import OPERATOR, Product
+        from lite3r_jax.kernels.jax_triton_call import unavailable
+        from lite3r_jax.kernels.sla.api import OPERATOR as SLA_OPERATOR
+        from lite3r_jax.kernels.sla.limits import SlaCall
 
         gpu = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="cuda")
         mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
@@ -305,6 +309,10 @@ def test_import_needs_no_lowering_of_kernels_that_jax_may_remove():
                     call()
                 except ValueError as error:
                     print(error)
+            call = SlaCall("block", 64, "bfloat16", 128, 64)
+            with proofs.assumed():  # so that nothing but the lowering is missing
+                chosen = {SLA_OPERATOR.choose("auto", call) for _ in range(2)}
+        assert chosen == {"blocked" if unavailable() else "jax_triton"}
     """)
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -313,6 +321,8 @@ def test_import_needs_no_lowering_of_kernels_that_jax_may_remove():
     assert run.returncode == 0, run.stderr
     refusals = run.stdout.splitlines()
     assert len(refusals) == 3
+    [said] = [line for line in run.stderr.splitlines() if line.startswith("sla: ")]
+    assert "runs; " in said and "'triton' cannot: jax" in said
     for line in refusals:
         assert "'triton' cannot run this: jax" in line and "has no Triton lowering" in line
         assert line.endswith(" can")

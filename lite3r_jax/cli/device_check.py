@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lite3r_jax.benchmarking.device_check.run import CHECK, PARTS, device_check
+from lite3r_jax.benchmarking.device_check.run import CHECK, ON_REQUEST, PARTS, device_check
 from lite3r_jax.cli.programs import Parser, exit_code
 
 
@@ -11,7 +11,10 @@ def parser(program: str) -> Parser:
     """The command line; program: its name."""
     top = Parser(prog=program, description=(__doc__ or "").partition(": ")[2])
     top.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join((CHECK, *PARTS))}; default: all"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"{', '.join((CHECK, *PARTS))}; default: all but {', '.join(ON_REQUEST)}",
     )
     top.add_argument(
         "--minutes", type=float, default=8.0, help="after which nothing more is begun; default: 8"

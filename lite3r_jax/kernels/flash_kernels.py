@@ -15,11 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-LOG2E = 1.4426950408889634
-# Both finite, so that no difference is NaN. A running maximum starts, and stays where no key is
-# seen, so far above a masked logit that exp2(MASKED - maximum) is 0.
-LOWEST = -1e30
-MASKED = -2e30
+from lite3r_jax.kernels.softmax import LOG2E, LOWEST
 
 At = Callable[[Any], Any]
 """Where the keys, or the queries, of a step of a loop stand."""

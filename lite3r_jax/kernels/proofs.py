@@ -25,7 +25,15 @@ from lite3r_jax.kernels.target import Device
 
 COMMITTED = Path(__file__).with_name("proven")
 Verdict = Literal["passed", "refused", "failed", "missing"]
-_SHARED = "flash_kernels.py", "launch.py", "target.py", "triton_call.py"
+_SHARED = (
+    "flash_kernels.py",
+    "jax_triton_call.py",
+    "jax_triton_language.py",
+    "launch.py",
+    "softmax.py",
+    "target.py",
+    "triton_call.py",
+)
 _log = logging.getLogger(__name__)
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("proofs", default=None)
 _assumed: contextvars.ContextVar[bool] = contextvars.ContextVar("assumed", default=False)
@@ -264,7 +272,8 @@ def digest(sources: Path) -> str:
     """SHA-256 of the code of an operator, and of what kernels of several operators share."""
     digest = hashlib.sha256()
     shared = [Path(__file__).with_name(name) for name in _SHARED]
-    for path in [*sorted(sources.glob("*.py")), *shared]:
+    tables = sorted(sources.glob("*.json"))
+    for path in [*sorted(sources.glob("*.py")), *tables, *shared]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -32,6 +32,10 @@ def _never(device: Device, call: Any) -> None:
     del device, call
 
 
+def _nothing() -> None:
+    """Is missing."""
+
+
 @dataclass(frozen=True)
 class Implementation(Generic[Call]):
     """One way to compute an operator.
@@ -43,12 +47,19 @@ class Implementation(Generic[Call]):
         refuses: why it cannot run a call (dtype and shapes, the operator's own class) on a device,
             as the end of a sentence, or None.
         needs_proof: whether "auto" takes it only on kinds of devices on which it was proven.
+        missing: why it cannot run with the packages that are installed, and what to install, as the
+            end of a sentence, or None. "auto" says so where it could run otherwise.
     """
 
     name: str
     run: Callable[..., Any]
     refuses: Callable[[Device, Call], str | None] = _never
     needs_proof: bool = False
+    missing: Callable[[], str | None] = _nothing
+
+    def unable(self, device: Device, call: Call) -> str | None:
+        """Why it cannot run a call on a device with what is installed, or None."""
+        return self.refuses(device, call) or self.missing()
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,8 @@ class Operator(Generic[Call]):
     def choose(self, name: str, call: Call, device: Device | None = None) -> str:
         """The name of the implementation that runs: `name` itself, or what "auto" stands for.
 
-        Where a better one could run and is not proven, that is logged, once per process.
+        Where a better one could run and is not proven, or with what is not installed, that is
+        logged, once per process.
 
         Args:
             name: of an implementation, or "auto".
@@ -183,6 +195,8 @@ class Operator(Generic[Call]):
         self.check_name(name)
         device = target.device() if device is None else device
         refusals = {i.name: i.refuses(device, call) for i in self.implementations}
+        absent = {i.name: i.missing() for i in self.implementations if refusals[i.name] is None}
+        refusals |= absent
         able = [n for n, reason in refusals.items() if reason is None]
         scope = self.scope(call)
         if name == "auto" and able:
@@ -190,6 +204,8 @@ class Operator(Generic[Call]):
             if proven:
                 better = able[able.index(proven[-1]) + 1 :]
                 self._note(proven[-1], better[::-1], device, scope)
+                if not better:
+                    self._note_absent(proven[-1], absent)
                 return proven[-1]
         if name in able:
             record = self.proof(name, device, scope)
@@ -243,6 +259,13 @@ class Operator(Generic[Call]):
             detail = record.failure(scope) or ""
             state = "fell back" if detail else "verified"
         watched.append(Decision(self.name, scope, chosen, best, state, detail))
+
+    def _note_absent(self, chosen: str, absent: Mapping[str, str | None]) -> None:
+        """Say which better ones than `chosen` could run with what is not installed."""
+        better = self.names[self.names.index(chosen) + 1 :]
+        reasons = [f"{name!r} cannot: {absent[name]}" for name in better if absent.get(name)]
+        if reasons and _watched.get() is None:
+            _say_once(f"{self.name}: {chosen!r} runs; {'; '.join(reasons)}")
 
     def _unproven(self, better: str, chosen: str, device: Device, scope: str) -> str:
         record = self.proof(better, device, scope)

@@ -52,7 +52,7 @@ def run_case(
 ) -> Result:
     """Run one case in this process; where memory is short it counts as one that was not run."""
     scope = operator.scope(check.call)
-    if reason := operator[implementation].refuses(device, check.call):
+    if reason := operator[implementation].unable(device, check.call):
         return Result(check.name, scope, "refused", reason)
     try:
         wrong = check.run()

@@ -135,7 +135,7 @@ def libtpu_version(tpu: Any) -> str | None:
 
 
 def unfit_for_triton(device: Device) -> str | None:
-    """Why no kernel through Pallas' Triton lowering runs on a device, or None."""
+    """Why no kernel that Triton compiles runs on a device, or None; whatever is installed."""
     if device.platform != "gpu":
         return f"its kernels are for NVIDIA GPUs and this is {device.kind}"
     if device.compute_capability is None:
@@ -148,7 +148,7 @@ def unfit_for_triton(device: Device) -> str | None:
             f"its kernels are for compute capability {LEAST_CAPABILITY} or more and {device.kind}"
             f" has {device.compute_capability}"
         )
-    return without_triton()
+    return None
 
 
 def unfit_for_tpu_kernels(device: Device) -> str | None:
@@ -170,7 +170,8 @@ def without_triton() -> str | None:
     except ImportError:
         return (
             f"jax {jax.__version__} has no Triton lowering of Pallas "
-            "(jax.experimental.pallas.triton), which its kernels go through"
+            "(jax.experimental.pallas.triton), which its kernels go through; jax 0.10 to 0.12 have"
+            " one"
         )
     del triton
     return None

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lite3r_jax.benchmarking.device_check import attention, models, products, run
+from lite3r_jax.benchmarking.device_check import attention, models, products, run, tuning
 from lite3r_jax.benchmarking.device_check.rows import Figures, Job, Row, done, table
 from lite3r_jax.benchmarking.device_check.sizes import Sizes
 from lite3r_jax.benchmarking.subprocess_runs import Died
@@ -141,6 +141,18 @@ def test_bad_input_is_refused_before_anything_is_measured(
     monkeypatch.setattr(run, "found_device", lambda: pytest.fail("it began"))
     assert command.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tuning_is_done_on_request_and_says_what_it_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "found_device", lambda: run.Device("cpu", "cpu"))
+    monkeypatch.setattr(run, "in_subprocess", lambda part, *args: part(*args))
+    record = tmp_path / "record.json"
+    assert command.main(["tune", "--record", str(record)]) == 0
+    [row] = json.loads(record.read_text())["rows"]
+    assert row["part"] == "tune" and "are for NVIDIA GPUs and this is cpu" in row["note"]
+    assert row["note"] in capsys.readouterr().out
+    [row] = tuning.rows(SMALLEST, 0.0, device=run.Device("gpu", "Tesla T4", 7.5))
+    assert "compute capability 8.0 or more and Tesla T4 has 7.5" in row.note
 
 
 def on_a(device, monkeypatch, checks, parts=()):

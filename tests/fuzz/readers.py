@@ -33,6 +33,7 @@ from lite3r_jax.exports.masks import read_mask
 from lite3r_jax.exports.npz import read_npz, write_npz
 from lite3r_jax.geometry import Sim3
 from lite3r_jax.kernels import proofs
+from lite3r_jax.kernels.sla import launches
 from lite3r_jax.long_video.chunks import Chunk
 from lite3r_jax.long_video.joining import join
 from lite3r_jax.long_video.joint import Joint
@@ -566,12 +567,19 @@ def _results(folder: Path) -> None:
     Results(folder, {"backbone": "vggt", "evaluate": {"size": ""}})
 
 
+def _launches(folder: Path) -> None:
+    row = launches.Row("NVIDIA H200", "sla_forward", "half", 64, 128, 64, 4, 3, 100, 0, 1000, 2.5)
+    launches.write(folder / "a.json", [row, row], "in a test")
+
+
 def _proof(folder: Path) -> None:
     names = "sla", "triton", "NVIDIA H200", 9.0, "0.10.2", "580.1", "0.1", "0" * 64, "2026-11-30"
     result = proofs.Result("a", "bfloat16", "passed")
     proofs.write_record(folder / "a.json", [proofs.Proof(*names, "device-check", (result,))])
 
 
+add("table of kernel launches", _launches, "a.json",
+    lambda folder: launches.read(folder / "a.json"), mutate=any_json)  # fmt: skip
 add("proof of a kernel", _proof, "a.json", lambda folder: proofs.read_record(folder / "a.json"),
     mutate=any_json)  # fmt: skip
 add("report.json of an evaluation", _report, "report.json",

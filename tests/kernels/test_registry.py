@@ -201,6 +201,30 @@ def test_one_sentence_says_that_a_kernel_waits_for_its_proof(records, caplog):
     )
 
 
+def test_what_is_not_installed_is_said_once_with_its_remedy(records, caplog):
+    def plain_or(missing):
+        kernel = Implementation(
+            "kernel", lambda x: x * x, squares()[0]["kernel"].refuses, True, lambda: missing
+        )
+        plain = Implementation("plain", lambda x: x * x)
+        return Operator("remedies", (plain, kernel), Path(__file__).parent)
+
+    without = plain_or("the package p is not installed: pip install p")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert without.choose("auto", 3, H200) == "plain"
+        assert without.choose("auto", 12, H200) == "plain", "it refuses this call anyway"
+        assert without.choose("auto", 3, CPU) == "plain"
+    [record] = caplog.records
+    sentence = "the package p is not installed: pip install p"
+    assert record.getMessage() == f"remedies: 'plain' runs; 'kernel' cannot: {sentence}"
+    with pytest.raises(ValueError) as error:
+        without.choose("kernel", 3, H200)
+    assert str(error.value) == f"remedies 'kernel' cannot run this: {sentence}; plain can"
+    with_it = plain_or(None)
+    assert with_it.choose("kernel", 3, H200) == "kernel"
+
+
 def test_a_name_that_cannot_be_honored_says_why_and_what_can():
     operator, _ = squares()
     with pytest.raises(ValueError) as error:

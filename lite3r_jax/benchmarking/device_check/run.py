@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from lite3r_jax.benchmarking.device_check import attention, models, products
+from lite3r_jax.benchmarking.device_check import attention, models, products, tuning
 from lite3r_jax.benchmarking.device_check.rows import COLUMNS, Row, cells, line, table
 from lite3r_jax.benchmarking.device_check.sizes import REAL, REHEARSAL, Sizes
 from lite3r_jax.benchmarking.subprocess_runs import Died, in_subprocess
@@ -37,8 +37,11 @@ PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
             for backbone in ("vggt", "da3")
             for variant in models.VARIANTS
         ),
+        "tune": (tuning.rows,),
     }
 )
+# Parts that are done only where they are asked for.
+ON_REQUEST = ("tune",)
 # Platforms that kernels of this package are for.
 _CHECKED = ("gpu", "tpu")
 REHEARSES = (
@@ -90,7 +93,7 @@ def device_check(
             there is more to do.
         record: JSON file for the proofs and the table; in `lite3r_jax/kernels/proven/` it makes
             kernels proven on such devices. What is there is replaced.
-        parts: of `PARTS`, or "kernels" for the self-checks; all by default.
+        parts: of `PARTS`, or "kernels" for the self-checks; by default all but `ON_REQUEST`.
         report: gets every line of the report, in Markdown, as soon as it is known.
 
     Raises:
@@ -118,7 +121,8 @@ def device_check(
         until = end if set(parts) == {CHECK} else end - 30 * minutes
         outcome = Outcome(tuple(_checks(device, until, report)), ())
         _keep(record, outcome)
-    wanted = [p for name, each in PARTS.items() if not parts or name in parts for p in each]
+    parts = parts or [name for name in PARTS if name not in ON_REQUEST]
+    wanted = [p for name, each in PARTS.items() if name in parts for p in each]
     if not real:  # the small model is VGGT's
         wanted = [p for p in wanted if not isinstance(p, partial) or p.args[0] == "vggt"]
     if wanted:

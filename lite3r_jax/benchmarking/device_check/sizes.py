@@ -24,7 +24,8 @@ class Sizes:
 
     def measures(self, implementation: str) -> bool:
         """Whether an implementation has rows: not the definition, nor other devices' kernels."""
-        kernels = ("triton", "mosaic") if self.platform == "tpu" else ("tpu",)
+        gpu = "triton", "jax_triton", "mosaic"
+        kernels = gpu if self.platform == "tpu" else ("tpu",)
         return implementation not in ("reference", *kernels)
 
 

@@ -13,8 +13,14 @@ from jax import lax
 from lite3r_jax.kernels.block_map.limits import unsupported, unsupported_tpu
 from lite3r_jax.kernels.block_map.select import select_sorted
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
+from lite3r_jax.kernels.jax_triton_call import unavailable
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, unfit_for_tpu_kernels, unfit_for_triton
+from lite3r_jax.kernels.target import (
+    Device,
+    unfit_for_tpu_kernels,
+    unfit_for_triton,
+    without_triton,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,12 @@ def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
     return select_triton(*args, **settings)
 
 
+def _jax_triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
+    from lite3r_jax.kernels.block_map.jax_triton import select_jax_triton
+
+    return select_jax_triton(*args, **settings)
+
+
 def _tpu(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
     from lite3r_jax.kernels.block_map.pallas_tpu import select_tpu
 
@@ -56,7 +68,8 @@ OPERATOR = Operator(
     "block_map",
     (
         Implementation("sorted", select_sorted),
-        Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+        Implementation("jax_triton", _jax_triton, _refuses_triton, True, unavailable),
+        Implementation("triton", _triton, _refuses_triton, True, without_triton),
         Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
     Path(__file__).parent,

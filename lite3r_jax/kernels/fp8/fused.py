@@ -18,7 +18,13 @@ from lite3r_jax.kernels.fp8.limits import unsupported_product, unsupported_rows
 from lite3r_jax.kernels.fp8.quantized import Before, Quantized
 from lite3r_jax.kernels.fp8.reference import FormatName, ScaleName, WeightFormat
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, device, split_over_devices, unfit_for_triton
+from lite3r_jax.kernels.target import (
+    Device,
+    device,
+    split_over_devices,
+    unfit_for_triton,
+    without_triton,
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ OPERATOR = Operator(
     "fp8",
     (
         Implementation("xla", _by_xla),
-        Implementation("triton", _by_xla, _refuses_triton, needs_proof=True),
-        Implementation("mosaic", _mosaic, _refuses_mosaic, needs_proof=True),
+        Implementation("triton", _by_xla, _refuses_triton, True, without_triton),
+        Implementation("mosaic", _mosaic, _refuses_mosaic, True, without_triton),
     ),
     Path(__file__).parent,
     lambda product: str(jnp.dtype(product.dtype)),

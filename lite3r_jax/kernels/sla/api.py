@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
+from lite3r_jax.kernels.jax_triton_call import unavailable
 from lite3r_jax.kernels.registry import Implementation, Operator
+from lite3r_jax.kernels.sla import launches
 from lite3r_jax.kernels.sla.blocked import sla_blocked
 from lite3r_jax.kernels.sla.limits import (
     SlaCall,
@@ -22,7 +24,12 @@ from lite3r_jax.kernels.sla.limits import (
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
 from lite3r_jax.kernels.sla.tiles import too_little_shared_memory
-from lite3r_jax.kernels.target import Device, unfit_for_tpu_kernels, unfit_for_triton
+from lite3r_jax.kernels.target import (
+    Device,
+    unfit_for_tpu_kernels,
+    unfit_for_triton,
+    without_triton,
+)
 
 
 def _not_token(device: Device, call: SlaCall) -> str | None:
@@ -35,6 +42,14 @@ def _refuses_triton(device: Device, call: SlaCall) -> str | None:
         unfit_for_triton(device)
         or unsupported_triton(call)
         or too_little_shared_memory(device, call)
+    )
+
+
+def _refuses_jax_triton(device: Device, call: SlaCall) -> str | None:
+    return (
+        unfit_for_triton(device)
+        or unsupported_triton(call)
+        or launches.too_little_shared_memory(device, call)
     )
 
 
@@ -52,6 +67,12 @@ def _triton(*args: Any, **settings: Any) -> jax.Array:
     from lite3r_jax.kernels.sla.pallas_triton import sla_triton
 
     return sla_triton(*args, **settings)
+
+
+def _jax_triton(*args: Any, **settings: Any) -> jax.Array:
+    from lite3r_jax.kernels.sla.jax_triton import sla_jax_triton
+
+    return sla_jax_triton(*args, **settings)
 
 
 def _mosaic(*args: Any, **settings: Any) -> jax.Array:
@@ -74,8 +95,9 @@ OPERATOR = Operator(
     (
         Implementation("reference", sla_reference),
         Implementation("blocked", sla_blocked, _not_token),
-        Implementation("mosaic", _mosaic, _refuses_mosaic, needs_proof=True),
-        Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+        Implementation("jax_triton", _jax_triton, _refuses_jax_triton, True, unavailable),
+        Implementation("mosaic", _mosaic, _refuses_mosaic, True, without_triton),
+        Implementation("triton", _triton, _refuses_triton, True, without_triton),
         Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
     Path(__file__).parent,
@@ -89,6 +111,7 @@ SELECTION = MappingProxyType(
         "auto": "auto",
         "reference": "sorted",
         "blocked": "sorted",
+        "jax_triton": "jax_triton",
         "mosaic": "triton",
         "triton": "triton",
         "tpu": "tpu",

@@ -10,17 +10,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from lite3r_jax.kernels.block_map.table import BlockTable
-from lite3r_jax.kernels.flash_kernels import LOG2E, LOWEST
 from lite3r_jax.kernels.sla.limits import K_BLOCK
 from lite3r_jax.kernels.sla.limits import MOSAIC_Q_BLOCK as Q_BLOCK
+from lite3r_jax.kernels.softmax import LOG2E, LOWEST
 
 # Rows of a warpgroup's wgmma, and warpgroups that have some; one more fetches keys and values.
-_ROWS, _WORKERS = 64, Q_BLOCK // 64
+ROWS, WORKERS = 64, Q_BLOCK // 64
 # Pairs of key and value blocks in shared memory: 97 KiB for D = 64, 177 KiB for D = 128.
 _STAGES = 4
 # Per thread. Three warpgroups have 168 each at first; workers take from the one that fetches.
-_WORK_REGISTERS, _FETCH_REGISTERS = 232, 40
-_LAYOUT = plgpu.Layout.WGMMA
+WORK_REGISTERS, FETCH_REGISTERS = 232, 40
+LAYOUT = plgpu.Layout.WGMMA
 
 
 def forward(
@@ -59,7 +59,7 @@ def forward(
         ),
         grid=(tokens // Q_BLOCK, n, b),
         grid_names=("block", "head", "sequence"),
-        num_threads=_WORKERS + 1,
+        num_threads=WORKERS + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **({} if interpret is None else {"interpret": interpret}),
@@ -91,10 +91,10 @@ def sla_mosaic_forward(
         count = counts_ref[at]
         sequence, head, block = at
 
-        @pl.when(group < _WORKERS)
+        @pl.when(group < WORKERS)
         def work():
-            plgpu.set_max_registers(_WORK_REGISTERS, action="increase")
-            rows = pl.ds(block * Q_BLOCK + group * _ROWS, _ROWS)
+            plgpu.set_max_registers(WORK_REGISTERS, action="increase")
+            rows = pl.ds(block * Q_BLOCK + group * ROWS, ROWS)
             plgpu.copy_gmem_to_smem(q_ref.at[sequence, rows, head], q.at[group], q_in.at[group])
             plgpu.barrier_wait(q_in.at[group])
 
@@ -103,8 +103,8 @@ def sla_mosaic_forward(
                 slot = lax.rem(step, jnp.int32(_STAGES))
                 plgpu.barrier_wait(k_in.at[slot])
                 keys = k.at[slot].transpose((1, 0))
-                s = _product(q.at[group], keys, (_ROWS, K_BLOCK)) * (LOG2E * d**-0.5)
-                s += lax.broadcast_in_dim(_row(bias.at[slot], interpret), s.shape, [1])
+                s = product(q.at[group], keys, (ROWS, K_BLOCK)) * (LOG2E * d**-0.5)
+                s += lax.broadcast_in_dim(row(bias.at[slot], interpret), s.shape, [1])
                 plgpu.barrier_arrive(k_out.at[slot])
                 new = jnp.maximum(top, s.max(axis=1))
                 probability = jnp.exp2(s - lax.broadcast_in_dim(new, s.shape, [0]))
@@ -113,14 +113,14 @@ def sla_mosaic_forward(
                 plgpu.commit_smem()
                 plgpu.barrier_wait(v_in.at[slot])
                 acc *= lax.broadcast_in_dim(shrink, acc.shape, [0])
-                acc += _product(p.at[group], v.at[slot], acc.shape)
+                acc += product(p.at[group], v.at[slot], acc.shape)
                 plgpu.barrier_arrive(v_out.at[slot])
                 return new, total * shrink + probability.sum(axis=1), acc
 
             start = (
-                _full((_ROWS,), LOWEST, interpret),
-                _full((_ROWS,), 0.0, interpret),
-                _full((_ROWS, d), 0.0, interpret),
+                full((ROWS,), LOWEST, interpret),
+                full((ROWS,), 0.0, interpret),
+                full((ROWS, d), 0.0, interpret),
             )
             top, total, acc = lax.fori_loop(0, count, fold, start)
             total = jnp.where(total > 0, total, 1.0)
@@ -132,9 +132,9 @@ def sla_mosaic_forward(
             plgpu.copy_smem_to_gmem(lse.at[group], lse_ref.at[sequence, head, rows])
             plgpu.wait_smem_to_gmem(0)
 
-        @pl.when(group == _WORKERS)
+        @pl.when(group == WORKERS)
         def fetch():
-            plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
+            plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
 
             def free(step, _=None):
                 slot = lax.rem(step, jnp.int32(_STAGES))
@@ -155,22 +155,22 @@ def sla_mosaic_forward(
 
     pl.run_scoped(
         body,
-        tile(_WORKERS, _ROWS, d),
+        tile(WORKERS, ROWS, d),
         tile(_STAGES, K_BLOCK, d),
         tile(_STAGES, K_BLOCK, d),
         plgpu.SMEM((_STAGES, K_BLOCK), jnp.float32),
-        tile(_WORKERS, _ROWS, K_BLOCK),
-        plgpu.SMEM((_WORKERS, _ROWS), jnp.float32),
-        plgpu.Barrier(num_barriers=_WORKERS),
+        tile(WORKERS, ROWS, K_BLOCK),
+        plgpu.SMEM((WORKERS, ROWS), jnp.float32),
+        plgpu.Barrier(num_barriers=WORKERS),
         plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
         plgpu.Barrier(num_barriers=_STAGES),
-        plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=_STAGES),
-        plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=_STAGES),
+        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=_STAGES),
+        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=_STAGES),
         collective_axes="group",
     )
 
 
-def _product(x, y, shape):
+def product(x, y, shape):
     """x @ y of two refs, in float32."""
 
     def multiply(acc):
@@ -180,16 +180,16 @@ def _product(x, y, shape):
     return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _row(ref, interpret: bool) -> jax.Array:
+def row(ref, interpret: bool) -> jax.Array:
     """A vector that runs along the columns of a product. The interpreter knows no layouts."""
     if interpret:
         return ref[...]
     index = ((),) if jax.__version_info__ < (0, 11) else ()  # deprecated in 0.11
-    return plgpu.load(ref, *index, layout=_LAYOUT.reduce(0))
+    return plgpu.load(ref, *index, layout=LAYOUT.reduce(0))
 
 
-def _full(shape: tuple[int, ...], value: float, interpret: bool) -> jax.Array:
+def full(shape: tuple[int, ...], value: float, interpret: bool) -> jax.Array:
     """A constant in the layout of products, or of their rows."""
     x = jnp.full(shape, value, jnp.float32)
-    layout = _LAYOUT if len(shape) == 2 else _LAYOUT.reduce(1)
+    layout = LAYOUT if len(shape) == 2 else LAYOUT.reduce(1)
     return x if interpret else plgpu.layout_cast(x, layout)

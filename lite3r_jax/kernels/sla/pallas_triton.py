@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lite3r_jax.kernels import flash_kernels as flash
-from lite3r_jax.kernels import target
+from lite3r_jax.kernels import softmax, target
 from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
 from lite3r_jax.kernels.sla import triton_kernels as kernels
@@ -57,7 +56,7 @@ def sla_triton(
     q_pad = _pad(q, q_valid, table.ids.shape[2] * block_map.q_block)
     k_pad, v_pad = (_pad(x, k_valid, table.columns * K_BLOCK) for x in (k, v))
     k_valid_pad = jnp.pad(k_valid, ((0, 0), (0, k_pad.shape[1] - k.shape[1])))
-    bias = jnp.where(k_valid_pad, 0, flash.MASKED).astype(jnp.float32)
+    bias = jnp.where(k_valid_pad, 0, softmax.MASKED).astype(jnp.float32)
     if launch is None:
         launch = tiles(q.shape[-1], q.dtype, block_map.q_block, target.device().shared_memory)
     plan = _Plan(launch, block_map.q_block, forward, interpret)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, unfit_for_triton
+from lite3r_jax.kernels.target import Device, unfit_for_triton, without_triton
 from lite3r_jax.kernels.window_attention.blocked import window_attention_blocked
 from lite3r_jax.kernels.window_attention.limits import (
     WindowCall,
@@ -38,7 +38,7 @@ OPERATOR = Operator(
     (
         Implementation("reference", window_attention_reference),
         Implementation("blocked", window_attention_blocked),
-        Implementation("triton", _triton, _refuses_triton, needs_proof=True),
+        Implementation("triton", _triton, _refuses_triton, True, without_triton),
     ),
     Path(__file__).parent,
     scope,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lite3r_jax.kernels import flash_kernels as flash
+from lite3r_jax.kernels import softmax
 from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockTable, block_count
 from lite3r_jax.kernels.launch import Launch
@@ -68,7 +68,7 @@ def window_attention_triton(
         o, lse = _chosen(take(q, q_windows), kw, vw, bias, ids, plan)
         back = inverse(q_windows, tokens)
         lse = take(lse.swapaxes(1, 2), back)
-        parts.append((take(o, back), jnp.where(in_window[:, None], lse, flash.LOWEST)))
+        parts.append((take(o, back), jnp.where(in_window[:, None], lse, softmax.LOWEST)))
     if seen_by_all.size:
         length = GATHERED * block_count(len(seen_by_all), GATHERED)
         some = np.pad(seen_by_all, (0, length - len(seen_by_all)), constant_values=k.shape[1])
@@ -84,13 +84,13 @@ def _joined(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
     if len(parts) == 1:
         return parts[0][0]
     (o, lse), (other, other_lse) = parts
-    weight = jax.nn.sigmoid((lse - other_lse) / flash.LOG2E)[..., None]
+    weight = jax.nn.sigmoid((lse - other_lse) / softmax.LOG2E)[..., None]
     return weight * o.astype(jnp.float32) + (1 - weight) * other.astype(jnp.float32)
 
 
 def _bias(valid: np.ndarray, batch: int) -> jax.Array:
     """[B, T] float32, 0 for valid keys and `MASKED` for others."""
-    bias = np.where(valid, 0, flash.MASKED).astype(np.float32)
+    bias = np.where(valid, 0, softmax.MASKED).astype(np.float32)
     return jnp.broadcast_to(bias, (batch, len(bias)))
 
 
@@ -217,7 +217,7 @@ def _listed(q, k, v, bias, ids, size):
         more = [(0, 0), (0, size), (0, 0), (0, 0)]
         ids = jnp.pad(ids, [(0, 0)] * 3 + [(0, fill)], constant_values=k.shape[1] // size)
         k, v = jnp.pad(k, more), jnp.pad(v, more)
-        bias = jnp.pad(bias, more[:2], constant_values=flash.MASKED)
+        bias = jnp.pad(bias, more[:2], constant_values=softmax.MASKED)
     return [
         (q, at.rows(size, q.shape[-1])),
         (k, at.all_variants(k)),

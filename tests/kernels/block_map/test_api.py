@@ -103,7 +103,7 @@ def test_bad_arguments_are_named():
         ((q, k), {"top": 2, "bottom": 1, "always": (1,)}, "which leaves 2"),
         ((q, k), {"always": (3,)}, r"different blocks in \[0, 3\)"),
         ((q, k), {"always": (1, 1)}, "different blocks"),
-        ((q, k), {"implementation": "radix"}, "there are: auto, sorted, triton"),
+        ((q, k), {"implementation": "radix"}, "there are: auto, sorted, jax_triton, triton"),
         ((q, k), {"implementation": "triton"}, "'triton' cannot run this: .*; sorted can"),
         ((q, k), {"k_valid": jnp.ones((2, 3), bool)}, r"k_valid must be bool of shape \(2, 12\)"),
     ]:
