@@ -60,7 +60,8 @@ test-without-torch: $(VENV)/.test
 	$(RUN) -m pytest $(PARALLEL) $(WITH_TORCH:%=--ignore=%)
 
 test-gpu-compile: $(VENV)/.gpu
-	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile
+	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile \
+		-n $(JOBS) --dist worksteal --max-worker-restart=0
 
 test-triton: $(VENV)/.triton
 	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu TRITON_INTERPRET=1 \

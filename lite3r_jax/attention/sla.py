@@ -24,8 +24,14 @@ from lite3r_jax.attention.strategy import (
 )
 from lite3r_jax.attention.windows import SPECIAL, Blocks, blocks
 from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION_OPERATOR
-from lite3r_jax.kernels.block_map.api import SelectionCall, block_map, budgets, pooled_dtype
-from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
+from lite3r_jax.kernels.block_map.api import (
+    SelectionCall,
+    ViewChoice,
+    block_map,
+    budgets,
+    pooled_dtype,
+)
+from lite3r_jax.kernels.block_map.table import BlockMap
 from lite3r_jax.kernels.sla.api import OPERATOR, SELECTION, sla
 from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.linear import linear
@@ -60,6 +66,11 @@ class SLA(AttentionStrategy):
             protected, whatever their fraction; None for no such limit. With it the softmax of one
             query costs the same from some number of views on. It may be another one than in
             training.
+        keep_views: for "block" with `keep_special`, critical blocks are chosen in two levels: the
+            view of the queries first chooses so many views, by the largest score of any of its
+            query blocks with the mean key of a view, and each query block then among the blocks of
+            these (and no more than they have). The cost of choosing grows with the square of the
+            number of views only by a view's mean. None, or as many as there are: one level.
         block: keys per block; "token" has none.
         q_block: queries per block; None for twice as many as keys, for which every device loads
             half as many keys as for equal blocks. thu-ml/SLA has 64 or 128, for 64 keys.
@@ -87,7 +98,7 @@ class SLA(AttentionStrategy):
     name: ClassVar[str] = "sla"
     runtime: ClassVar[frozenset[str]] = frozenset({"implementation", "batch_axis", "heads_axis"})
     headline: ClassVar[frozenset[str]] = frozenset({"keep"})
-    adjustable: ClassVar[frozenset[str]] = frozenset({"keep_blocks"})
+    adjustable: ClassVar[frozenset[str]] = frozenset({"keep_blocks", "keep_views"})
     presets: ClassVar[Mapping[str, Preset]] = {
         "sla_paper": Preset(settings={"routing": "token", "keep_special": False})
     }
@@ -96,6 +107,7 @@ class SLA(AttentionStrategy):
     keep: float = 0.3
     negligible_fraction: float = 0.0
     keep_blocks: int | None = None
+    keep_views: int | None = None
     block: int = 64
     q_block: int | None = None
     keep_special: bool = True
@@ -118,10 +130,11 @@ class SLA(AttentionStrategy):
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        limit = self.keep_blocks
+        limit, views = self.keep_blocks, self.keep_views
         for name, ok, wanted in (
             ("keep", 0 < self.keep <= 1, "in (0, 1]"),
             ("keep_blocks", limit is None or limit >= 1, "at least 1, or None"),
+            ("keep_views", views is None or views >= 1, "at least 1, or None"),
             ("negligible_fraction", 0 <= self.negligible_fraction < 1, "in [0, 1)"),
             ("block", self.block >= 1, "at least 1"),
             ("q_block", self.q_block is None or self.q_block >= 1, "at least 1, or None"),
@@ -144,6 +157,11 @@ class SLA(AttentionStrategy):
             raise ValueError(
                 f"keep_blocks is for routing 'block' and 'block3', got {self.keep_blocks} for"
                 " 'token', which has no blocks"
+            )
+        if views is not None and not (self.routing == "block" and self.keep_special):
+            raise ValueError(
+                f"keep_views is for routing 'block' with keep_special, got {views} for"
+                f" {self.routing!r} and keep_special {self.keep_special}"
             )
         if self.keep_special and self.routing == "token":
             raise ValueError("routing 'token' protects no tokens: set keep_special=False")
@@ -176,12 +194,21 @@ class SLA(AttentionStrategy):
             selected = SelectionCall(head_dim, pooled_dtype(dtype))
             SELECTION_OPERATOR.choose(SELECTION[self.implementation], selected)
         limit = "" if self.keep_blocks is None else f", at most {self.keep_blocks} blocks"
+        if self.keep_views is not None:
+            limit += f" of {self.keep_views} views"
         return f"sla {self.routing}, keep {self.keep:g}{limit} ({name})"
 
     def budgets(self, free: int) -> tuple[int, int]:
         """How many of `free` key blocks are critical and negligible."""
         top, bottom = budgets(free, self.keep, self.negligible_fraction)
         return min(top, self.keep_blocks or top), bottom
+
+    def among(self, of_queries: TokenLayout, of_keys: TokenLayout) -> ViewChoice | None:
+        """The choice of views, where there are more than are chosen."""
+        free = of_keys.views - (of_keys.reference is not None)
+        if self.keep_views is None or self.keep_views >= free:
+            return None
+        return ViewChoice(of_queries.views, free, self.keep_views)
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
         """See `AttentionStrategy.flops`.
@@ -201,6 +228,11 @@ class SLA(AttentionStrategy):
         keys, queries = blocks(of_keys, self.block), blocks(of_queries, self.rows)
         always, dense = _protected(self, of_keys, keys, queries)
         top, _ = self.budgets(int((~always).sum()))
+        candidates = len(always)
+        if (among := self.among(of_queries, of_keys)) is not None:
+            of_view = int((~always).sum()) // among.keys
+            top = min(top, among.chosen * of_view)
+            candidates = among.keys + among.chosen * of_view
         columns, places = len(always), len(always) * self.block
         operations = {"softmax": 0, "selection": 0, "linear": 0}
         for rows, kept in ((dense.sum(), columns), ((~dense).sum(), always.sum() + top)):
@@ -213,7 +245,7 @@ class SLA(AttentionStrategy):
             else:  # a state per block of keys, summed up for every block of queries
                 operations["linear"] += 2 * places * d**2 + 2 * int(rows) * columns * (d**2 + d)
                 operations["linear"] += 2 * count * (2 * d**2 + d)
-        operations["selection"] = 2 * int((~dense).sum()) * columns * d
+        operations["selection"] = 2 * int((~dense).sum()) * candidates * d
         if self.linear_over == "all" and layouts.all_keys is not None:  # besides that of the rest
             operations["linear"] += 2 * layouts.all_keys.tokens * d**2
             operations["linear"] += 2 * of_queries.tokens * (2 * d**2 + d)
@@ -404,35 +436,38 @@ def _by_block(
     keys = blocks(of_keys, spec.block)
     queries = blocks(of_queries, spec.rows)
     always, dense = _protected(spec, of_keys, keys, queries)
-    k, v = take(k, keys.tokens), take(v, keys.tokens)
-    k_valid = _valid(keys.tokens, layouts.key.tokens, k)
-    top, bottom = spec.budgets(int((~always).sum()))
+    # What is always critical comes first, so that kernels begin with what takes longest.
+    key_order, rows = _first(always), queries.tokens[_first(dense)]
+    tokens = keys.tokens[key_order]
+    q, k, v = take(q, rows), take(k, tokens), take(v, tokens)
+    q_valid = _valid(rows, layouts.query.tokens, q)
+    k_valid = _valid(tokens, layouts.key.tokens, k)
+    free = int((~always).sum())
+    top, bottom = spec.budgets(free)
+    if (among := spec.among(of_queries, of_keys)) is not None:
+        top = min(top, among.chosen * (free // among.keys))
+    maps = block_map(
+        q,
+        k,
+        q_block=spec.rows,
+        k_block=spec.block,
+        top=top,
+        bottom=bottom,
+        always=range(int(always.sum())),
+        q_valid=q_valid,
+        k_valid=k_valid,
+        full_rows=int(dense.sum()),
+        among=among,
+        implementation=SELECTION[spec.implementation],
+    )
+    validity = {"q_valid": q_valid, "k_valid": k_valid}
+    places = inverse(rows, layouts.query.tokens)
+    return spec.run(q, k, v, proj_lin, maps, project=project, places=places, **validity)
 
-    outputs, order = [], []
-    for rows, all_blocks in ((queries.tokens[dense], True), (queries.tokens[~dense], False)):
-        if not len(rows):
-            continue
-        some = take(q, rows)
-        q_valid = _valid(rows, layouts.query.tokens, some)
-        if all_blocks:
-            maps = _all_blocks(some.shape, len(rows), len(always), spec)
-        else:
-            maps = block_map(
-                some,
-                k,
-                q_block=spec.rows,
-                k_block=spec.block,
-                top=top,
-                bottom=bottom,
-                always=np.flatnonzero(always).tolist(),
-                q_valid=q_valid,
-                k_valid=k_valid,
-                implementation=SELECTION[spec.implementation],
-            )
-        validity = {"q_valid": q_valid, "k_valid": k_valid}
-        outputs.append(spec.run(some, k, v, proj_lin, maps, project=project, **validity))
-        order.append(rows)
-    return take(jnp.concatenate(outputs, axis=1), inverse(np.concatenate(order), q.shape[1]))
+
+def _first(blocks: np.ndarray) -> np.ndarray:
+    """Numbers of all blocks, those that are marked first."""
+    return np.argsort(~blocks, kind="stable")
 
 
 def _protected(
@@ -447,15 +482,6 @@ def _protected(
             always |= keys.views == layout.reference
         dense |= queries.views == SPECIAL
     return always, dense
-
-
-def _all_blocks(shape: tuple[int, ...], rows: int, columns: int, spec: SLA) -> BlockMap:
-    """Every key block critical in every row."""
-    ids = jnp.broadcast_to(
-        jnp.arange(columns, dtype=jnp.int32), (shape[0], shape[2], rows, columns)
-    )
-    none = BlockTable(ids[..., :0], columns)
-    return BlockMap(BlockTable(ids, columns), none, spec.rows, spec.block)
 
 
 def _valid(tokens: np.ndarray, count: int, x: jax.Array) -> jax.Array:

@@ -244,7 +244,7 @@ class Backbone(Protocol):
         images: jax.Array,
         *,
         taps: Collection[str] = (),
-        frame_chunk: int = 1,
+        frame_chunk: int | None = None,
         remat: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
         """Reconstruct scenes, see the class."""

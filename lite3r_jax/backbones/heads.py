@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from lite3r_jax.kernels import target
 from lite3r_jax.layers.dpt import DPT
 from lite3r_jax.mesh import ViewParts, everywhere, shard_major, to_device, unshard
 
@@ -16,6 +17,10 @@ Activation = Literal[
     "linear", "exp", "relu", "sigmoid", "inv_log", "norm", "norm_exp", "xy_inv_log"
 ]
 ConfActivation = Literal["expp1", "expp0", "sigmoid"]
+
+_MOST_FRAMES = 8
+# That a frame's maps take in a DPT head of 256 features, compiled for an H200.
+_BYTES_PER_PIXEL = 850
 
 
 def inv_log(x: jax.Array) -> jax.Array:
@@ -79,6 +84,31 @@ class DPTConfig:
     features: int = 256
     out_channels: tuple[int, ...] = (256, 512, 1024, 1024)
     intermediate_layer_idx: tuple[int, ...] = (4, 11, 17, 23)
+
+
+def default_frame_chunk(height: int, width: int, limit: int | None = None) -> int:
+    """Frames that the dense heads handle at a time where a call does not say.
+
+    On a CPU one. On a GPU or TPU eight, as all commands take, or 4, 2 or 1 where the maps of more
+    would take over an eighth of the device's memory: convolutions of one frame leave most of a
+    large device idle.
+
+    Args:
+        height: of the images, in pixels.
+        width: likewise.
+        limit: bytes that the process may use of the device; None: what the device says, and room
+            for eight frames where it does not say or is only described.
+    """
+    device = target.device()
+    if device.platform == "cpu":
+        return 1
+    if limit is None and not device.described:
+        stats = jax.local_devices()[0].memory_stats()
+        limit = None if stats is None else stats["bytes_limit"]
+    chunk, frame = _MOST_FRAMES, _BYTES_PER_PIXEL * height * width
+    while limit is not None and chunk > 1 and chunk * frame > limit // 8:
+        chunk //= 2
+    return chunk
 
 
 def run_frames(

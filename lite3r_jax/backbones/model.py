@@ -15,6 +15,7 @@ from jax.core import Tracer
 from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.strategy import Role, TokenLayout
 from lite3r_jax.backbones.base import Choice, ImageInput, Input, Prediction, Tap
+from lite3r_jax.backbones.heads import default_frame_chunk
 from lite3r_jax.errors import InputError, did_you_mean, unknown_name
 from lite3r_jax.mesh import ViewParts, view_parts
 
@@ -186,7 +187,7 @@ class BackboneModel(nnx.Module):
         images: jax.Array,
         *,
         taps: Collection[str] = (),
-        frame_chunk: int = 1,
+        frame_chunk: int | None = None,
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
@@ -199,7 +200,7 @@ class BackboneModel(nnx.Module):
             images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of `patch_size`.
             taps: names of intermediates to return.
             frame_chunk: frames that the dense heads handle at a time: memory against speed, the
-                result is the same.
+                result is the same. None: what `heads.default_frame_chunk` takes.
             remat: for training: whether the gradient computes layers and dense heads again instead
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.
@@ -221,6 +222,8 @@ class BackboneModel(nnx.Module):
                 unknown or that this model has no head for; frame_chunk below 1.
         """
         check_images(images, self.patch_size)
+        if frame_chunk is None:
+            frame_chunk = default_frame_chunk(*images.shape[2:4])
         if frame_chunk < 1:
             raise InputError(f"frame_chunk: expected at least 1, got {frame_chunk}")
         arrays = [name for each in self.inputs.values() for name in each.arrays]

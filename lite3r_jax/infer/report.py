@@ -16,9 +16,12 @@ from lite3r_jax.files import atomic_write
 from lite3r_jax.html_report.screen import WIDTH
 from lite3r_jax.infer.memory import GIB, MemoryPlan, peak_device, peak_process
 from lite3r_jax.infer.sharing import describe_sharing
+from lite3r_jax.kernels import target
 from lite3r_jax.scene import UNITS, Scene
 
 FILE_NAME = "report.json"
+SPARSE_FROM_VIEWS = 6
+"""Of 518 x 518 pixels, by the roofline of an H200: with fewer, its launches cost what it saves."""
 
 
 def environment() -> dict[str, Any]:
@@ -57,6 +60,7 @@ def describe_run(
         refinement: of a run that refines, `Reconstructor.refinement`.
     """
     height, width = scene.size
+    note = few_views(scene.views, scene.size, model["attention"])
     return {
         "scene": {
             "views": scene.views,
@@ -72,8 +76,26 @@ def describe_run(
         },
         "model": dict(model),
         "settings": dict(settings),
+        "few_views": note if target.device().platform == "gpu" else None,
         **environment(),
     }
+
+
+def few_views(views: int, size: tuple[int, int], attention: Mapping[str, str]) -> str | None:
+    """What to say where sparse attention has too few tokens to be faster on a GPU, or None.
+
+    Args:
+        views: of the scene.
+        size: (height, width) of the network's input, in pixels.
+        attention: role -> what runs, from `models.CheckedModel.describe`.
+    """
+    few = views * size[0] * size[1] < SPARSE_FROM_VIEWS * 518 * 518
+    if not few or not any(text.startswith("sla ") for text in attention.values()):
+        return None
+    return (
+        f"{views} views are too few for sparse attention to be faster than dense, which is from"
+        f" about {SPARSE_FROM_VIEWS} of 518 x 518 pixels on (an estimate for an H200, not measured)"
+    )
 
 
 def measure_run(
@@ -133,6 +155,7 @@ def summary(report: Mapping[str, Any]) -> str:
         ),
         ("plan", model["plan"]),
         ("attention", ", ".join(f"{role} {text}" for role, text in model["attention"].items())),
+        *[("note", text) for text in [report.get("few_views")] if text],
         *[("float8 products", text) for text in [model.get("float8_products")] if text],
         *[("kernels", kernel["text"]) for kernel in model.get("kernels", ())],
         ("device", f"{report['device']['kind']}; {report['device']['machine']}"),

@@ -28,6 +28,12 @@ def listed(ids_ref, block: int) -> At:
 
 def attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, at: At, steps) -> None:
     """Softmax attention of a block of queries to the keys of all steps."""
+    o, lse_ref[...] = attended(q_ref, k_ref, v_ref, bias_ref, at, steps)
+    o_ref[...] = o.astype(o_ref.dtype)
+
+
+def attended(q_ref, k_ref, v_ref, bias_ref, at: At, steps) -> tuple[jax.Array, jax.Array]:
+    """The output of `attend` in float32 and its log-sum-exp."""
     q = q_ref[...]
 
     def fold(step, carry):
@@ -48,8 +54,7 @@ def attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, at: At, steps) -> None
     )
     top, total, acc = lax.fori_loop(0, steps, fold, start)
     total = jnp.where(total > 0, total, 1)
-    o_ref[...] = (acc / total[:, None]).astype(o_ref.dtype)
-    lse_ref[...] = top + jnp.log2(total)
+    return acc / total[:, None], top + jnp.log2(total)
 
 
 def row_sums(do: jax.Array, o: jax.Array) -> jax.Array:

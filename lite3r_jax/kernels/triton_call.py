@@ -2,19 +2,63 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from lite3r_jax.kernels.launch import Launch
 
 
+@dataclass(frozen=True)
+class LongFirst:
+    """Blocks of all heads in one dimension of a grid: first those that have the most work.
+
+    Programs start in the order of their numbers. Long ones at the end would run alone while the
+    other multiprocessors of the device wait.
+
+    Attributes:
+        heads: N.
+        long: programs of a head that start first.
+        rest: the others of a head. Those of one head follow each other, and find its keys in cache.
+    """
+
+    heads: int
+    long: int
+    rest: int
+
+    def split(self, i: Any) -> tuple[Any, Any]:
+        """The block and the head of program i."""
+
+        def of(i, count):
+            return lax.rem(i, jnp.int32(count)), lax.div(i, jnp.int32(count))
+
+        if not (self.long and self.rest):
+            return of(i, self.long + self.rest)
+        later = i - self.long * self.heads
+        block, head = of(i, self.long)
+        block_later, head_later = of(lax.max(later, jnp.int32(0)), self.rest)
+        first = later < 0
+        return (
+            lax.select(first, block, block_later + self.long),
+            lax.select(first, head, head_later),
+        )
+
+    def spec(self, spec: pl.BlockSpec) -> pl.BlockSpec:
+        """What a program gets, from a spec for (block, head, sequence)."""
+        index = spec.index_map
+        assert index is not None
+        return pl.BlockSpec(spec.block_shape, lambda i, _, b: index(*self.split(i), b))
+
+
 def call(
     kernel: functools.partial,
     launch: Launch,
-    grid: tuple[int, int, int],
+    grid: tuple[int, int, int] | tuple[LongFirst, int],
     inputs: Sequence[tuple[jax.Array, pl.BlockSpec]],
     outputs: Sequence[tuple[tuple[int, ...], Any, pl.BlockSpec]],
     *,
@@ -25,11 +69,15 @@ def call(
     Args:
         kernel: called with a ref per input and output.
         launch: warps and stages. Always given: what jax makes of a call without differs by version.
-        grid: (blocks, N, B).
+        grid: (blocks, N, B), or (an order of blocks and heads, B).
         inputs: (array, what a program gets of it).
         outputs: (shape, dtype, what a program writes of it).
         interpret: run it as plain JAX.
     """
+    if isinstance(order := grid[0], LongFirst):
+        grid = (order.heads * (order.long + order.rest), 1, grid[1])
+        inputs = [(x, order.spec(spec)) for x, spec in inputs]
+        outputs = [(*what, order.spec(spec)) for *what, spec in outputs]
     return pl.pallas_call(
         kernel,
         grid=grid,
@@ -75,8 +123,16 @@ def head(*rest: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, *rest), lambda i, n, b: (b, n, *(0 for _ in rest)))
 
 
-def part(*rest: int, programs: int = 1) -> pl.BlockSpec:
-    """Element i of [B, N, M, *rest], or of so many programs each."""
+def part(*rest: int, programs: int = 1, skipped: int = 0) -> pl.BlockSpec:
+    """Element i of [B, N, M, *rest], or of so many programs each.
+
+    `skipped` elements have no entry: they come before the first and get the first.
+    """
+
+    def index(i, n, b):
+        element = i // programs
+        return (b, n, lax.max(element - skipped, jnp.int32(0)) if skipped else element)
+
     return pl.BlockSpec(
-        (None, None, None, *rest), lambda i, n, b: (b, n, i // programs, *(0 for _ in rest))
+        (None, None, None, *rest), lambda i, n, b: (*index(i, n, b), *(0 for _ in rest))
     )

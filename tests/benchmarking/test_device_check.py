@@ -8,7 +8,7 @@ import pytest
 
 from lite3r_jax.benchmarking.device_check import attention, models, products, run, tuning
 from lite3r_jax.benchmarking.device_check.rows import Figures, Job, Row, done, table
-from lite3r_jax.benchmarking.device_check.sizes import Sizes
+from lite3r_jax.benchmarking.device_check.sizes import REAL, Sizes
 from lite3r_jax.benchmarking.subprocess_runs import Died
 from lite3r_jax.cli import device_check as command
 from lite3r_jax.kernels import proofs
@@ -60,7 +60,9 @@ def test_every_part_measures_something_here():
     own = {"dense", "dense, plain JAX", "sla blocked, keep 0.5", "sorted"}
     assert measured - {"dense, PyTorch"} == own
     for row in of_attention:
-        if not row.figures and row.variant != "dense, PyTorch":
+        if any(row.variant.startswith(peer.variant) for peer in attention.PEERS):
+            assert "not measured: no " in row.note and "; pip install " in row.note
+        elif not row.figures and row.variant != "dense, PyTorch":
             assert "cannot run this: " in row.note and "this is cpu" in row.note
     of_linears = list(products.rows(SMALLEST, end))
     assert {row.variant for row in of_linears if row.figures} == {"bfloat16", "xla"}
@@ -86,9 +88,19 @@ def test_pytorch_is_measured_by_a_program_of_a_clone(monkeypatch):
     assert figures == Figures(2.0, 34 * 34 * 2 * 64 * 16 * 7)
     words = ["tools.benchmark.attention_torch", "--pass", "gradient", "--tokens", "34"]
     assert commands == [words]
+    attention._by_torch(layout, "forward", attention.PEERS[0], 0.1)
+    assert commands[1][-4:] == ["--of", "sla", "--keep", "0.1"]
     Ended.returncode, Ended.stderr = 1, "Traceback\nCUDA out of memory"
     with pytest.raises(ValueError, match="CUDA out of memory"):
         attention._by_torch(layout, "forward")
+    without = {"torch": "torch", "tools": "tools"}.get
+    monkeypatch.setattr(attention.importlib.util, "find_spec", without)
+    for peer, package in zip(attention.PEERS, ("thu-ml/SLA", "nvidia-cudnn-frontend"), strict=True):
+        with pytest.raises(ValueError, match=f"no {peer.module} here; pip install .*{package}"):
+            attention._by_torch(layout, "forward", peer, 0.1)
+    names = [job.row.variant for job in attention.jobs(REAL)]
+    peers = tuple(peer.variant for peer in attention.PEERS)
+    assert sum(name.startswith(peers) for name in names) == 2, "what is missing is named once"
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="no torch here; install it beside the package"):
         attention._by_torch(layout, "forward")

@@ -13,7 +13,7 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lite3r_jax.kernels.block_map.api import block_map
+from lite3r_jax.kernels.block_map.api import ViewChoice, block_map
 from lite3r_jax.kernels.sla.cases import vggt_global
 from tests.gpu_compile import h200
 
@@ -92,3 +92,32 @@ def test_few_of_many_take_a_64th_of_the_scores(dtype, tmp_path):
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(f"temporary {temporary / 2**20:.1f} MiB, scores {4 * windows**2 / 2**20:.0f} MiB")
     assert temporary < 1.1 * 4 * windows**2 / 64 + 2**26
+
+
+def test_two_levels_at_1000_views_hold_few_candidates_at_a_time(tmp_path):
+    """One head: 22 blocks of keys and 11 of queries a view, 32 views chosen for each."""
+    views, chosen, of_view = 1000, 32, 22
+    always, rows = 79 + of_view, 11 * views
+    where = NamedSharding(h200.mesh(), PartitionSpec())
+    q, k = (
+        jax.ShapeDtypeStruct((1, tokens, 1, 64), "bfloat16", sharding=where)
+        for tokens in (128 * rows, 64 * (always + (views - 1) * of_view))
+    )
+
+    def select(q, k):
+        among = ViewChoice(views, views - 1, chosen)
+        return block_map(
+            q, k, q_block=128, k_block=64, top=128, always=range(always), among=among,
+            implementation="triton",
+        )  # fmt: skip
+
+    compiled, kernels = h200.compile_kernels(select, (q, k), tmp_path)
+    assert kernels.keys() == {"block_map_select"}
+    h200.check_budget("block_map_select", kernels["block_map_select"], BUDGETS["high"])
+    columns = always + (views - 1) * of_view
+    ids, scores = 4 * rows * (always + 128), 4 * rows * columns
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(f"temporary {temporary / 2**20:.1f} MiB, all scores {scores / 2**20:.0f} MiB")
+    assert temporary < 6 * ids + 3 * 2**26, "ids, means, and 64 MiB of candidates"
+    shapes = set(re.findall(r"\b[a-z]\w*\[([\d,]+)\]", compiled.as_text()))
+    assert not any(str(columns) in x.split(",") and str(rows) in x.split(",") for x in shapes)

@@ -48,14 +48,18 @@ CASES = [
     "case", CASES, ids=lambda c: f"{c.q_tokens // 1369}-{c.head_dim}-{c.q_block}-{c.routing}"
 )
 def test_kernels_compile_within_their_budgets(case, tmp_path):
-    args = shapes(case, "bfloat16", NamedSharding(h200.mesh(), PartitionSpec()))
-    compiled, kernels = h200.compile_kernels(gradient(case, interpret=False), args, tmp_path)
+    full = 2  # query blocks that attend to all keys, in the same launches
+    args = shapes(case, "bfloat16", NamedSharding(h200.mesh(), PartitionSpec()), full)
+    call = gradient(case, interpret=False, full=full)
+    compiled, kernels = h200.compile_kernels(call, args, tmp_path)
     expected = SOFTMAX_KERNELS | (LINEAR_KERNELS if case.routing == "block" else set())
     assert kernels.keys() == expected
     budgets = BUDGETS[f"head dim {case.head_dim}, query block {case.q_block}"]
     for name, kernel in kernels.items():
         h200.check_budget(name, kernel, budgets[name])
-        assert kernel.wgmma >= budgets[name]["wgmma"] > 0, f"{name} lost its wgmma instructions"
+        least = budgets[name]["wgmma"]
+        assert least > 0 or name == "sla_linear_project", "its few products are float32"
+        assert kernel.wgmma >= least, f"{name} lost its wgmma instructions"
     plan = compiled.memory_analysis()
     inputs = 2 * case.heads * case.head_dim * (case.q_tokens + 2 * case.k_tokens)
     tables = 4 * case.table_shape[1] * case.table_shape[2] * case.table_shape[3]
@@ -74,7 +78,8 @@ def test_mosaic_forward_compiles_within_its_budget(views, head_dim, dtype, tmp_p
     args = shapes(case, dtype, NamedSharding(h200.mesh(), PartitionSpec()))
     call = gradient(case, interpret=False, run=sla_mosaic)
     compiled, kernels = h200.compile_kernels(call, args, tmp_path)
-    assert kernels.keys() == {"mosaic", *SOFTMAX_KERNELS, *LINEAR_KERNELS} - {"sla_forward"}
+    others = {"mosaic", "sla_linear_forward"}
+    assert kernels.keys() == {*others, *SOFTMAX_KERNELS, *LINEAR_KERNELS} - {"sla_forward"}
     assert "mosaic_gpu" in compiled.as_text()
     budget = BUDGETS["mosaic forward"][f"head dim {head_dim}"]
     h200.check_budget("mosaic", kernels["mosaic"], budget)
@@ -112,9 +117,7 @@ def test_heads_split_over_four_gpus_send_nothing_but_a_gradient(tmp_path):
     ):
         lowered = jax.jit(both).trace(x, x, x, x, w).lower(lowering_platforms=("cuda",))
     compiled, kernels = h200.compile_lowered(lowered, tmp_path)
-    # Those of the special tokens' queries have a number behind their name.
-    names = {name.removesuffix("__1") for name in kernels}
-    assert names == {"block_map_select", *SOFTMAX_KERNELS, *LINEAR_KERNELS}
+    assert kernels.keys() == {"block_map_select", *SOFTMAX_KERNELS, *LINEAR_KERNELS}
     sends = r"= (.*?) (all-[a-z]+|ragged-[a-z-]+|collective-[a-z]+|reduce-scatter)(?:-start)?\("
     found = re.findall(sends, compiled.as_text())
     assert {kind for _, kind in found} == {"all-reduce"}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lite3r_jax.infer.report import summary, write_report
+from lite3r_jax.infer.report import few_views, summary, write_report
 from lite3r_jax.kernels.registry import Decision
 
 
@@ -49,6 +49,7 @@ def test_the_table_of_a_run_fits_the_screen():
             "kernels": [{"text": str(decision)}],
         },
         "device": {"kind": "cpu", "machine": "Linux x86_64, 2 cores"},
+        "few_views": few_views(2, (392, 518), {"global": "sla block, keep 0.1 (triton) x 24"}),
         "memory_GiB": {"measured_peak": 1.0, "measured": "process", "predicted_peak": 1.0},
         "seconds": {"run": 1.5}, "outputs": {"npz": {"path": "predictions.npz", "bytes": 1e6}},
     }  # fmt: skip
@@ -58,3 +59,12 @@ def test_the_table_of_a_run_fits_the_screen():
     assert f"kernels sla ({scope}): blocked, triton failed its self-check here (one token:" in text
     assert any(line.split() == ["run", "1.50", "s"] for line in lines)
     assert any(line.split()[:2] == ["npz", "predictions.npz"] for line in lines)
+    assert "note 2 views are too few for sparse attention to be faster than dense" in text
+
+
+def test_sparse_attention_over_few_views_is_told():
+    sparse = {"global": "sla block, keep 0.1 (triton) x 24", "frame": "dense (cudnn) x 24"}
+    assert few_views(5, (518, 518), sparse) is not None
+    assert few_views(6, (518, 518), sparse) is None
+    assert few_views(12, (252, 252), sparse) is not None, "smaller views have fewer tokens"
+    assert few_views(2, (518, 518), {"global": "dense (cudnn) x 24"}) is None

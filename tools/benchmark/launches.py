@@ -3,7 +3,8 @@
     JAX_PLATFORMS=cpu python -m tools.benchmark.launches --views 2 8 32
 
 Compiles parts of VGGT-1B at 518 x 518 for a described H200: the camera head, a frame and a global
-attention layer in float32, and a global layer of `sla_global` in bfloat16 with its Triton kernels.
+attention layer in float32, and a global layer of `sla_global` in bfloat16 with its Triton kernels,
+with and without its gradient; and a whole block, with such attention and with one launch for it.
 cuDNN cannot be compiled for without a GPU; in bfloat16 its flash attention is one launch. Kernels
 in loops count as often as the loop runs. Needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's
 version. This says what would run, and nothing about how long it would take.
@@ -18,16 +19,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lite3r_jax.attention.dense import Dense
 from lite3r_jax.attention.plan import Plan
 from lite3r_jax.attention.sla import SLA
-from lite3r_jax.attention.strategy import TokenLayout
+from lite3r_jax.attention.strategy import Layouts, TokenLayout
 from lite3r_jax.backbones.vggt.camera_head import CameraConfig, IterativeCameraHead
-from lite3r_jax.benchmarking.device_check.attention import forward
+from lite3r_jax.benchmarking.device_check.attention import forward, gradient
+from lite3r_jax.layers.block import Block, BlockConfig
 from lite3r_jax.layers.rngs import traced_rngs
+from lite3r_jax.layers.rope import rope_table
 from tools.benchmark.attention import compile_for
+from tools.benchmark.roofline import OneLaunch
 
 # What is no kernel. Copies between two places of the device are kernels or as costly.
 _FREE = {
@@ -118,11 +123,28 @@ def camera_head(views: int) -> Any:
     return compile_for("h200", lambda state, x: nnx.merge(graph, state)(x), state, x)
 
 
-def layer(spec: Any, batch: int, views: int, dtype: str) -> Any:
+def layer(spec: Any, batch: int, views: int, dtype: str, call: Any = forward) -> Any:
     """Attention of `batch` sequences of that many views from q, k and v to o, compiled."""
     layout = TokenLayout(views, 5, (37, 37), "frame" if views == 1 else "global")
     x = jax.ShapeDtypeStruct((batch, layout.tokens, 16, 64), dtype)
-    return compile_for("h200", forward(spec, layout), x, x, x, x)
+    return compile_for("h200", call(spec, layout), x, x, x, x)
+
+
+def block(spec: Any, views: int) -> Any:
+    """A block of VGGT-1B over all views, bfloat16 with qk-norm and RoPE, compiled."""
+    config = BlockConfig(dim=1024, heads=16, qk_norm=True)
+    kinds = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+    graph, state = nnx.split(nnx.eval_shape(lambda: Block(config, **kinds, rngs=traced_rngs(0))))
+    core = spec.build(heads=16, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layout = TokenLayout(views, 5, (37, 37), "global")
+    x = jax.ShapeDtypeStruct((1, layout.tokens, 1024), jnp.float32)
+    places = np.indices((37, 37)).reshape(2, -1).T + 1
+    rope = rope_table(np.concatenate([np.zeros((5, 2), int), places]), 64)
+
+    def call(state: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(x, core, Layouts.both(layout), rope)[0]
+
+    return compile_for("h200", call, state, x)
 
 
 def parts(views: int) -> dict[str, Callable[[], Any]]:
@@ -132,6 +154,11 @@ def parts(views: int) -> dict[str, Callable[[], Any]]:
         "frame layer, float32": partial(layer, Dense(), views, 1, "float32"),
         "global layer, float32": partial(layer, Dense(), 1, views, "float32"),
         "global layer, sla, bfloat16": partial(layer, SLA(keep=0.1), 1, views, "bfloat16"),
+        "block, one launch for attention": partial(block, OneLaunch(), views),
+        "block, sla": partial(block, SLA(keep=0.1), views),
+        "global layer, sla, bfloat16, with gradient": partial(
+            layer, SLA(keep=0.1), 1, views, "bfloat16", gradient
+        ),
     }
 
 

@@ -159,7 +159,7 @@ class DA3(BackboneModel):
         poses: Literal["camera", "ray"] = "camera",
         rays: bool = False,
         taps: Collection[str] = (),
-        frame_chunk: int = 1,
+        frame_chunk: int | None = None,
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
@@ -181,7 +181,7 @@ class DA3(BackboneModel):
             rays: whether to return rays; they cost as much as the depth, and nothing when off.
             taps: names of intermediates to return, from `TAPS`, which gives their shapes.
             frame_chunk: frames that the dense heads handle at a time: memory against speed, the
-                result is the same.
+                result is the same. None: what `heads.default_frame_chunk` takes.
             remat: for training: whether the gradient computes layers and dense heads again instead
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.

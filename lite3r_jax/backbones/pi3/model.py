@@ -158,7 +158,7 @@ class Pi3(BackboneModel):
         principal_point: Literal["free", "center"] = "free",
         points: bool = False,
         taps: Collection[str] = (),
-        frame_chunk: int = 1,
+        frame_chunk: int | None = None,
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
@@ -177,7 +177,7 @@ class Pi3(BackboneModel):
                 their rays need not be those of a pinhole camera.
             taps: names of intermediates to return, from `TAPS`, which gives their shapes.
             frame_chunk: frames that the heads handle at a time: memory against speed, the result
-                is the same.
+                is the same. None: what `heads.default_frame_chunk` takes.
             remat: for training: whether the gradient computes layers and heads again instead of
                 keeping all that is in them. Memory against about a third more time; values are the
                 same.

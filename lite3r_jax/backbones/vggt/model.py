@@ -152,7 +152,7 @@ class VGGT(BackboneModel):
         query_points: jax.Array | None = None,
         *,
         taps: Collection[str] = (),
-        frame_chunk: int = 1,
+        frame_chunk: int | None = None,
         remat: bool = False,
         views: int | None = None,
         on_host: bool = False,
@@ -167,7 +167,7 @@ class VGGT(BackboneModel):
                 tracks.
             taps: names of intermediates to return, from `TAPS`, which gives their shapes.
             frame_chunk: frames that the dense heads handle at a time: memory against speed, the
-                result is the same.
+                result is the same. None: what `heads.default_frame_chunk` takes.
             remat: for training: whether the gradient computes layers and dense heads again instead
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.

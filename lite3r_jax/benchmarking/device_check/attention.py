@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,39 @@ HEADS, HEAD_DIM, SPECIAL = 16, 64, 5
 PRODUCTS = {"forward": 2, "gradient": 7}
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Sparse attention of another package, measured where it is installed. None was run here.
+
+    Attributes:
+        variant: name of its rows.
+        of: its name in `tools.benchmark.attention_torch`.
+        module: that is imported.
+        install: what makes it importable.
+    """
+
+    variant: str
+    of: str
+    module: str
+    install: str
+
+
+PEERS = (
+    Peer(
+        "sla, thu-ml/SLA (Triton, PyTorch)",
+        "sla",
+        "sparse_linear_attention",
+        "pip install git+https://github.com/thu-ml/SLA",
+    ),
+    Peer(
+        "block-sparse softmax, cuDNN frontend (PyTorch)",
+        "cudnn",
+        "cudnn",
+        "pip install nvidia-cudnn-frontend",
+    ),
+)
+
+
 def rows(sizes: Sizes, end: float) -> Iterator[Row]:
     """Forward and gradient of every implementation beside dense attention, and of the selection."""
     yield from done(jobs(sizes), end)
@@ -34,6 +68,7 @@ def rows(sizes: Sizes, end: float) -> Iterator[Row]:
 
 def jobs(sizes: Sizes) -> Iterator[Job]:
     """See `rows`; q, k and v are drawn when they are first needed."""
+    first = sizes.views[0], "forward"
     for views in sizes.views:
         layout = TokenLayout(views, SPECIAL, sizes.grid, "global")
         draw = partial(tokens, layout)
@@ -45,6 +80,7 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
             if sizes.platform != "tpu":
                 row = Row("attention", views, which, "dense, PyTorch")
                 yield Job(row, partial(_by_torch, layout, which))
+                yield from _of_peers(layout, which, sizes, named=(views, which) == first)
         for name in filter(sizes.measures, SELECTION.names):
             row = Row("attention", views, "block selection, keep 0.1", name)
             yield Job(row, partial(_timed, partial(selection, name), draw, 0))
@@ -54,23 +90,43 @@ def _timed(call: Callable[..., Any], draw: Callable[[], list[jax.Array]], work: 
     return Figures(milliseconds(call, draw()), work)
 
 
-def _by_torch(layout: TokenLayout, which: str) -> Figures:
-    """PyTorch's own attention, in a process of its own: the package does not import it.
+def _of_peers(layout: TokenLayout, which: str, sizes: Sizes, *, named: bool) -> Iterator[Job]:
+    """Rows of other packages that are installed; `named`: and one for each that is not."""
+    for peer in PEERS:
+        keeps = sizes.keep if _installed(peer.module) else sizes.keep[:1] if named else ()
+        for keep in keeps:
+            row = Row("attention", layout.views, which, f"{peer.variant}, keep {keep:g}")
+            yield Job(row, partial(_by_torch, layout, which, peer, keep))
+
+
+def _by_torch(
+    layout: TokenLayout, which: str, peer: Peer | None = None, keep: float = 1.0
+) -> Figures:
+    """PyTorch's attention, or a peer's, in a process of its own: the package imports neither.
 
     Raises:
-        ValueError: PyTorch or the program, which is part of a clone, is not there; or it failed.
+        ValueError: PyTorch, the peer or the program, which is part of a clone, is not there; or it
+            failed.
     """
-    for name in ("torch", "tools"):
-        if importlib.util.find_spec(name) is None:
-            where = "install it beside" if name == "torch" else "run this in a clone of"
-            raise ValueError(f"no {name} here; {where} the package")
+    where = {"torch": "install it beside", "tools": "run this in a clone of"}
+    for name, how in where.items():
+        if not _installed(name):
+            raise ValueError(f"no {name} here; {how} the package")
     command = [sys.executable, "-m", "tools.benchmark.attention_torch", "--pass", which]
     command += ["--tokens", str(layout.tokens)]
+    if peer is not None:
+        if not _installed(peer.module):
+            raise ValueError(f"no {peer.module} here; {peer.install}")
+        command += ["--of", peer.of, "--keep", f"{keep:g}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError((done.stderr.strip() or "it failed without a word").splitlines()[-1])
-    work = layout.tokens**2 * 2 * HEAD_DIM * HEADS * PRODUCTS[which]
-    return Figures(float(done.stdout.split()[-1]), work)
+    work = keep * layout.tokens**2 * 2 * HEAD_DIM * HEADS * PRODUCTS[which]
+    return Figures(float(done.stdout.split()[-1]), int(work))
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def strategies(sizes: Sizes, which: str) -> Iterator[tuple[str, AttentionStrategy]]:

@@ -13,6 +13,7 @@ from jax import lax
 from lite3r_jax.kernels.block_map.limits import unsupported, unsupported_tpu
 from lite3r_jax.kernels.block_map.select import select_sorted
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
+from lite3r_jax.kernels.block_map.two_level import select_within_views
 from lite3r_jax.kernels.jax_triton_call import unavailable
 from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.target import (
@@ -34,6 +35,21 @@ class SelectionCall:
 
     head_dim: int
     dtype: Any
+
+
+@dataclass(frozen=True)
+class ViewChoice:
+    """That key blocks are chosen among those of few views.
+
+    Attributes:
+        queries: views of which the query blocks are, behind the full rows; equally many of each.
+        keys: views of which the key blocks are that are not always kept.
+        chosen: how many of these a view of queries chooses from.
+    """
+
+    queries: int
+    keys: int
+    chosen: int
 
 
 def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
@@ -113,6 +129,8 @@ def block_map(
     always: Sequence[int] = (),
     q_valid: jax.Array | None = None,
     k_valid: jax.Array | None = None,
+    full_rows: int = 0,
+    among: ViewChoice | None = None,
     implementation: str = "sorted",
 ) -> BlockMap:
     """Choose the critical and the negligible key blocks of every query block.
@@ -130,12 +148,17 @@ def block_map(
         always: key blocks that are critical in every row (special tokens, reference view).
         q_valid: [B, Tq] bool, False for padding; None if there is none.
         k_valid: [B, Tk] bool.
+        full_rows: so many query blocks at the start attend to all key blocks and choose none.
+        among: for two levels of choice, first views and then blocks of these
+            (`two_level.select_within_views`); what is always kept then comes first, and `bottom` is
+            0. None for a choice among all.
         implementation: name in `OPERATOR`, or "auto" (see `registry`). They choose the same but
             where the order in which a score is summed up decides.
 
     Returns:
         The map; its critical table has len(always) + top entries per row, its negligible one
-        `bottom`. Blocks of padding only are in no table, rows of padding have no entries.
+        `bottom`, and neither has the first `full_rows` rows. Blocks of padding only are in no
+        table, rows of padding have no entries.
 
     Raises:
         ValueError: shapes, blocks or counts that do not fit together, an unknown name, or an
@@ -160,18 +183,52 @@ def block_map(
             f"cannot choose {top} critical and {bottom} negligible blocks: of {columns} key blocks "
             f"{len(kept)} are always kept, which leaves {free}"
         )
+    if not 0 <= full_rows <= block_count(q.shape[1], q_block):
+        raise ValueError(
+            f"full_rows must be in [0, {block_count(q.shape[1], q_block)}], got {full_rows}"
+        )
     dtype = q.dtype if q_block == k_block == 1 else pooled_dtype(q.dtype)
     chosen = OPERATOR.choose(implementation, SelectionCall(q.shape[-1], dtype))
-    critical, negligible = OPERATOR[chosen].run(
-        *pool(lax.stop_gradient(q), q_valid, q_block, dtype),
-        *pool(lax.stop_gradient(k), k_valid, k_block, dtype),
-        kept=kept,
-        top=top,
-        bottom=bottom,
-    )
-    return BlockMap(
-        BlockTable(critical, columns), BlockTable(negligible, columns), q_block, k_block
-    )
+    mean_q, q_used = pool(lax.stop_gradient(q), q_valid, q_block, dtype)
+    mean_k, k_used = pool(lax.stop_gradient(k), k_valid, k_block, dtype)
+    full_columns = int((kept == np.arange(len(kept))).sum())
+    settings: dict[str, Any] = {"kept": kept, "top": top, "bottom": bottom}
+    if chosen == "triton" and among is None:  # which skips them without a copy of the others
+        settings["first"] = full_rows
+    else:
+        mean_q, q_used = mean_q[:, :, full_rows:], q_used[:, full_rows:]
+    means = mean_q, q_used, mean_k, k_used
+    if among is None:
+        critical, negligible = OPERATOR[chosen].run(*means, **settings)
+    else:
+        _check_choice(among, mean_q.shape[2], columns, full_columns, len(kept), top, bottom)
+        critical = select_within_views(
+            *means,
+            kept=len(kept),
+            top=top,
+            query_views=among.queries,
+            key_views=among.keys,
+            views=among.chosen,
+            select=OPERATOR[chosen].run,
+        )
+        negligible = jnp.zeros((*critical.shape[:3], 0), jnp.int32)
+    tables = BlockTable(critical, columns), BlockTable(negligible, columns)
+    return BlockMap(*tables, q_block, k_block, full_rows, full_columns)
+
+
+def _check_choice(among, rows, columns, first, kept, top, bottom) -> None:
+    free = columns - kept
+    if first != kept or bottom:
+        raise ValueError(
+            "a choice among views takes the key blocks that are always kept first, and no"
+            f" negligible ones, got {first} of {kept} first and {bottom} negligible"
+        )
+    if rows % among.queries or free % among.keys or not 1 <= among.chosen <= among.keys:
+        raise ValueError(f"{rows} query and {free} key blocks are not those of {among}")
+    if top > among.chosen * (free // among.keys):
+        raise ValueError(
+            f"cannot choose {top} blocks of {among.chosen} views with {free // among.keys} each"
+        )
 
 
 def valid_mask(valid: jax.Array | None, x: jax.Array, name: str) -> jax.Array:
@@ -204,5 +261,7 @@ def pool(
     x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
     x = jnp.where(valid[..., None, None], x, 0).reshape(b, blocks, block, n, d)
     count = valid.reshape(b, blocks, block).sum(axis=-1)
-    mean = x.sum(axis=2, dtype=pooled_dtype(x.dtype)) / jnp.maximum(count, 1)[:, :, None, None]
+    # Weights and not a division of the sums: it would be a kernel behind the sum on a GPU.
+    weight = (1 / jnp.maximum(count, 1)).astype(pooled_dtype(x.dtype))[:, :, None, None, None]
+    mean = (x.astype(weight.dtype) * weight).sum(axis=2)
     return mean.transpose(0, 2, 1, 3).astype(dtype or mean.dtype), count > 0

@@ -39,9 +39,12 @@ def select_triton(
     kept: np.ndarray,
     top: int,
     bottom: int,
+    first: int = 0,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `select.select_sorted`, whose arguments these are, without its sort and its scores.
+
+    The first `first` query blocks choose nothing and have no rows in the result.
 
     Beside arguments and result nothing of note is in memory. A program has some query blocks and
     goes over all key blocks several times, computing the same scores again: first to find the score
@@ -54,23 +57,24 @@ def select_triton(
     """
     if reason := unsupported(q.shape[-1], q.dtype):
         raise ValueError(f"the Triton kernel cannot run this: {reason}")
-    b, n, rows, d = q.shape
-    columns = k.shape[2]
+    b, n = q.shape[:2]
+    columns, rows = k.shape[2], q.shape[2] - first
+    if rows == 0:
+        return tuple(jnp.zeros((b, n, 0, w), jnp.int32) for w in (len(kept) + top, bottom))
     if not (len(kept) or bottom) and block_count(columns, _TILE) > top:
-        ids = _few(q, q_used, k, k_used, top, interpret)
+        ids = _few(q[:, :, first:], q_used[:, first:], k, k_used, top, interpret)
         return ids, jnp.zeros((b, n, rows, 0), jnp.int32)
     programs, tiles = block_count(rows, _ROWS), block_count(columns, _TILE)
     row_pad, column_pad = (0, programs * _ROWS - rows), (0, tiles * _TILE - columns)
     kind = jnp.where(np.isin(np.arange(columns), kept), _KEPT, _FREE)
     kind = jnp.pad(jnp.where(k_used, kind, _UNUSED).astype(jnp.int32), ((0, 0), column_pad))
-    q, k = (jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x, pad in ((q, row_pad), (k, column_pad)))
-    used = jnp.pad(q_used, ((0, 0), row_pad)).astype(jnp.int32)
+    used = jnp.pad(q_used[:, first:], ((0, 0), row_pad)).astype(jnp.int32)
     selected = at.call(
-        functools.partial(block_map_select, columns=columns, top=top, bottom=bottom),
+        functools.partial(block_map_select, first=first, top=top, bottom=bottom),
         _LAUNCH,
         (programs, n, b),
         [
-            (q, pl.BlockSpec((None, None, _ROWS, d), lambda i, n, b: (b, n, i, 0))),
+            (q, at.head(*q.shape[2:])),
             (used, at.mask(_ROWS)),
             (k, at.head(*k.shape[2:])),
             (kind, at.all_mask(kind)),
@@ -240,16 +244,17 @@ def _rank(found: jax.Array) -> jax.Array:
 
 
 def block_map_select(
-    q_ref, used_ref, k_ref, kind_ref, critical_ref, *negligible_ref, columns, top, bottom
+    q_ref, used_ref, k_ref, kind_ref, critical_ref, *negligible_ref, first, top, bottom
 ):
     """The rows of the tables of some query blocks.
 
-    Refs are those of one sequence and one head: q [R, D], used [R], k [Mk, D] and kind [Mk], both
-    filled up to whole tiles, and the whole tables.
+    Refs are those of one sequence and one head: q [Mq, D], used [R], k [Mk, D], kind [Mk] filled up
+    to whole tiles, and the whole tables.
     """
     used = used_ref[...] > 0
     rows = pl.program_id(0) * _ROWS + lax.broadcasted_iota(jnp.int32, (_ROWS, _TILE), 0)
-    tiles = k_ref.shape[0] // _TILE
+    columns, tiles = k_ref.shape[0], kind_ref.shape[0] // _TILE
+    own = first + pl.program_id(0) * _ROWS
 
     def scores(tile):
         """Order of the scores of a tile [R, tile], `_NOTHING` for blocks that are not free.
@@ -257,7 +262,7 @@ def block_map_select(
         Every pass computes them by this code, and so to the same bits.
         """
         where = pl.ds(tile * _TILE, _TILE)
-        s = _products(q_ref, k_ref, where)
+        s = _scores(q_ref, own, k_ref, tile * _TILE)
         kind = jnp.broadcast_to(kind_ref[where][None, :], s.shape)
         return jnp.where(kind == _FREE, _ordered(s), _NOTHING), kind
 
@@ -294,6 +299,23 @@ def block_map_select(
     _fill(critical_ref, rows, written, columns)
     if bottom:
         _fill(negligible_ref[0], rows, written_low, columns)
+
+
+def _scores(q_ref, first_q, k_ref, first_k) -> jax.Array:
+    """Scores of _ROWS queries and _TILE keys in full float32; nothing is read past their ends."""
+
+    def some(ref, first, count, depth):
+        at = first + lax.iota(jnp.int32, count)
+        inside = jnp.broadcast_to((at < ref.shape[0])[:, None], (count, _DEPTH))
+        part = ref.at[pl.ds(first, count), pl.ds(depth * _DEPTH, _DEPTH)]
+        return plt.load(part, mask=inside, other=0).astype(jnp.float32)
+
+    def add(depth, s):
+        x, y = some(q_ref, first_q, _ROWS, depth), some(k_ref, first_k, _TILE, depth)
+        return s + plt.dot(x, y, trans_b=True, precision=lax.Precision.HIGHEST)
+
+    s = jnp.zeros((_ROWS, _TILE), jnp.float32)
+    return lax.fori_loop(0, q_ref.shape[1] // _DEPTH, add, s)
 
 
 def _products(q_ref, k_ref, where) -> jax.Array:

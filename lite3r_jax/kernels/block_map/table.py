@@ -4,7 +4,7 @@ Tokens are cut into blocks in their order: block i of the queries holds tokens
 [i * q_block, (i + 1) * q_block), the last one may be short. Mq and Mk are the numbers of blocks.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -88,12 +88,29 @@ class BlockMap:
         negligible: blocks left out altogether; M_c = -1. K is 0 where there are none.
         q_block: queries per block.
         k_block: keys per block.
+        full_rows: so many query blocks come first for which all key blocks are critical. They are
+            in neither table, whose first rows are those of the query blocks behind them.
+        full_columns: so many key blocks come first that every query block lists, so that kernels
+            can begin with what takes longest. Says nothing that the tables do not.
     """
 
     critical: BlockTable
     negligible: BlockTable
     q_block: int = field(metadata={"static": True})
     k_block: int = field(metadata={"static": True})
+    full_rows: int = field(default=0, metadata={"static": True})
+    full_columns: int = field(default=0, metadata={"static": True})
+
+    def split(self) -> tuple["BlockMap", "BlockMap"]:
+        """Maps of the query blocks for which all are critical, in a table, and of the others."""
+        b, n = self.critical.ids.shape[:2]
+        columns = self.critical.columns
+        ids = jnp.broadcast_to(
+            jnp.arange(columns, dtype=jnp.int32), (b, n, self.full_rows, columns)
+        )
+        none = BlockTable(ids[..., :0], columns)
+        full = BlockMap(BlockTable(ids, columns), none, self.q_block, self.k_block)
+        return full, replace(self, full_rows=0)
 
 
 def block_count(tokens: int, block: int) -> int:

@@ -1,5 +1,6 @@
 """Dense attention in plain JAX, whose memory does not grow with the square of the tokens."""
 
+import functools
 import math
 
 import jax
@@ -13,8 +14,8 @@ from lite3r_jax.mesh import shard_major, split_ways, unshard
 _LOWEST = -1e30
 _TOGETHER = 2**24
 """Logits of all heads and sequences, 64 MiB, up to which they are computed at once."""
-_TILE = 5 * 2**24
-"""Logits, 320 MiB, that a GPU computes at a time of all heads and sequences."""
+_TILE = 2**26
+"""Logits, 256 MiB, that a GPU computes at a time of all heads and sequences."""
 _LEAST_QUERIES = 64
 """Queries that a GPU handles at a time at least, since all keys are read for each such part."""
 
@@ -97,11 +98,15 @@ def _side_by_side(
     b, tq, n, d = q.shape
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * n, -1, d) for x in (q, k, v))
     count, size = _split(tq, q_block)
-    attend = _one_pass if k.shape[1] <= k_block else _running
+    if k.shape[1] <= k_block:
+        v = jnp.concatenate([v, jnp.ones((*v.shape[:2], 1), v.dtype)], axis=2)
+        attend = _sum_by_product
+    else:
+        attend = functools.partial(_running, k_block=k_block)
 
     @jax.checkpoint
     def some(qi: jax.Array) -> jax.Array:
-        return jax.vmap(lambda *x: attend(x[0], x[1], x[2], k_block))(qi, k, v)
+        return jax.vmap(attend)(qi, k, v)
 
     parts = jnp.pad(q, ((0, 0), (0, count * size - tq), (0, 0))).reshape(b * n, count, size, d)
     o = lax.map(some, parts.swapaxes(0, 1)) if count > 1 else some(parts[:, 0])[None]
@@ -121,6 +126,18 @@ def _one_pass(q: jax.Array, k: jax.Array, v: jax.Array, k_block: int) -> jax.Arr
     p = jnp.exp(s - lax.stop_gradient(s.max(axis=-1, keepdims=True)))
     o = jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (o / p.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+def _sum_by_product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """All keys in one tile, with a column of ones behind the values [Tk, D + 1].
+
+    Weights are summed up by the product that applies them, so that they are written over the
+    logits. Summed up where they are computed, they are in memory beside them.
+    """
+    s = _logits(q, k)
+    p = jnp.exp(s - lax.stop_gradient(s.max(axis=-1, keepdims=True)))
+    o = jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (o[:, :-1] / o[:, -1:]).astype(v.dtype)
 
 
 def _running(q: jax.Array, k: jax.Array, v: jax.Array, k_block: int) -> jax.Array:

@@ -1,12 +1,14 @@
 """Sparse Linear Attention: its arguments are checked here and its implementation chosen."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lite3r_jax.kernels.block_map.api import valid_mask
 from lite3r_jax.kernels.block_map.table import BlockMap, block_count
@@ -30,6 +32,7 @@ from lite3r_jax.kernels.target import (
     unfit_for_triton,
     without_triton,
 )
+from lite3r_jax.kernels.tokens import take
 
 
 def _not_token(device: Device, call: SlaCall) -> str | None:
@@ -105,6 +108,10 @@ OPERATOR = Operator(
 )
 
 
+# Those that know `BlockMap.full_rows` and put outputs in their places; others are called by
+# `_in_two`.
+_TAKE_ALL = frozenset({"triton"})
+
 # The block selection that goes with an implementation that is asked for by name.
 SELECTION = MappingProxyType(
     {
@@ -134,6 +141,7 @@ def sla(
     k_valid: jax.Array | None = None,
     implementation: str = "blocked",
     project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    places: np.ndarray | None = None,
 ) -> jax.Array:
     """Sparse Linear Attention: softmax over few keys, plus projected linear attention.
 
@@ -160,16 +168,21 @@ def sla(
         project: product of the linear part [B, Tq, N, D], float32 or float64, with proj_lin, for
             products that are quantized. With it the linear part is computed by itself and in
             memory. None: a plain product, which the implementations fold into the state.
+        places: [T] int, static, which of the queries have an output and in which order: T
+            different numbers below Tq. None for all of them as they come.
 
     Returns:
-        [B, Tq, N, D] in the dtype of v.
+        [B, Tq, N, D] in the dtype of v; [B, T, N, D] with `places`.
 
     Raises:
         ValueError: arguments that do not fit together, an unknown name, or an implementation that
             cannot run this here.
     """
     _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps)
-    run = OPERATOR[OPERATOR.choose(implementation, SlaCall.of(routing, q, block_map))].run
+    chosen = OPERATOR.choose(implementation, SlaCall.of(routing, q, block_map))
+    run = OPERATOR[chosen].run
+    if chosen not in _TAKE_ALL:
+        run = partial(_in_two, run)
     settings: dict[str, Any] = {
         "routing": routing,
         "phi": phi,
@@ -178,9 +191,30 @@ def sla(
         "k_valid": valid_mask(k_valid, k, "k_valid"),
     }
     if project is None:
-        return run(q, k, v, proj_lin, block_map, keep=keep, **settings)
-    sparse = run(q, k, v, jnp.zeros_like(proj_lin), block_map, keep=keep, **settings)
-    return sparse + project(linear(q, k, v, block_map, **settings), proj_lin).astype(v.dtype)
+        return run(q, k, v, proj_lin, block_map, keep=keep, places=places, **settings)
+    sparse = run(q, k, v, jnp.zeros_like(proj_lin), block_map, keep=keep, places=places, **settings)
+
+    def unprojected(q, k, v, _, block_map, *, keep, **settings):
+        return linear(q, k, v, block_map, **settings)
+
+    o = _in_two(unprojected, q, k, v, None, block_map, keep=keep, places=places, **settings)
+    return sparse + project(o, proj_lin).astype(v.dtype)
+
+
+def _in_two(run, q, k, v, proj_lin, block_map, *, q_valid, places, **settings) -> jax.Array:
+    """`run` for the query blocks that attend to all keys, and again for the others."""
+    full = block_map.full_rows if block_map is not None else 0
+    if not full:
+        o = run(q, k, v, proj_lin, block_map, q_valid=q_valid, **settings)
+        return o if places is None else take(o, places)
+    edge = full * block_map.q_block
+    parts = []
+    for rows, some in zip((slice(0, edge), slice(edge, None)), block_map.split(), strict=True):
+        if q[:, rows].shape[1]:
+            valid = q_valid[:, rows]
+            parts.append(run(q[:, rows], k, v, proj_lin, some, q_valid=valid, **settings))
+    o = jnp.concatenate(parts, axis=1)
+    return o if places is None else take(o, places)
 
 
 def _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps) -> None:
@@ -210,7 +244,7 @@ def _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps) -> None:
         raise ValueError(f"unknown routing {routing!r}, there are: token, block, block3")
     if block_map is None or keep is not None:
         raise ValueError(f"routing {routing!r} takes a block map, made with its keep, and no keep")
-    rows = block_count(q.shape[1], block_map.q_block)
+    rows = block_count(q.shape[1], block_map.q_block) - block_map.full_rows
     columns = block_count(k.shape[1], block_map.k_block)
     for table in (block_map.critical, block_map.negligible):
         if table.ids.shape[:3] != (q.shape[0], q.shape[2], rows) or table.columns != columns:

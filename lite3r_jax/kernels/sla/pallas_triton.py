@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
 
 from lite3r_jax.kernels import softmax, target
 from lite3r_jax.kernels import triton_call as at
@@ -16,6 +18,10 @@ from lite3r_jax.kernels.sla.limits import K_BLOCK, SlaCall, unsupported_triton
 from lite3r_jax.kernels.sla.linear import linear_marginal
 from lite3r_jax.kernels.sla.reference import Phi, Routing
 from lite3r_jax.kernels.sla.tiles import TritonTiles, tiles
+from lite3r_jax.kernels.tokens import inverse, take
+
+# Rows of a head's state of one program: four programs for 64 channels.
+_STATE_ROWS = 16
 
 
 def sla_triton(
@@ -31,20 +37,22 @@ def sla_triton(
     eps: float,
     q_valid: jax.Array,
     k_valid: jax.Array,
+    places: np.ndarray | None = None,
     launch: TritonTiles | None = None,
     forward: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """See `api.sla`, whose arguments these are; not for routing "token".
 
-    For routing "block" the linear part has kernels of its own; in those of the softmax part it
-    costs registers that their loops need (see README.md). For "block3" its state differs by query
-    block, and `linear.linear_marginal` computes it in plain JAX.
+    For routing "block" a state of all keys is made first; what queries take of it is added where
+    their softmax part ends. For "block3" the state differs by query block, and
+    `linear.linear_marginal` computes it in plain JAX. Query blocks that attend to all key blocks
+    are in the same launch as others, and come first.
 
     Every sum has a fixed order, so that two runs give the same bits. `launch` has warps, stages
     and slices, by default those of `tiles`; `forward` computes the softmax part's forward pass in
-    place of its kernel, as `mosaic_kernels.forward`; `interpret` runs the kernels' code as plain
-    JAX on any device, slowly.
+    place of its kernel, as `mosaic_kernels.forward`, for maps without full rows; `interpret` runs
+    the kernels' code as plain JAX on any device, slowly.
 
     Raises:
         ValueError: a head dim, block or dtype that the kernels are not made for.
@@ -52,21 +60,32 @@ def sla_triton(
     del keep  # which is in the map
     if reason := unsupported_triton(SlaCall.of(routing, q, block_map)):
         raise ValueError(f"the Triton kernels cannot run this: {reason}")
+    if block_map.critical.ids.shape[2] == 0:  # there is no row for a kernel to look at
+        block_map = block_map.split()[0]
     table = block_map.critical
-    q_pad = _pad(q, q_valid, table.ids.shape[2] * block_map.q_block)
-    k_pad, v_pad = (_pad(x, k_valid, table.columns * K_BLOCK) for x in (k, v))
-    k_valid_pad = jnp.pad(k_valid, ((0, 0), (0, k_pad.shape[1] - k.shape[1])))
-    bias = jnp.where(k_valid_pad, 0, softmax.MASKED).astype(jnp.float32)
+    rows = block_map.full_rows + table.ids.shape[2]
+    q_pad, q_valid = _pad(q, q_valid, rows * block_map.q_block)
+    (k_pad, k_valid), (v_pad, _) = (_pad(x, k_valid, table.columns * K_BLOCK) for x in (k, v))
+    bias = jnp.where(k_valid, 0, softmax.MASKED).astype(jnp.float32)
     if launch is None:
         launch = tiles(q.shape[-1], q.dtype, block_map.q_block, target.device().shared_memory)
-    plan = _Plan(launch, block_map.q_block, forward, interpret)
+    plan = _Plan(
+        launch, block_map.q_block, block_map.full_rows, block_map.full_columns, phi,
+        eps / k_pad.shape[1], None if places is None else len(places), forward, interpret,
+    )  # fmt: skip
+    masks = q_valid.astype(jnp.int32), bias
     if routing == "block":
-        mean_eps = eps / k_pad.shape[1]
-        o = _linear(q_pad, k_pad, v_pad, proj_lin, bias, phi, mean_eps, plan)
-    else:
-        o = _marginal(q_pad, k_pad, v_pad, k_valid_pad, block_map, proj_lin, phi, eps)
-    o = _sparse(q_pad, k_pad, v_pad, bias, table, plan).astype(jnp.float32) + o
-    return jnp.where(q_valid[..., None, None], o[:, : q.shape[1]], 0).astype(v.dtype)
+        to = None
+        if places is not None:
+            to = jnp.asarray(inverse(places, q_pad.shape[1]))
+        o = _attend(q_pad, k_pad, v_pad, proj_lin, *masks, table, to, plan)
+        return o if places is not None else o[:, : q.shape[1]]
+    o = _attend(q_pad, k_pad, v_pad, None, *masks, table, None, plan).astype(jnp.float32)
+    edge = block_map.full_rows * block_map.q_block
+    marginal = _marginal(q_pad[:, edge:], k_pad, v_pad, k_valid, block_map, proj_lin, phi, eps)
+    o += jnp.pad(marginal, ((0, 0), (edge, 0), (0, 0), (0, 0)))
+    o = jnp.where(q_valid[..., None, None], o, 0).astype(v.dtype)[:, : q.shape[1]]
+    return o if places is None else take(o, places)
 
 
 def _marginal(q, k, v, k_valid, block_map, proj_lin, phi, eps):
@@ -93,18 +112,27 @@ def _marginal(q, k, v, k_valid, block_map, proj_lin, phi, eps):
     return o.reshape(b, n, tokens, d).transpose(0, 2, 1, 3)
 
 
-def _pad(x: jax.Array, valid: jax.Array, length: int) -> jax.Array:
-    """[B, T, N, D] -> [B, length, N, D], with 0 for what is not valid."""
+def _pad(x: jax.Array, valid: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """[B, T, N, D] -> [B, length, N, D], with 0 for what is not valid; and what is [B, length]."""
     x = jnp.where(valid[..., None, None], x, 0)
-    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+    more = (0, length - x.shape[1])
+    return jnp.pad(x, ((0, 0), more, (0, 0), (0, 0))), jnp.pad(valid, ((0, 0), more))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is fixed when a call is traced."""
+    """What is fixed when a call is traced.
+
+    `eps` is that of means over keys, `outputs` how many there are where they have places.
+    """
 
     tiles: TritonTiles
     q_block: int
+    full_rows: int
+    full_columns: int
+    phi: Phi
+    eps: float
+    outputs: int | None
     forward: Callable[..., tuple[jax.Array, jax.Array]] | None
     interpret: bool
 
@@ -118,65 +146,121 @@ class _Plan:
         """How many programs a query block is split into."""
         return self.q_block // self.rows
 
+    def place(self, table: BlockTable) -> kernels.OverTable:
+        """Of programs over query blocks."""
+        _, n, rows, _ = table.ids.shape
+        full = self.full_rows * self.programs
+        return kernels.OverTable(at.LongFirst(n, full, rows * self.programs), full)
 
-def _sparse(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, table: BlockTable, plan: _Plan
+
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    proj_lin: jax.Array | None,
+    q_valid: jax.Array,
+    bias: jax.Array,
+    table: BlockTable,
+    places: jax.Array | None,
+    plan: _Plan,
 ) -> jax.Array:
-    """Softmax attention of every query block to its listed key blocks.
+    """Softmax attention of every query block to its key blocks, and linear attention to all.
+
+    The linear part is that of `linear.linear_all`, but with means over keys for sums.
 
     Args:
         q: [B, Mq * q_block, N, D], 0 where it is padding.
         k: [B, Mk * K_BLOCK, N, D].
         v: [B, Mk * K_BLOCK, N, D].
+        proj_lin: [D, D], or None for the softmax part alone.
+        q_valid: [B, Mq * q_block] int32, 0 for padding.
         bias: [B, Mk * K_BLOCK] float32, 0 for valid keys and `MASKED` for others.
-        table: the key blocks of each query block.
+        table: the key blocks of each query block behind the full ones.
+        places: [Mq * q_block] int32, where the outputs of the queries go; as many as there are
+            outputs for those without one. None for their order.
         plan: what is fixed.
 
     Returns:
-        [B, Mq * q_block, N, D] in the dtype of v; 0 where no valid key is listed.
+        [B, Mq * q_block, N, D], or as many tokens as places, in the dtype of v; 0 where a query is
+        padding, and where no valid key is listed but for the linear part.
     """
-    return _sparse_vjp(q, k, v, bias, table, plan)
+    return _attend_vjp(q, k, v, proj_lin, q_valid, bias, table, places, plan)
 
 
-def _sparse_value(q, k, v, bias, table, plan):
+def _attend_value(*args):
+    return _run(*args, residuals=False)[0]
+
+
+def _attend_forward(q, k, v, proj_lin, q_valid, bias, table, places, plan):
+    o, *kept = _run(q, k, v, proj_lin, q_valid, bias, table, places, plan, residuals=True)
+    return o, (q, k, v, proj_lin, q_valid, bias, table, places, *kept)
+
+
+def _run(q, k, v, proj_lin, q_valid, bias, table, places, plan, *, residuals):
+    """The output and, for the gradient, the softmax part's one, its log-sum-exp and the states."""
+    b, tokens, n, d = q.shape
+    states = None if proj_lin is None else _states(k, v, bias, proj_lin, plan)
     if plan.forward is not None:
-        return plan.forward(q, k, v, bias, table)[0]
-    return _triton_forward(q, k, v, bias, table, plan, v.dtype)[0]
-
-
-def _sparse_forward(q, k, v, bias, table, plan):
-    if plan.forward is None:
+        soft, lse = plan.forward(q, k, v, bias, table)
+        o = soft.astype(jnp.float32)
+        if states is not None:
+            o += _linear_forward(q, states, plan)
+        return jnp.where(q_valid[..., None, None] > 0, o, 0).astype(v.dtype), soft, lse, states
+    place, q_rows = plan.place(table), at.rows(plan.rows, d)
+    inputs = [*_over_table(q, k, v, bias, table, plan), (q_valid, at.mask(plan.rows))]
+    if states is not None:
+        inputs += _inputs(states)
+    outputs = [(q.shape, v.dtype, q_rows)]
+    if places is not None:
+        inputs.append((places, pl.BlockSpec((plan.rows,), lambda i, n, b: (i,))))
+        shape = b, plan.outputs, n, d
+        outputs = [(shape, v.dtype, at.all_variants(jax.ShapeDtypeStruct(shape, v.dtype)))]
+    if residuals:
         # The gradient subtracts do * o from do * v, which are equal where one key has all the
         # weight: there o that is rounded to half precision is not exact enough.
-        o, lse = _triton_forward(q, k, v, bias, table, plan, jnp.float32)
-    else:
-        o, lse = plan.forward(q, k, v, bias, table)
-    return o.astype(v.dtype), (q, k, v, bias, table, o, lse)
-
-
-def _triton_forward(q, k, v, bias, table, plan, dtype):
-    b, tokens, n, d = q.shape
-    return at.call(
-        functools.partial(kernels.sla_forward, k_block=K_BLOCK, programs=plan.programs),
-        plan.tiles.forward,
-        (table.ids.shape[2] * plan.programs, n, b),
-        _over_table(q, k, v, bias, table, plan),
-        [
-            (q.shape, dtype, at.rows(plan.rows, d)),
+        outputs += [
+            (q.shape, jnp.float32, q_rows),
             ((b, n, tokens), jnp.float32, at.row(plan.rows)),
-        ],
-        interpret=plan.interpret,
+        ]
+    kernel = functools.partial(
+        kernels.sla_forward,
+        k_block=K_BLOCK,
+        place=place,
+        linear=None if states is None else (plan.phi, plan.eps),
+        scatter=places is not None,
+        residuals=residuals,
     )
+    found = at.call(
+        kernel, plan.tiles.forward, (place.order, b), inputs, outputs, interpret=plan.interpret
+    )
+    return *found, states
 
 
-def _sparse_backward(plan, residuals, do):
-    q, k, v, bias, table, o, lse = residuals
+def _attend_backward(plan, residuals, do):
+    q, k, v, proj_lin, q_valid, bias, table, places, o, lse, states = residuals
+    if places is not None:
+        do = do.at[:, places].get(mode="fill", fill_value=0)
+    do = jnp.where(q_valid[..., None, None] > 0, do, 0)
+    dq, dk, dv = _softmax_backward(q, k, v, bias, table, plan, o, lse, do)
+    dproj = None
+    if states is not None:
+        *linear, dproj = _linear_backward(q, k, v, proj_lin, states, plan, do)
+        dq, dk, dv = (x + y for x, y in zip((dq, dk, dv), linear, strict=True))
+    return dq, dk, dv, dproj, None, None, None, None
+
+
+_attend_vjp = jax.custom_vjp(_attend_value, nondiff_argnums=(8,))
+_attend_vjp.defvjp(_attend_forward, _attend_backward)
+
+
+def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
     b, tokens, n, d = q.shape
     q_rows, k_rows, column = at.rows(plan.rows, d), at.rows(K_BLOCK, d), at.row(plan.rows)
+    place = plan.place(table)
     dq, delta = at.call(
-        functools.partial(kernels.sla_query_gradient, k_block=K_BLOCK, programs=plan.programs),
+        functools.partial(kernels.sla_query_gradient, k_block=K_BLOCK, place=place),
         plan.tiles.query_gradient,
-        (table.ids.shape[2] * plan.programs, n, b),
+        (place.order, b),
         [
             *_over_table(q, k, v, bias, table, plan),
             (do, q_rows),
@@ -187,10 +271,17 @@ def _sparse_backward(plan, residuals, do):
         interpret=plan.interpret,
     )
     transposed = table.transpose()
+    order = at.LongFirst(n, plan.full_columns, table.columns - plan.full_columns)
     dk, dv = at.call(
-        functools.partial(kernels.sla_key_gradient, q_block=plan.q_block, size=plan.tiles.slice),
+        functools.partial(
+            kernels.sla_key_gradient,
+            q_block=plan.q_block,
+            size=plan.tiles.slice,
+            order=order,
+            full=plan.full_rows,
+        ),
         plan.tiles.key_gradient,
-        (table.columns, n, b),
+        (order, b),
         [
             (q, at.all_variants(q)),
             (k, k_rows),
@@ -205,68 +296,87 @@ def _sparse_backward(plan, residuals, do):
         [(k.shape, k.dtype, k_rows), (v.shape, v.dtype, k_rows)],
         interpret=plan.interpret,
     )
-    return dq, dk, dv, None, None
-
-
-_sparse_vjp = jax.custom_vjp(_sparse_value, nondiff_argnums=(5,))
-_sparse_vjp.defvjp(_sparse_forward, _sparse_backward)
+    return dq, dk, dv
 
 
 def _over_table(q, k, v, bias, table, plan):
     """Inputs of a kernel whose programs have one query block each, or a part of it."""
+    entries = at.part(table.ids.shape[-1], programs=plan.programs, skipped=plan.full_rows)
     return [
         (q, at.rows(plan.rows, q.shape[-1])),
         (k, at.all_variants(k)),
         (v, at.all_variants(v)),
         (bias, at.all_mask(bias)),
-        (table.ids, at.part(table.ids.shape[-1], programs=plan.programs)),
-        (table.counts, at.head(table.ids.shape[2])),
+        (table.ids, entries),
     ]
 
 
-def _linear(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    proj_lin: jax.Array,
-    bias: jax.Array,
-    phi: Phi,
-    eps: float,
-    plan: _Plan,
-) -> jax.Array:
-    """Linear attention to all valid keys, projected; arguments as in `_sparse`.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _States:
+    """Of all keys: S [B, N, D, D], z [B, N, D] and H [B, N, D, D] of `triton_kernels`."""
 
-    As `linear.linear_all`, but with means over keys for sums: eps is that of the means.
-
-    Returns:
-        [B, Mq * q_block, N, D] in the dtype of v.
-    """
-    return _linear_vjp(q, k, v, proj_lin, bias, phi, eps, plan)
+    state: jax.Array
+    total: jax.Array
+    mean: jax.Array
 
 
-def _linear_forward(q, k, v, proj_lin, bias, phi, eps, plan):
-    b, tokens, n, d = q.shape
-    size = plan.tiles.slice
-    kernel = functools.partial(kernels.sla_linear_state, phi=phi)
+def _states(k, v, bias, proj_lin, plan) -> _States:
+    kernel = functools.partial(kernels.sla_linear_state, phi=plan.phi)
     inputs = [(k, at.all_variants(k)), (v, at.all_variants(v)), (bias, at.all_mask(bias))]
-    means = [x / k.shape[1] for x in _sums(kernel, k, inputs, plan)]
-    [o] = at.call(
-        functools.partial(kernels.sla_linear_forward, phi=phi, eps=eps),
+    sums, totals = _sums(kernel, k, inputs, plan)
+    b, n, parts, d, _ = sums.shape
+    some = (None, None, _STATE_ROWS, d)
+
+    def at_rows(i, n, b):
+        return b, n, i, 0
+
+    found = at.call(
+        functools.partial(kernels.sla_linear_project, keys=k.shape[1]),
         plan.tiles.linear,
-        (tokens // size, n, b),
-        [(q, at.rows(size, d)), *_states(means, proj_lin, q.dtype)],
-        [(q.shape, v.dtype, at.rows(size, d))],
+        (d // _STATE_ROWS, n, b),
+        [
+            (
+                sums,
+                pl.BlockSpec((None, None, parts, _STATE_ROWS, d), lambda i, n, b: (b, n, 0, i, 0)),
+            ),
+            (totals, pl.BlockSpec((None, None, parts, _STATE_ROWS), lambda i, n, b: (b, n, 0, i))),
+            (proj_lin.astype(jnp.float32), pl.BlockSpec((d, d), lambda i, n, b: (0, 0))),
+        ],
+        [
+            ((b, n, d, d), kernels.linear_dtype(k.dtype), pl.BlockSpec(some, at_rows)),
+            (
+                (b, n, d),
+                jnp.float32,
+                pl.BlockSpec((None, None, _STATE_ROWS), lambda i, n, b: (b, n, i)),
+            ),
+            ((b, n, d, d), jnp.float32, pl.BlockSpec(some, at_rows)),
+        ],
         interpret=plan.interpret,
     )
-    return o, (q, k, v, proj_lin, means)
+    return _States(*found)
 
 
-def _linear_backward(phi, eps, plan, residuals, do):
-    q, k, v, proj_lin, means = residuals
+def _linear_forward(q, states, plan):
+    """The linear part alone, float32."""
     b, tokens, n, d = q.shape
     size = plan.tiles.slice
-    some = at.rows(size, d)
-    states = _states(means, proj_lin, q.dtype)
+    [o] = at.call(
+        functools.partial(kernels.sla_linear_forward, phi=plan.phi, eps=plan.eps),
+        plan.tiles.linear,
+        (tokens // size, n, b),
+        [(q, at.rows(size, d)), *_inputs(states)],
+        [(q.shape, jnp.float32, at.rows(size, d))],
+        interpret=plan.interpret,
+    )
+    return o
+
+
+def _linear_backward(q, k, v, proj_lin, kept, plan, do):
+    """Gradients of q, k, v and proj_lin through the linear part."""
+    b, tokens, n, d = q.shape
+    phi, eps, size = plan.phi, plan.eps, plan.tiles.slice
+    some, states = at.rows(size, d), _inputs(kept)
     [dq] = at.call(
         functools.partial(kernels.sla_linear_query_gradient, phi=phi, eps=eps),
         plan.tiles.linear,
@@ -277,8 +387,8 @@ def _linear_backward(phi, eps, plan, residuals, do):
     )
     kernel = functools.partial(kernels.sla_linear_state_gradient, phi=phi, eps=eps)
     inputs = [(q, at.all_variants(q)), *states, (do, at.all_variants(do))]
-    dstate, dtotal = _sums(kernel, q, inputs, plan)
-    dproj = _product("bnij,bnik->jk", means[0], dstate)
+    dstate, dtotal = (x.sum(axis=2) for x in _sums(kernel, q, inputs, plan))
+    dproj = _product("bnij,bnik->jk", kept.mean, dstate)
     dmean = _product("bnik,jk->bnij", dstate, proj_lin.astype(jnp.float32)) / k.shape[1]
     dk, dv = at.call(
         functools.partial(kernels.sla_linear_key_gradient, phi=phi),
@@ -293,19 +403,15 @@ def _linear_backward(phi, eps, plan, residuals, do):
         [(k.shape, k.dtype, some), (v.shape, v.dtype, some)],
         interpret=plan.interpret,
     )
-    return dq, dk, dv, dproj.astype(proj_lin.dtype), None
-
-
-_linear_vjp = jax.custom_vjp(lambda *x: _linear_forward(*x)[0], nondiff_argnums=(5, 6, 7))
-_linear_vjp.defvjp(_linear_forward, _linear_backward)
+    return dq, dk, dv, dproj.astype(proj_lin.dtype)
 
 
 def _sums(kernel, x, inputs, plan):
-    """Two sums over the rows of x, [B, N, D, D] and [B, N, D], by chunks of slices."""
+    """Two sums over parts of the rows of x, [B, N, parts, D, D] and [B, N, parts, D]."""
     b, tokens, n, d = x.shape
     size, chunk = plan.tiles.slice, plan.tiles.chunk
     parts = block_count(tokens // size, chunk)
-    sums = at.call(
+    return at.call(
         functools.partial(kernel, size=size, chunk=chunk),
         plan.tiles.linear,
         (parts, n, b),
@@ -313,15 +419,12 @@ def _sums(kernel, x, inputs, plan):
         [((b, n, parts, *rest), jnp.float32, at.part(*rest)) for rest in ((d, d), (d,))],
         interpret=plan.interpret,
     )
-    return [x.sum(axis=2) for x in sums]
 
 
-def _states(means, proj_lin, dtype):
-    """Inputs S = H W and z of a kernel."""
-    state, total = means
-    d = state.shape[-1]
-    state = _product("bnij,jk->bnik", state, proj_lin.astype(jnp.float32))
-    return [(state.astype(kernels.linear_dtype(dtype)), at.head(d, d)), (total, at.head(d))]
+def _inputs(states: _States) -> list[tuple[jax.Array, pl.BlockSpec]]:
+    """S and z, as inputs of a kernel."""
+    d = states.state.shape[-1]
+    return [(states.state, at.head(d, d)), (states.total, at.head(d))]
 
 
 def _product(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:

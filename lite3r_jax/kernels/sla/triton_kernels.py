@@ -12,18 +12,24 @@ H = phi(K)^T V / Tk and z = phi(K)^T 1 / Tk, and eps / Tk goes with them, so tha
     o = phi(q) S / den,    S = H W,    den = phi(q) z + eps / Tk
 
 stays in the range of half precision. Gradients of S need not, so that in half precision the
-operands of its products are bfloat16. phi and its derivative come from `reference.PHI`.
+operands of its products are bfloat16, in three parts where they are summed up over tokens. phi and
+its derivative come from `reference.PHI`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
 
+from lite3r_jax.kernels.block_map.table import block_count
 from lite3r_jax.kernels.flash_kernels import (
-    attend,
+    At,
+    attended,
     dot,
     key_gradient,
     listed,
@@ -31,6 +37,42 @@ from lite3r_jax.kernels.flash_kernels import (
     row_sums,
 )
 from lite3r_jax.kernels.sla.reference import PHI, Phi
+from lite3r_jax.kernels.triton_call import LongFirst
+
+# Of the linear part that are multiplied at a time.
+_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class OverTable:
+    """How a program finds its query block and that block's keys.
+
+    Attributes:
+        order: of programs over query blocks, or parts of them, and heads.
+        full: so many programs of a head come first whose queries attend to all key blocks.
+    """
+
+    order: LongFirst
+    full: int
+
+    def run(self, ids_ref, bias_ref, k_block: int, attend: Callable[[At, Any], Any]) -> Any:
+        """attend(where the keys of each step are, the number of steps) of this program.
+
+        Two loops and not one that looks at each step which of the two it is: that costs registers.
+        """
+        columns = bias_ref.shape[0] // k_block
+
+        def to_listed():
+            return attend(listed(ids_ref, k_block), _used(ids_ref, columns))
+
+        if not self.full:
+            return to_listed()
+        block, _ = self.order.split(pl.program_id(0))
+
+        def to_all():
+            return attend(lambda step: pl.ds(step * k_block, k_block), columns)
+
+        return lax.cond(block < self.full, to_all, to_listed)
 
 
 def sla_forward(
@@ -39,16 +81,40 @@ def sla_forward(
     v_ref,
     bias_ref,
     ids_ref,
-    counts_ref,
-    o_ref,
-    lse_ref,
-    *,
+    valid_ref,
+    *refs,
     k_block: int,
-    programs: int,
+    place: OverTable,
+    linear: tuple[Phi, float] | None,
+    scatter: bool,
+    residuals: bool,
 ):
-    """One query block, or its part among so many programs: output and log-sum-exp."""
-    at, count = listed(ids_ref, k_block), counts_ref[pl.program_id(0) // programs]
-    attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, at, count)
+    """One query block, or its part: softmax part plus linear part, at its places if there are any.
+
+    The softmax part's output and log-sum-exp are written where the backward pass needs them.
+    """
+    refs = list(refs)
+    state_ref, total_ref = (refs.pop(0), refs.pop(0)) if linear else (None, None)
+    places_ref = refs.pop(0) if scatter else None
+    o_ref, *rest = refs
+
+    def attend(at, steps):
+        return attended(q_ref, k_ref, v_ref, bias_ref, at, steps)
+
+    o, lse = place.run(ids_ref, bias_ref, k_block, attend)
+    if residuals:
+        soft_ref, lse_ref = rest
+        soft_ref[...] = o.astype(soft_ref.dtype)
+        lse_ref[...] = lse
+    if linear is not None:
+        o += _linear_output(q_ref, state_ref, total_ref, *linear)
+    o = jnp.where((valid_ref[...] > 0)[:, None], o, 0).astype(o_ref.dtype)
+    if places_ref is None:
+        o_ref[...] = o
+        return
+    places = jnp.broadcast_to(places_ref[...][:, None], o.shape)
+    channels = lax.broadcasted_iota(jnp.int32, o.shape, 1)
+    plt.store(o_ref.at[places, channels], o, mask=places < o_ref.shape[0])
 
 
 def sla_query_gradient(
@@ -57,7 +123,6 @@ def sla_query_gradient(
     v_ref,
     bias_ref,
     ids_ref,
-    counts_ref,
     do_ref,
     o_ref,
     lse_ref,
@@ -65,14 +130,31 @@ def sla_query_gradient(
     delta_ref,
     *,
     k_block: int,
-    programs: int,
+    place: OverTable,
 ):
     """One query block, or its part: its gradient, and delta, the row sums of do * o."""
     do = do_ref[...]
     delta = row_sums(do, o_ref[...])
     delta_ref[...] = delta
-    at, count = listed(ids_ref, k_block), counts_ref[pl.program_id(0) // programs]
-    query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse_ref[...], delta, dq_ref, at, count)
+    lse = lse_ref[...]
+
+    def attend(at, steps):
+        query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse, delta, dq_ref, at, steps)
+
+    place.run(ids_ref, bias_ref, k_block, attend)
+
+
+def _used(ids_ref, columns: int) -> jax.Array:
+    """How many entries of a row of a table are used."""
+    width = ids_ref.shape[0]
+    size = min(pl.next_power_of_2(width), 256)
+
+    def add(part, count):
+        entry = part * size + lax.iota(jnp.int32, size)
+        ids = plt.load(ids_ref.at[entry], mask=entry < width, other=columns)
+        return count + (ids < columns).astype(jnp.int32).sum(axis=0)
+
+    return lax.fori_loop(0, block_count(width, size), add, jnp.int32(0))
 
 
 def sla_key_gradient(
@@ -90,15 +172,26 @@ def sla_key_gradient(
     *,
     q_block: int,
     size: int,
+    order: LongFirst,
+    full: int,
 ):
-    """One key block: the gradients of keys and values, over `size` queries at a time."""
+    """One key block: the gradients of keys and values, over `size` queries at a time.
+
+    `full` query blocks come first, that list all key blocks and are not in the table.
+    """
     slices = q_block // size
+    j, _ = order.split(pl.program_id(0))
+    before = offsets_ref[j] - full
 
     def at(step):
-        first = rows_ref[lax.div(step, slices)] * q_block + lax.rem(step, slices) * size
-        return pl.ds(first, size), None
+        number = lax.div(step, slices)
+        if full == 0:
+            row = rows_ref[before + number]
+        else:  # an entry is read in any case, and so of the table
+            entry = jnp.minimum(before + jnp.maximum(number, full), rows_ref.shape[0] - 1)
+            row = jnp.where(number < full, number, full + rows_ref[entry])
+        return pl.ds(row * q_block + lax.rem(step, slices) * size, size), None
 
-    j = pl.program_id(0)
     key_gradient(
         q_ref,
         k_ref,
@@ -110,7 +203,7 @@ def sla_key_gradient(
         dk_ref,
         dv_ref,
         at,
-        (offsets_ref[j] * slices, offsets_ref[j + 1] * slices),
+        (0, (offsets_ref[j + 1] - before) * slices),
     )
 
 
@@ -124,18 +217,46 @@ def sla_linear_state(
         state, total = carry
         at = pl.ds(step * size, size)
         f = jnp.where(bias_ref[at][:, None] == 0, _features(k_ref[at, :], phi)[0], 0)
-        state += dot(f.astype(dtype), v_ref[at, :].astype(dtype), trans_a=True)
-        return state, total + f.sum(axis=0)
+        return state + _sum_of_products(f, v_ref[at, :], dtype), total + f.sum(axis=0)
 
     _over_chunk(fold, k_ref.shape[0] // size, chunk, state_ref, total_ref)
 
 
+def sla_linear_project(
+    parts_ref, totals_ref, weight_ref, state_ref, total_ref, mean_ref, *, keys: int
+):
+    """Some rows of a head's states: S and z, and H, from sums over parts of so many keys."""
+
+    def add(part, sums):
+        return sums[0] + parts_ref[part, :, :], sums[1] + totals_ref[part, :]
+
+    zero = jnp.zeros(mean_ref.shape, jnp.float32), jnp.zeros(total_ref.shape, jnp.float32)
+    mean, total = (x / keys for x in lax.fori_loop(0, parts_ref.shape[0], add, zero))
+    state_ref[...] = dot(mean, weight_ref[...]).astype(state_ref.dtype)
+    total_ref[...] = total
+    mean_ref[...] = mean
+
+
 def sla_linear_forward(q_ref, state_ref, total_ref, o_ref, *, phi: Phi, eps: float):
     """Some queries: o."""
-    f, _ = _features(q_ref[...], phi)
-    state = state_ref[...]
-    o = dot(f.astype(state.dtype), state) / _denominator(f, total_ref, eps)[:, None]
-    o_ref[...] = o.astype(o_ref.dtype)
+    o_ref[...] = _linear_output(q_ref, state_ref, total_ref, phi, eps).astype(o_ref.dtype)
+
+
+def _linear_output(q_ref, state_ref, total_ref, phi: Phi, eps: float) -> jax.Array:
+    """phi(q) S / den in float32, some channels at a time, which takes fewer registers."""
+    d, dtype = q_ref.shape[1], state_ref.dtype
+    size = d if phi == "softmax" else _CHANNELS  # the softmax is one over all channels
+
+    def add(part, carry):
+        some = pl.ds(part * size, size)
+        f, _ = _features(q_ref[:, some], phi)
+        o = carry[0] + dot(f.astype(dtype), state_ref[some, :])
+        return o, carry[1] + (f * total_ref[some][None, :]).sum(axis=1)
+
+    rows = q_ref.shape[0]
+    zero = jnp.zeros((rows, d), jnp.float32), jnp.zeros((rows,), jnp.float32)
+    o, total = lax.fori_loop(0, d // size, add, zero)
+    return o / jnp.where(total > 0, total + eps, 1)[:, None]
 
 
 def sla_linear_query_gradient(q_ref, state_ref, total_ref, do_ref, dq_ref, *, phi: Phi, eps: float):
@@ -171,7 +292,7 @@ def sla_linear_state_gradient(
         den = _denominator(f, total_ref, eps)
         _, dden = _through_states(f, den, do, state_ref)
         dnum = do.astype(jnp.float32) / den[:, None]
-        dstate += dot(f.astype(dtype), dnum.astype(dtype), trans_a=True)
+        dstate += _sum_of_products(f, dnum, dtype)
         return dstate, dtotal + (f * dden[:, None]).sum(axis=0)
 
     _over_chunk(fold, q_ref.shape[0] // size, chunk, dstate_ref, dtotal_ref)
@@ -194,6 +315,38 @@ def linear_dtype(dtype: Any) -> Any:
 def _features(x: jax.Array, phi: Phi):
     """phi(x) in float32, and how its gradient becomes that of x."""
     return jax.vjp(PHI[phi], x.astype(jnp.float32))
+
+
+def _sum_of_products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """x^T y in float32 precision, also where `dtype`, that of the operands, is bfloat16.
+
+    Not for 128 channels, where operands are rounded. The gradient of proj_lin is made of such sums
+    and is float32: operands that are rounded to bfloat16 leave an error of 1e-3 in it, sums of two
+    of them one of 1e-5.
+    """
+    if dtype == jnp.float32:
+        return dot(x, y, trans_a=True)
+    count = 3 if x.shape[1] == 64 else 1  # with 128 channels registers would spill
+    x_parts = _parts(x, dtype, count)
+    y_parts = [y] if y.dtype == dtype else _parts(y, dtype, count)
+    pairs = [(i, j) for i in range(count) for j in range(len(y_parts)) if i + j < count]
+    total = jnp.zeros((x.shape[1], y.shape[1]), jnp.float32)
+    for i, j in reversed(pairs):  # the largest last
+        total += dot(x_parts[i], y_parts[j], trans_a=True)
+    return total
+
+
+def _parts(x: jax.Array, dtype: Any, count: int) -> list[jax.Array]:
+    """float32 as so many of bfloat16: eight bits each, cut off, so that no compiler joins them."""
+    rest, parts = x.astype(jnp.float32), []
+    if count == 1:
+        return [rest.astype(dtype)]
+    for _ in range(count):
+        bits = lax.bitcast_convert_type(rest, jnp.int32) & jnp.int32(-65536)
+        part = lax.bitcast_convert_type(bits, jnp.float32)
+        parts.append(part.astype(dtype))
+        rest -= part
+    return parts
 
 
 def _denominator(f, total_ref, eps):
