@@ -198,7 +198,12 @@ def block_map(
     else:
         mean_q, q_used = mean_q[:, :, full_rows:], q_used[:, full_rows:]
     means = mean_q, q_used, mean_k, k_used
-    if among is None:
+    if full_rows == block_count(q.shape[1], q_block):  # nothing is chosen
+        critical, negligible = (
+            jnp.zeros((q.shape[0], q.shape[2], 0, width), jnp.int32)
+            for width in (len(kept) + top, bottom)
+        )
+    elif among is None:
         critical, negligible = OPERATOR[chosen].run(*means, **settings)
     else:
         _check_choice(among, mean_q.shape[2], columns, full_columns, len(kept), top, bottom)

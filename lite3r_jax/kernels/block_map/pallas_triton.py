@@ -59,8 +59,6 @@ def select_triton(
         raise ValueError(f"the Triton kernel cannot run this: {reason}")
     b, n = q.shape[:2]
     columns, rows = k.shape[2], q.shape[2] - first
-    if rows == 0:
-        return tuple(jnp.zeros((b, n, 0, w), jnp.int32) for w in (len(kept) + top, bottom))
     if not (len(kept) or bottom) and block_count(columns, _TILE) > top:
         ids = _few(q[:, :, first:], q_used[:, first:], k, k_used, top, interpret)
         return ids, jnp.zeros((b, n, rows, 0), jnp.int32)

@@ -301,6 +301,7 @@ def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
 
 def _over_table(q, k, v, bias, table, plan):
     """Inputs of a kernel whose programs have one query block each, or a part of it."""
+    every = jnp.asarray(np.arange(table.columns, dtype=np.int32))
     entries = at.part(table.ids.shape[-1], programs=plan.programs, skipped=plan.full_rows)
     return [
         (q, at.rows(plan.rows, q.shape[-1])),
@@ -308,6 +309,7 @@ def _over_table(q, k, v, bias, table, plan):
         (v, at.all_variants(v)),
         (bias, at.all_mask(bias)),
         (table.ids, entries),
+        (every, pl.BlockSpec(every.shape, lambda i, n, b: (0,))),
     ]
 
 

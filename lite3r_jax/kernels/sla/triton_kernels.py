@@ -55,12 +55,13 @@ class OverTable:
     order: LongFirst
     full: int
 
-    def run(self, ids_ref, bias_ref, k_block: int, attend: Callable[[At, Any], Any]) -> Any:
+    def run(self, ids_ref, every_ref, k_block: int, attend: Callable[[At, Any], Any]) -> Any:
         """attend(where the keys of each step are, the number of steps) of this program.
 
         Two loops and not one that looks at each step which of the two it is: that costs registers.
+        Both look ids up, `every_ref` has all in order: loops without take more shared memory.
         """
-        columns = bias_ref.shape[0] // k_block
+        columns = every_ref.shape[0]
 
         def to_listed():
             return attend(listed(ids_ref, k_block), _used(ids_ref, columns))
@@ -70,7 +71,7 @@ class OverTable:
         block, _ = self.order.split(pl.program_id(0))
 
         def to_all():
-            return attend(lambda step: pl.ds(step * k_block, k_block), columns)
+            return attend(listed(every_ref, k_block), columns)
 
         return lax.cond(block < self.full, to_all, to_listed)
 
@@ -81,6 +82,7 @@ def sla_forward(
     v_ref,
     bias_ref,
     ids_ref,
+    every_ref,
     valid_ref,
     *refs,
     k_block: int,
@@ -101,7 +103,7 @@ def sla_forward(
     def attend(at, steps):
         return attended(q_ref, k_ref, v_ref, bias_ref, at, steps)
 
-    o, lse = place.run(ids_ref, bias_ref, k_block, attend)
+    o, lse = place.run(ids_ref, every_ref, k_block, attend)
     if residuals:
         soft_ref, lse_ref = rest
         soft_ref[...] = o.astype(soft_ref.dtype)
@@ -123,6 +125,7 @@ def sla_query_gradient(
     v_ref,
     bias_ref,
     ids_ref,
+    every_ref,
     do_ref,
     o_ref,
     lse_ref,
@@ -141,7 +144,7 @@ def sla_query_gradient(
     def attend(at, steps):
         query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse, delta, dq_ref, at, steps)
 
-    place.run(ids_ref, bias_ref, k_block, attend)
+    place.run(ids_ref, every_ref, k_block, attend)
 
 
 def _used(ids_ref, columns: int) -> jax.Array:
