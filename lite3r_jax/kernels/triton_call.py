@@ -123,16 +123,6 @@ def head(*rest: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, *rest), lambda i, n, b: (b, n, *(0 for _ in rest)))
 
 
-def part(*rest: int, programs: int = 1, skipped: int = 0) -> pl.BlockSpec:
-    """Element i of [B, N, M, *rest], or of so many programs each.
-
-    `skipped` elements have no entry: they come before the first and get the first.
-    """
-
-    def index(i, n, b):
-        element = i // programs
-        return (b, n, lax.max(element - skipped, jnp.int32(0)) if skipped else element)
-
-    return pl.BlockSpec(
-        (None, None, None, *rest), lambda i, n, b: (*index(i, n, b), *(0 for _ in rest))
-    )
+def part(*rest: int) -> pl.BlockSpec:
+    """Element i of [B, N, M, *rest]."""
+    return pl.BlockSpec((None, None, None, *rest), lambda i, n, b: (b, n, i, *(0 for _ in rest)))

@@ -148,9 +148,9 @@ class _Plan:
 
     def place(self, table: BlockTable) -> kernels.OverTable:
         """Of programs over query blocks."""
-        _, n, rows, _ = table.ids.shape
-        full = self.full_rows * self.programs
-        return kernels.OverTable(at.LongFirst(n, full, rows * self.programs), full)
+        _, n, rows, width = table.ids.shape
+        order = at.LongFirst(n, self.full_rows * self.programs, rows * self.programs)
+        return kernels.OverTable(order, self.full_rows, self.programs, width, table.columns)
 
 
 def _attend(
@@ -301,15 +301,17 @@ def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
 
 def _over_table(q, k, v, bias, table, plan):
     """Inputs of a kernel whose programs have one query block each, or a part of it."""
-    every = jnp.asarray(np.arange(table.columns, dtype=np.int32))
-    entries = at.part(table.ids.shape[-1], programs=plan.programs, skipped=plan.full_rows)
+    b, n = table.ids.shape[:2]
+    ids = table.ids.reshape(b, n, -1)
+    if plan.full_rows:
+        every = jnp.arange(table.columns, dtype=jnp.int32)
+        ids = jnp.concatenate([jnp.broadcast_to(every, (b, n, table.columns)), ids], axis=-1)
     return [
         (q, at.rows(plan.rows, q.shape[-1])),
         (k, at.all_variants(k)),
         (v, at.all_variants(v)),
         (bias, at.all_mask(bias)),
-        (table.ids, entries),
-        (every, pl.BlockSpec(every.shape, lambda i, n, b: (0,))),
+        (ids, at.head(ids.shape[-1])),
     ]
 
 

@@ -16,7 +16,6 @@ operands of its products are bfloat16, in three parts where they are summed up o
 its derivative come from `reference.PHI`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,6 @@ from lite3r_jax.kernels.flash_kernels import (
     attended,
     dot,
     key_gradient,
-    listed,
     query_gradient,
     row_sums,
 )
@@ -47,33 +45,47 @@ _CHANNELS = 16
 class OverTable:
     """How a program finds its query block and that block's keys.
 
+    Ids of key blocks are one list of a head: where there are full rows, first all ids, then those
+    of one row of the table after the other. A loop that looked at each step, or two loops, would
+    cost registers.
+
     Attributes:
         order: of programs over query blocks, or parts of them, and heads.
-        full: so many programs of a head come first whose queries attend to all key blocks.
+        full: so many query blocks of a head come first that attend to all key blocks.
+        programs: parts of a query block.
+        width: ids of a row of the table.
+        columns: Mk.
     """
 
     order: LongFirst
     full: int
+    programs: int
+    width: int
+    columns: int
 
-    def run(self, ids_ref, every_ref, k_block: int, attend: Callable[[At, Any], Any]) -> Any:
-        """attend(where the keys of each step are, the number of steps) of this program.
+    def keys(self, ids_ref, k_block: int) -> tuple[At, jax.Array]:
+        """Where the keys of each step are, and the number of steps."""
+        block = lax.div(self.order.split(pl.program_id(0))[0], jnp.int32(self.programs))
+        first = block * self.width
+        if self.full:
+            later = self.columns + (block - self.full) * self.width
+            first = jnp.where(block < self.full, 0, later)
+        count = self._used(ids_ref, first)
+        if self.full:
+            count = jnp.where(block < self.full, self.columns, count)
+        return lambda step: pl.ds(ids_ref[first + step] * k_block, k_block), count
 
-        Two loops and not one that looks at each step which of the two it is: that costs registers.
-        Both look ids up, `every_ref` has all in order: loops without take more shared memory.
-        """
-        columns = every_ref.shape[0]
+    def _used(self, ids_ref, first) -> jax.Array:
+        """How many ids of a row are used."""
+        size = min(pl.next_power_of_2(self.width), 256)
 
-        def to_listed():
-            return attend(listed(ids_ref, k_block), _used(ids_ref, columns))
+        def add(part, count):
+            entry = part * size + lax.iota(jnp.int32, size)
+            at = jnp.minimum(first + entry, ids_ref.shape[0] - 1)
+            ids = plt.load(ids_ref.at[at], mask=entry < self.width, other=self.columns)
+            return count + (ids < self.columns).astype(jnp.int32).sum(axis=0)
 
-        if not self.full:
-            return to_listed()
-        block, _ = self.order.split(pl.program_id(0))
-
-        def to_all():
-            return attend(listed(every_ref, k_block), columns)
-
-        return lax.cond(block < self.full, to_all, to_listed)
+        return lax.fori_loop(0, block_count(self.width, size), add, jnp.int32(0))
 
 
 def sla_forward(
@@ -82,7 +94,6 @@ def sla_forward(
     v_ref,
     bias_ref,
     ids_ref,
-    every_ref,
     valid_ref,
     *refs,
     k_block: int,
@@ -99,11 +110,7 @@ def sla_forward(
     state_ref, total_ref = (refs.pop(0), refs.pop(0)) if linear else (None, None)
     places_ref = refs.pop(0) if scatter else None
     o_ref, *rest = refs
-
-    def attend(at, steps):
-        return attended(q_ref, k_ref, v_ref, bias_ref, at, steps)
-
-    o, lse = place.run(ids_ref, every_ref, k_block, attend)
+    o, lse = attended(q_ref, k_ref, v_ref, bias_ref, *place.keys(ids_ref, k_block))
     if residuals:
         soft_ref, lse_ref = rest
         soft_ref[...] = o.astype(soft_ref.dtype)
@@ -125,7 +132,6 @@ def sla_query_gradient(
     v_ref,
     bias_ref,
     ids_ref,
-    every_ref,
     do_ref,
     o_ref,
     lse_ref,
@@ -139,25 +145,8 @@ def sla_query_gradient(
     do = do_ref[...]
     delta = row_sums(do, o_ref[...])
     delta_ref[...] = delta
-    lse = lse_ref[...]
-
-    def attend(at, steps):
-        query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse, delta, dq_ref, at, steps)
-
-    place.run(ids_ref, every_ref, k_block, attend)
-
-
-def _used(ids_ref, columns: int) -> jax.Array:
-    """How many entries of a row of a table are used."""
-    width = ids_ref.shape[0]
-    size = min(pl.next_power_of_2(width), 256)
-
-    def add(part, count):
-        entry = part * size + lax.iota(jnp.int32, size)
-        ids = plt.load(ids_ref.at[entry], mask=entry < width, other=columns)
-        return count + (ids < columns).astype(jnp.int32).sum(axis=0)
-
-    return lax.fori_loop(0, block_count(width, size), add, jnp.int32(0))
+    at, count = place.keys(ids_ref, k_block)
+    query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse_ref[...], delta, dq_ref, at, count)
 
 
 def sla_key_gradient(
