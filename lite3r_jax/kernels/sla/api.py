@@ -180,9 +180,7 @@ def sla(
     """
     _check(q, k, v, proj_lin, block_map, routing, phi, keep, eps)
     chosen = OPERATOR.choose(implementation, SlaCall.of(routing, q, block_map))
-    run = OPERATOR[chosen].run
-    if chosen not in _TAKE_ALL:
-        run = partial(_in_two, run)
+    run = runner(chosen)
     settings: dict[str, Any] = {
         "routing": routing,
         "phi": phi,
@@ -201,7 +199,18 @@ def sla(
     return sparse + project(o, proj_lin).astype(v.dtype)
 
 
-def _in_two(run, q, k, v, proj_lin, block_map, *, q_valid, places, **settings) -> jax.Array:
+def runner(name: str) -> Callable[..., jax.Array]:
+    """What computes a call by an implementation, full rows and places included."""
+    run = OPERATOR[name].run
+    return run if name in _TAKE_ALL else in_two(run)
+
+
+def in_two(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`run`, which knows neither full rows nor places, for calls that have them."""
+    return partial(_in_two, run)
+
+
+def _in_two(run, q, k, v, proj_lin, block_map, *, q_valid, places=None, **settings) -> jax.Array:
     """`run` for the query blocks that attend to all keys, and again for the others."""
     full = block_map.full_rows if block_map is not None else 0
     if not full:

@@ -25,6 +25,8 @@ class Case:
         always: how many key blocks at the start are always kept.
         routing: "block" or "block3".
         phi: feature map.
+        full: query blocks at the start that attend to all key blocks; with some, outputs are put
+            into another order.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Case:
     always: int = 0
     routing: Routing = "block"
     phi: Phi = "elu1"
+    full: int = 0
 
     @property
     def q_blocks(self) -> int:

@@ -13,7 +13,7 @@ from lite3r_jax.kernels.block_map.api import block_map
 from lite3r_jax.kernels.block_map.table import BlockMap
 from lite3r_jax.kernels.comparison import CAPS, errors, same_bits
 from lite3r_jax.kernels.registry import Check
-from lite3r_jax.kernels.sla.api import OPERATOR
+from lite3r_jax.kernels.sla.api import in_two, runner
 from lite3r_jax.kernels.sla.cases import Case
 from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.reference import sla_reference
@@ -29,6 +29,7 @@ CASES = (
     Case("head dim 128, equal blocks", 300, 500, 1, 2, 128),
     Case("marginal", 700, 900, 2, 2, q_block=128, low=0.2, routing="block3"),
     Case("no marginal block", 300, 300, keep=0.5, low=0.5, routing="block3"),
+    Case("rows of all blocks", 700, 650, 2, 3, q_block=128, always=2, full=2),
     Case("long", 4096, 4096, 1, 4, q_block=128, keep=0.1),
 )
 # Few, but of every kind of call that has cases: for a model that waits.
@@ -37,6 +38,7 @@ QUICK = (
     "short last wide blocks",
     "protected blocks, softmax",
     "marginal",
+    "rows of all blocks",
     "head dim 128",
     "head dim 128, equal blocks",
 )
@@ -64,7 +66,7 @@ def checks(name: str) -> Iterator[Check[SlaCall]]:
     for case in CASES:
         for dtype in CAPS:
             call = SlaCall(case.routing, case.head_dim, dtype, case.q_block, case.k_block)
-            wrong = functools.partial(_wrong, OPERATOR[name].run, case, dtype)
+            wrong = functools.partial(_wrong, runner(name), case, dtype)
             yield Check(f"{case.name}, {dtype}", call, wrong, case.name in QUICK)
 
 
@@ -81,7 +83,7 @@ def outcome(run: Callable[..., jax.Array], case: Case, dtype: str) -> Outcome:
     q, k, v, w, up, q_valid, k_valid = problem(case, dtype)
     maps = select(case, "sorted", q, k, q_valid, k_valid)
     both = functools.partial(_both, case=case, maps=maps, masks=(q_valid, k_valid))
-    defined = jax.jit(functools.partial(both, sla_reference))
+    defined = jax.jit(functools.partial(both, in_two(sla_reference)))
     with jax.enable_x64(True):
         wide = [x.astype(jnp.float64) for x in (q, k, v, w, up)]
         exact = [np.asarray(x) for x in defined(*wide)]
@@ -125,6 +127,7 @@ def select(case: Case, name: str, q: Any, k: Any, q_valid: Any, k_valid: Any) ->
         top=top,
         bottom=bottom,
         always=range(case.always),
+        full_rows=case.full,
         implementation=name,
     )
     return jax.jit(lambda q, k, *masks: chosen(q, k, q_valid=masks[0], k_valid=masks[1]))(
@@ -136,5 +139,7 @@ def _both(run, q, k, v, w, up, *, case, maps, masks):
     """o, dq, dk, dv, dproj_lin."""
     settings = {"routing": case.routing, "phi": case.phi, "keep": None, "eps": 1e-6}
     settings |= {"q_valid": masks[0], "k_valid": masks[1]}
+    if case.full:
+        settings["places"] = np.arange(case.q_tokens)[::-1]
     o, pull = jax.vjp(lambda *x: run(*x, maps, **settings), q, k, v, w)
     return o, *pull(up)

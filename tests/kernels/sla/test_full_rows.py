@@ -9,6 +9,7 @@ import pytest
 
 from lite3r_jax.kernels.block_map.api import block_map
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
+from lite3r_jax.kernels.sla import check
 from lite3r_jax.kernels.sla.api import sla
 from lite3r_jax.kernels.sla.cases import Case
 from lite3r_jax.kernels.sla.pallas_triton import sla_triton
@@ -122,3 +123,15 @@ def test_a_map_splits_into_one_of_the_full_rows_and_one_of_the_others():
     ids = jnp.concatenate([full.critical.mask(), rest.critical.mask()], axis=2)
     np.testing.assert_array_equal(ids, whole.critical.mask())
     assert full.full_rows == rest.full_rows == 0
+
+
+def test_the_self_check_has_a_case_with_full_rows_and_places():
+    assert [case.full for case in check.CASES if case.name in check.QUICK and case.full] == [2]
+    case = Case("rows of all blocks", 150, 130, always=1, full=1)
+    run = functools.partial(sla_triton, interpret=True)
+    assert check.outcome(run, case, "float32").wrong is None
+
+    def without_places(*args, places, **settings):
+        return run(*args, places=np.sort(places), **settings)
+
+    assert "o is off by" in check.outcome(without_places, case, "float32").wrong
