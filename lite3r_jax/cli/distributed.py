@@ -8,7 +8,7 @@ import jax
 from lite3r_jax.cli.programs import Parser, exit_code
 from lite3r_jax.errors import InputError
 
-# Others work in one process: each would do all of it, in the same folder.
+# Others work in one process, but for reconstructions, which have settings for several.
 _COMMANDS = ("train", "distill")
 _GIVEN = ("coordinator", "processes", "process")
 
@@ -37,9 +37,10 @@ def _run(options: argparse.Namespace) -> int:
     from lite3r_jax.cli import lite3r
 
     if options.command not in _COMMANDS:
-        raise InputError(
-            f"{options.command}: runs in one process; {' and '.join(_COMMANDS)} run in several"
-        )
+        instead = "runs in one process"
+        if options.command == "reconstruct":
+            instead = "joins others by --processes.coordinator, --processes.count and so on"
+        raise InputError(f"{options.command}: {instead}; here run {' and '.join(_COMMANDS)}")
     given = [name for name in _GIVEN if getattr(options, name) is not None]
     if given and len(given) < len(_GIVEN):
         missing = [f"--{name}" for name in _GIVEN if name not in given]

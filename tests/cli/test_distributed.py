@@ -19,7 +19,8 @@ TOGETHER = ["--coordinator=localhost:9", "--processes=2", "--process=0"]
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["reconstruct", "photos"], "reconstruct: runs in one process; train and distill run in"),
+        (["evaluate"], "evaluate: runs in one process; here run train and distill"),
+        (["reconstruct", "photos"], "reconstruct: joins others by --processes.coordinator"),
         ([*TOGETHER[:2], "train"], "--process: not given; give all three, or none"),
         ([*TOGETHER[:2], "--process=2", "train"], "--process: expected 0 to 1, got 2"),
         (["--processes=many", "train"], "invalid int value: 'many'"),
