@@ -216,6 +216,8 @@ def _run_in_parts(
         every = zip(stacks, graphs, states, ropes, wholes, strict=True)
         for stack, graph, state, rope, whole in every:
             blocks, cores = nnx.merge(graph, state)
+            if rope is not None and stack.rope is not None:  # known while it is traced
+                rope = replace(rope, positions=stack.rope.positions)
             layout = stack.layout
             if layout.scope == "global":
                 layout = replace(layout, views=parts.each, parts=parts)
