@@ -21,5 +21,5 @@ def test_every_batch_has_as_many_views_and_auxiliary_losses_fade_after_as_many()
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(InputError, match="'cluster'.*gpu"):
+    with pytest.raises(InputError, match=r"'cluster'.*gpu"):
         get_config("cluster")
