@@ -63,8 +63,9 @@ test-gpu-compile: $(VENV)/.gpu
 	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile \
 		-n $(JOBS) --dist worksteal --max-worker-restart=0
 
+# NPROC: threads of XLA. With one, a callback waits for its arguments for ever.
 test-triton: $(VENV)/.triton
-	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu TRITON_INTERPRET=1 \
+	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu TRITON_INTERPRET=1 NPROC=4 \
 		$(RUN) -m pytest -m triton tests/triton/test_interpret.py
 	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu \
 		$(RUN) -m pytest -m triton tests/triton/test_compile.py
