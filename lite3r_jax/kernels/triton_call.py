@@ -74,13 +74,16 @@ def call(
         outputs: (shape, dtype, what a program writes of it).
         interpret: run it as plain JAX.
     """
+    sizes: tuple[int, ...]
     if isinstance(order := grid[0], LongFirst):
-        grid = (order.heads * (order.long + order.rest), 1, grid[1])
+        sizes = order.heads * (order.long + order.rest), 1, grid[1]
         inputs = [(x, order.spec(spec)) for x, spec in inputs]
-        outputs = [(*what, order.spec(spec)) for *what, spec in outputs]
+        outputs = [(shape, dtype, order.spec(spec)) for shape, dtype, spec in outputs]
+    else:
+        sizes = order, *grid[1:]
     return pl.pallas_call(
         kernel,
-        grid=grid,
+        grid=sizes,
         in_specs=[spec for _, spec in inputs],
         out_specs=[spec for *_, spec in outputs],
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
@@ -98,7 +101,7 @@ def rows(size: int, head_dim: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, size, None, head_dim), lambda i, n, b: (b, i, n, 0))
 
 
-def all_variants(x: jax.Array) -> pl.BlockSpec:
+def all_variants(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """All rows of [B, T, N, D]."""
     return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, n, b: (b, 0, n, 0))
 

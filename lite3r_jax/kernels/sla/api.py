@@ -212,11 +212,10 @@ def in_two(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def _in_two(run, q, k, v, proj_lin, block_map, *, q_valid, places=None, **settings) -> jax.Array:
     """`run` for the query blocks that attend to all keys, and again for the others."""
-    full = block_map.full_rows if block_map is not None else 0
-    if not full:
+    if block_map is None or not block_map.full_rows:
         o = run(q, k, v, proj_lin, block_map, q_valid=q_valid, **settings)
         return o if places is None else take(o, places)
-    edge = full * block_map.q_block
+    edge = block_map.full_rows * block_map.q_block
     parts = []
     for rows, some in zip((slice(0, edge), slice(edge, None)), block_map.split(), strict=True):
         if q[:, rows].shape[1]:

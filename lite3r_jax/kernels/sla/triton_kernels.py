@@ -46,8 +46,7 @@ class OverTable:
     """How a program finds its query block and that block's keys.
 
     Ids of key blocks are one list of a head: where there are full rows, first all ids, then those
-    of one row of the table after the other. A loop that looked at each step, or two loops, would
-    cost registers.
+    of one row of the table after the other. README.md has what other ways cost.
 
     Attributes:
         order: of programs over query blocks, or parts of them, and heads.
