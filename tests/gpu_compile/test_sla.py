@@ -19,7 +19,13 @@ from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
 from tests.gpu_compile import h200
-from tests.kernels.sla.test_triton import LINEAR_KERNELS, SOFTMAX_KERNELS, gradient, shapes
+from tests.kernels.sla.test_triton import (
+    LINEAR_KERNELS,
+    SOFTMAX_KERNELS,
+    gradient,
+    linear_kernels,
+    shapes,
+)
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -52,7 +58,9 @@ def test_kernels_compile_within_their_budgets(case, tmp_path):
     args = shapes(case, "bfloat16", NamedSharding(h200.mesh(), PartitionSpec()), full)
     call = gradient(case, interpret=False, full=full)
     compiled, kernels = h200.compile_kernels(call, args, tmp_path)
-    expected = SOFTMAX_KERNELS | (LINEAR_KERNELS if case.routing == "block" else set())
+    expected = SOFTMAX_KERNELS | (
+        linear_kernels(case.head_dim) if case.routing == "block" else set()
+    )
     assert kernels.keys() == expected
     budgets = BUDGETS[f"head dim {case.head_dim}, query block {case.q_block}"]
     for name, kernel in kernels.items():
@@ -79,7 +87,9 @@ def test_mosaic_forward_compiles_within_its_budget(views, head_dim, dtype, tmp_p
     call = gradient(case, interpret=False, run=sla_mosaic)
     compiled, kernels = h200.compile_kernels(call, args, tmp_path)
     others = {"mosaic", "sla_linear_forward"}
-    assert kernels.keys() == {*others, *SOFTMAX_KERNELS, *LINEAR_KERNELS} - {"sla_forward"}
+    assert kernels.keys() == {*others, *SOFTMAX_KERNELS, *linear_kernels(head_dim)} - {
+        "sla_forward"
+    }
     assert "mosaic_gpu" in compiled.as_text()
     budget = BUDGETS["mosaic forward"][f"head dim {head_dim}"]
     h200.check_budget("mosaic", kernels["mosaic"], budget)

@@ -330,6 +330,10 @@ def _states(k, v, bias, proj_lin, plan) -> _States:
     inputs = [(k, at.all_variants(k)), (v, at.all_variants(v)), (bias, at.all_mask(bias))]
     sums, totals = _sums(kernel, k, inputs, plan)
     b, n, parts, d, _ = sums.shape
+    if d > 64:  # whose product in float32 would spill in a kernel
+        mean, total = sums.sum(axis=2) / k.shape[1], totals.sum(axis=2) / k.shape[1]
+        state = _product("bnij,jk->bnik", mean, proj_lin.astype(jnp.float32))
+        return _States(state.astype(kernels.linear_dtype(k.dtype)), total, mean)
     some = (None, None, _STATE_ROWS, d)
 
     def at_rows(i, n, b):
