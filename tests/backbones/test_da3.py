@@ -157,7 +157,7 @@ def test_sites_have_the_published_numbers(name, frame, scene):
 
     sites = {"frame": frame, "global": scene, "camera": 4}
     for role, count in sites.items():
-        with pytest.raises(ValueError, match=f"layers .{count}. of"):
+        with pytest.raises(ValueError, match=f"layers .{count}., but those"):
             build(Rule(role, Dense(), (count,)))
     model = build(*(Rule(role, Dense("reference"), (n - 1,)) for role, n in sites.items()))
     assert set(model.attention()) == set(sites)

@@ -33,7 +33,18 @@ def test_the_constraints_have_every_dependency_of_users():
     pinned = {line.partition("==")[0] for line in CONSTRAINTS.read_text().splitlines()[2:]}
     assert runtime().keys() <= pinned
     project = tomllib.loads((CONSTRAINTS.parent / "pyproject.toml").read_text())["project"]
-    others = {"cuda12", "cuda13", "tpu", "torch", "demo", "docs", "notebooks", "test", "dev"}
+    others = {
+        "cuda12",
+        "cuda13",
+        "tpu",
+        "triton",
+        "torch",
+        "demo",
+        "docs",
+        "notebooks",
+        "test",
+        "dev",
+    }
     assert set(project["optional-dependencies"]) == others | set(EXTRAS)
     direct = [text for name in EXTRAS for text in project["optional-dependencies"][name]]
     for text in [*project["dependencies"], *direct]:

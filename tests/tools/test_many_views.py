@@ -77,6 +77,7 @@ def test_the_stand_in_is_for_half_precision_only():
     np.testing.assert_allclose(found[0, :, 0], weights @ q[0, :, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_take_turns_and_are_compared_with_the_first(tmp_path, capsys, quick_compiler):
     sizes = {
         "embed_dim": 32,

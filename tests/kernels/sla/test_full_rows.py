@@ -125,6 +125,7 @@ def test_a_map_splits_into_one_of_the_full_rows_and_one_of_the_others():
     assert full.full_rows == rest.full_rows == 0
 
 
+@pytest.mark.slow
 def test_the_self_check_has_a_case_with_full_rows_and_places():
     assert [case.full for case in check.CASES if case.name in check.QUICK and case.full] == [2]
     case = Case("rows of all blocks", 150, 130, always=1, full=1)
