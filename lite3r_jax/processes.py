@@ -6,6 +6,8 @@ sentence, where a collective operation would wait for the one that is gone.
 """
 
 import atexit
+import hashlib
+import json
 import os
 import socket
 import struct
@@ -33,7 +35,7 @@ _ADDRESS = 256  # bytes
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """Processes that share the views of a scene, each with its own devices.
+    """Processes that share the views of a scene or the batches of a training, on their own devices.
 
     Attributes:
         coordinator: HOST:PORT at which process 0 can be reached by the others, with a port that is
@@ -96,6 +98,28 @@ def every_value(value: int) -> list[int]:
 
     every = multihost_utils.process_allgather(np.asarray([value], np.int32))
     return np.asarray(every).reshape(-1).tolist()
+
+
+def refuse_different(body: Mapping[str, Any], of_what: str) -> None:
+    """Refuse processes that would compute something else; all have to call it.
+
+    Args:
+        body: values of JSON that have to be equal everywhere.
+        of_what: what they are, for the message.
+
+    Raises:
+        InputError: naming a process with others.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(body, sort_keys=True, default=str)
+    every = every_value(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1)
+    for number, other in enumerate(every):
+        if other != every[0]:
+            raise InputError(
+                f"process {number} of {len(every)}: has other {of_what} than process 0; start all"
+                " with the same command but processes.number"
+            )
 
 
 @contextmanager

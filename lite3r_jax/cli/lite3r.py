@@ -17,7 +17,6 @@ from lite3r_jax.cli import (
     convert,
     deploy,
     device_check,
-    distributed,
     setting_help,
 )
 from lite3r_jax.cli.arguments import Arguments, parse
@@ -209,7 +208,6 @@ PROGRAMS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
         device_check.main,
         "check the kernels on this device, and measure on it",
     ),
-    "distributed": (distributed.main, "train or distil in several processes, of several hosts"),
     "config": (config.main, "show the settings of a run, or what one of them means"),
     "version": (lambda arguments: version(), "print the version"),
 }

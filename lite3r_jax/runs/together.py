@@ -1,7 +1,5 @@
 """A reconstruction by several processes: process 0 writes, and says to the others what is next."""
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from lite3r_jax.errors import InputError, printable
 from lite3r_jax.experiment import Experiment, to_config
 from lite3r_jax.infer.report import environment
 from lite3r_jax.mesh import devices_of
-from lite3r_jax.processes import every_value
+from lite3r_jax.processes import every_value, refuse_different
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions
 
@@ -83,15 +81,7 @@ def same_everywhere(
         "versions": environment()["versions"],
         "files": [[os.path.basename(path), os.path.getsize(path)] for path in files],
     }
-    text = json.dumps(body, sort_keys=True, default=str)
-    mine = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-    every = every_value(mine)
-    for number, other in enumerate(every):
-        if other != every[0]:
-            raise InputError(
-                f"process {number} of {len(every)}: has other settings, weights, photos or versions"
-                " than process 0; start all with the same command but processes.number"
-            )
+    refuse_different(body, "settings, weights, photos or versions")
 
 
 def follow(experiment: Experiment) -> "Reconstructions":

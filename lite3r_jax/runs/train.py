@@ -33,6 +33,7 @@ from lite3r_jax.infer.report import environment
 from lite3r_jax.interrupts import INTERRUPTED
 from lite3r_jax.models import CheckedModel, ModelSpec, check_model
 from lite3r_jax.precision import preset
+from lite3r_jax.processes import joined, refuse_different
 from lite3r_jax.runs.evaluate import Evaluation
 from lite3r_jax.runs.evaluate import evaluate as evaluate_models
 from lite3r_jax.runs.image_sizes import size_note
@@ -177,12 +178,19 @@ def distill(experiment: Experiment) -> Training:
 
 
 def train_any(experiment: Experiment) -> Training:
-    """`distill` if `distill.plan` is set, otherwise `train`.
+    """`distill` if `distill.plan` is set, otherwise `train`; by `processes`, if there are several.
 
     Raises:
         InputError: see there.
         Diverged: see there.
     """
+    with joined(experiment.processes):
+        body = {name: asdict(experiment)[name] for name in NEEDED} | environment()["versions"]
+        refuse_different(body, "settings or versions")
+        return _train_any(experiment)
+
+
+def _train_any(experiment: Experiment) -> Training:
     require(experiment, "output")
     instead = {
         "student": "distill.init_from",

@@ -60,7 +60,6 @@ INSTEAD = {
     "mesh": "it splits scenes and views by train.mesh, for example train.mesh.view=2",
     "weights": "it splits them by train.mesh.fsdp",
     "rest": "to hold less on the device set train.remat=true",
-    "processes": "start it by lite3r distributed; train.mesh then has all devices",
 }
 """Settings of reconstructions -> what a training has in their place."""
 
