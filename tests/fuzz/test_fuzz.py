@@ -28,7 +28,9 @@ def test_many_damaged_and_large_files_are_read_or_refused_in_one_line(name):
     figures = fuzz(READERS[name], 300)
     # `make fuzz` has 2 s, on a quiet machine; beside other work processor time is more
     assert figures.faults == figures.slow and figures.seconds < 10, figures.examples
-    assert figures.refused > 0 or name in ("metrics.jsonl", "checkpoint", "proof of a kernel")
+    # damaged ones are left out with a warning
+    lenient = ("metrics.jsonl", "checkpoint", "proof of a kernel", "table of kernel launches")
+    assert figures.refused > 0 or name in lenient
 
 
 def _write(folder):
