@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -219,8 +220,13 @@ def test_a_peer_that_is_killed_ends_the_other_with_a_sentence(words, tmp_path, k
     both[killed].kill()
     _, said = both[1 - killed].communicate(timeout=60)
     both[killed].communicate()
-    assert both[1 - killed].returncode == 1, said
-    assert f"error: process {killed} of 2 ended without a word: it was killed" in said
+    # JAX's own service is in process 0 and aborts the others, if it is quicker than the sentence.
+    aborted = killed == 0 and both[1].returncode == -signal.SIGABRT
+    if aborted:
+        assert "another task died" in said
+    else:
+        assert both[1 - killed].returncode == 1, said
+        assert f"error: process {killed} of 2 ended without a word: it was killed" in said
     assert "Traceback" not in said
     assert not (tmp_path / "two" / "predictions.npz").exists()
 

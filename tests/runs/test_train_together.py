@@ -25,7 +25,7 @@ SIZES = {
 
 @pytest.fixture
 def words(tmp_path):
-    """Of a training of three steps on generated rooms."""
+    """Of a training of two steps on generated rooms."""
     (tmp_path / "sizes.json").write_bytes(strict_json.dump(SIZES))
     settings = {
         "model": tmp_path / "sizes.json",
@@ -33,10 +33,11 @@ def words(tmp_path):
         "data.buckets": "4x2x28x28",
         "data.scenes": 8,
         "data.workers": 0,
-        "loop.steps": 3,
+        "loop.steps": 2,
         "loop.log_every": 1,
         "loop.evaluate_every": 0,
         "dtype": "float32",
+        "remat": False,
     }
     named = [f"--config.train.{name}={value}" for name, value in settings.items()]
     return ["--config=configs/vggt.py:backbone", "--mode=train", *named]
@@ -45,7 +46,6 @@ def words(tmp_path):
 def start(words, output, *more):
     # A process that has one core has one thread, which a collective operation would hold.
     environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PJRT_NPROC": "8"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compilation is most of the time
     return subprocess.Popen(
         [sys.executable, "-m", "lite3r_jax.main", *words, f"--config.output={output}", *more],
         cwd=ROOT, env=os.environ | environment, text=True,
@@ -62,7 +62,7 @@ def together(words, output, *of_the_second):
     for number, more in enumerate(([], of_the_second)):
         own = [*common, f"--config.processes.number={number}", *more]
         both.append(start(words, output, *own))
-    return [(*process.communicate(timeout=240), process.returncode) for process in both]
+    return [(*process.communicate(timeout=600), process.returncode) for process in both]
 
 
 def losses(run):
@@ -73,12 +73,12 @@ def losses(run):
 def test_two_processes_train_what_one_does(words, tmp_path):
     for out, errors, code in together(words, tmp_path / "two"):
         assert code == 0, out + errors
-        assert f"{tmp_path / 'two'}: done after step 3" in out
+        assert f"{tmp_path / 'two'}: done after step 2" in out
     one = start(words, tmp_path / "one")
-    out, errors = one.communicate(timeout=240)
+    out, errors = one.communicate(timeout=600)
     assert one.returncode == 0, out + errors
     assert (tmp_path / "two" / "weights" / "manifest.json").is_file()
-    assert len(losses(tmp_path / "one")) == 3
+    assert len(losses(tmp_path / "one")) == 2
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
