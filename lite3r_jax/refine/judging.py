@@ -103,8 +103,13 @@ def _apart(one: Cameras, other: Cameras, views: np.ndarray) -> float:
         c.extrinsics[views[j], :, :3] @ c.extrinsics[views[i], :, :3].swapaxes(1, 2)
         for c in (one, other)
     )
-    off = np.linalg.norm(first - second, axis=(1, 2))
-    return float(np.median(np.degrees(2 * np.arcsin(np.minimum(off / 8**0.5, 1)))))
+    return float(np.median(_degrees(first, second)))
+
+
+def _degrees(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Angles between rotations [N, 3, 3]; exact for small ones, where a trace is not."""
+    off = np.linalg.norm(one - other, axis=(1, 2))
+    return np.degrees(2 * np.arcsin(np.minimum(off / 8**0.5, 1)))
 
 
 def describe_moves(
@@ -118,8 +123,7 @@ def describe_moves(
 ) -> None:
     """How far cameras, focal lengths and depth moved."""
     tied, after = solution.tied, solution.cameras
-    apart = after.extrinsics[tied][..., :3] - before.extrinsics[tied][..., :3]
-    turned = np.degrees(2 * np.arcsin(np.minimum(np.linalg.norm(apart, axis=(1, 2)) / 8**0.5, 1)))
+    turned = _degrees(after.extrinsics[tied][..., :3], before.extrinsics[tied][..., :3])
     spread = np.linalg.norm(after.centers[tied] - after.centers[tied].mean(0), axis=-1).mean()
     away = np.linalg.norm(after.centers[tied] - before.centers[tied], axis=-1)
     focal = [np.median(c.intrinsics[tied, 0, 0]) for c in (before, after)]
