@@ -7,6 +7,8 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 # A test that hangs ends its process (`timeout` in pyproject.toml) and with it the run, by name.
 PARALLEL := -n $(JOBS) --dist loadfile --max-worker-restart=0
+# For a few files with many tests.
+SPREAD := -n $(JOBS) --dist worksteal --max-worker-restart=0
 CASES ?= 3000
 # Exact versions, which are for one Python; others and the newest jax take what pyproject.toml allows.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))')
@@ -17,6 +19,8 @@ NEWEST_PYTHON ?= $(firstword $(shell for v in 13 12; do for p in python3.$$v \
 # These compare with PyTorch, whose newest wheels bring CUDA: they run with the pinned one only.
 WITH_TORCH = $(shell grep -rl '^import torch' tests)
 
+# Compiled modules are kept: the tests start dozens of Python processes.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-newest test-without-torch newest-python test-triton test-gpu-compile test-tpu-compile parity docs lint format fuzz licenses audit clean
 .NOTPARALLEL:
@@ -60,15 +64,14 @@ test-without-torch: $(VENV)/.test
 	$(RUN) -m pytest $(PARALLEL) $(WITH_TORCH:%=--ignore=%)
 
 test-gpu-compile: $(VENV)/.gpu
-	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile \
-		-n $(JOBS) --dist worksteal --max-worker-restart=0
+	PYTHONPATH=$(VENV)/gpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m gpu_compile tests/gpu_compile $(SPREAD)
 
 # NPROC: threads of XLA. With one, a callback waits for its arguments for ever.
 test-triton: $(VENV)/.triton
 	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu TRITON_INTERPRET=1 NPROC=4 \
-		$(RUN) -m pytest -m triton tests/triton/test_interpret.py
+		$(RUN) -m pytest -m triton tests/triton/test_interpret.py $(SPREAD)
 	PYTHONPATH=$(VENV)/gpu:$(VENV)/triton JAX_PLATFORMS=cpu \
-		$(RUN) -m pytest -m triton tests/triton/test_compile.py
+		$(RUN) -m pytest -m triton tests/triton/test_compile.py $(SPREAD)
 
 test-tpu-compile: $(VENV)/.tpu
 	PYTHONPATH=$(VENV)/tpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m tpu_compile tests/tpu_compile

@@ -71,7 +71,11 @@ def test_train_and_distill_refuse_each_others_settings():
     ("function", "values", "message"),
     [
         ("train", {"compute.rest": "host"}, r"compute\.rest=host: .* training; .* train\.remat"),
-        ("probe", {"processes.coordinator": "a:1"}, r"processes\.coordinator=a:1: has no effect on"),
+        (
+            "probe",
+            {"processes.coordinator": "a:1"},
+            "processes.coordinator=a:1: has no effect on a",
+        ),
         ("probe", {"compute.mesh": "view:2"}, r"compute\.mesh=view:2: has no effect on a probe"),
         ("probe", {"compute.rest": "host"}, r"compute\.rest=host: has no effect on a probe"),
         ("train", {"compute.weights": "split"}, r"it splits them by train\.mesh\.fsdp"),

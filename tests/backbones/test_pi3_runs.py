@@ -68,6 +68,7 @@ def test_photos_become_a_scene_with_the_models_own_points(
     assert "Pi3 takes no known cameras" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_measured(lite3r, tmp_path):
     assert lite3r("eval", **{
         "evaluate.protocols": "synthetic:test", "evaluate.scenes": 1, "evaluate.size": "28x28",

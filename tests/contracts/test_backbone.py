@@ -127,6 +127,7 @@ def test_a_sparse_student_is_distilled_and_evaluated_beside_its_teacher(lite3r, 
     assert report["results"][0]["metrics"]["abs_rel"]["scenes"] == 1
 
 
+@pytest.mark.slow
 def test_it_is_measured(lite3r, weights, tmp_path):
     code = lite3r("bench", output=tmp_path, **{
         "bench.baselines": "dense-float32", "bench.variants": "", "bench.views": "2",

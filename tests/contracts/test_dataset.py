@@ -62,6 +62,7 @@ def rooms():
     del _SOURCES["rooms"]
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_also_in_a_mixture(pocket_recipe, pocket_weights, tmp_path):
     settings = SMALL | {"train.data.source": "rooms:2*2,rooms:3*1"}
     run = tmp_path / "run"

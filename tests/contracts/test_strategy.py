@@ -194,6 +194,7 @@ def test_chunks_of_frames_change_nothing_for_gates(tiny_da3_dir, monkeypatch):
     np.testing.assert_allclose(apart, together, atol=3e-5 * float(np.abs(together).max()))
 
 
+@pytest.mark.slow
 def test_chunks_of_frames_and_layers_computed_again_change_nothing(backbone, monkeypatch):
     model, images = student(backbone[1]), photos()
     together = model(images)[0]
@@ -300,6 +301,7 @@ def test_a_student_is_evaluated_with_other_numbers_of_windows(
     assert "student(top=1)-float32" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_it_is_trained_stored_and_evaluated(backbone, tmp_path):
     recipe, weights = backbone
     run = tmp_path / "run"
@@ -329,6 +331,7 @@ def test_it_is_trained_stored_and_evaluated(backbone, tmp_path):
     assert TEXT in (tmp_path / "eval" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_photos_are_reconstructed_with_it_from_the_command_line(backbone, tmp_path):
     recipe, weights = backbone
     if recipe == "vggt.py":  # the golden weights see no field of view in photos like these

@@ -18,19 +18,18 @@ def test_names_that_are_no_text_are_escaped(tmp_path):
     assert "東".encode() in data
 
 
-def test_a_report_is_utf8_in_every_locale(tmp_path):
+def test_a_report_is_utf8_where_the_locale_is_not(tmp_path):
     program = (
         "import sys; from pathlib import Path; from lite3r_jax.infer.report import write_report\n"
         "write_report({'scene': '\\u6771'}, Path(sys.argv[1]))"
     )
-    for value in ("C", "C.UTF-8"):
-        path = tmp_path / f"{value}.json"
-        subprocess.run(
-            [sys.executable, "-X", "utf8=0", "-c", program, str(path)], check=True,
-            env={**os.environ, "LC_ALL": value, "PYTHONCOERCECLOCALE": "0"},
-            cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-        assert json.loads(path.read_bytes())["scene"] == "東"
+    path = tmp_path / "report.json"
+    subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", program, str(path)], check=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert json.loads(path.read_bytes())["scene"] == "東"
 
 
 def test_the_table_of_a_run_fits_the_screen():

@@ -99,6 +99,7 @@ PHOTOS = """
 """
 
 
+@pytest.mark.slow
 def test_photos_become_the_files_of_one_device(tiny_dir, tmp_path):
     photos, rng = tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()

@@ -45,6 +45,9 @@ def parameters(model):
     return nnx.to_flat_state(nnx.state(model, nnx.Param))
 
 
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("da3", "pi3")]
+
+
 @pytest.fixture(params=["vggt", "da3", "pi3"])
 def backbone(request, tiny_dir, tiny_da3_dir, pinhole_pi3_dir):
     """(recipe, converted weights) of a tiny model with the published architecture."""
@@ -56,6 +59,7 @@ def backbone(request, tiny_dir, tiny_da3_dir, pinhole_pi3_dir):
     return found[request.param]
 
 
+@pytest.mark.parametrize("backbone", ["vggt", *OTHERS], indirect=True)
 @pytest.mark.parametrize("trainable", ["camera_head", pytest.param(".*", marks=pytest.mark.slow)])
 def test_the_backbone_itself_is_trained_further(backbone, tmp_path, trainable):
     recipe, weights = backbone
@@ -76,6 +80,7 @@ def test_the_backbone_itself_is_trained_further(backbone, tmp_path, trainable):
     )
 
 
+@pytest.mark.parametrize("backbone", ["vggt", OTHERS[0], "pi3"], indirect=True)
 def test_a_sparse_student_is_distilled(backbone, tmp_path):
     recipe, weights = backbone
     run = tmp_path / "run"

@@ -63,7 +63,7 @@ def triton(*args, **settings):
 @pytest.mark.parametrize(
     "run,routing",
     [
-        (triton, "block"),
+        pytest.param(triton, "block", marks=pytest.mark.slow),
         pytest.param(triton, "block3", marks=pytest.mark.slow),
         (functools.partial(sla, implementation="blocked"), "block"),
         pytest.param(

@@ -101,11 +101,12 @@ def test_equals_float64_in_value_and_gradient(case, dtype, lists, padding):
     check(got, problem, CAPS[dtype])
 
 
+@slow
 @pytest.mark.parametrize(
     "case,tiles",
     [
         (Case("two programs a block", 257, 130, 1, 1, 64, 128), 1),
-        pytest.param(Case("parts of rows", 130, 150, 1, 1, 128, 128), 2, marks=slow),
+        (Case("parts of rows", 130, 150, 1, 1, 128, 128), 2),
     ],
 )
 def test_smaller_tiles_give_the_same(case, tiles):

@@ -63,12 +63,13 @@ def layer(spec, layout):
     return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(state, x)
 
 
+@slow
 @pytest.mark.parametrize(
     "spec",
     [
         KeyViews("stride", every=2, inner=Speed3R(4, 3)),
-        pytest.param(Speed3R(8, 1), marks=slow),
-        pytest.param(Speed3R(4, 2, always=0), marks=slow),
+        Speed3R(8, 1),
+        Speed3R(4, 2, always=0),
     ],
     ids=lambda spec: spec.name,
 )
