@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lite3r_jax.kernels.block_map.api import OPERATOR as SELECTION
+from lite3r_jax.kernels.dense.flash_tpu import flash_tpu
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.pallas_tpu import sla_tpu
 from tests.kernels.sla.test_triton import gradient, shapes
@@ -59,6 +60,22 @@ def test_the_smallest_call_compiles(chip, dtype):
     call = gradient(Case("one token", 1, 1), interpret=False, run=sla_tpu)
     args = shapes(Case("one token", 1, 1), dtype, here(chip))
     assert kernels(tpu.lower(chip, call, *args).compile().as_text()) == KERNELS
+
+
+@pytest.mark.parametrize("precision", ["default", "highest"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_dense_attention_compiles_in_value_and_gradient(chip, head_dim, precision):
+    """jax's kernel at a frame of VGGT-1B, whatever precision the products of a program have."""
+    x = jax.ShapeDtypeStruct((1, 1_374, 16, head_dim), "bfloat16", sharding=here(chip))
+
+    def both(q, k, v, up):
+        o, pull = jax.vjp(jax.jit(flash_tpu), q, k, v)
+        return o, *pull(up)
+
+    with jax.default_matmul_precision(precision):
+        text = tpu.lower(chip, both, x, x, x, x).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,14 @@ def devices(chip: str, count: int) -> list[Any]:
     from jax.experimental import topologies
 
     library = _library()
-    # What it would ask a TPU machine's metadata server for.
+    # What it would ask a TPU machine's metadata server for, and that others may have loaded it too,
+    # which it refuses by a lock file; none of them holds a chip.
     for name, value in {
         "TPU_LIBRARY_PATH": str(library),
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(name, value)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}")

@@ -1,6 +1,7 @@
 """Dense attention on TPUs by the flash attention that comes with jax."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,13 @@ def flash_tpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     Both are filled up to whole blocks; keys that fill up are of another segment, which no query
     sees. jax's splash attention is not used: its table of blocks, an entry for every pair, is made
-    in Python and lies in scalar memory, where that of 300 views has no room.
+    in Python and lies in scalar memory, where that of 300 views has no room. Products of the kernel
+    are of bfloat16, added up in float32, whatever `jax_default_matmul_precision` says: the chip's
+    matrix unit has none of bfloat16 at a higher precision, and Mosaic refuses them.
 
     Source: jax.experimental.pallas.ops.tpu.flash_attention, part of jax.
     """
-    tq, tk, d = q.shape[1], k.shape[1], q.shape[3]
+    tq, tk = q.shape[1], k.shape[1]
     (queries, q_block), (keys, k_block) = block(tq), block(tk)
 
     def heads_first(x: jax.Array, length: int) -> jax.Array:
@@ -48,9 +51,35 @@ def flash_tpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         block_q_major_dkv=q_block, block_k_major_dkv=k_block, block_k_dkv=k_block,
         block_q_dkv=q_block, block_k_major_dq=k_block, block_k_dq=k_block, block_q_dq=q_block,
     )  # fmt: skip
-    o = flash_attention(
+    o = _flash(
         heads_first(q, queries * q_block), heads_first(k, keys * k_block),
-        heads_first(v, keys * k_block), segment_ids=segments, sm_scale=1 / math.sqrt(d),
-        block_sizes=sizes,
+        heads_first(v, keys * k_block), segments, sizes,
     )  # fmt: skip
     return o.swapaxes(1, 2)[:, :tq]
+
+
+# The kernel has no argument for the precision of its products and takes jax's default when it is
+# traced, its gradient's later than its value's; so each is traced under a default of its own.
+def _flash(q: Any, k: Any, v: Any, segments: SegmentIds | None, sizes: BlockSizes) -> jax.Array:
+    """jax's kernel for q, k and v [B, N, T, D] of whole blocks."""
+    return _flash_vjp(q, k, v, segments, sizes)
+
+
+def _kernel(q: Any, k: Any, v: Any, segments: SegmentIds | None, sizes: BlockSizes) -> jax.Array:
+    with jax.default_matmul_precision("default"):
+        scale = 1 / math.sqrt(q.shape[-1])
+        return flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
+
+
+def _forward(q: Any, k: Any, v: Any, segments: SegmentIds | None, sizes: BlockSizes) -> Any:
+    return jax.vjp(lambda q, k, v: _kernel(q, k, v, segments, sizes), q, k, v)
+
+
+def _backward(sizes: BlockSizes, pull: Any, do: jax.Array) -> Any:
+    del sizes
+    with jax.default_matmul_precision("default"):
+        return *pull(do), None
+
+
+_flash_vjp = jax.custom_vjp(lambda *x: _kernel(*x), nondiff_argnums=(4,))
+_flash_vjp.defvjp(_forward, _backward)
