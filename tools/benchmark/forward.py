@@ -6,6 +6,7 @@
     python -m tools.benchmark.forward --plan h200 --views 2 8 32 100 --dtype bfloat16
     python -m tools.benchmark.forward --plan h200 --views 2 --row sla_global-fp8_dynamic
     python -m tools.benchmark.forward --plan v5e --views 2 8 --row "sla_global(keep=0.1)-bfloat16"
+    python -m tools.benchmark.forward --plan v5e --views 2 --row dense-bfloat16 --record PLANS
     python -m tools.benchmark.forward --plan h200 --views 100 --dtype bfloat16 --devices 8
     python -m tools.benchmark.forward --plan h200 --views 400 1600 --rest host --fit 24
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tools.benchmark.forward \
@@ -23,7 +24,8 @@ ATTENTION-PRECISION, with the kernels that sparse attention, and on a TPU dense 
 for the device. With --devices it is that of one of so many devices that share the views
 (`compute.mesh`), with what they send; with --rest host that of a pass whose tokens rest on the host
 (`compute.rest`). --fit says how many views go into so many GB, on the straight line through the
-last two numbers of views.
+last two numbers of views. --record appends every plan to a file of JSON lines, also that of a
+program too large for its device (`tools.benchmark.plans`, which makes tables of them).
 --split-weights: of several devices each has a part of them (`compute.weights`). Peaks of memory on
 this machine are those after the weights were placed.
 """
@@ -56,7 +58,7 @@ from lite3r_jax.layers.rngs import traced_rngs
 from lite3r_jax.mesh import VIEWS, check_views, make_view_mesh, weight_spec
 from lite3r_jax.precision import Kind, deploy, preset
 from lite3r_jax.weights import strict_json
-from tools.benchmark import tpu
+from tools.benchmark import plans, tpu
 from tools.benchmark.collectives import collectives, summary
 from tools.benchmark.collectives import described as h200s
 
@@ -86,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--fit", type=float, nargs="+", default=[], metavar="GB", help="of the plan"
     )
+    parser.add_argument("--record", type=Path, help="append the plan to this file of JSON lines")
     args = parser.parse_args(argv)
     try:
         run(args)
@@ -111,12 +114,12 @@ def run(args: argparse.Namespace) -> None:
         row = parse_variants(args.row, where="--row")[0]
         low = row.precision.startswith("fp8")
         compute = jnp.dtype("bfloat16" if low else row.precision)
-        plan(
-            args, as_row(abstract(planned(row, args.plan), compute, held_dtype(row)), row), row.name
-        )
+        model = abstract(planned(row, args.plan), compute, held_dtype(row))
+        plan(args, as_row(model, row), row.name, heads)
         return
     if args.plan:
-        plan(args, abstract(Plan(default=Dense("blocked"))), f"{args.dtype}, attention: blocked")
+        model = abstract(Plan(default=Dense("blocked")))
+        plan(args, model, f"{args.dtype}, attention: blocked", heads)
         return
     start = time.perf_counter()
     if args.weights is None:
@@ -224,7 +227,7 @@ def _random(path: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> jax.Ar
     return jnp.asarray(0.02 * rng.standard_normal(shape, dtype=np.float32), dtype)
 
 
-def plan(args: argparse.Namespace, model: Any, what: str) -> None:
+def plan(args: argparse.Namespace, model: Any, what: str, heads: Sequence[str]) -> None:
     """Compile an abstract model for the described device and print memory plans."""
     print(f"jax {jax.__version__}, compiled for {args.plan}, {what}")
     needs = []
@@ -235,12 +238,16 @@ def plan(args: argparse.Namespace, model: Any, what: str) -> None:
         where["split_weights"] = args.split_weights
         lowered = lower(model, shape, args.frame_chunk, args.plan, **where)
         traced = time.perf_counter() - start
-        # No GPU, no autotuning: XLA's own Triton GEMMs cannot choose their tiles.
-        options: Any = {"xla_gpu_enable_triton_gemm": False} if args.plan == "h200" else None
-        compiled = lowered.compile(options)
-        seconds = time.perf_counter() - start - traced
-        m = compiled.memory_analysis()
-        assert m is not None, "XLA gives no memory plan for this device"
+        row = {
+            "program": "forward", "backbone": args.backbone, "what": what, "heads": heads,
+            "views": views, "height": args.height, "width": args.width,
+            "frame_chunk": args.frame_chunk, **where,
+        }  # fmt: skip
+        found = plans.compiled(lowered, args.plan, row, args.record)
+        if isinstance(found, plans.TooLarge):
+            print(f"{views} views: {found}", flush=True)
+            continue
+        compiled, m = found.program, found.memory
         sizes = [
             f"{name} {size / GIB:.2f}"
             for name, size in (
@@ -250,16 +257,20 @@ def plan(args: argparse.Namespace, model: Any, what: str) -> None:
                 ("temporary on the host", m.host_temp_size_in_bytes),
             )
         ]
-        needs.append(m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes)
+        needs.append(
+            (views, m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes)
+        )
         if args.devices > 1:
             sizes.append(f"a device gets {summary(collectives(compiled.as_text() or ''))}")
         print(
-            f"{views} views: traced in {traced:.1f} s, compiled in {seconds:.1f} s; GiB: "
-            + ", ".join(sizes),
+            f"{views} views: traced in {traced:.1f} s, compiled in {found.wall:.1f} s"
+            f" ({found.cpu:.0f} s of processor time); GiB: " + ", ".join(sizes),
             flush=True,
         )
+    if args.fit and len(needs) < 2:
+        raise InputError("--fit: expected two numbers of --views that the device has room for")
     for size in args.fit:
-        (a, below), (b, above) = list(zip(args.views, needs, strict=True))[-2:]
+        (a, below), (b, above) = needs[-2:]
         views = a + (size * 1e9 - below) * (b - a) / (above - below)
         print(f"{size:g} GB hold {int(views)} views")
 

@@ -18,7 +18,8 @@ With --plan v5e, v5p or v6e it is compiled for the chips of a slice (see `tools.
 with --here for the devices of this machine.
 
 Memory is XLA's plan for one device; parameters, optimizer and batch are its arguments. Bytes of
-collectives are what one device gets from them in one step.
+collectives are what one device gets from them in one step. --record appends every plan to a file of
+JSON lines (`tools.benchmark.plans`, which makes tables of them).
 """
 
 import argparse
@@ -52,7 +53,7 @@ from lite3r_jax.training.step import LossFn, StepOptions
 from lite3r_jax.training.task import LossOptions, task_loss
 from lite3r_jax.training.trainer import Trainer, make_trainer
 from lite3r_jax.weights import strict_json
-from tools.benchmark import tpu
+from tools.benchmark import plans, tpu
 from tools.benchmark.collectives import collectives, described, summary
 
 GIB = 2**30
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--here", action="store_true", help="for the devices of this machine")
     where.add_argument("--plan", choices=["h200", *tpu.CHIPS], default="h200", help="for these")
+    parser.add_argument("--record", type=Path, help="append the plan to this file of JSON lines")
     args = parser.parse_args(argv)
     try:
         run(args)
@@ -110,19 +112,26 @@ def run(args: argparse.Namespace) -> None:
         batch = shapes(scenes, views, args.size, mesh, args.accumulate)
         with contextlib.nullcontext() if args.here else proofs.assumed():
             lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
-        # No GPU, no tuning: XLA's own Triton GEMMs cannot choose their tiles.
-        options: Any = None if args.here or on_tpus else {"xla_gpu_enable_triton_gemm": False}
-        compiled = lowered.compile(options)
-        seconds = time.perf_counter() - start
-        m = compiled.memory_analysis()
-        assert m is not None, "XLA gives no memory plan for this device"
+        row = {
+            "program": "train" if args.recipe is None else "distill", "what": what[1:],
+            "scenes": scenes, "views": views, "height": args.size[0], "width": args.size[1],
+            "mesh": [args.data, args.fsdp, args.view], "accumulate": args.accumulate,
+            "frame_chunk": args.frame_chunk,
+        }  # fmt: skip
+        step = f"{scenes} scenes x {views} views x {args.size[0]} x {args.size[1]}"
+        device = None if args.here else args.plan
+        found = plans.compiled(lowered, device, row, args.record)
+        if isinstance(found, plans.TooLarge):
+            print(f"{step}: {found}", flush=True)
+            continue
+        m = found.memory
         peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
         peak += m.temp_size_in_bytes
         print(
-            f"{scenes} scenes x {views} views x {args.size[0]} x {args.size[1]}: a device needs"
+            f"{step}: a device needs"
             f" {peak / GIB:.2f} GiB (state and batch {m.argument_size_in_bytes / GIB:.2f},"
-            f" temporary {m.temp_size_in_bytes / GIB:.2f}); compiled in {seconds:.0f} s;"
-            f" {summary(collectives(compiled.as_text() or ''))}",
+            f" temporary {m.temp_size_in_bytes / GIB:.2f}); traced and compiled in"
+            f" {time.perf_counter() - start:.0f} s; {summary(collectives(found.text))}",
             flush=True,
         )
 
