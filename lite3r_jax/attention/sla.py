@@ -32,7 +32,7 @@ from lite3r_jax.kernels.block_map.api import (
     pooled_dtype,
 )
 from lite3r_jax.kernels.block_map.table import BlockMap
-from lite3r_jax.kernels.sla.api import OPERATOR, SELECTION, sla
+from lite3r_jax.kernels.sla.api import OPERATOR, selection, sla
 from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
@@ -192,7 +192,7 @@ class SLA(AttentionStrategy):
         name = self.choose(jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype))
         if self.routing != "token":  # for those who watch what is chosen
             selected = SelectionCall(head_dim, pooled_dtype(dtype))
-            SELECTION_OPERATOR.choose(SELECTION[self.implementation], selected)
+            SELECTION_OPERATOR.choose(selection(self.implementation), selected)
         limit = "" if self.keep_blocks is None else f", at most {self.keep_blocks} blocks"
         if self.keep_views is not None:
             limit += f" of {self.keep_views} views"
@@ -458,7 +458,7 @@ def _by_block(
         k_valid=k_valid,
         full_rows=int(dense.sum()),
         among=among,
-        implementation=SELECTION[spec.implementation],
+        implementation=selection(spec.implementation),
     )
     validity = {"q_valid": q_valid, "k_valid": k_valid}
     places = inverse(rows, layouts.query.tokens)

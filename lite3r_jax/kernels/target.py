@@ -177,6 +177,20 @@ def without_triton() -> str | None:
     return None
 
 
+def without_mosaic() -> str | None:
+    """Why Pallas' Mosaic GPU lowering cannot be used with this jax, or None."""
+    try:
+        from jax.experimental.pallas import mosaic_gpu
+    except ImportError as error:
+        return (
+            f"jax {jax.__version__} has no Mosaic GPU lowering of Pallas "
+            f"(jax.experimental.pallas.mosaic_gpu: {error}), which its kernels go through; jax 0.10"
+            " to 0.12 have one"
+        )
+    del mosaic_gpu
+    return None
+
+
 def split_over_devices() -> bool:
     """Whether arrays may be split over several devices here, which XLA then sees to.
 

@@ -47,7 +47,7 @@ class Kernel:
 def compile_kernels(
     call: Callable[..., Any], args: Any, dump: Path
 ) -> tuple[Any, dict[str, Kernel]]:
-    """The compiled call, and our kernels in it by name; "mosaic" for the one that is Mosaic's.
+    """The compiled call, and our kernels in it by name; "mosaic" for one of Mosaic's without one.
 
     Args:
         call: to be compiled.
@@ -79,9 +79,19 @@ def compile_lowered(lowered: Any, dump: Path) -> tuple[Any, dict[str, Kernel]]:
             kernels[name] = _kernel(path, name, int(memory[name]))
     for path in mosaic.glob("*.ptx"):
         [entry] = re.findall(r"\.entry (\w+)", path.read_text())
-        # Its shared memory is asked for at its start, and checked when it is lowered.
-        kernels["mosaic"] = _kernel(path, entry, 0)
+        name = entry.removesuffix("_mosaic_gpu_kernel").replace("anonymous", "mosaic")
+        assert name not in kernels, f"two Mosaic kernels of one name, {name}"
+        kernels[name] = _kernel(path, entry, _launched_with(path.with_suffix(".mlir-passes.log")))
     return compiled, kernels
+
+
+def _launched_with(log: Path) -> int:
+    """Bytes of shared memory of a Mosaic kernel, from what its lowering wrote down."""
+    with log.open() as lines:
+        for line in lines:
+            if found := re.search(r"dynamic_shared_memory_size %c(\d+)_i32", line):
+                return int(found[1])
+    raise ValueError(f"{log.name} does not say how much shared memory the kernel is launched with")
 
 
 def check_budget(name: str, kernel: Kernel, budget: dict[str, int]) -> None:

@@ -16,9 +16,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
+from lite3r_jax.kernels.block_map.table import BlockMap
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.pallas_mosaic import sla_mosaic
 from tests.gpu_compile import h200
+from tests.kernels.sla.test_mosaic import MOSAIC_KERNELS
 from tests.kernels.sla.test_triton import (
     LINEAR_KERNELS,
     SOFTMAX_KERNELS,
@@ -81,19 +83,44 @@ def test_kernels_compile_within_their_budgets(case, tmp_path):
 
 @pytest.mark.parametrize("views,head_dim", [(2, 64), (100, 64), (100, 128)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mosaic_forward_compiles_within_its_budget(views, head_dim, dtype, tmp_path):
+def test_mosaic_kernels_compile_within_their_budgets(views, head_dim, dtype, tmp_path):
     case = as_in_issue(views, head_dim, 128)
     args = shapes(case, dtype, NamedSharding(h200.mesh(), PartitionSpec()))
     call = gradient(case, interpret=False, run=sla_mosaic)
     compiled, kernels = h200.compile_kernels(call, args, tmp_path)
-    others = {"mosaic", "sla_linear_forward"}
-    assert kernels.keys() == {*others, *SOFTMAX_KERNELS, *linear_kernels(head_dim)} - {
-        "sla_forward"
-    }
-    assert "mosaic_gpu" in compiled.as_text()
-    budget = BUDGETS["mosaic forward"][f"head dim {head_dim}"]
-    h200.check_budget("mosaic", kernels["mosaic"], budget)
-    assert kernels["mosaic"].wgmma >= budget["wgmma"], "lost its wgmma instructions"
+    assert kernels.keys() == MOSAIC_KERNELS | {"sla_linear_forward"} | linear_kernels(head_dim)
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu_v2"') == 3
+    check_mosaic(kernels, head_dim, tmp_path)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_mosaic_value_alone_compiles_without_triton_lowering(head_dim, tmp_path):
+    """Its output is not float32 then, and with D = 128 more blocks are fetched ahead."""
+    case = as_in_issue(2, head_dim, 128)
+    args = shapes(case, "bfloat16", NamedSharding(h200.mesh(), PartitionSpec()))
+
+    def value(q, k, v, w, critical, negligible, q_valid, k_valid, _):
+        return sla_mosaic(
+            q, k, v, w, BlockMap(critical, negligible, case.q_block, case.k_block),
+            routing=case.routing, phi=case.phi, keep=None, eps=1e-6,
+            q_valid=q_valid, k_valid=k_valid, plain_linear=True,
+        )  # fmt: skip
+
+    _, kernels = h200.compile_kernels(value, args, tmp_path)
+    assert kernels.keys() == {"sla_mosaic_forward"}
+    check_mosaic(kernels, head_dim, tmp_path)
+
+
+def check_mosaic(kernels, head_dim, dump):
+    """Budgets, and that the registers that some warpgroups take are given away by another."""
+    for name in kernels.keys() & MOSAIC_KERNELS:
+        budget = BUDGETS[f"mosaic, head dim {head_dim}"][name]
+        h200.check_budget(name, kernels[name], budget)
+        assert kernels[name].wgmma >= budget["wgmma"], "lost its wgmma instructions"
+        [ptx] = (dump / "mosaic").glob(f"{name}_*.ptx")
+        found = re.findall(r"setmaxnreg\.(\w+)\.sync\.aligned\.u32\s+(\d+)", ptx.read_text())
+        taken = dict(found)
+        assert len(found) == 2 and 2 * int(taken["inc"]) + int(taken["dec"]) <= 3 * 168
 
 
 def test_heads_split_over_four_gpus_send_nothing_but_a_gradient(tmp_path):

@@ -73,7 +73,7 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
         layout = TokenLayout(views, SPECIAL, sizes.grid, "global")
         draw = partial(tokens, layout)
         for which, call in (("forward", forward), ("gradient", gradient)):
-            for name, spec in strategies(sizes, which):
+            for name, spec in strategies(sizes):
                 row = Row("attention", views, which, name)
                 work = int(pairs(layout, spec) * 2 * HEAD_DIM * HEADS * PRODUCTS[which])
                 yield Job(row, partial(_timed, call(spec, layout), draw, work))
@@ -129,15 +129,14 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def strategies(sizes: Sizes, which: str) -> Iterator[tuple[str, AttentionStrategy]]:
-    """By name, dense first. Mosaic differs from Triton in the forward pass only."""
+def strategies(sizes: Sizes) -> Iterator[tuple[str, AttentionStrategy]]:
+    """By name, dense first."""
     yield "dense", Dense()
     yield "dense, plain JAX", Dense("blocked")
     for name in OPERATOR.names:
-        if not sizes.measures(name) or (which == "gradient" and name == "mosaic"):
-            continue
-        for keep in sizes.keep:
-            yield f"sla {name}, keep {keep:g}", SLA(keep=keep, implementation=name)
+        if sizes.measures(name):
+            for keep in sizes.keep:
+                yield f"sla {name}, keep {keep:g}", SLA(keep=keep, implementation=name)
 
 
 def selection(name: str, q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:

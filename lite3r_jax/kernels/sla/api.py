@@ -30,6 +30,7 @@ from lite3r_jax.kernels.target import (
     Device,
     unfit_for_tpu_kernels,
     unfit_for_triton,
+    without_mosaic,
     without_triton,
 )
 from lite3r_jax.kernels.tokens import take
@@ -57,9 +58,9 @@ def _refuses_jax_triton(device: Device, call: SlaCall) -> str | None:
 
 
 def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
-    if device.platform == "gpu" and not device.is_hopper:
-        return f"its kernel is for Hopper GPUs (H100, H200, ...) and this is {device.kind}"
-    return _refuses_triton(device, call) or unsupported_mosaic(call)
+    if device.platform != "gpu" or not device.is_hopper:
+        return f"its kernels are for Hopper GPUs (H100, H200, ...) and this is {device.kind}"
+    return unsupported_mosaic(call)
 
 
 def _refuses_tpu(device: Device, call: SlaCall) -> str | None:
@@ -99,7 +100,7 @@ OPERATOR = Operator(
         Implementation("reference", sla_reference),
         Implementation("blocked", sla_blocked, _not_token),
         Implementation("jax_triton", _jax_triton, _refuses_jax_triton, True, unavailable),
-        Implementation("mosaic", _mosaic, _refuses_mosaic, True, without_triton),
+        Implementation("mosaic", _mosaic, _refuses_mosaic, True, without_mosaic),
         Implementation("triton", _triton, _refuses_triton, True, without_triton),
         Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
     ),
@@ -112,8 +113,7 @@ OPERATOR = Operator(
 # `_in_two`.
 _TAKE_ALL = frozenset({"triton"})
 
-# The block selection that goes with an implementation that is asked for by name.
-SELECTION = MappingProxyType(
+_SELECTION = MappingProxyType(
     {
         "auto": "auto",
         "reference": "sorted",
@@ -124,6 +124,14 @@ SELECTION = MappingProxyType(
         "tpu": "tpu",
     }
 )
+
+
+def selection(name: str) -> str:
+    """The block selection that goes with an implementation that is asked for by name.
+
+    That of "mosaic" goes through Pallas' Triton lowering where jax has it, and is else the best.
+    """
+    return "auto" if name == "mosaic" and without_triton() else _SELECTION[name]
 
 
 def sla(

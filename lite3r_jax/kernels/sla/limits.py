@@ -55,7 +55,7 @@ def unsupported_triton(call: SlaCall) -> str | None:
 
 
 def unsupported_mosaic(call: SlaCall) -> str | None:
-    """Why the Mosaic forward kernel is not made for this call, or None; whatever the device."""
+    """Why the Mosaic kernels are not made for this call, or None; whatever the device."""
     if reason := unsupported_triton(call):
         return reason
     if call.q_block != MOSAIC_Q_BLOCK:

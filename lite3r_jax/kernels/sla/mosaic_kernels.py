@@ -1,6 +1,7 @@
 """The forward kernel for Hopper GPUs: Pallas' Mosaic GPU lowering, TMA and wgmma."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,14 +11,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from lite3r_jax.kernels.block_map.table import BlockTable
+from lite3r_jax.kernels.order import LongFirst
 from lite3r_jax.kernels.sla.limits import K_BLOCK
 from lite3r_jax.kernels.sla.limits import MOSAIC_Q_BLOCK as Q_BLOCK
 from lite3r_jax.kernels.softmax import LOG2E, LOWEST
 
 # Rows of a warpgroup's wgmma, and warpgroups that have some; one more fetches keys and values.
 ROWS, WORKERS = 64, Q_BLOCK // 64
-# Pairs of key and value blocks in shared memory: 97 KiB for D = 64, 177 KiB for D = 128.
-_STAGES = 4
 # Per thread. Three warpgroups have 168 each at first; workers take from the one that fetches.
 WORK_REGISTERS, FETCH_REGISTERS = 232, 40
 LAYOUT = plgpu.Layout.WGMMA
@@ -29,7 +29,9 @@ def forward(
     v: jax.Array,
     bias: jax.Array,
     table: BlockTable,
-    interpret: Any = None,
+    dtype: Any,
+    *,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of every query block to its listed key blocks.
 
@@ -42,65 +44,107 @@ def forward(
         q: [B, Mq * 128, N, D], 0 where it is padding.
         k: [B, Mk * 64, N, D].
         v: [B, Mk * 64, N, D].
-        bias: [B, Mk * 64] float32, as in `triton_kernels`.
+        bias: [B, Mk * 64] float32, 0 for valid keys and `MASKED` for others.
         table: the key blocks of each query block.
-        interpret: parameters of the interpreter.
+        dtype: of the output: that of v, or float32 for the gradient.
+        interpret: run the code on any device, slowly.
 
     Returns:
-        Output [B, Mq * 128, N, D] in the dtype of v and log-sum-exp in base 2 [B, N, Mq * 128], as
-        of `triton_kernels.sla_forward`.
+        Output [B, Mq * 128, N, D] and log-sum-exp in base 2 [B, N, Mq * 128] float32.
     """
     b, tokens, n, _ = q.shape
-    run = plgpu.kernel(
-        functools.partial(sla_mosaic_forward, dtype=q.dtype, interpret=interpret is not None),
-        out_type=(
-            jax.ShapeDtypeStruct(q.shape, v.dtype),
-            jax.ShapeDtypeStruct((b, n, tokens), jnp.float32),
-        ),
-        grid=(tokens // Q_BLOCK, n, b),
-        grid_names=("block", "head", "sequence"),
-        num_threads=WORKERS + 1,
-        thread_name="group",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        **({} if interpret is None else {"interpret": interpret}),
+    outputs = (
+        jax.ShapeDtypeStruct(q.shape, dtype),
+        jax.ShapeDtypeStruct((b, n, tokens), jnp.float32),
     )
+    order = LongFirst(n, 0, tokens // Q_BLOCK)
+    run = launched(sla_mosaic_forward, outputs, order, b, interpret)
     o, lse = run(q, k, v, bias, table.ids, table.counts)
     return o, lse
 
 
-def interpreted(*args) -> tuple[jax.Array, jax.Array]:
-    """`forward` on any device, slowly."""
-    # Not there before jax 0.11.
-    params = plgpu.InterpretGPUParams()  # pyright: ignore[reportAttributeAccessIssue]
-    return forward(*args, interpret=params)
+def launched(
+    kernel: Callable[..., None], outputs: Any, order: LongFirst, sequences: int, interpret: bool
+) -> Callable[..., Any]:
+    """A kernel of `WORKERS` warpgroups that multiply and one that fetches, as a function of arrays.
+
+    Args:
+        kernel: takes references to whole arrays, those of the outputs last, and `order` and
+            `interpret`; a program finds its block by `place`.
+        outputs: shapes and dtypes of the outputs.
+        order: of programs over blocks and heads N.
+        sequences: B.
+        interpret: run the code on any device, slowly.
+    """
+    body = functools.partial(kernel, order=order, interpret=interpret)
+    functools.update_wrapper(body, kernel)  # profiles show its name
+    return plgpu.kernel(
+        body,
+        out_type=outputs,
+        # Programs start in the order of the last number.
+        grid=(sequences, order.heads * (order.long + order.rest)),
+        grid_names=("sequence", "program"),
+        num_threads=WORKERS + 1,
+        thread_name="group",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        # Not there before jax 0.11.
+        **({"interpret": plgpu.InterpretGPUParams()} if interpret else {}),  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def place(order: LongFirst) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sequence, head and block of this program."""
+    block, head = order.split(lax.axis_index("program"))
+    return lax.axis_index("sequence"), head, block
+
+
+def divide(work: Callable[[Any], None], fetch: Callable[[], None]) -> None:
+    """Let `WORKERS` warpgroups `work`, each with its number, and one more `fetch`.
+
+    Those that work wait for registers that the other gives away.
+    """
+    group = lax.axis_index("group")
+
+    @pl.when(group < WORKERS)
+    def works():
+        plgpu.set_max_registers(WORK_REGISTERS, action="increase")
+        work(group)
+
+    @pl.when(group == WORKERS)
+    def fetches():
+        plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
+        fetch()
+
+
+def tile(dtype: Any, *shape: int) -> Any:
+    """Rows in shared memory, tiled and swizzled as TMA and wgmma take them."""
+    line = 128 // jnp.dtype(dtype).itemsize
+    transforms = plgpu.TilingTransform((8, line)), plgpu.SwizzleTransform(128)
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def sla_mosaic_forward(
-    q_ref, k_ref, v_ref, bias_ref, ids_ref, counts_ref, o_ref, lse_ref, *, dtype, interpret
+    q_ref, k_ref, v_ref, bias_ref, ids_ref, counts_ref, o_ref, lse_ref, *, order, interpret
 ):
     """One query block; refs are whole arrays."""
-    d = q_ref.shape[-1]
+    d, dtype = q_ref.shape[-1], q_ref.dtype
+    # An output in the dtype of queries goes where they were. One in float32 has a place of its own,
+    # for which there is room beside three pairs of key and value blocks of D = 128, not four.
+    wide = o_ref.dtype != dtype
+    stages = 3 if wide and d > 64 else 4
 
-    def tile(*shape):
-        transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-        return plgpu.SMEM(shape, dtype, transforms=transforms)
-
-    def body(q, k, v, bias, p, lse, q_in, k_in, v_in, k_out, v_out):
-        at = tuple(lax.axis_index(name) for name in ("sequence", "head", "block"))
-        group = lax.axis_index("group")
+    def body(q, k, v, bias, p, lse, o, q_in, k_in, v_in, k_out, v_out):
+        sequence, head, block = at = place(order)
         count = counts_ref[at]
-        sequence, head, block = at
 
-        @pl.when(group < WORKERS)
-        def work():
-            plgpu.set_max_registers(WORK_REGISTERS, action="increase")
+        def work(group):
             rows = pl.ds(block * Q_BLOCK + group * ROWS, ROWS)
             plgpu.copy_gmem_to_smem(q_ref.at[sequence, rows, head], q.at[group], q_in.at[group])
             plgpu.barrier_wait(q_in.at[group])
 
             def fold(step, carry):
                 top, total, acc = carry
-                slot = lax.rem(step, jnp.int32(_STAGES))
+                slot = lax.rem(step, jnp.int32(stages))
                 plgpu.barrier_wait(k_in.at[slot])
                 keys = k.at[slot].transpose((1, 0))
                 s = product(q.at[group], keys, (ROWS, K_BLOCK)) * (LOG2E * d**-0.5)
@@ -125,49 +169,60 @@ def sla_mosaic_forward(
             top, total, acc = lax.fori_loop(0, count, fold, start)
             total = jnp.where(total > 0, total, 1.0)
             acc /= lax.broadcast_in_dim(total, acc.shape, [0])
-            q.at[group][...] = acc.astype(dtype)
+            out = o if wide else q
+            out.at[group][...] = acc.astype(o_ref.dtype)
             lse.at[group][...] = top + jnp.log(total) * LOG2E
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(q.at[group], o_ref.at[sequence, rows, head])
+            plgpu.copy_smem_to_gmem(out.at[group], o_ref.at[sequence, rows, head])
             plgpu.copy_smem_to_gmem(lse.at[group], lse_ref.at[sequence, head, rows])
             plgpu.wait_smem_to_gmem(0)
 
-        @pl.when(group == WORKERS)
         def fetch():
-            plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
-
-            def free(step, _=None):
-                slot = lax.rem(step, jnp.int32(_STAGES))
-                plgpu.barrier_wait(k_out.at[slot])
-                plgpu.barrier_wait(v_out.at[slot])
-
-            def one(step, _):
-                pl.when(step >= _STAGES)(lambda: free(step))
-                slot = lax.rem(step, jnp.int32(_STAGES))
+            def one(step, slot):
                 rows = pl.ds(ids_ref[(*at, step)] * K_BLOCK, K_BLOCK)
                 plgpu.copy_gmem_to_smem(k_ref.at[sequence, rows, head], k.at[slot], k_in.at[slot])
                 plgpu.copy_gmem_to_smem(bias_ref.at[sequence, rows], bias.at[slot], k_in.at[slot])
                 plgpu.copy_gmem_to_smem(v_ref.at[sequence, rows, head], v.at[slot], v_in.at[slot])
 
-            lax.fori_loop(0, count, one, None)
-            # No barrier may be left that nobody has waited for.
-            lax.fori_loop(jnp.maximum(count - _STAGES, 0), count, free, None)
+            fetch_all(one, count, stages, k_out, v_out)
+
+        divide(work, fetch)
 
     pl.run_scoped(
         body,
-        tile(WORKERS, ROWS, d),
-        tile(_STAGES, K_BLOCK, d),
-        tile(_STAGES, K_BLOCK, d),
-        plgpu.SMEM((_STAGES, K_BLOCK), jnp.float32),
-        tile(WORKERS, ROWS, K_BLOCK),
+        tile(dtype, WORKERS, ROWS, d),
+        tile(dtype, stages, K_BLOCK, d),
+        tile(dtype, stages, K_BLOCK, d),
+        plgpu.SMEM((stages, K_BLOCK), jnp.float32),
+        tile(dtype, WORKERS, ROWS, K_BLOCK),
         plgpu.SMEM((WORKERS, ROWS), jnp.float32),
+        tile(o_ref.dtype, WORKERS, ROWS, d) if wide else None,
         plgpu.Barrier(num_barriers=WORKERS),
-        plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
-        plgpu.Barrier(num_barriers=_STAGES),
-        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=_STAGES),
-        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=_STAGES),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        plgpu.Barrier(num_barriers=stages),
+        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
+        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
         collective_axes="group",
     )
+
+
+def fetch_all(one: Callable[[Any, Any], None], count: Any, stages: int, *empty: Any) -> None:
+    """Call `one(step, slot)` for so many steps, each when its slot is free again.
+
+    `empty` are the barriers of the slots at which those that multiply arrive.
+    """
+
+    def free(step, _=None):
+        for barrier in empty:
+            plgpu.barrier_wait(barrier.at[lax.rem(step, jnp.int32(stages))])
+
+    def fetch(step, _):
+        pl.when(step >= stages)(lambda: free(step))
+        one(step, lax.rem(step, jnp.int32(stages)))
+
+    lax.fori_loop(0, count, fetch, None)
+    # No barrier may be left that nobody has waited for.
+    lax.fori_loop(jnp.maximum(count - stages, 0), count, free, None)
 
 
 def product(x, y, shape):
@@ -182,10 +237,18 @@ def product(x, y, shape):
 
 def row(ref, interpret: bool) -> jax.Array:
     """A vector that runs along the columns of a product. The interpreter knows no layouts."""
-    if interpret:
-        return ref[...]
+    return ref[...] if interpret else loaded(ref, LAYOUT.reduce(0))
+
+
+def column(ref, interpret: bool) -> jax.Array:
+    """A vector that runs along the rows of a product."""
+    return ref[...] if interpret else loaded(ref, LAYOUT.reduce(1))
+
+
+def loaded(ref, layout: Any) -> jax.Array:
+    """What is in shared memory, spread over a warpgroup's registers as `layout` says."""
     index = ((),) if jax.__version_info__ < (0, 11) else ()  # deprecated in 0.11
-    return plgpu.load(ref, *index, layout=LAYOUT.reduce(0))
+    return plgpu.load(ref, *index, layout=layout)
 
 
 def full(shape: tuple[int, ...], value: float, interpret: bool) -> jax.Array:

@@ -1,7 +1,6 @@
 """Sparse Linear Attention on NVIDIA GPUs: Pallas kernels through the Triton lowering."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -12,11 +11,13 @@ from jax.experimental import pallas as pl
 from lite3r_jax.kernels import softmax, target
 from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
+from lite3r_jax.kernels.order import LongFirst
 from lite3r_jax.kernels.sla import triton_kernels as kernels
 from lite3r_jax.kernels.sla.blocks import to_blocks
 from lite3r_jax.kernels.sla.limits import K_BLOCK, SlaCall, unsupported_triton
 from lite3r_jax.kernels.sla.linear import linear_marginal
 from lite3r_jax.kernels.sla.reference import Phi, Routing
+from lite3r_jax.kernels.sla.softmax_part import SoftmaxKernels
 from lite3r_jax.kernels.sla.tiles import TritonTiles, tiles
 from lite3r_jax.kernels.tokens import inverse, take
 
@@ -39,7 +40,7 @@ def sla_triton(
     k_valid: jax.Array,
     places: np.ndarray | None = None,
     launch: TritonTiles | None = None,
-    forward: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+    softmax_part: SoftmaxKernels | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """See `api.sla`, whose arguments these are; not for routing "token".
@@ -50,9 +51,9 @@ def sla_triton(
     are in the same launch as others, and come first.
 
     Every sum has a fixed order, so that two runs give the same bits. `launch` has warps, stages
-    and slices, by default those of `tiles`; `forward` computes the softmax part's forward pass in
-    place of its kernel, as `mosaic_kernels.forward`, for maps without full rows; `interpret` runs
-    the kernels' code as plain JAX on any device, slowly.
+    and slices, by default those of `tiles`; `softmax_part` computes that part in place of these
+    kernels, for maps without full rows; `interpret` runs the kernels' code as plain JAX on any
+    device, slowly.
 
     Raises:
         ValueError: a head dim, block or dtype that the kernels are not made for.
@@ -71,7 +72,7 @@ def sla_triton(
         launch = tiles(q.shape[-1], q.dtype, block_map.q_block, target.device().shared_memory)
     plan = _Plan(
         launch, block_map.q_block, block_map.full_rows, block_map.full_columns, phi,
-        eps / k_pad.shape[1], None if places is None else len(places), forward, interpret,
+        eps / k_pad.shape[1], None if places is None else len(places), softmax_part, interpret,
     )  # fmt: skip
     masks = q_valid.astype(jnp.int32), bias
     if routing == "block":
@@ -133,7 +134,7 @@ class _Plan:
     phi: Phi
     eps: float
     outputs: int | None
-    forward: Callable[..., tuple[jax.Array, jax.Array]] | None
+    softmax_part: SoftmaxKernels | None
     interpret: bool
 
     @property
@@ -149,7 +150,7 @@ class _Plan:
     def place(self, table: BlockTable) -> kernels.OverTable:
         """Of programs over query blocks."""
         _, n, rows, width = table.ids.shape
-        order = at.LongFirst(n, self.full_rows * self.programs, rows * self.programs)
+        order = LongFirst(n, self.full_rows * self.programs, rows * self.programs)
         return kernels.OverTable(order, self.full_rows, self.programs, width, table.columns)
 
 
@@ -200,8 +201,9 @@ def _run(q, k, v, proj_lin, q_valid, bias, table, places, plan, *, residuals):
     """The output and, for the gradient, the softmax part's one, its log-sum-exp and the states."""
     b, tokens, n, d = q.shape
     states = None if proj_lin is None else _states(k, v, bias, proj_lin, plan)
-    if plan.forward is not None:
-        soft, lse = plan.forward(q, k, v, bias, table)
+    if (given := plan.softmax_part) is not None:
+        wide = residuals and given.keeps_float32
+        soft, lse = given.forward(q, k, v, bias, table, jnp.float32 if wide else v.dtype)
         o = soft.astype(jnp.float32)
         if states is not None:
             o += _linear_forward(q, states, plan)
@@ -254,6 +256,9 @@ _attend_vjp.defvjp(_attend_forward, _attend_backward)
 
 
 def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
+    if (given := plan.softmax_part) is not None:
+        dq, delta = given.query_gradient(q, k, v, bias, table, do, o, lse)
+        return dq, *given.key_gradient(q, k, v, bias, table.transpose(), do, lse, delta)
     b, tokens, n, d = q.shape
     q_rows, k_rows, column = at.rows(plan.rows, d), at.rows(K_BLOCK, d), at.row(plan.rows)
     place = plan.place(table)
@@ -271,7 +276,7 @@ def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
         interpret=plan.interpret,
     )
     transposed = table.transpose()
-    order = at.LongFirst(n, plan.full_columns, table.columns - plan.full_columns)
+    order = LongFirst(n, plan.full_columns, table.columns - plan.full_columns)
     dk, dv = at.call(
         functools.partial(
             kernels.sla_key_gradient,

@@ -34,8 +34,8 @@ from lite3r_jax.kernels.flash_kernels import (
     query_gradient,
     row_sums,
 )
+from lite3r_jax.kernels.order import LongFirst
 from lite3r_jax.kernels.sla.reference import PHI, Phi
-from lite3r_jax.kernels.triton_call import LongFirst
 
 # Of the linear part that are multiplied at a time.
 _CHANNELS = 16

@@ -9,11 +9,11 @@ import pytest
 
 from lite3r_jax.kernels.block_map.api import block_map
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
+from lite3r_jax.kernels.order import LongFirst
 from lite3r_jax.kernels.sla import check
 from lite3r_jax.kernels.sla.api import sla
 from lite3r_jax.kernels.sla.cases import Case
 from lite3r_jax.kernels.sla.pallas_triton import sla_triton
-from lite3r_jax.kernels.triton_call import LongFirst
 from tests.kernels.sla.test_sla import NAMES, table
 
 CASE = Case("full rows", 246, 200, 1, 2)
