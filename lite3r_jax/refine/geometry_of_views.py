@@ -51,18 +51,25 @@ class Cameras:
         camera = self.in_camera(view, points)
         z = camera[:, 2]
         safe = np.where(np.abs(z) > 1e-12, z, 1e-12)
-        k, xy = self.intrinsics[view], camera[:, :2] / safe[:, None]
+        x, y = camera[:, 0] / safe, camera[:, 1] / safe
         if self.radial is not None:
-            r2, bent = (xy**2).sum(-1), self.radial[view]
+            r2, bent = x**2 + y**2, self.radial[view]
             factor = np.where(1 + 3 * bent * r2 > 0, 1 + bent * r2, _FOLDED)
-            xy = xy * factor[:, None]
-        return xy * k[:, (0, 1), (0, 1)] + k[:, :2, 2], z
+            x, y = x * factor, y * factor
+        focal, center = self._lens(view)
+        pixels = np.empty((len(z), 2))
+        pixels[:, 0] = x * focal[:, 0] + center[:, 0]
+        pixels[:, 1] = y * focal[:, 1] + center[:, 1]
+        return pixels, z
 
     def in_camera(self, view: np.ndarray, points: np.ndarray) -> np.ndarray:
         """World points [M, 3] in the camera frames of views [M]."""
-        if len(view) and (view == view[0]).all():  # the usual case, and much quicker
+        if _is_one(view):  # the usual case, and much quicker
             e = self.extrinsics[view[0]]
-            return points @ e[:, :3].T + e[:, 3]
+            camera = points @ e[:, :3].T
+            for axis in range(3):  # whole rows at once take five times as long
+                camera[:, axis] += e[axis, 3]
+            return camera
         e = self.extrinsics[view]
         return np.einsum("mij,mj->mi", e[..., :3], points) + e[..., 3]
 
@@ -70,19 +77,19 @@ class Cameras:
         """Directions [M, 3] in the world, whose z in the camera frame is 1, of pixels [M, 2]."""
         xy = self.slopes(view, pixels)
         local = np.concatenate([xy, np.ones_like(xy[:, :1])], -1)
-        if len(view) and (view == view[0]).all():
+        if _is_one(view):
             return local @ self.extrinsics[view[0], :, :3]
         return np.einsum("mji,mj->mi", self.extrinsics[view][..., :3], local)
 
     def straightened(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Where pinholes of the same intrinsics would have what is at pixels [M, 2]."""
-        k = self.intrinsics[view]
-        return self.slopes(view, pixels) * k[:, (0, 1), (0, 1)] + k[:, :2, 2]
+        focal, center = self._lens(view)
+        return self.slopes(view, pixels) * focal + center
 
     def slopes(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """(x, y) [M, 2] of the rays (x, y, 1) of pixels [M, 2] in the camera frames."""
-        k = self.intrinsics[view]
-        xy = (pixels - k[:, :2, 2]) / k[:, (0, 1), (0, 1)]
+        focal, center = self._lens(view)
+        xy = (pixels - center) / focal
         if self.radial is None:
             return xy
         seen, bent = np.linalg.norm(xy, axis=-1), self.radial[view]
@@ -91,6 +98,16 @@ class Cameras:
             slope = 1 + 3 * bent * r**2
             r = r - (r * (1 + bent * r**2) - seen) / np.where(slope > 0.05, slope, 0.05)
         return xy * np.where(seen > 1e-12, r / np.maximum(seen, 1e-12), 1)[:, None]
+
+    def _lens(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(focal lengths, principal points) of views [M]: [M, 2] each, [1, 2] of one view alone."""
+        view, k = view[:1] if _is_one(view) else view, self.intrinsics
+        return k[:, (0, 1), (0, 1)][view], k[:, :2, 2][view]
+
+
+def _is_one(view: np.ndarray) -> bool:
+    """Whether there are views, and all are the same."""
+    return len(view) > 0 and bool((view == view[0]).all())
 
 
 def to_network(scene: Scene, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -83,8 +83,8 @@ def _pair(
     if not len(seen) or len(others) < 2:
         return nothing, nothing, np.zeros(0)
     side = float(task.depth.scene.source_sizes[b].max())
-    off = np.linalg.norm(place[seen, None] - others, axis=-1)
-    alike = np.where(off < task.reach * side, mine[seen] @ _unit(theirs).T, -1)
+    u, v = (place[seen, axis, None] - others[:, axis] for axis in (0, 1))
+    alike = np.where(u**2 + v**2 < (task.reach * side) ** 2, mine[seen] @ _unit(theirs).T, -1)
     best, back = np.argmax(alike, axis=1), np.argmax(alike, axis=0)
     row = np.arange(len(seen))
     first = alike[row, best]
