@@ -23,6 +23,7 @@ from lite3r_jax.exports.points import PointOptions
 from lite3r_jax.infer.alignment import World, align, misfit
 from lite3r_jax.infer.cameras import CameraOptions
 from lite3r_jax.infer.expected_time import ExpectedTime
+from lite3r_jax.infer.kept_prediction import kept_prediction
 from lite3r_jax.infer.memory import Forward, MemoryPlan
 from lite3r_jax.infer.options import ComputeOptions, ImageOptions
 from lite3r_jax.infer.point_tracker import ModelTracker, check_track_head
@@ -136,7 +137,7 @@ class Reconstructor:
     """A model that reconstructs scene after scene; what was compiled for a shape is kept.
 
     Attributes:
-        plan: memory plan of the last scene; None before it.
+        plan: memory plan of the last scene; None before it, and where its prediction was kept.
         alignment: with known cameras, how the prediction of the last scene fits them: what their
             unit is in the model's, the median angle between their axes and the median distance
             of their centers (in their unit) after alignment; None without.
@@ -231,16 +232,17 @@ class Reconstructor:
             photos: from `data.photos.find_scenes`.
             progress: takes the time of every stage; None: nothing is shown.
             masks: see `reconstruct`.
-            work: see `refine.refine`.
+            work: see `refine.refine`; for one scene, model and settings. The prediction is kept
+                there as well, and one that is there is taken in place of a pass of the model.
 
         Raises:
-            InputError: as `reconstruct`.
+            InputError: as `reconstruct`; a kept prediction is damaged.
         """
         progress = progress or Progress(show=False)
         with all_ready():
             images, boxes, photos, known = self._load(photos, progress)
         self._warn_of_order(photos)
-        scene = self.of_images(images, boxes, photos, progress, known)
+        scene = self.of_images(images, boxes, photos, progress, known, work)
         if self._refine is None:
             return scene
         return self._refined(scene, photos.name, progress, masks, work)
@@ -282,6 +284,7 @@ class Reconstructor:
         photos: PhotoSet,
         progress: Progress | None = None,
         known: KnownCameras | None = None,
+        work: Path | None = None,
     ) -> Scene:
         """Reconstruct a scene from photos that were read before; it is not refined.
 
@@ -291,13 +294,15 @@ class Reconstructor:
             photos: the S photos; they are not read.
             progress: as for the call.
             known: cameras of these photos.
+            work: folder in which the prediction is kept, see `kept_prediction`; None: nowhere.
 
         Raises:
-            InputError: as `reconstruct`.
+            InputError: as `reconstruct`; a kept prediction is damaged.
         """
         progress = progress or Progress(show=False)
         given = self._given(images, boxes, photos, known)
-        prediction = self._predicted(images, given, progress)
+        self.plan = None
+        prediction = kept_prediction(work, lambda: self._predicted(images, given, progress))
         if given is not None:
             prediction = self._aligned(prediction, given, photos)
         return to_scene(prediction, images, boxes, photos)

@@ -27,7 +27,7 @@ _KINDS = {
 class Kept:
     """A folder with the matches of each view and round, of one scene with the same settings.
 
-    What is there of another prediction, of other photos or settings is deleted.
+    Folders there of another prediction, of other photos or settings are deleted.
     """
 
     def __init__(self, folder: Path | None, key: str):
@@ -40,7 +40,7 @@ class Kept:
         self._folder = None if folder is None else folder / key
         if folder is not None and folder.is_dir():
             for other in folder.iterdir():
-                if other.name != key:
+                if other.is_dir() and other.name != key:
                     shutil.rmtree(other, ignore_errors=True)
 
     def __call__(self, number: int, view: int, make: Callable[[], Arrays]) -> Arrays:

@@ -232,7 +232,6 @@ class SceneRun:
             if keeps:
                 folder.give_up()
             raise
-        assert self.reconstructor.plan is not None
         facts = reports.describe_run(
             scene,
             model=self.description,

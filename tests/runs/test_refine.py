@@ -12,7 +12,10 @@ from PIL import Image
 from lite3r_jax import PointOptions, RefineOptions, reconstruct
 from lite3r_jax.cli.lite3r import main
 from lite3r_jax.exports import read_npz
+from lite3r_jax.infer import reconstruct as reconstructing
+from lite3r_jax.infer.memory import Forward
 from lite3r_jax.infer.options import ImageOptions
+from lite3r_jax.refine import refine
 from tests.data.world import cast
 
 VIEWS, SIZE = 4, 168
@@ -88,6 +91,39 @@ def test_sift_and_lenses_from_the_command_line(photos, fake_dir, tmp_path):
     assert not (out / "colmap" / "distorted").exists() and not (out / "refining").exists()
 
 
+class Stop(Exception):
+    """Ends a run."""
+
+
+def test_a_run_that_was_stopped_goes_on_without_the_model(photos, fake_dir, tmp_path, monkeypatch):
+    words = ["reconstruct", str(photos), "--weights", str(fake_dir), "--formats", "npz", "--refine"]
+    words += ["--size", str(SIZE), "--backbone", "fake", "--refine.rounds=1"]
+    words += ["--refine.corners=200", "--output"]
+    out = tmp_path / "out"
+
+    def stopped(*scene, progress, **settings):
+        def tick():
+            progress()
+            raise Stop
+
+        return refine(*scene, progress=tick, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(reconstructing, "refine_scene", stopped)
+        main([*words, str(out)])
+    with np.load(out / "refining" / "prediction.npz") as kept:
+        depth = kept["depth"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Forward, "__call__", lambda *_: pytest.fail("the model was run again"))
+        assert main([*words, str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["finished"] and report["memory_GiB"]["predicted_peak"] is None
+    assert not (out / "refining").exists()
+    scene = read_npz(out / "predictions.npz")
+    assert scene.predicted is not None
+    np.testing.assert_array_equal(scene.predicted.depth, depth[0, ..., 0])
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(photos, tmp_path):
     out = tmp_path / "out"
@@ -100,7 +136,8 @@ def test_a_run_that_was_killed_goes_on(photos, tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in out.glob("refining/*/*.npz")}
     assert kept and not (out / "predictions.npz").exists()
     assert main(words[3:]) == 0
-    assert json.loads((out / "report.json").read_text())["finished"] is True
+    report = json.loads((out / "report.json").read_text())
+    assert report["finished"] is True and "run" not in report["seconds"]  # no pass of the model
     assert not (out / "refining").exists()
 
 
