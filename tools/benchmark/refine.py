@@ -2,6 +2,7 @@
 
     python -m tools.benchmark.refine [--scenes 10] [--seeds 3] [--degrees 1,2,5] [--views 8]
                                      [--size 448] [--split test] [--first 0] [--matches klt|sift]
+                                     [--keep FOLDER]
 
 Every camera but the first is turned by a random rotation of so many degrees (root of the mean
 square) and moved by 2.5 % of the spread of the cameras for each degree, at most 10 %; focal lengths
@@ -9,20 +10,29 @@ are too long by the same share; depth is wrong by a smooth 5 %. Rotations and di
 pairs of views; depth is compared after one scale for the scene. Cells: median before -> after
 (worst scene and seed after). Reprojected color: see `color_psnr`, with the true depth. COLMAP: the
 median distance in pixels from observations to their points in the written model, read by pycolmap.
+Seconds are those of refinement alone: of the processors, and on the clock, which other work on the
+machine lengthens. --keep keeps views that were drawn and figures of every run: with the same
+command a table that was stopped goes on; after changes to the code the folder has to be a new one.
 """
 
 import argparse
+import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lite3r_jax.data.synthetic.source import SyntheticScenes
 from lite3r_jax.data.views import Sample
 from lite3r_jax.exports import ExportOptions, write
+from lite3r_jax.files import atomic_write
 from lite3r_jax.metrics.pose import pair_errors
 from lite3r_jax.refine import RefineOptions, refine
 from lite3r_jax.refine.geometry_of_views import Cameras, depth_lookup
@@ -48,6 +58,25 @@ def scene_of(sample: Sample) -> Scene:
         source_sizes=np.tile(np.array([width, height]), (views, 1)),
         photos=tuple(map(StillPhoto, images)),
     )
+
+
+def drawn(source: SyntheticScenes, name: str, size: tuple[int, int], keep: Path | None) -> Sample:
+    """All frames of a generated scene, read from the folder if they were drawn before."""
+    frames = source.frames(name)
+    if keep is None:
+        return source.read(name, frames, size)
+    file = f"{name}-{len(frames)}x{size[0]}x{size[1]}-{source.samples}.npz"
+    parts = ("images", "depth", "extrinsics", "intrinsics")
+    arrays: dict[str, Any]
+    if not (keep / file).is_file():
+        sample = source.read(name, frames, size)
+        with atomic_write(keep / file) as path, path.open("wb") as out:
+            arrays = {part: getattr(sample, part) for part in parts[1:]}
+            np.savez(out, images=np.rint(sample.images * 255).astype(np.uint8), **arrays)
+    with np.load(keep / file) as kept:
+        arrays = {part: kept[part] for part in parts}
+    images = arrays.pop("images").astype(np.float32) / 255
+    return Sample("synthetic", name, tuple(map(str, frames)), images, **arrays)
 
 
 def disturbed(scene: Scene, degrees: float, seed: int, depth_error: float = DEPTH_ERROR) -> Scene:
@@ -143,43 +172,60 @@ def colmap_error(scene: Scene) -> float:
     return float(np.median(off))
 
 
-def measure(sources: Sequence[Scene], degrees: float, seeds: int, options: RefineOptions) -> str:
+def measured(truth: Scene, degrees: float, seed: int, options: RefineOptions) -> dict[str, Any]:
+    """What refining a disturbed scene gives, as plain data; `row` makes a row of several."""
+    start = disturbed(truth, degrees, seed)
+    began, clock = time.process_time(), time.perf_counter()
+    refined = refine(start, options)
+    seconds = {"cpu": time.process_time() - began, "clock": time.perf_counter() - clock}
+    # with true depth, so that nothing but cameras differs
+    posed = (replace(scene, depth=truth.depth) for scene in (start, refined.scene, truth))
+    return {
+        "views": truth.views,
+        "before": camera_errors(start, truth),
+        "after": camera_errors(refined.scene, truth),
+        "report": dict(refined.report),
+        "seconds": seconds,
+        "colors": [color_psnr(scene) for scene in posed],
+        "colmap": colmap_error(refined.scene) if refined.report["refined"] else None,
+    }
+
+
+def row(degrees: float, runs: Sequence[dict[str, Any]]) -> str:
     """A row of the table: medians over scenes and seeds."""
-    before, after, reports, seconds, colors, written = [], [], [], [], [], []
-    for truth in sources:
-        for seed in range(seeds):
-            start = disturbed(truth, degrees, seed)
-            began = time.process_time()
-            refined = refine(start, options)
-            seconds.append(time.process_time() - began)
-            before.append(camera_errors(start, truth))
-            after.append(camera_errors(refined.scene, truth))
-            reports.append(refined.report)
-            if refined.report["refined"]:
-                written.append(colmap_error(refined.scene))
-            # with true depth, so that nothing but cameras differs
-            posed = (replace(scene, depth=truth.depth) for scene in (start, refined.scene, truth))
-            colors.append([color_psnr(scene) for scene in posed])
 
     def spread(name: str) -> str:
-        one, two = (np.array([each[name] for each in errors]) for errors in (before, after))
+        one, two = (np.array([run[when][name] for run in runs]) for when in ("before", "after"))
         factor, unit = (100, " %") if name in ("focal", "depth") else (1, "")
         return (
             f"{factor * np.median(one):.2f} -> {factor * np.median(two):.2f}"
             f" ({factor * two.max():.2f}){unit}"
         )
 
-    done = [report for report in reports if report["refined"]]
-    views = sources[0].views
-    tied = sum(views - len(report["not_tied"]) for report in done) / (views * len(reports))
+    done = [run for run in runs if run["report"]["refined"]]
+    tied = sum(run["views"] - len(run["report"]["not_tied"]) for run in done)
+    colors = np.nanmedian([run["colors"] for run in runs], axis=0)
     cells: list[Any] = [
-        f"{degrees:g}", f"{len(done)} of {len(reports)}", f"{100 * tied:.1f} %",
+        f"{degrees:g}", f"{len(done)} of {len(runs)}",
+        f"{100 * tied / sum(run['views'] for run in runs):.1f} %",
         *map(spread, ("rotation", "direction", "focal", "depth")),
-        f"{np.mean([r['mean_track_length'] for r in done]):.1f}" if done else "",
-        " / ".join(f"{psnr:.1f}" for psnr in np.nanmedian(colors, axis=0)),
-        f"{np.median(written):.2f}" if written else "", f"{np.median(seconds):.1f}",
+        f"{np.mean([run['report']['mean_track_length'] for run in done]):.1f}" if done else "",
+        " / ".join(f"{psnr:.1f}" for psnr in colors),
+        f"{np.median([run['colmap'] for run in done]):.2f}" if done else "",
+        *(f"{np.median([run['seconds'][of] for run in runs]):.1f}" for of in ("cpu", "clock")),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def kept(keep: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a run that are in the folder, or those of a new one, which are then kept."""
+    if keep is None:
+        return make()
+    path = keep / f"{name}.json"
+    if not path.is_file():
+        with atomic_write(path) as file:
+            file.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,22 +242,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=2, help="rays across a pixel")
     parser.add_argument("--split", default="test")
     parser.add_argument("--rounds", type=int, default=RefineOptions.rounds)
+    parser.add_argument("--keep", type=Path, help="folder for views and figures of runs")
     parser.add_argument("--matches", choices=("klt", "sift"), default=RefineOptions.matches)
     args = parser.parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # of it, only views are drawn with JAX
     source = SyntheticScenes(
-        args.split, args.scenes, args.views, first=args.first, samples=args.samples
+        args.split,
+        args.scenes,
+        args.views,
+        first=args.first,
+        samples=args.samples,
+        renderer="jax",
     )
-    frames, size = range(args.views), (args.size, args.size)
-    scenes = [scene_of(source.read(name, frames, size)) for name in source.scenes]
+    size = (args.size, args.size)
     options = RefineOptions(rounds=args.rounds, matches=args.matches)
     print(
         "| degrees | refined | views tied | rotation, degrees | direction, degrees | focal length"
         " | depth | track length | reprojected color, dB: before / after / true cameras | COLMAP"
-        " | CPU seconds |"
+        " | CPU seconds | seconds on the clock |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for degrees in args.degrees.split(","):
-        print(measure(scenes, float(degrees), args.seeds, options), flush=True)
+        runs = []
+        for name, seed in product(source.scenes, range(args.seeds)):
+            truth = partial(drawn, source, name, size, args.keep)
+            what = f"{name}-{args.views}x{args.size}-{args.samples}-{args.matches}-{args.rounds}"
+            runs.append(
+                kept(
+                    args.keep,
+                    f"{what}-{float(degrees):g}-{seed}",
+                    lambda of=truth, seed=seed, degrees=degrees: measured(
+                        scene_of(of()), float(degrees), seed, options
+                    ),
+                )
+            )
+        print(row(float(degrees), runs), flush=True)
     return 0
 
 
