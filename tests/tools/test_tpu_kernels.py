@@ -5,7 +5,7 @@ import pytest
 
 from lite3r_jax import InputError
 from lite3r_jax.kernels.sla.cases import Case
-from lite3r_jax.kernels.sla.tiles import TpuTiles
+from lite3r_jax.kernels.sla.tiles import Product, TpuTiles
 from tools.benchmark import tpu_kernels
 from tools.benchmark.tpu_kernels import count, products
 
@@ -43,6 +43,15 @@ def test_what_is_not_listed_is_not_multiplied_and_what_stays_is_not_fetched():
     forward, *_ = count(CASE, ids, "bfloat16", TILES)
     assert (forward.programs, forward.grid, forward.listed) == (1, 2, 1)
     assert forward.computed == 2, "a program multiplies its whole width"
+
+
+def test_products_of_a_program_without_a_listed_block_are_left_out():
+    case, ids = Case("half of a program", 64, 256, keep=1.0), np.asarray([[[0, 1, 4, 4]]], np.int32)
+    tiles = TpuTiles(4, 2, 1000, forward=Product(128, 64), query_gradient=Product(256, 64))
+    forward, query, _ = count(case, ids, "bfloat16", tiles)
+    assert (forward.computed, query.computed) == (2, 4)
+    one = 2 * 64**3
+    assert (forward.products, query.products) == (2 * 4 * one, 4 * 6 * one)
 
 
 def test_products_are_those_of_the_kernels_code():

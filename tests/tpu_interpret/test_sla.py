@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lite3r_jax.kernels.sla.cases import Case
 from lite3r_jax.kernels.sla.pallas_tpu import sla_tpu
-from lite3r_jax.kernels.sla.tiles import TpuTiles
+from lite3r_jax.kernels.sla.tiles import Product, TpuTiles
 from tests.kernels.sla.test_sla import VALUES, Problem
 from tests.kernels.sla.test_triton import check, gradient, values
 
@@ -21,10 +21,13 @@ CAPS = {"float32": 2e-6, "bfloat16": 1e-2}
 # Two entries in a program, and scalar memory for two rows of a table: several steps and parts.
 SMALL = TpuTiles(key_blocks=2, query_blocks=2, scalars=36)
 USUAL = TpuTiles()
+# Two products of keys, of queries and of both in a program, in the key gradient too.
+SPLIT = TpuTiles(4, 4, forward=Product(128, 64), query_gradient=Product(128, 64), key_gradient=128)
 CASES = [(Case("two sequences, short last blocks", 150, 230, 2), "float32", SMALL)]
 SLOW_CASES = [
     (Case("two of all", 150, 230, 2, 2), "float32", USUAL),
     (Case("head dim 128, wide blocks", 150, 230, 1, 2, 128, 128), "float32", USUAL),
+    (Case("products in parts", 150, 230, 1, 1, 64, 128), "float32", SPLIT),
     (Case("head dim 128, small tiles", 150, 230, 1, 2, 128, phi="softmax"), "bfloat16", SMALL),
     (Case("one token", 1, 1, phi="relu"), "float32", USUAL),
     (Case("marginal", 140, 260, 2, 2, 64, 128, routing="block3"), "float32", USUAL),

@@ -10,8 +10,8 @@ chip's memory: a block is fetched when a program wants another one than the prog
 Products are those that the matrix unit gets from the programs that have work, 128 lanes wide, and
 which of them are needed: between listed blocks, of 64 channels. Both follow from the kernels' own
 grids, tables and code. Compiled programs, one for each of `tools.benchmark.tpu.CHIPS`, give
-temporary memory, and what of a kernel's registers goes into vector memory and back (spills). None
-of it says how long anything takes.
+temporary memory, and what of a kernel's registers goes into vector memory and back (spills), with
+the kernel of the block selection. None of it says how long anything takes.
 """
 
 import argparse
@@ -32,10 +32,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lite3r_jax import InputError
 from lite3r_jax.benchmarking.subprocess_runs import in_subprocess
+from lite3r_jax.kernels.block_map.pallas_tpu import select_tpu
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.pallas_tpu import Plan, key_steps, sla_tpu
 from lite3r_jax.kernels.sla.tiles import TpuTiles
+from lite3r_jax.kernels.sla.tpu_kernels import K_BLOCK, parts
 from tools.benchmark import tpu
 
 MIB = 2**20
@@ -100,23 +102,25 @@ def count(case: Case, ids: np.ndarray, dtype: str, tiles: TpuTiles | None = None
     pair_of_key = 2 * case.k_block * case.head_dim * size  # [v | k]
     pair_of_query = 2 * case.q_block * case.head_dim * size  # [do | q]
     stats = 2 * case.q_block * 4
-    forward = _by_rows(plan, ids)
+    forward = _by_rows(plan, ids, plan.tiles.forward.keys)
+    gradient = _by_rows(plan, ids, plan.tiles.query_gradient.keys)
     rows = forward.rows
     made = [
         ("sla_forward", forward.fetched * pair_of_key + rows * case.q_block * wide * size,
          rows * case.q_block * (wide * size + 4), 2, forward),
-        ("sla_query_gradient", forward.fetched * pair_of_key + rows * (pair_of_query + stats),
-         rows * case.q_block * wide * size, 3, forward),
+        ("sla_query_gradient", gradient.fetched * pair_of_key + rows * (pair_of_query + stats),
+         rows * case.q_block * wide * size, 3, gradient),
     ]  # fmt: skip
-    keys = _by_keys(plan, ids)
+    keys = _by_keys(plan, ids, case.q_block)
     out = pair_of_key if plan.parts == 1 else 2 * case.k_block * case.head_dim * 4
     made.append(
         ("sla_key_gradient", keys.fetched * (pair_of_query + stats) + keys.rows * pair_of_key,
          keys.rows * out, 4, keys)
     )  # fmt: skip
     return [
-        Work(name, at.programs, at.grid, read, written, at.programs * multiplied[name],
-             pairs * one * 2 * case.head_dim * terms, pairs, at.programs * at.entries)
+        Work(name, at.programs, at.grid, read, written,
+             at.computed * multiplied[name] // at.entries,
+             pairs * one * 2 * case.head_dim * terms, pairs, at.computed)
         for name, read, written, terms, at in made
     ]  # fmt: skip
 
@@ -129,6 +133,7 @@ class _Programs:
         programs: that have work.
         grid: all.
         entries: blocks of a program.
+        computed: blocks of the products that are not left out.
         fetched: blocks of the list that are fetched.
         rows: times that what a list is for is fetched or written.
     """
@@ -136,25 +141,31 @@ class _Programs:
     programs: int
     grid: int
     entries: int
+    computed: int
     fetched: int
     rows: int
 
 
-def _by_rows(plan: Plan, ids: np.ndarray) -> _Programs:
+def _by_rows(plan: Plan, ids: np.ndarray, width: int) -> _Programs:
     """Of the kernels whose programs go over the key blocks of a query block."""
     table = np.asarray(plan.table(jnp.asarray(ids)))
-    groups, parts, heads, rows, _ = table.shape
-    lists = table.reshape(groups * parts, heads, rows * plan.steps, plan.entries)
+    groups, calls, heads, rows, _ = table.shape
+    lists = table.reshape(groups * calls, heads, rows * plan.steps, plan.entries)
     block = np.minimum(lists, plan.columns - 1) + plan.columns * np.arange(heads)[:, None, None]
     programs = int((lists[..., 0] < plan.columns).sum())
+    computed = sum(
+        len(some) * int((lists[..., some[0]] < plan.columns).sum())
+        for some in parts(plan.entries, K_BLOCK, width)
+    )
     fetched = sum(_changes(call.reshape(-1, plan.entries)) for call in block)
-    return _Programs(programs, lists[..., 0].size, plan.entries, fetched, table[..., 0].size)
+    rows = table[..., 0].size
+    return _Programs(programs, lists[..., 0].size, plan.entries, computed, fetched, rows)
 
 
-def _by_keys(plan: Plan, ids: np.ndarray) -> _Programs:
+def _by_keys(plan: Plan, ids: np.ndarray, q_block: int) -> _Programs:
     """Of the kernel whose programs go over the query blocks of a key block."""
     split = plan.of_queries(jnp.asarray(ids), plan.columns)
-    entries, programs, grid, fetched, rows = plan.query_entries, 0, 0, 0, 0
+    entries, programs, grid, computed, fetched, rows = plan.query_entries, 0, 0, 0, 0, 0
     steps = plan.steps_of_keys
     make = jax.jit(lambda x: key_steps(BlockTable(x[None], plan.columns), steps, entries))
     for some in split.reshape(-1, *split.shape[2:]):
@@ -162,9 +173,13 @@ def _by_keys(plan: Plan, ids: np.ndarray) -> _Programs:
         head = np.repeat(np.arange(some.shape[0]), steps)
         block = query[starts[:, None] + np.arange(entries)] + plan.rows * head[:, None]
         programs, grid = programs + int((counts > 0).sum()), grid + counts.size
+        computed += sum(
+            len(one) * int((counts > one[0]).sum())
+            for one in parts(entries, q_block, plan.tiles.key_gradient)
+        )
         fetched += _changes(block)
         rows += _changes((keys + plan.columns * head)[:, None])
-    return _Programs(programs, grid, entries, fetched, rows)
+    return _Programs(programs, grid, entries, computed, fetched, rows)
 
 
 def _changes(blocks: np.ndarray) -> int:
@@ -341,15 +356,36 @@ def compiled(chip: str, case: Case, dtype: str) -> Iterator[tuple[str, Compiled,
     with tempfile.TemporaryDirectory() as folder:
         dumping(Path(folder))
         here = NamedSharding(tpu.mesh(chip), PartitionSpec())
-        program = tpu.lower(chip, both(case), *arguments(case, dtype, here)).compile()
-        analysis = program.memory_analysis()
-        assert analysis is not None, "XLA gives no memory plan for this device"
-        temporary = analysis.temp_size_in_bytes
-        found = dumped(Path(folder))
-        if not found:
-            raise InputError("libtpu wrote no code of kernels: its flags for that have changed")
-        for name, code in found.items():
-            yield name, code, temporary
+        seen: set[str] = set()
+        for call, shapes in (
+            (both(case), arguments(case, dtype, here)),
+            (partial(_select, case), _pooled(case, dtype, here)),
+        ):
+            analysis = tpu.lower(chip, call, *shapes).compile().memory_analysis()
+            assert analysis is not None, "XLA gives no memory plan for this device"
+            found = {n: code for n, code in dumped(Path(folder)).items() if n not in seen}
+            if not found:
+                raise InputError("libtpu wrote no code of kernels: its flags for that have changed")
+            for name, code in found.items():
+                yield name, code, analysis.temp_size_in_bytes
+            seen |= set(found)
+
+
+def _select(case: Case, q: Any, q_used: Any, k: Any, k_used: Any) -> Any:
+    """The block selection of the case, by its kernel."""
+    kept = np.arange(case.always, dtype=np.int32)
+    top, bottom = case.budgets
+    return select_tpu(q, q_used, k, k_used, kept=kept, top=top, bottom=bottom)
+
+
+def _pooled(case: Case, dtype: str, sharding: Any) -> list[jax.ShapeDtypeStruct]:
+    """Pooled queries and keys [B, N, M, D] and which of them are used [B, M], for `_select`."""
+    like = partial(jax.ShapeDtypeStruct, sharding=sharding)
+    q, k = (
+        (like((case.batch, case.heads, m, case.head_dim), dtype), like((case.batch, m), bool))
+        for m in (case.q_blocks, case.k_blocks)
+    )
+    return [*q, *k]
 
 
 def _case(views: int, args: argparse.Namespace) -> Case:

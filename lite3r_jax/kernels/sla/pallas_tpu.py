@@ -190,7 +190,12 @@ def _forward(q, kv, words, ids, plan):
     def call(head, q, ids):
         heads, rows = q.shape[:2]
         return _call(
-            functools.partial(kernels.sla_forward, head_dim=head_dim, entries=plan.entries),
+            functools.partial(
+                kernels.sla_forward,
+                head_dim=head_dim,
+                entries=plan.entries,
+                product=plan.tiles.forward,
+            ),
             (heads, rows, plan.steps),
             (ids.reshape(-1), words[head // plan.sequence_heads], head[None]),
             [(q, _row_spec(size, lanes)), *_key_blocks(kv, plan)],
@@ -228,12 +233,17 @@ def _query_gradient(qdo, stats, kv, words, table, plan):
     def call(head, qdo, stats, ids):
         heads, rows = qdo.shape[:2]
         [dq] = _call(
-            functools.partial(kernels.sla_query_gradient, head_dim=head_dim, entries=plan.entries),
+            functools.partial(
+                kernels.sla_query_gradient,
+                head_dim=head_dim,
+                entries=plan.entries,
+                product=plan.tiles.query_gradient,
+            ),
             (heads, rows, plan.steps),
             (ids.reshape(-1), words[head // plan.sequence_heads], head[None]),
             [(qdo, _row_spec(size, lanes)), (stats, _row_spec(2, size)), *_key_blocks(kv, plan)],
             [(_like(qdo, kernels.LANES), _row_spec(size, kernels.LANES))],
-            [(size, kernels.LANES)],
+            [(size, kernels.LANES), (size, 1), (size, 1)],
             plan.interpret,
         )
         return dq[..., kernels.LANES - head_dim :]
@@ -261,7 +271,11 @@ def _key_gradient(qdo, stats, kv, ids, plan):
         queries = [functools.partial(query_block, g) for g in range(entries)]
         [dkv] = _call(
             functools.partial(
-                kernels.sla_key_gradient, head_dim=lanes // 2, steps=steps, entries=entries
+                kernels.sla_key_gradient,
+                head_dim=lanes // 2,
+                steps=steps,
+                entries=entries,
+                width=plan.tiles.key_gradient,
             ),
             (heads, steps),
             (*key_steps(BlockTable(ids[None], columns), steps, entries), head[None]),

@@ -38,21 +38,42 @@ class TritonTiles:
 
 
 @dataclass(frozen=True)
+class Product:
+    """What a TPU program works on at a time; its logits are float32 in vector registers.
+
+    Attributes:
+        keys: at most, a multiple of 128.
+        queries: at most; divides the query blocks, or is more than they have.
+    """
+
+    keys: int
+    queries: int
+
+
+@dataclass(frozen=True)
 class TpuTiles:
     """Of all kernels of `pallas_tpu`; nothing was timed.
 
     Blocks are fetched for the next program while one computes. Sixteen key blocks are 256 KiB in
-    half precision: fewer would not hide what a program and a fetch cost besides.
+    half precision: fewer would not hide what a program and a fetch cost besides. Of the sizes of
+    products that were compiled for a v5e, in branches of their own, these have the shortest code
+    among those that spill less than 128 x 512 without (docs/benchmarks.md, "On a TPU").
 
     Attributes:
         key_blocks: key blocks per program, even.
         query_blocks: query blocks per program of the key gradient, even.
         scalars: int32 numbers in the 1 MiB of scalar memory at a time.
+        forward: of the forward pass.
+        query_gradient: of the gradient of queries.
+        key_gradient: queries that the gradient of keys works on at a time, at least 128.
     """
 
     key_blocks: int = 16
     query_blocks: int = 8
     scalars: int = 2**17
+    forward: Product = Product(1024, 64)
+    query_gradient: Product = Product(512, 128)
+    key_gradient: int = 256
 
 
 def candidates(head_dim: int, dtype: Any, q_block: int) -> tuple[TritonTiles, ...]:

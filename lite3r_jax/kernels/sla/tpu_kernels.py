@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from lite3r_jax.kernels.sla.tiles import Product
+
 LANES = 128
 K_BLOCK = 64
 LOG2E = 1.4426950408889634
@@ -23,11 +25,9 @@ LOG2E = 1.4426950408889634
 # seen, so far above a masked logit that exp2(MASKED - maximum) is 0.
 LOWEST = -1e30
 MASKED = -2e30
-# Keys or queries in one product: logits of 128 x 512 are the 64 vector registers of a core.
-_WIDTH = 512
 
 
-def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int):
+def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int, product: Product):
     """Some key blocks of one query block: output [q_block, D] and log-sum-exp [1, q_block].
 
     Args:
@@ -38,6 +38,7 @@ def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int):
         refs: `entries` key blocks; outputs; sums [q_block, 128], maximum and total [q_block, 1].
         head_dim: D.
         entries: key blocks of one program.
+        product: keys and queries that are worked on at a time.
     """
     del head
     kv_refs, (o_ref, lse_ref, acc_ref, top_ref, total_ref) = refs[:entries], refs[entries:]
@@ -50,20 +51,20 @@ def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int):
         top_ref[...] = jnp.full(top_ref.shape, LOWEST, jnp.float32)
         total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
 
-    @pl.when(_used(ids, words, first))
-    def _():
-        q = q_ref[...]
-        for some in _parts(entries, K_BLOCK):
-            kv = _rows(kv_refs, some)
+    for some, at in _products(entries, q_ref.shape[0], product):
+
+        @pl.when(_used(ids, words, first + some[0]))
+        def _(some=some, at=at):
+            q, kv = q_ref[at], _rows(kv_refs, some)
             s = _dot(q, _keys(kv, head_dim), trans_b=True) * _scale(head_dim)
             s = s + _bias(ids, words, first, some)
-            top = top_ref[...]
+            top = top_ref[at]
             new = jnp.maximum(top, s.max(axis=1, keepdims=True))
             p = jnp.exp2(s - new)
             shrink = jnp.exp2(top - new)
-            top_ref[...] = new
-            total_ref[...] = total_ref[...] * shrink + p.sum(axis=1, keepdims=True)
-            acc_ref[...] = acc_ref[...] * shrink + _dot(p.astype(q.dtype), _values(kv, head_dim))
+            top_ref[at] = new
+            total_ref[at] = total_ref[at] * shrink + p.sum(axis=1, keepdims=True)
+            acc_ref[at] = acc_ref[at] * shrink + _dot(p.astype(q.dtype), _values(kv, head_dim))
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
@@ -74,7 +75,9 @@ def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int):
         lse_ref[...] = jnp.broadcast_to(lse, (lse.shape[0], LANES)).T[:1]
 
 
-def sla_query_gradient(ids, words, head, qdo_ref, stats_ref, *refs, head_dim: int, entries: int):
+def sla_query_gradient(
+    ids, words, head, qdo_ref, stats_ref, *refs, head_dim: int, entries: int, product: Product
+):
     """Some key blocks of one query block: its gradient, for D = 64 in the upper 64 lanes.
 
     Args:
@@ -83,32 +86,34 @@ def sla_query_gradient(ids, words, head, qdo_ref, stats_ref, *refs, head_dim: in
         head: as in `sla_forward`.
         qdo_ref: [q_block, 2 D] of [do | q].
         stats_ref: [2, q_block] float32, log-sum-exp and the row sums of do * o.
-        refs: `entries` key blocks; the gradient [q_block, 128]; its sums, float32.
+        refs: `entries` key blocks; the gradient [q_block, 128]; its sums, float32; the two of
+            `stats_ref` as columns [q_block, 1].
         head_dim: D.
         entries: key blocks of one program.
+        product: as in `sla_forward`.
     """
     del head
-    kv_refs, (dq_ref, acc_ref) = refs[:entries], refs[entries:]
+    kv_refs, (dq_ref, acc_ref, lse_ref, delta_ref) = refs[:entries], refs[entries:]
     step = pl.program_id(2)
     first = _first_entry(entries)
 
     @pl.when(step == 0)
     def _():
         acc_ref[...] = jnp.zeros(acc_ref.shape, jnp.float32)
+        columns = jnp.broadcast_to(stats_ref[...][:, None], (2, 8, qdo_ref.shape[0]))
+        lse_ref[...], delta_ref[...] = (columns[i].T[:, :1] for i in range(2))
 
-    @pl.when(_used(ids, words, first))
-    def _():
-        qdo = qdo_ref[...]
-        do, q = _halves(qdo, head_dim)
-        columns = jnp.broadcast_to(stats_ref[...][:, None], (2, 8, qdo.shape[0]))
-        lse, delta = (columns[i].T[:, :1] for i in range(2))
-        for some in _parts(entries, K_BLOCK):
-            kv = _rows(kv_refs, some)
+    for some, at in _products(entries, qdo_ref.shape[0], product):
+
+        @pl.when(_used(ids, words, first + some[0]))
+        def _(some=some, at=at):
+            qdo, kv = qdo_ref[at], _rows(kv_refs, some)
+            do, q = _halves(qdo, head_dim)
             keys, values = _keys(kv, head_dim), _values(kv, head_dim)
             s = _dot(q, keys, trans_b=True) * _scale(head_dim)
-            p = jnp.exp2(s + _bias(ids, words, first, some) - lse)
-            ds = p * (_dot(do, values, trans_b=True) - delta)
-            acc_ref[...] += _dot(ds.astype(qdo.dtype), keys)
+            p = jnp.exp2(s + _bias(ids, words, first, some) - lse_ref[at])
+            ds = p * (_dot(do, values, trans_b=True) - delta_ref[at])
+            acc_ref[at] += _dot(ds.astype(qdo.dtype), keys)
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
@@ -116,7 +121,17 @@ def sla_query_gradient(ids, words, head, qdo_ref, stats_ref, *refs, head_dim: in
 
 
 def sla_key_gradient(
-    rows, keys, starts, counts, head, kv_ref, *refs, head_dim: int, steps: int, entries: int
+    rows,
+    keys,
+    starts,
+    counts,
+    head,
+    kv_ref,
+    *refs,
+    head_dim: int,
+    steps: int,
+    entries: int,
+    width: int,
 ):
     """Some query blocks of one key block: its gradients, [k_block, 2 D] of [dv | dk].
 
@@ -137,6 +152,7 @@ def sla_key_gradient(
         head_dim: D.
         steps: of a head.
         entries: query blocks of one program.
+        width: queries that are worked on at a time.
     """
     del rows, starts, head
     qdo_refs, stats_refs = refs[:entries], refs[entries : 2 * entries]
@@ -151,11 +167,12 @@ def sla_key_gradient(
         dv_ref[...] = jnp.zeros(dv_ref.shape, jnp.float32)
         dk_ref[...] = jnp.zeros(dk_ref.shape, jnp.float32)
 
-    @pl.when(counts[here] > 0)
-    def _():
-        v, k = _halves(kv_ref[...], head_dim)
-        q_block = qdo_refs[0].shape[0]
-        for some in _parts(entries, q_block):
+    q_block = qdo_refs[0].shape[0]
+    for some in parts(entries, q_block, width):
+
+        @pl.when(counts[here] > some[0])
+        def _(some=some):
+            v, k = _halves(kv_ref[...], head_dim)
             qdo = _rows(qdo_refs, some)
             stats = jnp.concatenate([stats_refs[i][...] for i in some], axis=1)
             do, q = _values(qdo, head_dim), _keys(qdo, head_dim)
@@ -184,7 +201,7 @@ def _first_entry(entries: int) -> jax.Array:
 
 
 def _used(ids, words, first) -> jax.Array:
-    """Whether anything is listed: entries that are not used stand behind the others."""
+    """Whether anything is listed from there on: entries not in use stand behind the others."""
     return ids[first] < words.shape[0] // 2 - 1
 
 
@@ -201,10 +218,21 @@ def _bias(ids, words, first, some: range) -> jax.Array:
     return jnp.where(jnp.concatenate(bits, axis=1) == 1, 0.0, MASKED).astype(jnp.float32)
 
 
-def _parts(entries: int, block: int) -> list[range]:
-    """Entries whose blocks go into one product, an even number of them."""
-    size = _WIDTH // block
+def parts(entries: int, block: int, width: int) -> list[range]:
+    """Entries whose blocks go into one product of that many keys or queries, an even number."""
+    size = width // block
     return [range(i, min(i + size, entries)) for i in range(0, entries, size)]
+
+
+def _products(entries: int, queries: int, product: Product) -> list[tuple[range, slice]]:
+    """Entries and queries of every product of a program.
+
+    Each has a branch of its own: the compiler does not work on two branches at a time, and so does
+    not need the registers of two; and entries of which none is used are left out.
+    """
+    rows = [slice(i, i + product.queries) for i in range(0, queries, product.queries)]
+    rows = rows if product.queries < queries else [slice(None)]
+    return [(some, at) for some in parts(entries, K_BLOCK, product.keys) for at in rows]
 
 
 def _rows(refs, some: range) -> jax.Array:
