@@ -52,6 +52,19 @@ def axes(names: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
     return (tuple(sizes), ways) if count % ways == 0 else ((), 1)
 
 
+def with_lone(used: tuple[str, ...]) -> set[str]:
+    """The axes, and those of the mesh in use that have one device, for `jax.shard_map`.
+
+    Over one device nothing is split, and kernels for TPUs run only where no axis is left to XLA.
+
+    Args:
+        used: axes that something is split over.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    every = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {*used, *(name for name, size, kind in every if size == 1 and kind == AxisType.Auto)}
+
+
 def everywhere(tree: Any) -> Any:
     """All of the arrays on every device, from here on: sent once, and not in every turn of a loop.
 

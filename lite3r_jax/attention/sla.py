@@ -37,7 +37,7 @@ from lite3r_jax.kernels.sla.limits import SlaCall
 from lite3r_jax.kernels.sla.linear import linear
 from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing
 from lite3r_jax.kernels.tokens import inverse, take
-from lite3r_jax.mesh import SCENES, VIEWS, axes
+from lite3r_jax.mesh import SCENES, VIEWS, axes, with_lone
 
 _ROUTINGS = ("token", "block", "block3")
 
@@ -385,7 +385,7 @@ def _split(
         attend,
         in_specs=(here, here, here, PartitionSpec()),
         out_specs=here,
-        axis_names={*sequences, *heads},
+        axis_names=with_lone((*sequences, *heads)),
         check_vma=False,
     )
 

@@ -32,7 +32,7 @@ from lite3r_jax.kernels.block_map.api import OPERATOR as BLOCK_MAP
 from lite3r_jax.kernels.block_map.api import SelectionCall
 from lite3r_jax.kernels.window_attention.api import CHOICE, OPERATOR
 from lite3r_jax.kernels.window_attention.limits import WindowCall
-from lite3r_jax.mesh import SCENES, VIEWS, axes
+from lite3r_jax.mesh import SCENES, VIEWS, axes, with_lone
 
 COMPRESSION, SELECTION = 0, 1
 """The branches, in the order of the gates of a head."""
@@ -308,6 +308,6 @@ def _split(attend: Any, shape: tuple[int, ...]) -> Any:
         attend,
         in_specs=(here, here, here),
         out_specs=here,
-        axis_names={*scenes, *heads},
+        axis_names=with_lone((*scenes, *heads)),
         check_vma=False,
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
@@ -108,3 +108,25 @@ def test_meshes_that_do_not_fit_are_refused(mesh, axis, message):
         pytest.raises(ValueError, match=message),
     ):
         core(AttentionInputs(x, x, x, Layouts.both(layout)))
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2)])
+def test_kernels_for_tpus_run_on_every_device_of_a_training(sizes):
+    """They are lowered only where no axis of the mesh is left to XLA, also none of one device."""
+    mesh = AbstractMesh(
+        sizes, ("data", "fsdp", "view"), axis_types=(AxisType.Auto,) * 3,
+        abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu"),
+    )  # fmt: skip
+    layout = TokenLayout(2, 1, (8, 8), "global")
+    core = SLA(keep=0.5, implementation="tpu").build(
+        heads=2, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+
+    def attend(q, k, v):
+        return core(AttentionInputs(q, k, v, Layouts.both(layout)))
+
+    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "view"))
+    x = jax.ShapeDtypeStruct((4, layout.tokens, 2, 64), jnp.bfloat16, sharding=where)
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = jax.jit(attend).trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
