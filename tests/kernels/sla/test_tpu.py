@@ -77,7 +77,7 @@ def test_a_gpu_form_is_not_chosen_on_a_tpu_nor_the_reverse():
         assert choose("auto", dataclasses.replace(usual, dtype=jnp.float16)) == "blocked"
         for name in ("triton", "mosaic"):
             with pytest.raises(
-                ValueError, match=r"for NVIDIA GPUs and this is TPU v5 lite; .*blocked, tpu can"
+                ValueError, match=r"for (NVIDIA|Hopper) GPUs.* and this is TPU v5 lite; .*blocked, tpu can"
             ):
                 choose(name, usual)
         for other, message in [
