@@ -49,7 +49,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m "slow or parity" $(PARALLEL)
+	$(RUN) -m pytest -m "slow or parity" $(PARALLEL) --durations=40
 
 test-newest:
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 here: make test-newest NEWEST_PYTHON=..."; exit 1; }
