@@ -396,6 +396,24 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+# Whole programs from settings to files; what they compute is compared elsewhere.
+_WORKFLOWS = ("cli", "contracts", "infer", "runs", "service")
+
+
+@pytest.fixture(autouse=True)
+def _compile_workflows_quickly(request, monkeypatch):
+    """Slow tests of whole programs compile as the default tests do, here and in child processes."""
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    if folder not in _WORKFLOWS or "parity" in request.fixturenames:
+        yield
+        return
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def fake_model():
     """FakeModel, a model that compiles in no time, for tests of what is around models."""
