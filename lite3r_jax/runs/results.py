@@ -22,7 +22,7 @@ from lite3r_jax.weights import strict_json
 DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "refine", "export")
 """Settings and groups of settings that results depend on, besides the model and the input."""
 REFINING = "refining"
-"""Folder in the folder of results with matches of a refinement that goes on or was stopped."""
+"""Folder in the folder of results of what a refinement that goes on or was stopped has so far."""
 State = Literal["new", "done", "unfinished", "other"]
 
 
@@ -92,8 +92,8 @@ class ResultFolder:
 
     @property
     def refining(self) -> Path:
-        """Where matches are kept while cameras are refined."""
-        return self.path / REFINING
+        """Where prediction and matches are kept meanwhile, of these settings and files alone."""
+        return self.path / REFINING / self.key
 
     def begin(self, *, chunks: bool = False, refining: bool = False) -> frozenset[str]:
         """Note that a run has begun; gives the formats of the run before.
@@ -101,7 +101,8 @@ class ResultFolder:
         Args:
             chunks: whether it is of a video in chunks. Those of other settings, weights or videos
                 go.
-            refining: whether matches will be kept in `refining`. Those of other settings go.
+            refining: whether prediction and matches will be kept in `refining`. Those of other
+                settings go.
         """
         report = self._report()
         if report.get("made_of") != self.key:
@@ -144,7 +145,7 @@ class ResultFolder:
 
     def _forget_matches(self) -> None:
         if self._report().get("refining") is True:
-            _remove(self.refining)
+            _remove(self.path / REFINING)
 
     def _in_chunks(self) -> bool:
         return self._report().get("in_chunks") is True

@@ -1,6 +1,7 @@
 """`lite3r reconstruct PHOTOS --refine` from photos to files and the report."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -111,11 +112,17 @@ def test_a_run_that_was_stopped_goes_on_without_the_model(photos, fake_dir, tmp_
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(reconstructing, "refine_scene", stopped)
         main([*words, str(out)])
-    with np.load(out / "refining" / "prediction.npz") as kept:
-        depth = kept["depth"]
+    (kept,) = (out / "refining").glob("*/prediction.npz")
+    with np.load(kept) as file:
+        depth = file["depth"]
+    other = tmp_path / "other"
+    shutil.copytree(out / "refining", other / "refining")
     with monkeypatch.context() as patch:
         patch.setattr(Forward, "__call__", lambda *_: pytest.fail("the model was run again"))
         assert main([*words, str(out)]) == 0
+        # What is left of other settings is not taken, though no report says whose it is.
+        with pytest.raises(pytest.fail.Exception, match="the model was run again"):
+            main([*words, str(other), "--refine.corners=201"])
     report = json.loads((out / "report.json").read_text())
     assert report["finished"] and report["memory_GiB"]["predicted_peak"] is None
     assert not (out / "refining").exists()
