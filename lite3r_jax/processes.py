@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -170,7 +170,7 @@ def _check(options: ProcessOptions) -> None:
         )
 
 
-def _meet(options: ProcessOptions) -> "_Watch":
+def _meet(options: ProcessOptions) -> "Watch":
     """Join the others, and connect to them."""
     try:
         if options.coordinator != "auto":
@@ -184,17 +184,17 @@ def _meet(options: ProcessOptions) -> "_Watch":
         count, number = jax.process_count(), jax.process_index()
         if number:
             host, port = _address(_announced(""))
-            return _Watch(number, count, {0: _connected(host, port, number, options)[0]})
+            return Watch(number, count, {0: _connected(host, port, number, options)[0]})
         with _server(0) as server:
             _announced(f"{socket.gethostname()}:{server.getsockname()[1]}")
             peers = _accepted(server, count, options.timeout)
-        return _Watch(0, count, _told(peers, 0))
+        return Watch(0, count, _told(peers, 0))
     except InputError:
         end_at_once()
         raise
 
 
-def _by_address(options: ProcessOptions) -> "_Watch":
+def _by_address(options: ProcessOptions) -> "Watch":
     """Meet at the address of the settings, then join at another port, which process 0 names.
 
     JAX aborts where processes do not come together, so they only go there when all are here.
@@ -218,7 +218,7 @@ def _by_address(options: ProcessOptions) -> "_Watch":
             "initialization_timeout": options.timeout,
         }
     )
-    return _Watch(number, count, peers)
+    return Watch(number, count, peers)
 
 
 def _initialize(arguments: Mapping[str, Any]) -> None:
@@ -346,12 +346,13 @@ def _announced(text: str) -> str:
     return np.asarray(every).astype(np.uint8).tobytes().rstrip(b"\0").decode()
 
 
-class _Watch:
+class Watch:
     """Connections between process 0 and the others, over which they say how they end."""
 
     def __init__(self, number: int, count: int, peers: dict[int, socket.socket]):
         """Begin to watch these."""
         self.number, self.count, self._peers = number, count, peers
+        self._ending = threading.Lock()  # held once it is said why this process ends
         self._done = {n: threading.Event() for n in range(count)}
         for peer in peers:
             self._follow(peer)
@@ -371,12 +372,14 @@ class _Watch:
             self._done[number].set()
             return
         who = f"process {number} of {self.count}"
-        if text.startswith("failed "):
-            self._end(text.removeprefix("failed "))
-        self._end(f"{who} ended without a word: it was killed, or its host is gone")
+        said_why = text.startswith("failed ")
+        killed = f"{who} ended without a word: it was killed, or its host is gone"
+        self._end(text.removeprefix("failed ") if said_why else killed)
 
-    def _end(self, reason: str) -> NoReturn:
-        """Leave at once, and let the others know why."""
+    def _end(self, reason: str) -> None:
+        """Leave at once, and let the others know why, unless this process is ending already."""
+        if not self._ending.acquire(blocking=False):
+            return  # what is heard now is the answer to what this process said
         line = f"error: {printable(reason)}; process {self.number} ends, start all of them again"
         with suppress(OSError):
             os.write(2, f"{line}\n".encode())
@@ -409,6 +412,7 @@ class _Watch:
         if not isinstance(error, InputError | KeyboardInterrupt):
             # A collective operation broke: if a peer is gone, a thread ends this process now.
             threading.Event().wait(_NOTICE)
+        self._ending.acquire()
         reason = str(error) or type(error).__name__
         self._tell(f"failed process {self.number} of {self.count} ended: {reason}")
 

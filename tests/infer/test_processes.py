@@ -19,7 +19,7 @@ from PIL import Image
 from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, changed
 from lite3r_jax.main import main
-from lite3r_jax.processes import ProcessOptions, all_ready, every_value, joined
+from lite3r_jax.processes import ProcessOptions, Watch, all_ready, every_value, joined
 from lite3r_jax.runs.reconstruct import reconstruct_files
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +93,23 @@ def test_one_process_needs_nobody():
         assert every_value(7) == [7]
     with pytest.raises(InputError, match="mine"), all_ready():
         raise InputError("mine")
+
+
+def test_a_process_that_failed_keeps_its_own_reason_and_exit_code(monkeypatch):
+    ended = []
+    monkeypatch.setattr("lite3r_jax.processes.os._exit", ended.append)
+    here, there = socket.socketpair()
+    with here, there:
+        watch = Watch(1, 2, {0: here})
+        listening = [each for each in threading.enumerate() if each.name == "process 0"]
+        watch.fail(InputError("photos: no such folder"))
+        said = there.recv(4096).decode()
+        assert said == "failed process 1 of 2 ended: photos: no such folder\n"
+        there.sendall(said.encode())  # as process 0 does when it ends for this reason
+        for each in listening:
+            each.join(10)
+            assert not each.is_alive()
+    assert listening and not ended
 
 
 @pytest.mark.parametrize(
