@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 
 from lite3r_jax.attention.presets import parse_plan
@@ -396,8 +397,24 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture
+def compiled_once(tmp_path_factory, monkeypatch):
+    """Programs that a test or its child processes, one after the other, compile again are kept."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
 # Whole programs from settings to files; what they compute is compared elsewhere.
-_WORKFLOWS = ("cli", "contracts", "infer", "runs", "service")
+_WORKFLOWS = (
+    *("cli", "contracts", "deploy", "infer", "long_video", "runs", "service", "small_teacher"),
+    *("test_notebooks.py", "tools"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -134,6 +134,7 @@ def test_a_name_that_no_file_can_have_is_one_line(words, name, tmp_path, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("command", ["reconstruct", "evaluate", "bench", "deploy", "distill"])
 def test_commands_that_are_terminated_leave_nothing_half_written(command, tmp_path):
     import numpy as np
@@ -151,7 +152,8 @@ def test_commands_that_are_terminated_leave_nothing_half_written(command, tmp_pa
         "bench": ["--variants", "", "--bench.baselines", "dense-float32", "--views", "2",
                   "--size", "112x112", "--runs", "2"],
         "deploy": ["vggt-tiny", str(out)],
-        "distill": ["--recipe", "vggt:tiny", "--steps", "4"],
+        "distill": ["--recipe", "vggt:tiny", "--steps", "4", "--train.data.buckets", "1x2x56x56",
+                    "--evaluate.scenes", "2"],
     }[command]  # fmt: skip
     if command != "deploy":
         words += ["--output", str(out)]

@@ -40,6 +40,7 @@ from lite3r_jax.training.parameters import split
 from lite3r_jax.weights.load import load
 from lite3r_jax.weights.manifest import Origin, read_manifest
 from lite3r_jax.weights.save import save
+from tests.runs.test_train_together import SIZES
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,43 +180,39 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+def start(folder, model):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning:lite3r_jax", "-c", PROGRAM,
+         folder, model, "bfloat16"],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def end(process, code):
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == code, said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number,code", [(signal.SIGTERM, mode.TERMINATED), (signal.SIGINT, INTERRUPTED)]
-)
-def test_a_real_backbone_is_stopped_and_continues(tmp_path, golden_dir, number, code):
-    dtype = "bfloat16"
+@pytest.mark.usefixtures("compiled_once")
+def test_a_real_backbone_is_stopped_and_continues(tmp_path):
     model = tmp_path / "model.json"
-    config = json.loads((golden_dir / "config.json").read_text())
-    del config["param_count"]
-    model.write_text(json.dumps(config))
-
-    # The three runs compile the same programs.
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-
-    def start(folder):
-        return subprocess.Popen(
-            [sys.executable, "-W", "error::DeprecationWarning:lite3r_jax", "-c", PROGRAM,
-             folder, model, dtype],
-            cwd=ROOT, env=os.environ | settings, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def end(process, code):
-        _, said = process.communicate(timeout=900)
-        assert process.returncode == code, said
-
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    end(start(straight), mode.DONE)
+    model.write_text(json.dumps(SIZES))
+    straight = tmp_path / "straight"
+    end(start(straight, model), mode.DONE)
     assert all(line["skipped"] == 0 for line in lines(straight) if "loss" in line)
-    process = start(stopped)
-    while process.poll() is None and not ((stopped / "metrics.jsonl").exists() and lines(stopped)):
-        time.sleep(0.05)
-    process.send_signal(number)
-    end(process, code)
-    assert 2 <= Checkpoints(stopped).steps()[-1] < 6
-    end(start(stopped), mode.DONE)
-    assert (stopped / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
     want = read_arrays(straight)
+    for number, code in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, mode.TERMINATED)):
+        stopped = tmp_path / number.name
+        metrics = stopped / "metrics.jsonl"
+        process = start(stopped, model)
+        while process.poll() is None and not (metrics.exists() and lines(stopped)):
+            time.sleep(0.05)
+        process.send_signal(number)
+        end(process, code)
+        assert 2 <= Checkpoints(stopped).steps()[-1] < 6
+    end(start(stopped, model), mode.DONE)
+    assert metrics.read_bytes() == (straight / "metrics.jsonl").read_bytes()
     for path, x in read_arrays(stopped).items():
         assert x.dtype == np.float32
         np.testing.assert_array_equal(x, want[path], err_msg=path)

@@ -11,6 +11,7 @@ from tools import demo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_demo_reconstructs_distils_and_measures(tmp_path, capsys, monkeypatch):
     short = {"train.loop.steps": 2, "train.data.buckets": "1x2x112x112", "evaluate.scenes": 2}
     flags = [f"--config.{name}={value}" for name, value in short.items()]

@@ -4,7 +4,6 @@ import csv
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -33,19 +32,9 @@ def train(output, steps, **settings):
     return main(["--config=vggt_tiny_teacher", "--mode=train", f"--config.output={output}", *words])
 
 
-@pytest.fixture
-def quick_compilation():
-    """Programs of this size take minutes to be optimized, and run here a few times on little."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.slow
-def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(
-    tmp_path, monkeypatch, capsys, quick_compilation
-):
+@pytest.mark.usefixtures("compiled_once")
+def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(tmp_path, monkeypatch, capsys):
     assert train(tmp_path / "first", 1) == 0
     capsys.readouterr()
     call(training_state, "save", tmp_path / "first", tmp_path / "state", monkeypatch=monkeypatch)
