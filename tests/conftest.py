@@ -410,18 +410,19 @@ def compiled_once(tmp_path_factory, monkeypatch):
     compilation_cache.reset_cache()
 
 
-# Whole programs from settings to files; what they compute is compared elsewhere.
-_WORKFLOWS = (
-    *("cli", "contracts", "deploy", "infer", "long_video", "runs", "service", "small_teacher"),
-    *("test_notebooks.py", "tools"),
+# Whole programs from settings to files, whose numbers are compared elsewhere, and kernels, which
+# are interpreted here and nowhere else.
+_COMPILED_QUICKLY = (
+    *("cli", "contracts", "deploy", "infer", "kernels", "long_video", "runs", "service"),
+    *("small_teacher", "test_notebooks.py", "tools"),
 )
 
 
 @pytest.fixture(autouse=True)
-def _compile_workflows_quickly(request, monkeypatch):
-    """Slow tests of whole programs compile as the default tests do, here and in child processes."""
+def _compile_some_slow_tests_quickly(request, monkeypatch):
+    """Many slow tests compile as the default tests do, here and in child processes."""
     folder = request.path.relative_to(Path(__file__).parent).parts[0]
-    if folder not in _WORKFLOWS or "parity" in request.fixturenames:
+    if folder not in _COMPILED_QUICKLY or "parity" in request.fixturenames:
         yield
         return
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
