@@ -319,10 +319,10 @@ class SLACore(AttentionCore):
         by = _by_token if spec.routing == "token" else _by_block
         project = self.dot_general and partial(_project, self.dot_general)
         attend = partial(by, spec, layouts, project)
-        by_head = spec.choose(q) == "blocked"  # which goes through the heads in any case
 
         def here(q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array) -> jax.Array:
-            size = 1 if by_head else heads_at_a_time(q)
+            # The plain form goes through the heads in any case.
+            size = 1 if spec.choose(q) == "blocked" else heads_at_a_time(q)
             return map_head_groups(attend, q, k, v, proj_lin, size=size)
 
         over = _mesh_axes(spec, q.shape)

@@ -110,23 +110,33 @@ def test_meshes_that_do_not_fit_are_refused(mesh, axis, message):
         core(AttentionInputs(x, x, x, Layouts.both(layout)))
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2)])
-def test_kernels_for_tpus_run_on_every_device_of_a_training(sizes):
-    """They are lowered only where no axis of the mesh is left to XLA, also none of one device."""
+def lowered_for_tpus(sizes, heads):
+    """A layer of four scenes on a mesh of described TPUs."""
     mesh = AbstractMesh(
         sizes, ("data", "fsdp", "view"), axis_types=(AxisType.Auto,) * 3,
         abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu"),
     )  # fmt: skip
     layout = TokenLayout(2, 1, (8, 8), "global")
     core = SLA(keep=0.5, implementation="tpu").build(
-        heads=2, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+        heads=heads, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
 
     def attend(q, k, v):
         return core(AttentionInputs(q, k, v, Layouts.both(layout)))
 
-    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "view"))
-    x = jax.ShapeDtypeStruct((4, layout.tokens, 2, 64), jnp.bfloat16, sharding=where)
+    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    x = jax.ShapeDtypeStruct((4, layout.tokens, heads, 64), jnp.bfloat16, sharding=where)
     with jax.sharding.use_abstract_mesh(mesh):
-        text = jax.jit(attend).trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
-    assert "tpu_custom_call" in text
+        return jax.jit(attend).trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2)])
+def test_kernels_for_tpus_run_on_every_device_of_a_training(sizes):
+    """They are lowered only where no axis of the mesh is left to XLA, also none of one device."""
+    assert "tpu_custom_call" in lowered_for_tpus(sizes, heads=2)
+
+
+def test_kernels_for_tpus_are_refused_where_an_axis_divides_nothing():
+    """Heads that an axis does not divide leave it to XLA."""
+    with pytest.raises(ValueError, match=r"'tpu' cannot run this: XLA would .* over view=2 of the"):
+        lowered_for_tpus((2, 1, 2), heads=3)

@@ -18,6 +18,7 @@ from lite3r_jax.kernels.jax_triton_call import unavailable
 from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.target import (
     Device,
+    split_for_tpu_kernels,
     unfit_for_tpu_kernels,
     unfit_for_triton,
     without_triton,
@@ -57,7 +58,7 @@ def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
 
 
 def _refuses_tpu(device: Device, call: SelectionCall) -> str | None:
-    return unfit_for_tpu_kernels(device) or unsupported_tpu(call.dtype)
+    return unfit_for_tpu_kernels(device) or unsupported_tpu(call.dtype) or split_for_tpu_kernels()
 
 
 def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:

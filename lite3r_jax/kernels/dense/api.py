@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lite3r_jax.kernels.dense.blocked import blocked
 from lite3r_jax.kernels.dense.reference import reference
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, split_over_devices, unfit_for_tpu_kernels
+from lite3r_jax.kernels.target import Device, split_for_tpu_kernels, unfit_for_tpu_kernels
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def _tpu(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
 def _refuses_tpu(device: Device, call: DenseCall) -> str | None:
     if reason := unfit_for_tpu_kernels(device):
         return reason
-    if split_over_devices():
-        return "tokens may be split over several devices here, which kernels cannot be"
+    if reason := split_for_tpu_kernels():
+        return reason
     if jnp.dtype(call.dtype) != jnp.bfloat16:
         return f"it takes bfloat16 and this is {jnp.dtype(call.dtype)}"
     return None if call.head_dim in (64, 128) else f"head dim {call.head_dim} is not 64 or 128"

@@ -28,6 +28,7 @@ from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
 from lite3r_jax.kernels.sla.tiles import too_little_shared_memory
 from lite3r_jax.kernels.target import (
     Device,
+    split_for_tpu_kernels,
     unfit_for_tpu_kernels,
     unfit_for_triton,
     without_mosaic,
@@ -64,7 +65,7 @@ def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
 
 
 def _refuses_tpu(device: Device, call: SlaCall) -> str | None:
-    return unfit_for_tpu_kernels(device) or unsupported_tpu(call)
+    return unfit_for_tpu_kernels(device) or unsupported_tpu(call) or split_for_tpu_kernels()
 
 
 def _triton(*args: Any, **settings: Any) -> jax.Array:
