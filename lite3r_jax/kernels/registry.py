@@ -47,8 +47,9 @@ class Implementation(Generic[Call]):
         refuses: why it cannot run a call (dtype and shapes, the operator's own class) on a device,
             as the end of a sentence, or None.
         needs_proof: whether "auto" takes it only on kinds of devices on which it was proven.
-        missing: why it cannot run with the packages that are installed, and what to install, as the
-            end of a sentence, or None. "auto" says so where it could run otherwise.
+        missing: why it cannot run with the packages that are installed or on the mesh in use, and
+            what to do about it, as the end of a sentence, or None. "auto" says so where it could
+            run otherwise.
     """
 
     name: str
@@ -180,8 +181,8 @@ class Operator(Generic[Call]):
     def choose(self, name: str, call: Call, device: Device | None = None) -> str:
         """The name of the implementation that runs: `name` itself, or what "auto" stands for.
 
-        Where a better one could run and is not proven, or with what is not installed, that is
-        logged, once per process.
+        Where a better one could run and is not proven, or with what is missing, that is logged,
+        once per process.
 
         Args:
             name: of an implementation, or "auto".
@@ -261,7 +262,7 @@ class Operator(Generic[Call]):
         watched.append(Decision(self.name, scope, chosen, best, state, detail))
 
     def _note_absent(self, chosen: str, absent: Mapping[str, str | None]) -> None:
-        """Say which better ones than `chosen` could run with what is not installed."""
+        """Say which better ones than `chosen` could run with what is missing."""
         better = self.names[self.names.index(chosen) + 1 :]
         reasons = [f"{name!r} cannot: {absent[name]}" for name in better if absent.get(name)]
         if reasons and _watched.get() is None:

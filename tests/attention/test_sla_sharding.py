@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from lite3r_jax.attention.sla import SLA
 from lite3r_jax.attention.strategy import AttentionInputs, Layouts, TokenLayout
+from tests.kernels.devices import proven_tpu
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,14 +111,14 @@ def test_meshes_that_do_not_fit_are_refused(mesh, axis, message):
         core(AttentionInputs(x, x, x, Layouts.both(layout)))
 
 
-def lowered_for_tpus(sizes, heads):
+def lowered_for_tpus(sizes, heads, implementation="tpu"):
     """A layer of four scenes on a mesh of described TPUs."""
     mesh = AbstractMesh(
         sizes, ("data", "fsdp", "view"), axis_types=(AxisType.Auto,) * 3,
         abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu"),
     )  # fmt: skip
     layout = TokenLayout(2, 1, (8, 8), "global")
-    core = SLA(keep=0.5, implementation="tpu").build(
+    core = SLA(keep=0.5, implementation=implementation).build(
         heads=heads, head_dim=64, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
 
@@ -136,7 +137,11 @@ def test_kernels_for_tpus_run_on_every_device_of_a_training(sizes):
     assert "tpu_custom_call" in lowered_for_tpus(sizes, heads=2)
 
 
-def test_kernels_for_tpus_are_refused_where_an_axis_divides_nothing():
+def test_kernels_for_tpus_are_left_out_where_an_axis_divides_nothing(caplog):
     """Heads that an axis does not divide leave it to XLA."""
-    with pytest.raises(ValueError, match=r"'tpu' cannot run this: XLA would .* over view=2 of the"):
+    reason = "XLA would have to split it over view=2 of the mesh"
+    with pytest.raises(ValueError, match=f"'tpu' cannot run this: {reason}"):
         lowered_for_tpus((2, 1, 2), heads=3)
+    with proven_tpu():
+        assert "tpu_custom_call" not in lowered_for_tpus((2, 1, 2), 3, "auto")
+    assert f"sla: 'blocked' runs; 'tpu' cannot: {reason}" in caplog.text

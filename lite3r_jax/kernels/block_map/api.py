@@ -58,7 +58,7 @@ def _refuses_triton(device: Device, call: SelectionCall) -> str | None:
 
 
 def _refuses_tpu(device: Device, call: SelectionCall) -> str | None:
-    return unfit_for_tpu_kernels(device) or unsupported_tpu(call.dtype) or split_for_tpu_kernels()
+    return unfit_for_tpu_kernels(device) or unsupported_tpu(call.dtype)
 
 
 def _triton(*args: Any, **settings: Any) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +87,7 @@ OPERATOR = Operator(
         Implementation("sorted", select_sorted),
         Implementation("jax_triton", _jax_triton, _refuses_triton, True, unavailable),
         Implementation("triton", _triton, _refuses_triton, True, without_triton),
-        Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
+        Implementation("tpu", _tpu, _refuses_tpu, True, split_for_tpu_kernels),
     ),
     Path(__file__).parent,
     lambda call: f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}",

@@ -64,8 +64,6 @@ def _tpu(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
 def _refuses_tpu(device: Device, call: DenseCall) -> str | None:
     if reason := unfit_for_tpu_kernels(device):
         return reason
-    if reason := split_for_tpu_kernels():
-        return reason
     if jnp.dtype(call.dtype) != jnp.bfloat16:
         return f"it takes bfloat16 and this is {jnp.dtype(call.dtype)}"
     return None if call.head_dim in (64, 128) else f"head dim {call.head_dim} is not 64 or 128"
@@ -80,7 +78,7 @@ OPERATOR = Operator(
         Implementation("reference", _reference),
         Implementation("blocked", blocked),
         Implementation("cudnn", _cudnn, _refuses_cudnn),
-        Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
+        Implementation("tpu", _tpu, _refuses_tpu, True, split_for_tpu_kernels),
     ),
     Path(__file__).parent,
     lambda call: f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}",

@@ -65,7 +65,7 @@ def _refuses_mosaic(device: Device, call: SlaCall) -> str | None:
 
 
 def _refuses_tpu(device: Device, call: SlaCall) -> str | None:
-    return unfit_for_tpu_kernels(device) or unsupported_tpu(call) or split_for_tpu_kernels()
+    return unfit_for_tpu_kernels(device) or unsupported_tpu(call)
 
 
 def _triton(*args: Any, **settings: Any) -> jax.Array:
@@ -103,7 +103,7 @@ OPERATOR = Operator(
         Implementation("jax_triton", _jax_triton, _refuses_jax_triton, True, unavailable),
         Implementation("mosaic", _mosaic, _refuses_mosaic, True, without_mosaic),
         Implementation("triton", _triton, _refuses_triton, True, without_triton),
-        Implementation("tpu", _tpu, _refuses_tpu, needs_proof=True),
+        Implementation("tpu", _tpu, _refuses_tpu, True, split_for_tpu_kernels),
     ),
     Path(__file__).parent,
     scope,
