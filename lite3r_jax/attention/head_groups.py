@@ -27,8 +27,8 @@ def heads_at_a_time(q: jax.Array) -> int:
 
 
 def map_head_groups(
-    attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, *shared: Any, size: int = 1
-) -> jax.Array:
+    attend: Callable[..., Any], q: Any, k: Any, v: Any, *shared: Any, size: int = 1
+) -> Any:
     """`attend(q, k, v, *shared)` for some heads at a time.
 
     Heads are cut out of q, k and v when their turn comes, and their outputs and gradients are
@@ -39,60 +39,63 @@ def map_head_groups(
     Args:
         attend: of [B, Tq, size, D], twice [B, Tk, size, D] and what is shared, to
             [B, Tq, size, D] in the dtype of v.
-        q: [B, Tq, N, D].
-        k: [B, Tk, N, D].
-        v: [B, Tk, N, D].
+        q: [B, Tq, N, D], or a tuple of such with other Tq, for each of which there is an output.
+        k: [B, Tk, N, D], or a tuple.
+        v: [B, Tk, N, D], or a tuple, all in one dtype.
         *shared: arrays that the heads share.
         size: heads at a time; divides N.
 
     Returns:
-        [B, Tq, N, D] in the dtype of v.
+        [B, Tq, N, D] in the dtype of v; a tuple where q is one.
     """
-    if size == q.shape[2]:
+    heads, dtype = jax.tree.leaves(q)[0].shape[2], jax.tree.leaves(v)[0].dtype
+    if size == heads:
         return attend(q, k, v, *shared)
-    firsts = np.arange(0, q.shape[2], size)
+    firsts = np.arange(0, heads, size)
 
-    def cut(x: jax.Array, first: jax.Array) -> jax.Array:
-        return lax.dynamic_slice_in_dim(x, first, size, axis=2)
+    def cut(tree: Any, first: jax.Array) -> Any:
+        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, size, axis=2), tree)
 
-    def put(x: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(x, part, first, axis=2)
+    def put(tree: Any, part: Any, first: jax.Array) -> Any:
+        def one(x, y):
+            return lax.dynamic_update_slice_in_dim(x, y, first, axis=2)
 
-    def over_queries(
-        turn: Callable[..., tuple[jax.Array, Any]], q: jax.Array, dtype: Any
-    ) -> tuple[jax.Array, Any]:
+        return jax.tree.map(one, tree, part)
+
+    def over_queries(turn: Callable[..., tuple[Any, Any]], q: Any) -> tuple[Any, Any]:
         """Outputs of turn(queries of some heads, first one), and what else it gives, stacked."""
-        in_place = q.dtype == dtype
+        in_place = all(x.dtype == dtype for x in jax.tree.leaves(q))
 
         def step(o, first):
             part, kept = turn(cut(o if in_place else q, first), first)
             return put(o, part, first), kept
 
-        return lax.scan(step, q if in_place else jnp.zeros(q.shape, dtype), firsts)
+        start = q if in_place else jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), q)
+        return lax.scan(step, start, firsts)
 
     @jax.custom_vjp
     def run(q, k, v, *shared):
         def turn(some, first):
             return attend(some, cut(k, first), cut(v, first), *shared), None
 
-        return over_queries(turn, q, v.dtype)[0]
+        return over_queries(turn, q)[0]
 
     def forward(q, k, v, *shared):
         def turn(some, first):
             return jax.vjp(attend, some, cut(k, first), cut(v, first), *shared)
 
-        return over_queries(turn, q, v.dtype)
+        return over_queries(turn, q)
 
     def backward(pulls, up):
         def step(carry, xs):
             first, pull = xs
-            dq, dk, dv, *more = pull(cut(up, first))
+            gradients = pull(cut(up, first))
             whole, totals = carry
-            whole = [put(x, part, first) for x, part in zip(whole, (dq, dk, dv), strict=True)]
-            return (whole, jax.tree.map(jnp.add, totals, more)), None
+            totals = jax.tree.map(jnp.add, totals, gradients[3:])
+            return (put(whole, gradients[:3], first), totals), None
 
-        start = [jnp.zeros(x.shape, x.dtype) for x in (q, k, v)]
-        totals = jax.tree.map(jnp.zeros_like, list(shared))
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (q, k, v))
+        totals = jax.tree.map(jnp.zeros_like, shared)
         (whole, totals), _ = lax.scan(step, (start, totals), (firsts, pulls))
         return *whole, *totals
 

@@ -37,6 +37,9 @@ from lite3r_jax.mesh import SCENES, VIEWS, axes, with_lone
 COMPRESSION, SELECTION = 0, 1
 """The branches, in the order of the gates of a head."""
 
+_Pair = tuple[jax.Array, jax.Array]
+"""[B, T, N, D] of tokens, and of their windows."""
+
 
 @dataclass(frozen=True)
 class Speed3R(AttentionStrategy):
@@ -219,27 +222,19 @@ class Speed3RCore(AttentionCore):
             inputs = self._projected(inputs)
         pooled_q, gates = inputs.query_side
         pools = (pooled_q, *inputs.key_side)
-        tokens = query.tokens, key.tokens, key.tokens
 
-        def attend(*joined: jax.Array) -> jax.Array:
-            parts = [jnp.split(a, [t], axis=1) for a, t in zip(joined, tokens, strict=True)]
-            (q, qc), (k, kc), (v, vc) = parts
-            return jnp.concatenate(of.attend(q, k, v, (qc, kc, vc), spec.implementation), axis=1)
+        def attend(*pairs: _Pair) -> _Pair:
+            (q, qc), (k, kc), (v, vc) = pairs
+            return of.attend(q, k, v, (qc, kc, vc), spec.implementation)
 
         # The plain form goes through the heads in any case.
         kernels = spec.choose(inputs.q.shape[-1], inputs.q.dtype) == "triton"
 
-        def by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return map_head_groups(attend, q, k, v, size=heads_at_a_time(q) if kernels else 1)
+        def by_head(q: _Pair, k: _Pair, v: _Pair) -> _Pair:
+            return map_head_groups(attend, q, k, v, size=heads_at_a_time(q[0]) if kernels else 1)
 
-        # Tokens and windows side by side, so that heads are cut out of both alike.
-        joined = [
-            jnp.concatenate([a, p.astype(a.dtype)], axis=1)
-            for a, p in zip(sides, pools, strict=True)
-        ]
-        selected, compressed = jnp.split(
-            _split(by_head, joined[0].shape)(*joined), [query.tokens], 1
-        )
+        pairs = [(a, p.astype(a.dtype)) for a, p in zip(sides, pools, strict=True)]
+        selected, compressed = _split(by_head, inputs.q.shape)(*pairs)
         gates = gates[..., None]
         patch = np.arange(query.tokens) % query.tokens_per_view >= query.special
         weight = jnp.where(patch[:, None, None], gates[..., SELECTION, :], 1)

@@ -33,6 +33,26 @@ def test_value_and_gradients_are_those_of_all_heads_together(size):
         np.testing.assert_allclose(y, x, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_several_sequences_go_through_their_heads_together(dtype):
+    rng = np.random.default_rng(0)
+    sides = [
+        tuple(rng.standard_normal((2, t, 4, 4)).astype(np.float32) for t in lengths)
+        for lengths in ((7, 3), (9, 5), (9, 5))
+    ]
+    sides[2] = tuple(x.astype(dtype) for x in sides[2])
+
+    def attend(q, k, v):
+        return reference(q[0], k[1], v[1]), reference(q[1], k[0], v[0])
+
+    results = []
+    for f in (attend, lambda *x: map_head_groups(attend, *x, size=2)):
+        o, pull = jax.vjp(f, *sides)
+        assert [x.dtype for x in o] == [dtype, dtype]
+        results.append((o, pull(o)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=0, atol=2e-6), *results)
+
+
 def test_only_one_head_is_held_at_a_time():
     shapes = [jax.ShapeDtypeStruct((1, 256, heads, 16), jnp.float32) for heads in (1, 16)]
     held = []
