@@ -224,10 +224,10 @@ MORE = """
     def merging(plan):
         # Of tokens that are equally similar but for rounding another one may be taken.
         model = load(vggt, heads=("camera", "depth"), plan=parse_plan(plan))
-        compare(plan, model, (2, 4), bound=1e-3)
+        compare(plan, model, (4,), bound=1e-3)
 
     def split():
-        compare("split", load(vggt, heads=("camera", "depth")), (2, 4), split_weights=True)
+        compare("split", load(vggt, heads=("camera", "depth")), (4,), split_weights=True)
 
     def split_sparse():
         plan = parse_plan("sla_global(keep=0.4,block=8)")
