@@ -317,6 +317,20 @@ def make_view_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | No
     return jax.make_mesh((count,), VIEWS, axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
+def check_split_weights(split: bool, several: bool) -> None:
+    """Refuse weights that devices share where no devices share a scene.
+
+    Args:
+        split: whether each device is to have a part of the weights (`compute.weights`).
+        several: whether there is a mesh (`compute.mesh`).
+
+    Raises:
+        InputError: there is none.
+    """
+    if split and not several:
+        raise InputError("compute.weights=split: needs devices; set compute.mesh=view:N")
+
+
 def local_size(mesh: Mesh) -> int:
     """Devices of a mesh that belong to this process."""
     return len(mesh.local_devices)

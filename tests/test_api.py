@@ -79,7 +79,12 @@ def test_train_and_distill_refuse_each_others_settings():
         ("probe", {"compute.mesh": "view:2"}, r"compute\.mesh=view:2: has no effect on a probe"),
         ("probe", {"compute.rest": "host"}, r"compute\.rest=host: has no effect on a probe"),
         ("train", {"compute.weights": "split"}, r"it splits them by train\.mesh\.fsdp"),
-        ("evaluate", {"compute.weights": "split"}, "compute.weights=split: has no effect on eval"),
+        (
+            "evaluate",
+            {"compute.weights": "split"},
+            "compute.weights=split: needs devices; set comp",
+        ),
+        ("bench", {"compute.weights": "split"}, "compute.weights=split: needs devices; set comp"),
         ("evaluate", {"processes.coordinator": "a:1"}, "on evaluations; leave it out, or split"),
         ("bench", {"processes.coordinator": "a:1"}, "on benchmarks; leave it out, or measure"),
     ],

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ class Protocol:
         seed: of the images.
         mesh: `compute.mesh`: devices that share the views.
         rest: `compute.rest`: where tokens rest.
+        held: `compute.weights`: what each of these devices has of the weights.
     """
 
     views: tuple[int, ...]
@@ -54,6 +55,7 @@ class Protocol:
     seed: int = 0
     mesh: str = ""
     rest: Rest = "auto"
+    held: Literal["copied", "split"] = "copied"
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,13 @@ def measure(
         count: operations of (model, views, height, width), as `flops.count`.
         clock: seconds.
     """
-    forward = Forward(model, protocol.limit, mesh=make_view_mesh(protocol.mesh), rest=protocol.rest)
+    forward = Forward(
+        model,
+        protocol.limit,
+        mesh=make_view_mesh(protocol.mesh),
+        rest=protocol.rest,
+        split_weights=protocol.held == "split",
+    )
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
     height, width = protocol.height, protocol.width
     stopped, before = "", None

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.mesh import check_views, put_views
+from lite3r_jax.mesh import check_split_weights, check_views, put_views, put_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Predictor:
     """Runs a model; compiles once for each number of views and size.
 
     The scenes of a batch are split over all local devices, or the views of one scene after the
-    other over those of a mesh; parameters are copied to each.
+    other over those of a mesh; parameters are copied to each, or split over a mesh, too.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Predictor:
         frame_chunk: int = 8,
         mesh: Mesh | None = None,
         on_host: bool = False,
+        split_weights: bool = False,
     ):
         """Copy the parameters to the devices.
 
@@ -53,12 +54,16 @@ class Predictor:
             frame_chunk: frames that the dense heads handle at a time.
             mesh: of `mesh.make_view_mesh`, over which views are split; None for scenes.
             on_host: whether tokens that dense heads read later rest on the host.
+            split_weights: whether each device of the mesh has a part of the parameters only, see
+                `BackboneModel.__call__`.
 
         Raises:
-            InputError: a batch below 1, or a model whose tokens do not rest there.
+            InputError: a batch below 1, a model whose tokens do not rest there, or parameters in
+                parts without a mesh.
         """
         if batch < 1:
             raise InputError(f"batch: expected at least 1, got {batch}")
+        check_split_weights(split_weights, mesh is not None)
         self._of_views = mesh is not None
         devices = jax.local_devices()
         self._mesh = mesh or jax.make_mesh(
@@ -66,11 +71,12 @@ class Predictor:
         )
         self.batch = batch if self._of_views else batch * len(devices)
         graph, state = nnx.split(model)
-        self._state = jax.device_put(state, NamedSharding(self._mesh, PartitionSpec()))
+        self._state = put_weights(state, self._mesh, split_weights)
+        weights = {"split_weights": True} if split_weights else {}
 
         @partial(jax.jit, static_argnums=2)
         def forward(state: Any, images: jax.Array, views: int | None) -> tuple[Any, Any, Any]:
-            more: dict[str, Any] = {} if views is None else {"views": views}
+            more: dict[str, Any] = {} if views is None else {"views": views} | weights
             more |= {"on_host": True} if on_host else {}
             prediction = nnx.merge(graph, state)(images, frame_chunk=frame_chunk, **more)[0]
             return prediction.depth, prediction.extrinsics, prediction.intrinsics

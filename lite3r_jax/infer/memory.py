@@ -28,7 +28,14 @@ from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.results import describe_views
 from lite3r_jax.infer.sharing import Sharing, share_views, without_values
-from lite3r_jax.mesh import VIEWS, check_views, local_size, put_views, put_weights
+from lite3r_jax.mesh import (
+    VIEWS,
+    check_split_weights,
+    check_views,
+    local_size,
+    put_views,
+    put_weights,
+)
 from lite3r_jax.processes import every_value
 from lite3r_jax.weights.manifest import Manifest
 
@@ -141,8 +148,7 @@ class Forward:
             )
         if tokens and mesh is not None:
             raise InputError("compute.mesh: is not for videos in chunks; leave it out")
-        if split_weights and mesh is None:
-            raise InputError("compute.weights=split: needs devices; set compute.mesh=view:N")
+        check_split_weights(split_weights, mesh is not None)
         automatic = rest == "auto" and model.rests_on_host and _platform() != "cpu" and not tokens
         self._places = (False, True) if automatic else (rest == "host",)
         graph, self._state = nnx.split(model)

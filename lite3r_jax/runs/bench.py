@@ -44,7 +44,7 @@ from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.layers.fp8 import describe_products
-from lite3r_jax.mesh import devices_of
+from lite3r_jax.mesh import check_split_weights, devices_of
 from lite3r_jax.progress import Progress
 from lite3r_jax.runs.evaluate import check_models
 from lite3r_jax.weights import strict_json
@@ -89,7 +89,7 @@ def bench(experiment: Experiment) -> Benchmark:
     this process touches no device.
 
     Args:
-        experiment: `weights`, `output`, `bench`, and frame_chunk, memory_limit, mesh of `compute`.
+        experiment: `weights`, `output`, `bench`, and `compute`.
 
     Raises:
         InputError: nothing was measured: settings, weights or the evaluation are wrong, there are
@@ -105,7 +105,7 @@ def bench(experiment: Experiment) -> Benchmark:
         },
     )
     one = "leave it out, or measure the devices of one process by compute.mesh"
-    refuse_devices(experiment, "benchmarks", processes=one, weights="leave it out")
+    refuse_devices(experiment, "benchmarks", processes=one)
     with locked(Path(experiment.output), "bench"):
         return _bench(experiment)
 
@@ -118,6 +118,7 @@ def _bench(experiment: Experiment) -> Benchmark:
             f"bench.views: {min(views)} are fewer than the devices of"
             f" compute.mesh={experiment.compute.mesh}; leave out what is below {devices}"
         )
+    check_split_weights(experiment.compute.weights == "split", devices > 0)
     models = check_models(experiment, variants, options.student)
     model = models[variants[0]]
     if isinstance(manifest := model.manifest, Deployment):
@@ -137,7 +138,7 @@ def _bench(experiment: Experiment) -> Benchmark:
     protocol = Protocol(
         views, height, width, options.warmup, options.runs, options.seconds,
         experiment.compute.frame_chunk or None, experiment.compute.limit, options.seed,
-        experiment.compute.mesh, experiment.compute.rest,
+        experiment.compute.mesh, experiment.compute.rest, experiment.compute.weights,
     )  # fmt: skip
     cells: list[Cell] = []
     about: dict[str, Any] = {}

@@ -36,7 +36,7 @@ from lite3r_jax.folder_lock import locked
 from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
-from lite3r_jax.mesh import check_views, make_view_mesh
+from lite3r_jax.mesh import check_split_weights, check_views, make_view_mesh
 from lite3r_jax.models import CheckedModel, check_model, student_hash
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import check_extra
@@ -101,7 +101,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         },
     )
     one = "leave it out, or split views over the devices of one process by compute.mesh"
-    refuse_devices(experiment, "evaluations", processes=one, weights="leave it out")
+    refuse_devices(experiment, "evaluations", processes=one)
     keep_freed_memory()
     with locked(Path(experiment.output), "evaluate"):
         return _evaluate_all(experiment)
@@ -110,6 +110,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
 def _evaluate_all(experiment: Experiment) -> Evaluation:
     options = experiment.evaluate
     mesh = make_view_mesh(experiment.compute.mesh)
+    check_split_weights(experiment.compute.weights == "split", mesh is not None)
     deployment = find_deployment(Path(experiment.weights))
     variants = parse_variants(options.variants, options.student, deployment=deployment, refine=True)
     if any(variant.refine for variant in variants):
@@ -275,6 +276,7 @@ class _Lazy:
                 frame_chunk=chunk,
                 mesh=make_view_mesh(experiment.compute.mesh),
                 on_host=experiment.compute.rest == "host",
+                split_weights=experiment.compute.weights == "split",
             )
         predict = refining(self._predictor) if self._variant.refine else self._predictor
         return predict(images)

@@ -96,6 +96,11 @@ PHOTOS = """
     assert main([*words, f"--config.output={out}/four"]) == 2  # three photos
     words[-1] = "--config.compute.mesh=view:2"
     assert main([*words, f"--config.output={out}/two"]) == 0
+    words = ["--config=configs/vggt.py", f"--config.weights={weights}", "--mode=eval",
+             "--config.evaluate.protocols=synthetic:test", "--config.evaluate.views=2",
+             "--config.evaluate.scenes=1", "--config.evaluate.variants=dense-float32",
+             "--config.compute.mesh=view:2", "--config.compute.weights=split"]
+    assert main([*words, f"--config.output={out}/scores"]) == 0
 """
 
 
@@ -113,6 +118,7 @@ def test_photos_become_the_files_of_one_device(tiny_dir, tmp_path):
     ):
         for name in ("depth", "depth_conf", "extrinsics"):
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (tmp_path / "scores" / "report.html").exists()
     report = json.loads((tmp_path / "two" / "report.json").read_text())
     sharing = report["devices"]
     (layers,) = sharing.pop("attention")
@@ -177,6 +183,13 @@ MODELS = """
             assert output.depth.shape == (views, 28, 42)
             (resting,) = Predictor(model, mesh=mesh, on_host=True)(images)
             np.testing.assert_array_equal(resting.depth, output.depth)
+            predictor = Predictor(model, mesh=mesh, split_weights=True)
+            shards = [x.addressable_shards[0].data for x in jax.tree.leaves(predictor._state)]
+            whole = sum(x.nbytes for x in jax.tree.leaves(predictor._state))
+            assert sum(shard.nbytes for shard in shards) < 0.7 * whole
+            (split,) = predictor(images)
+            scale = np.abs(output.depth).max()
+            np.testing.assert_allclose(split.depth, output.depth, rtol=0, atol=5e-5 * scale)
     print("compared")
 """
 
