@@ -17,6 +17,7 @@ _PARALLAX = 3.0  # pixels that points move against infinity, below which cameras
 _SAME_SHARE, _SAME_ERROR = 0.005, 0.02  # of matches, of pixels: differences that say nothing
 _SURE, _DOUBTFUL = 0.5, 0.2  # degrees, and share of what cameras moved, halves may differ by
 _SHARE = 0.5  # of views that have to be tied
+_FOCAL = 3.0  # times that a focal length may become longer or shorter
 
 
 def judge(
@@ -54,6 +55,14 @@ def judge(
         return (
             f"matches tie only {views} of {scene.views} views together; photos need texture and"
             " have to overlap"
+        )
+    focal = [c.intrinsics[solution.tied, 0, 0] for c in (before, solution.cameras)]
+    longer = float(np.median(focal[1] / focal[0]))
+    if not 1 / _FOCAL <= longer <= _FOCAL:
+        return (
+            f"the focal length would be {longer:.2f} times the predicted one, which these matches"
+            " do not tell from a turn of the cameras; take photos from further apart, or keep it by"
+            " refine.intrinsics=fixed"
         )
     if shares[1] < shares[0] - _SAME_SHARE or medians[1] > medians[0] + _SAME_ERROR * scale:
         return (

@@ -1,5 +1,6 @@
 """Refinement of disturbed cameras on generated views with exact truth, and what it refuses."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -255,6 +256,23 @@ def test_an_adjustment_that_fits_worse_is_not_taken(truth, start, monkeypatch):
     result = refine(truth, replace(OPTIONS, rounds=1))
     assert result.scene is truth and not result.report["refined"]
     assert "it fits the matches better: median error 0." in result.report["reason"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.5])
+def test_a_focal_length_that_no_prediction_is_off_by_is_not_taken(truth, monkeypatch, factor):
+    def spoiled(*given):
+        solution = solve(*given)
+        intrinsics = solution.cameras.intrinsics * np.float64(
+            [[factor, 1, 1], [1, factor, 1], [1] * 3]
+        )
+        return replace(solution, cameras=replace(solution.cameras, intrinsics=intrinsics))
+
+    solve = refinement.solve
+    monkeypatch.setattr(refinement, "solve", spoiled)
+    result = refine(truth, replace(OPTIONS, rounds=1))
+    assert result.scene is truth and not result.report["refined"]
+    (said,) = re.findall("focal length would be (.*) times the pred", result.report["reason"])
+    assert float(said) == pytest.approx(factor, rel=0.1)
 
 
 def test_a_view_that_sees_something_else_is_named_and_stays(truth, start):
