@@ -4,6 +4,7 @@
 docs/parity.md, and fails if one was not compared.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -95,8 +96,8 @@ def _compile_quickly() -> None:
     """Spend little time in XLA, here and in child processes, before any device is asked for.
 
     Most of the time of the default tests would be the compilation of programs that run a few times
-    on little. Slow tests compile as users do, and with them, a second time, all that is compared
-    with golden arrays (marker `parity`); so does `make parity`.
+    on little. Slow tests compile as users do, but for those of `_COMPILED_QUICKLY`; with them, a
+    second time, all that is compared with golden arrays (marker `parity`), as by `make parity`.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -388,18 +389,24 @@ class FakeModel(BackboneModel):
         return prediction, {}
 
 
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """Less time in the compiler, for programs that run a few times on little."""
+@contextlib.contextmanager
+def _most_optimizations_off():
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """Less time in the compiler, also in fixtures of a module, for small programs."""
+    with _most_optimizations_off():
+        yield
+
+
 @pytest.fixture
 def compiled_once(tmp_path_factory, monkeypatch):
-    """Programs that a test or its child processes, one after the other, compile again are kept."""
+    """Keeps compiled programs for a test that compiles them again, here or in child processes."""
     folder = str(tmp_path_factory.mktemp("compiled"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
     before = jax.config.jax_compilation_cache_dir
@@ -426,10 +433,8 @@ def _compile_some_slow_tests_quickly(request, monkeypatch):
         yield
         return
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with _most_optimizations_off():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ from jax import lax
 
 from lite3r_jax.mesh import split_ways
 
-Attend = Callable[..., jax.Array]
-
 _QUERIES = 2**20
 
 

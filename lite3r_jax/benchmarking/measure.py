@@ -41,7 +41,7 @@ class Protocol:
         seed: of the images.
         mesh: `compute.mesh`: devices that share the views.
         rest: `compute.rest`: where tokens rest.
-        held: `compute.weights`: what each of these devices has of the weights.
+        weights: `compute.weights`: what each of these devices has of the weights.
     """
 
     views: tuple[int, ...]
@@ -55,7 +55,7 @@ class Protocol:
     seed: int = 0
     mesh: str = ""
     rest: Rest = "auto"
-    held: Literal["copied", "split"] = "copied"
+    weights: Literal["copied", "split"] = "copied"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def measure(
         protocol.limit,
         mesh=make_view_mesh(protocol.mesh),
         rest=protocol.rest,
-        split_weights=protocol.held == "split",
+        split_weights=protocol.weights == "split",
     )
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
     height, width = protocol.height, protocol.width

@@ -160,8 +160,8 @@ def unfit_for_tpu_kernels(device: Device) -> str | None:
     return None
 
 
-def split_for_tpu_kernels() -> str | None:
-    """Why no kernel for TPUs can be part of what is traced here, or None.
+def mesh_unfit_for_tpu_kernels() -> str | None:
+    """Why no kernel for TPUs can run on the mesh in use, or None.
 
     XLA does not split kernels for TPUs, nor does it gather their inputs as it does on GPUs.
     """
@@ -170,8 +170,8 @@ def split_for_tpu_kernels() -> str | None:
     mesh = jax.sharding.get_abstract_mesh()
     left = (f"{name}={size}" for name, size in mesh.shape.items() if name not in mesh.manual_axes)
     return (
-        f"XLA would have to split it over {', '.join(left)} of the mesh; take axes that divide the"
-        " scenes (data, fsdp) and the heads (view)"
+        f"XLA would have to split it over {', '.join(left)} of the mesh, and splits no kernel for"
+        " TPUs"
     )
 
 

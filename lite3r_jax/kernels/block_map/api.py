@@ -18,7 +18,7 @@ from lite3r_jax.kernels.jax_triton_call import unavailable
 from lite3r_jax.kernels.registry import Implementation, Operator
 from lite3r_jax.kernels.target import (
     Device,
-    split_for_tpu_kernels,
+    mesh_unfit_for_tpu_kernels,
     unfit_for_tpu_kernels,
     unfit_for_triton,
     without_triton,
@@ -87,7 +87,7 @@ OPERATOR = Operator(
         Implementation("sorted", select_sorted),
         Implementation("jax_triton", _jax_triton, _refuses_triton, True, unavailable),
         Implementation("triton", _triton, _refuses_triton, True, without_triton),
-        Implementation("tpu", _tpu, _refuses_tpu, True, split_for_tpu_kernels),
+        Implementation("tpu", _tpu, _refuses_tpu, True, mesh_unfit_for_tpu_kernels),
     ),
     Path(__file__).parent,
     lambda call: f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}",

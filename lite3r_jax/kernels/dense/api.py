@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lite3r_jax.kernels.dense.blocked import blocked
 from lite3r_jax.kernels.dense.reference import reference
 from lite3r_jax.kernels.registry import Implementation, Operator
-from lite3r_jax.kernels.target import Device, split_for_tpu_kernels, unfit_for_tpu_kernels
+from lite3r_jax.kernels.target import Device, mesh_unfit_for_tpu_kernels, unfit_for_tpu_kernels
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ OPERATOR = Operator(
         Implementation("reference", _reference),
         Implementation("blocked", blocked),
         Implementation("cudnn", _cudnn, _refuses_cudnn),
-        Implementation("tpu", _tpu, _refuses_tpu, True, split_for_tpu_kernels),
+        Implementation("tpu", _tpu, _refuses_tpu, True, mesh_unfit_for_tpu_kernels),
     ),
     Path(__file__).parent,
     lambda call: f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}",

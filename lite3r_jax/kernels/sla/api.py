@@ -28,7 +28,7 @@ from lite3r_jax.kernels.sla.reference import PHI, Phi, Routing, sla_reference
 from lite3r_jax.kernels.sla.tiles import too_little_shared_memory
 from lite3r_jax.kernels.target import (
     Device,
-    split_for_tpu_kernels,
+    mesh_unfit_for_tpu_kernels,
     unfit_for_tpu_kernels,
     unfit_for_triton,
     without_mosaic,
@@ -103,7 +103,7 @@ OPERATOR = Operator(
         Implementation("jax_triton", _jax_triton, _refuses_jax_triton, True, unavailable),
         Implementation("mosaic", _mosaic, _refuses_mosaic, True, without_mosaic),
         Implementation("triton", _triton, _refuses_triton, True, without_triton),
-        Implementation("tpu", _tpu, _refuses_tpu, True, split_for_tpu_kernels),
+        Implementation("tpu", _tpu, _refuses_tpu, True, mesh_unfit_for_tpu_kernels),
     ),
     Path(__file__).parent,
     scope,
