@@ -36,7 +36,7 @@ help:
 	@echo "make fuzz       CASES (3000) damaged files for every reader; rewrites the figures of docs/reliability.md"
 	@echo "make licenses   the licenses of everything that the package needs when it runs"
 	@echo "make audit      known vulnerabilities of the versions in constraints.txt; needs the network"
-	@echo "make parity     all tests; rewrites docs/parity.md from what they measured"
+	@echo "make parity     golden parity; rewrites docs/parity.md from what they measured"
 	@echo "make docs       these pages and the Python API as a site that opens offline, in site/"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
@@ -49,7 +49,8 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m "slow or parity" $(PARALLEL) --durations=40
+	$(RUN) -m pytest -m "slow and not parity" $(PARALLEL) --durations=40
+	$(RUN) -m pytest -m parity $(PARALLEL)
 
 test-newest:
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 here: make test-newest NEWEST_PYTHON=..."; exit 1; }
@@ -77,7 +78,7 @@ test-tpu-compile: $(VENV)/.tpu
 	PYTHONPATH=$(VENV)/tpu JAX_PLATFORMS=cpu $(RUN) -m pytest -m tpu_compile tests/tpu_compile
 
 parity: $(VENV)/.dev
-	$(RUN) -m pytest -m "slow or not slow" --parity-table=docs/parity.md
+	$(RUN) -m pytest -m parity --parity-table=docs/parity.md
 
 fuzz: $(VENV)/.dev
 	$(RUN) -m tests.fuzz.run --cases $(CASES) --table docs/reliability.md

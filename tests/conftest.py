@@ -4,7 +4,6 @@
 docs/parity.md, and fails if one was not compared.
 """
 
-import contextlib
 import functools
 import gc
 import json
@@ -81,7 +80,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[_rows] = []
-    if config.getoption("markexpr") == "not slow":
+    if config.getoption("markexpr") in ("not slow", "slow and not parity"):
         _compile_quickly()
 
 
@@ -95,9 +94,9 @@ def pytest_collection_modifyitems(items):
 def _compile_quickly() -> None:
     """Spend little time in XLA, here and in child processes, before any device is asked for.
 
-    Most of the time of the default tests would be the compilation of programs that run a few times
-    on little. Slow tests compile as users do, but for those of `_COMPILED_QUICKLY`; with them, a
-    second time, all that is compared with golden arrays (marker `parity`), as by `make parity`.
+    Most of the time of the tests would be the compilation of programs that run a few times on
+    little. What is compared with golden arrays (marker `parity`) runs a second time, compiled as
+    users do, by `make test-slow`.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -389,21 +388,6 @@ class FakeModel(BackboneModel):
         return prediction, {}
 
 
-@contextlib.contextmanager
-def _most_optimizations_off():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """Less time in the compiler, also in fixtures of a module, for small programs."""
-    with _most_optimizations_off():
-        yield
-
-
 @pytest.fixture
 def compiled_once(tmp_path_factory, monkeypatch):
     """Keeps compiled programs for a test that compiles them again, here or in child processes."""
@@ -415,26 +399,6 @@ def compiled_once(tmp_path_factory, monkeypatch):
     yield
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
-
-
-# Whole programs from settings to files, whose numbers are compared elsewhere, and kernels, which
-# are interpreted here and nowhere else.
-_COMPILED_QUICKLY = (
-    *("cli", "contracts", "deploy", "infer", "kernels", "long_video", "runs", "service"),
-    *("small_teacher", "test_notebooks.py", "tools"),
-)
-
-
-@pytest.fixture(autouse=True)
-def _compile_some_slow_tests_quickly(request, monkeypatch):
-    """Many slow tests compile as the default tests do, here and in child processes."""
-    folder = request.path.relative_to(Path(__file__).parent).parts[0]
-    if folder not in _COMPILED_QUICKLY or "parity" in request.fixturenames:
-        yield
-        return
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    with _most_optimizations_off():
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -459,7 +423,7 @@ def fake_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pocket(quick_compiler):
+def pocket():
     """The backbone of contracts/pocket.py, registered as long as a module of tests runs."""
     register(ENTRY)
     yield ENTRY

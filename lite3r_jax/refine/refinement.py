@@ -128,8 +128,9 @@ def refine(
         if found.tracks < FEW_TRACKS:
             break
         obs = found
-        solution = solve(obs, cameras, lenses, known)
-        if number + 1 < options.rounds and solution.used.any():
+        last = number + 1 == options.rounds
+        solution = solve(obs, cameras, lenses, known, precisely=last)
+        if not last and solution.used.any():
             moved = _in_predicted_world(obs, solution, before, depth, known)
             cameras = moved.cameras
             fit = _fit(scene, obs, moved, depth)

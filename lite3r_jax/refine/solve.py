@@ -17,7 +17,7 @@ SOME = 400
 """Observations of a view from which on those of further tracks are left out of an adjustment, whose
 time they are, in the rounds."""
 _MANY = 1500  # likewise in the last adjustment
-_ROUGH = 1e-4  # relative change of the cost at which an adjustment ends that others follow
+_ROUGH, _FINE = 1e-4, 1e-6  # relative change of the cost at which the rounds end, and the last one
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,13 @@ def limits(sizes: np.ndarray) -> np.ndarray:
     return LIMIT * np.maximum(1, sizes.max(-1) / 1000)
 
 
-def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool) -> Solution:
+def solve(
+    obs: Observations,
+    cameras: Cameras,
+    lenses: Lenses,
+    fixed_poses: bool,
+    precisely: bool = True,
+) -> Solution:
     """Adjust cameras to matches.
 
     Args:
@@ -52,6 +58,9 @@ def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool
         cameras: predicted.
         lenses: which are the same, and what is adjusted.
         fixed_poses: whether poses are known and stay.
+        precisely: whether the last adjustment goes on until the cost hardly changes and has more
+            observations than the others, for many views most of the time; cameras that are only to
+            guide new matches do not need it.
     """
     limit = limits(lenses.sizes)[obs.view]
     scale = float(np.median(limit)) / 2
@@ -81,9 +90,12 @@ def solve(obs: Observations, cameras: Cameras, lenses: Lenses, fixed_poses: bool
         if not used.any():
             break
     if used.any():
-        chosen = enough(obs, used, _MANY)
+        chosen = enough(obs, used, _MANY if precisely else SOME)
         sub, numbers = obs.where(chosen)
-        cameras, points[numbers] = adjust(sub, cameras, points[numbers], lenses, scale, fixed_poses)
+        tolerance = _FINE if precisely else _ROUGH
+        cameras, points[numbers] = adjust(
+            sub, cameras, points[numbers], lenses, scale, fixed_poses, tolerance
+        )
         if chosen.sum() < used.sum():  # cameras hardly moved, the points of the others follow
             points = triangulate(obs, cameras, scale, points)
     kept = tied[:, None, None]

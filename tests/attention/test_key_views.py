@@ -317,7 +317,7 @@ def test_text_of_plans():
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["vggt", "da3", "pi3"])
 def test_in_a_model_unchosen_views_are_still_reconstructed(
-    backbone, quick_compiler, tiny_dir, tiny_da3_dir, tiny_pi3_dir
+    backbone, tiny_dir, tiny_da3_dir, tiny_pi3_dir
 ):
     weights = {"vggt": tiny_dir, "da3": tiny_da3_dir, "pi3": tiny_pi3_dir}[backbone]
     images = np.random.default_rng(0).random((1, 4, 28, 28, 3), np.float32)

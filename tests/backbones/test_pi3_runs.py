@@ -24,8 +24,6 @@ from lite3r_jax.weights.load import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pi3.py"
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture
 def lite3r(pinhole_pi3_dir, tmp_path):

@@ -44,8 +44,6 @@ from tests.benchmarking.jaxpr_products import products
 PUBLISHED = Pi3Config(metric=True)
 KINDS = {"param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def arrays(golden_pi3):

@@ -13,8 +13,6 @@ from tests.data.world import cast, look_at
 from tests.runs.test_real_runs import SMALL, lite3r, steps
 from tools import check_dataset
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 class Rooms:
     """The new dataset: a room that is looked at from an arc, so many scenes as its name says."""

@@ -126,7 +126,7 @@ def test_a_trunk_in_chunks_keeps_what_heads_read(monkeypatch):
     np.testing.assert_allclose(trunk(3, specs, x)(x), whole, rtol=0, atol=2e-6)
 
 
-def test_tokens_that_rest_on_the_host_are_those_of_the_device(monkeypatch, quick_compiler):
+def test_tokens_that_rest_on_the_host_are_those_of_the_device(monkeypatch):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 6, P, C)), jnp.float32)
     monkeypatch.setattr(frame_chunks, "_TOKENS", 3 * P)
     wanted = trunk(2, Plan(), x)(x)

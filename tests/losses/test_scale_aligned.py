@@ -14,8 +14,6 @@ H, W = 12, 16
 loss = jax.jit(scale_aligned_loss, static_argnums=0)
 fit = jax.jit(fit_scale, static_argnums=3)
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def scene():

@@ -15,8 +15,6 @@ from tests.data.world import views, write_blendedmvs, write_dtu64
 from tests.runs.test_real_runs import SMALL, lite3r, steps
 from tools import make_synthetic
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 CAMERAS_ALONE = {
     "train.data.normalization": "lite3r",
     "train.loss.kind": "multitask",

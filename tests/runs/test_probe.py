@@ -155,7 +155,7 @@ def test_bad_settings_are_refused(words, message, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_eight_global_layers_of_da3_large_can_be_probed(tmp_path, capsys, quick_compiler):
+def test_the_eight_global_layers_of_da3_large_can_be_probed(tmp_path, capsys):
     """Of its depth and alternation; narrow and with random weights, which mean nothing."""
     config = {
         "embed_dim": 32, "num_heads": 2, "camera_heads": 2, "features": 8,

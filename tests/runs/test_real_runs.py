@@ -28,9 +28,6 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 def lite3r(config, mode, **settings):
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     return main([f"--config={ROOT / 'configs' / config}", f"--mode={mode}", *flags])

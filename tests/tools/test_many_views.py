@@ -78,7 +78,7 @@ def test_the_stand_in_is_for_half_precision_only():
 
 
 @pytest.mark.slow
-def test_rows_take_turns_and_are_compared_with_the_first(tmp_path, capsys, quick_compiler):
+def test_rows_take_turns_and_are_compared_with_the_first(tmp_path, capsys):
     sizes = {
         "embed_dim": 32,
         "vit": {"depth": 1, "num_heads": 2},

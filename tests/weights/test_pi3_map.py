@@ -158,7 +158,6 @@ def test_names_of_speed3r_convert_both_ways(sparse, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_a_sparse_model_has_its_gates_and_its_attention(sparse):
     file, _, out = sparse
     with safe_open(file, "np") as tensors:
