@@ -72,4 +72,5 @@ def test_nan_in_the_padding_of_windows_changes_nothing(spec, monkeypatch):
     assert len(got) == 5
     for x, want in zip(got, wanted, strict=True):
         assert np.isfinite(want).all()
-        np.testing.assert_array_equal(x, want)
+        # another program, which may sum in another order
+        np.testing.assert_allclose(x, want, rtol=0, atol=1e-6 * np.abs(want).max())
