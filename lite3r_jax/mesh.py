@@ -8,6 +8,7 @@ device instead, with the devices side by side in every turn.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -394,3 +395,35 @@ def put_views(x: Any, mesh: Mesh, parts: ViewParts) -> jax.Array:
         return x[:, at] if stop > parts.views else x[:, start:stop]
 
     return jax.make_array_from_callback(shape, where, of_device)
+
+
+def fetch_views(arrays: Any, views: int) -> Any:
+    """Arrays [1, views or more, ...], from the devices to the host, without what fills parts up.
+
+    What several devices have comes from each of them, and is together on the host only. With
+    several processes every one of them has to call this and gets all views.
+    """
+    if all(x.is_fully_addressable for x in jax.tree.leaves(arrays)):
+        return jax.tree.map(lambda x: x[:, :views], jax.device_get(arrays))
+    return jax.tree.map(lambda x: _fetched(x)[:, :views], arrays)
+
+
+def _fetched(x: jax.Array) -> np.ndarray:
+    if x.is_fully_replicated:
+        return np.asarray(x)
+    mesh = x.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+    each = x.shape[1] // mesh.size
+    whole = np.empty((len(x), mesh.size, each, *x.shape[2:]), x.dtype)
+    with jax.set_mesh(mesh):
+        for i in range(each):
+            turn = _one_of_each(x, i, mesh.size, NamedSharding(mesh, PartitionSpec()))
+            whole[:, :, i] = np.asarray(turn)
+    return whole.reshape(x.shape)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _one_of_each(x: jax.Array, i: jax.Array, devices: int, where: NamedSharding) -> jax.Array:
+    """The i-th view of every device, [B, devices, ...], on all devices: no more at a time."""
+    by_device = x.reshape(len(x), devices, -1, *x.shape[2:])
+    one = lax.dynamic_index_in_dim(by_device, i, 2, keepdims=False)
+    return lax.with_sharding_constraint(one, where)

@@ -100,6 +100,19 @@ def every_value(value: int) -> list[int]:
     return np.asarray(every).reshape(-1).tolist()
 
 
+def from_first(array: np.ndarray) -> np.ndarray:
+    """The array of process 0, on all of them, which have to call it with that shape and dtype.
+
+    Args:
+        array: without NaN; of the other processes only shape and dtype count.
+    """
+    if jax.process_count() == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def refuse_different(body: Mapping[str, Any], of_what: str) -> None:
     """Refuse processes that would compute something else; all have to call it.
 
@@ -339,11 +352,8 @@ def _told(peers: dict[int, socket.socket], port: int) -> dict[int, socket.socket
 
 def _announced(text: str) -> str:
     """The text of process 0, on all of them."""
-    from jax.experimental import multihost_utils
-
     data = np.frombuffer(text.encode().ljust(_ADDRESS, b"\0"), np.uint8)
-    every = multihost_utils.broadcast_one_to_all(data.astype(np.int32))
-    return np.asarray(every).astype(np.uint8).tobytes().rstrip(b"\0").decode()
+    return from_first(data.astype(np.int32)).astype(np.uint8).tobytes().rstrip(b"\0").decode()
 
 
 class Watch:

@@ -130,7 +130,7 @@ COMMANDS: Mapping[str, Command] = {
             name: f"evaluate.{name}"
             for name in ("variants", "student", "protocols", "views", "scenes", "size")
         },
-        shown=("weights", "output", "overwrite", "quiet", "compute", "evaluate"),
+        shown=("weights", "output", "overwrite", "quiet", "compute", "processes", "evaluate"),
     ),
     "probe": Command(
         "probe",

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lite3r_jax.errors import InputError
-from lite3r_jax.mesh import check_split_weights, check_views, put_views, put_weights
+from lite3r_jax.mesh import check_split_weights, check_views, fetch_views, put_views, put_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ class Predictor:
         views = len(images)
         placed = put_views(images[None], self._mesh, check_views(self._mesh, views))
         with jax.set_mesh(self._mesh):
-            found = jax.device_get(self._forward(self._state, placed, views))
-        return _output([None if x is None else x[0, :views] for x in found])
+            found = fetch_views(self._forward(self._state, placed, views), views)
+        return _output([None if x is None else x[0] for x in found])
 
 
 def _output(found: Sequence[np.ndarray | None]) -> Output:

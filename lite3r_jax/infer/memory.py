@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lite3r_jax.backbones.base import get_backbone
 from lite3r_jax.deploy.manifest import Deployment
 from lite3r_jax.errors import InputError
-from lite3r_jax.infer.results import describe_views
+from lite3r_jax.infer.descriptors import describe_views
 from lite3r_jax.infer.sharing import Sharing, share_views, without_values
 from lite3r_jax.mesh import (
     VIEWS,

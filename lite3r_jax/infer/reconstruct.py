@@ -27,9 +27,8 @@ from lite3r_jax.infer.kept_prediction import kept_prediction
 from lite3r_jax.infer.memory import Forward, MemoryPlan
 from lite3r_jax.infer.options import ComputeOptions, ImageOptions
 from lite3r_jax.infer.point_tracker import ModelTracker, check_track_head
-from lite3r_jax.infer.results import on_host
 from lite3r_jax.infer.sharing import without_values
-from lite3r_jax.mesh import make_view_mesh
+from lite3r_jax.mesh import fetch_views, make_view_mesh
 from lite3r_jax.processes import all_ready
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import RefineOptions, check_extra
@@ -341,7 +340,7 @@ class Reconstructor:
         if self._tokens:
             prediction, described = prediction
             self.descriptors = np.asarray(described)[0]
-        prediction = on_host(prediction, views)
+        prediction = fetch_views(prediction, views)
         if progress.show:
             self._expected.took(time.perf_counter() - start, *shape)
         return prediction

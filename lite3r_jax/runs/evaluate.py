@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lite3r_jax.deploy.manifest import Deployment, find_deployment
 from lite3r_jax.errors import printable
 from lite3r_jax.evaluation import table
 from lite3r_jax.evaluation.cached_scenes import CachedScenes
-from lite3r_jax.evaluation.evaluator import Report, measure, report
+from lite3r_jax.evaluation.evaluator import Predict, Report, measure, report
 from lite3r_jax.evaluation.page import page
 from lite3r_jax.evaluation.predictor import Output, Predictor
 from lite3r_jax.evaluation.protocols import Protocol, open_protocol
@@ -24,6 +25,7 @@ from lite3r_jax.evaluation.refined import refining
 from lite3r_jax.evaluation.results import TRUTH, Results, folder_name, thumbnail_scenes
 from lite3r_jax.evaluation.score import in_unit
 from lite3r_jax.evaluation.thumbnails import predicted, truth
+from lite3r_jax.evaluation.together import finish, shared, take_part
 from lite3r_jax.evaluation.variants import (
     HEADS,
     Variant,
@@ -31,16 +33,18 @@ from lite3r_jax.evaluation.variants import (
     parse_variants,
     spec_of,
 )
-from lite3r_jax.experiment import Experiment, refuse_devices, refuse_model_settings, require
+from lite3r_jax.experiment import Experiment, refuse_model_settings, require
 from lite3r_jax.folder_lock import locked
 from lite3r_jax.html_report.screen import on_screen
 from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.mesh import check_split_weights, check_views, make_view_mesh
 from lite3r_jax.models import CheckedModel, check_model, student_hash
+from lite3r_jax.processes import is_first, joined, refuse_different
 from lite3r_jax.progress import Progress
 from lite3r_jax.refine import check_extra
 from lite3r_jax.runs.image_sizes import size_note
+from lite3r_jax.runs.together import check_together
 from lite3r_jax.weights import strict_json
 
 FREE = ("batch", "pictures", "resamples", "seed", "variants", "protocols", "views")
@@ -70,6 +74,8 @@ class Evaluation:
 def run(experiment: Experiment) -> int:
     """`--mode=eval`: exit code 0, or 1 if some samples failed; see `evaluate`."""
     outcome = evaluate(experiment)
+    if not is_first():
+        return 0
     if not experiment.quiet:
         print(on_screen(outcome.text))
     print(f"{len(outcome.results)} results, {outcome.failed} samples failed")
@@ -83,6 +89,9 @@ def evaluate(experiment: Experiment) -> Evaluation:
     Samples that are done already are not done again, so that a run that was stopped goes on, and
     variants and protocols can be added. Other settings or weights are refused. Samples that fail
     are listed with their reason and tried again by the next run.
+
+    Of several processes the first does this, and the others compute with it, read no data and
+    return an evaluation without results.
 
     Args:
         experiment: `weights`, `output` and `evaluate`.
@@ -100,19 +109,20 @@ def evaluate(experiment: Experiment) -> Evaluation:
             "precision": "evaluate.variants",
         },
     )
-    one = "leave it out, or split views over the devices of one process by compute.mesh"
-    refuse_devices(experiment, "evaluations", processes=one)
+    check_together(experiment)
     keep_freed_memory()
-    with locked(Path(experiment.output), "evaluate"):
-        return _evaluate_all(experiment)
+    with joined(experiment.processes):
+        if experiment.processes.coordinator and not is_first():
+            return _follow(experiment)
+        with locked(Path(experiment.output), "evaluate"):
+            return _evaluate_all(experiment)
 
 
 def _evaluate_all(experiment: Experiment) -> Evaluation:
     options = experiment.evaluate
     mesh = make_view_mesh(experiment.compute.mesh)
     check_split_weights(experiment.compute.weights == "split", mesh is not None)
-    deployment = find_deployment(Path(experiment.weights))
-    variants = parse_variants(options.variants, options.student, deployment=deployment, refine=True)
+    variants = _variants(experiment)
     if any(variant.refine for variant in variants):
         check_extra()
     opened = [
@@ -121,7 +131,7 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
     ]
     if mesh is not None:
         check_views(mesh, min(protocol.views for protocol, _ in opened))
-    models = check_models(experiment, variants, options.student, dtype=experiment.compute.jax_dtype)
+    models = _agreed_models(experiment, variants)
     if note := size_note(models[variants[0]], (protocol.size for protocol, _ in opened)):
         print(note, file=sys.stderr)
     results = Results(
@@ -132,12 +142,14 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
     limit = KEPT // len(opened) if len(variants) > 1 else 0
     tasks = [(protocol, CachedScenes(source, limit)) for protocol, source in opened]
     measured = {}
-    for variant in variants:
-        model = _Lazy(experiment, variant)
+    for number, variant in enumerate(variants):
+        predict = shared(number, _Lazy(experiment, variant))
+        predict = refining(predict) if variant.refine else predict
         for protocol, source in tasks:
             measured[variant, protocol] = _evaluate(
-                experiment, variants, variant, model, protocol, source, results
+                experiment, variants, variant, predict, protocol, source, results
             )
+    finish()
     failed = 0
     text, entries = table.legend(asdict(options.score)), []
     for protocol, _ in tasks:
@@ -156,6 +168,36 @@ def _evaluate_all(experiment: Experiment) -> Evaluation:
     scenes = thumbnail_scenes(results.root, entries, options.pictures)
     results.write("report.html", page(body, scenes).encode("utf-8", "backslashreplace"))
     return Evaluation(results.root, text, entries, failed)
+
+
+def _variants(experiment: Experiment) -> tuple[Variant, ...]:
+    options, deployment = experiment.evaluate, find_deployment(Path(experiment.weights))
+    return parse_variants(options.variants, options.student, deployment=deployment, refine=True)
+
+
+def _agreed_models(
+    experiment: Experiment, variants: Sequence[Variant]
+) -> dict[Variant, CheckedModel]:
+    """`check_models`, which have to be the same in all processes; all have to call it."""
+    options, compute = experiment.evaluate, experiment.compute
+    models = check_models(experiment, variants, options.student, dtype=compute.jax_dtype)
+    body = {
+        "settings": settings(experiment, models),
+        "variants": options.variants,
+        "compute": asdict(compute),
+        "versions": environment()["versions"],
+    }
+    refuse_different(body, "settings, weights or versions")
+    return models
+
+
+def _follow(experiment: Experiment) -> Evaluation:
+    """What all processes but the first do."""
+    make_view_mesh(experiment.compute.mesh)
+    variants = _variants(experiment)
+    _agreed_models(experiment, variants)
+    take_part([partial(_Lazy, experiment, variant) for variant in variants])
+    return Evaluation(Path(experiment.output), "", (), 0)
 
 
 def check_models(
@@ -207,7 +249,7 @@ def _evaluate(
     experiment: Experiment,
     variants: Sequence[Variant],
     variant: Variant,
-    model: "_Lazy",
+    predict: Predict,
     protocol: Protocol,
     source: SceneSource,
     results: Results,
@@ -240,7 +282,7 @@ def _evaluate(
     left = len(protocol.items) - len(done)
     with Progress(not experiment.quiet).stage(name, left, "sample") as tick:
         records = measure(
-            model,
+            predict,
             protocol,
             source,
             options=options.score,
@@ -278,5 +320,4 @@ class _Lazy:
                 on_host=experiment.compute.rest == "host",
                 split_weights=experiment.compute.weights == "split",
             )
-        predict = refining(self._predictor) if self._variant.refine else self._predictor
-        return predict(images)
+        return self._predictor(images)

@@ -1,5 +1,6 @@
-"""Several processes on one machine that reconstruct together."""
+"""Several processes on one machine that reconstruct and evaluate together."""
 
+import json
 import os
 import select
 import signal
@@ -161,8 +162,7 @@ ARRAYS = """
     import sys
     import jax, numpy as np
     from jax import lax
-    from lite3r_jax.infer.results import on_host
-    from lite3r_jax.mesh import check_views, make_view_mesh, put_views, put_weights
+    from lite3r_jax.mesh import check_views, fetch_views, make_view_mesh, put_views, put_weights
     from lite3r_jax.processes import ProcessOptions, every_value, is_first, joined
 
     where, number = sys.argv[1], int(sys.argv[2])
@@ -175,7 +175,7 @@ ARRAYS = """
         with jax.set_mesh(mesh):
             kept = put_weights({"split": weights, "small": weights[:, :2]}, mesh, split=True)
             run = parts.on_each(lambda x, w: x + lax.psum(w.sum(), "view"), (1, 1), 1)
-            got = on_host(jax.jit(run)(put_views(x, mesh, parts), kept["split"]), 3)
+            got = fetch_views(jax.jit(run)(put_views(x, mesh, parts), kept["split"]), 3)
         assert kept["split"].addressable_shards[0].data.size == weights.size // 2
         assert kept["small"].is_fully_replicated
         np.testing.assert_allclose(got, x + weights.sum(dtype=np.float64), rtol=1e-5)
@@ -196,6 +196,37 @@ def test_two_processes_share_views_and_weights():
     ended = [each.communicate(timeout=100) for each in both]
     assert [each.returncode for each in both] == [0, 0], ended
     assert all(shown.endswith("compared\n") for shown, _ in ended)
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_processes_has_the_scores_of_one(tiny_dir, tmp_path):
+    settings = {
+        "weights": tiny_dir, "evaluate.variants": "dense-float32,sla_global(block=4)-float32",
+        "evaluate.protocols": "synthetic:validation", "evaluate.views": "2", "evaluate.scenes": 2,
+        "evaluate.size": "28x28", "evaluate.pictures": 0,
+    }  # fmt: skip
+    words = ["--config=configs/vggt.py", "--mode=eval", "--config.quiet=true"]
+    words += [f"--config.{name}={value}" for name, value in settings.items()]
+    both = started(words, tmp_path / "two")
+    ended = [each.communicate(timeout=200) for each in both]
+    assert [each.returncode for each in both] == [0, 0], ended
+    assert "2 results, 0 samples failed" in ended[0][0] and "results" not in ended[1][0]
+    assert main([*words, f"--config.output={tmp_path / 'one'}"]) == 0
+    one, two = (
+        [
+            row["metrics"]
+            for row in json.loads((tmp_path / name / "report.json").read_text())["results"]
+        ]
+        for name in ("one", "two")
+    )
+    assert len(one) == 2 and one[0] != one[1]
+    for of_one, of_two in zip(one, two, strict=True):
+        assert of_one.keys() == of_two.keys()
+        for name, each in of_one.items():
+            if each["value"] is not None:
+                assert of_two[name]["value"] == pytest.approx(each["value"], rel=1e-3, abs=1e-4), (
+                    name
+                )
 
 
 @pytest.mark.slow

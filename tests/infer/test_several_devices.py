@@ -138,8 +138,7 @@ MODELS = """
     from lite3r_jax.attention.presets import parse_plan
     from lite3r_jax.evaluation.predictor import Predictor
     from lite3r_jax.infer.memory import Forward
-    from lite3r_jax.infer.results import on_host
-    from lite3r_jax.mesh import make_view_mesh
+    from lite3r_jax.mesh import fetch_views, make_view_mesh
 
     jax.config.update("jax_default_matmul_precision", "highest")
     sparse, diverse = "sla_global(keep=0.4,block=8)", "key_views(count=3)"
@@ -157,12 +156,12 @@ MODELS = """
             views = 9 if name == "vggt" else 6
             images = rng.random((1, views, 28, 42, 3), dtype=np.float32)
             plain = Forward(model, arguments=arguments)
-            wanted = on_host(plain(images, plain.plan(views, 28, 42)), views)
+            wanted = fetch_views(plain(images, plain.plan(views, 28, 42)), views)
             if plan == "":
                 resting = Forward(model, arguments=arguments, rest="host")
                 plan_ = resting.plan(views, 28, 42)
                 assert plan_.on_host
-                got = on_host(resting(images, plan_), views)
+                got = fetch_views(resting(images, plan_), views)
                 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                     np.testing.assert_array_equal(a, b, err_msg=name)
             for count in counts:
@@ -171,7 +170,7 @@ MODELS = """
                 plan_ = forward.plan(views, 28, 42)
                 found = forward(images, plan_)
                 assert len(found.depth.sharding.device_set) == count
-                got = on_host(found, views)
+                got = fetch_views(found, views)
                 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                     good = np.isfinite(b)
                     assert (good == np.isfinite(a)).all()
@@ -206,8 +205,7 @@ MORE = """
     from lite3r_jax.attention.presets import parse_plan
     from lite3r_jax.backbones.base import get_backbone
     from lite3r_jax.infer.memory import Forward
-    from lite3r_jax.infer.results import on_host
-    from lite3r_jax.mesh import make_view_mesh
+    from lite3r_jax.mesh import fetch_views, make_view_mesh
     from lite3r_jax.weights.load import load
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -218,7 +216,7 @@ MORE = """
     def compare(name, model, counts, cameras=(), bound=5e-5, **more):
         arguments = {"known": bool(cameras)}
         plain = Forward(model, **arguments)
-        wanted = on_host(plain(images, plain.plan(7, 28, 42), cameras), 7)
+        wanted = fetch_views(plain(images, plain.plan(7, 28, 42), cameras), 7)
         for count in counts:
             mesh = make_view_mesh(f"view:{count}")
             forward = Forward(model, mesh=mesh, **arguments, **more)
@@ -227,7 +225,7 @@ MORE = """
             part = sum(shard.nbytes for shard in shards)
             # tokens and biases, and kernels with an odd number of channels, are not split
             assert part < 0.7 * whole if more else part == whole, (name, part / whole)
-            got = on_host(forward(images, forward.plan(7, 28, 42), cameras), 7)
+            got = fetch_views(forward(images, forward.plan(7, 28, 42), cameras), 7)
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                 good = np.isfinite(b)
                 assert a.shape == b.shape and (good == np.isfinite(a)).all()

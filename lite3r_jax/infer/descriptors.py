@@ -1,0 +1,14 @@
+"""A vector for each view of a scene, by which loops of a long video are looked for."""
+
+import jax
+import jax.numpy as jnp
+
+
+def describe_views(tokens: jax.Array) -> jax.Array:
+    """A vector for each view: mean and standard deviation over its tokens, float32 [B, S, 2 C].
+
+    Args:
+        tokens: [B, S, ..., C].
+    """
+    flat = tokens.reshape(*tokens.shape[:2], -1, tokens.shape[-1]).astype(jnp.float32)
+    return jnp.concatenate([flat.mean(2), flat.std(2)], -1)
