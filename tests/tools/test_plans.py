@@ -16,11 +16,13 @@ FORWARD = {
     "program": "forward", "device": "v5e", "backbone": "vggt", "what": "dense-bfloat16",
     "heads": ["camera", "depth"], "views": 2, "height": 518, "width": 518, "devices": 1,
     "on_host": False, "fits": True, "arguments": 2 * GIB, "outputs": 0, "temporary": GIB, "cpu": 40,
+    "effort": -1.0,
 }  # fmt: skip
 STEP = {
     "program": "distill", "device": "v5e", "mesh": [1, 4, 1], "views": 2, "scenes": 4,
     "accumulate": 1, "height": 518, "width": 518, "fits": True, "arguments": 3 * GIB, "alias": GIB,
     "outputs": GIB, "temporary": 2 * GIB, "collectives": {"all-gather": [3, GIB]}, "cpu": 90,
+    "effort": -1.0,
 }  # fmt: skip
 LARGE = {**FORWARD, "views": 100, "fits": False, "needs": 20 * GIB, "has": 16 * GIB}
 
@@ -33,7 +35,9 @@ def test_a_row_is_what_its_last_line_says_and_others_are_not_compiled():
     step = "5.00 GiB | 3.00 GiB | 2.00 GiB | 3 all-gather 1.00 GiB | 90 s |"
     assert f"| v5e | 1 x 4 x 1 | 4 x 2 | {step}" in text.splitlines()
     assert text.count("not compiled") == len(plans.FORWARD) - 2 + len(plans.STEPS) - 1
-    other = plans.tables([{**FORWARD, "heads": ["depth"]}, {**STEP, "scenes": 8}])
+    other = plans.tables(
+        [{**FORWARD, "heads": ["depth"]}, {**STEP, "scenes": 8}, {**FORWARD, "effort": 0}]
+    )
     assert other.count("not compiled") == len(plans.FORWARD) + len(plans.STEPS)
 
 
