@@ -389,6 +389,15 @@ class FakeModel(BackboneModel):
 
 
 @pytest.fixture
+def optimized():
+    """Compiles as users do, for programs that run for long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def compiled_once(tmp_path_factory, monkeypatch):
     """Keeps compiled programs for a test that compiles them again, here or in child processes."""
     folder = str(tmp_path_factory.mktemp("compiled"))
