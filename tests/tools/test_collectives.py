@@ -44,3 +44,33 @@ def test_results_are_counted_once_a_turn_of_every_loop_around():
 def test_loops_of_unknown_length_are_refused():
     with pytest.raises(ValueError, match="unknown number"):
         collectives(PROGRAM.replace("TRIPS", ""))
+
+
+TPU = """\
+%inner (p: (s32[], bf16[8,3])) -> (s32[], bf16[8,3]) {
+  %all = bf16[8,3]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+  ROOT %t = (s32[]{:T(128)}, bf16[8,3]{1,0}) tuple(%i, %all)
+}
+
+%below (p: (s32[], bf16[8,3])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(24)
+  %p = (s32[]{:T(128)}, bf16[8,3]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{:T(512)} compare(%i, %bound), direction=LT, metadata={op_name="lt"}
+}
+
+ENTRY %main (p: bf16[8,3]) -> bf16[8,3] {
+  %four = s32[]{:T(128)} constant(4)
+  %start.1 = s32[]{:T(128)} copy(%four), backend_config={"flag_configs":[]}
+  %given = (bf16[8,3]{1,0}, s32[]{:T(128)}) tuple(%p, /*index=1*/%start.1)
+  %loop = (bf16[8,3]{1,0}, s32[]{:T(128)}) while(%given), condition=%below, body=%inner
+  ROOT %x = bf16[8,3]{1,0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_loops_of_scans_are_counted_where_the_compiler_notes_nothing():
+    assert collectives(TPU) == [Collective("all-gather", 8 * 3 * 2, 24 - 4)]
+    for known in ("constant(24)", "direction=LT", "copy(%four)"):
+        with pytest.raises(ValueError, match="unknown number"):
+            collectives(TPU.replace(known, "other(%p)"))

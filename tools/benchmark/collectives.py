@@ -50,8 +50,7 @@ def collectives(text: str) -> list[Collective]:
                 collectives.append(Collective(kind, _bytes(shape), times))
             turns = times
             if kind == "while":
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-                turns = times * int(trips[1]) if trips else 0
+                turns = times * _turns(line, bodies[name], bodies)
             for called in _CALLED.findall(line):
                 for inner in re.findall(r"[\w.\-]+", called):
                     if inner in inside:
@@ -64,6 +63,49 @@ def collectives(text: str) -> list[Collective]:
     inside = _with_collectives(bodies)
     visit(entry, 1)
     return collectives
+
+
+def _turns(loop: str, around: list[str], bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs, 0 where that is not known.
+
+    The compiler for GPUs notes it; for TPUs it is read from what JAX makes of a scan: a counter
+    that goes up by one from a constant as long as it is below another one.
+
+    Args:
+        loop: the instruction.
+        around: those of its computation.
+        bodies: all computations.
+    """
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
+        return int(noted[1])
+    inside = bodies.get(re.findall(r"condition=%?([\w.\-]+)", loop)[0], [])
+    bound = re.search(
+        r"ROOT .* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT", "\n".join(inside)
+    )
+    if bound is None:
+        return 0
+    place = re.search(r"get-tuple-element\(.*\), index=(\d+)", _definition(inside, bound[1]))
+    given = re.search(r" while\(%?([\w.\-]+)\)", loop)
+    values = re.search(r" tuple\((.*?)\)", _definition(around, given[1])) if given else None
+    if place is None or values is None:
+        return 0
+    start = re.findall(r"%[\w.\-]+", values[1])[int(place[1])].removeprefix("%")
+    first, last = _constant(around, start), _constant(inside, bound[2])
+    return 0 if first is None or last is None else max(0, last - first)
+
+
+def _definition(lines: list[str], name: str) -> str:
+    """The instruction of that name; "" where it is none of these."""
+    return next((x for x in lines if re.match(rf"\s*(ROOT )?%?{re.escape(name)} = ", x)), "")
+
+
+def _constant(lines: list[str], name: str) -> int | None:
+    """The integer that an instruction is, perhaps a copy of it."""
+    line = _definition(lines, name)
+    while copied := re.search(r" copy\(%?([\w.\-]+)\)", line):
+        line = _definition(lines, copied[1])
+    value = re.search(r" constant\((-?\d+)\)", line)
+    return int(value[1]) if value else None
 
 
 _OPERATION = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z\-]+)\(")
