@@ -49,8 +49,8 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -m "slow and not parity" $(PARALLEL) --durations=40
-	$(RUN) -m pytest -m parity $(PARALLEL)
+	$(RUN) -m pytest -m "slow and not parity and not optimized" $(PARALLEL) --durations=40
+	$(RUN) -m pytest -m "parity or optimized" $(PARALLEL)
 
 test-newest:
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 here: make test-newest NEWEST_PYTHON=..."; exit 1; }

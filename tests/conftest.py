@@ -80,7 +80,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[_rows] = []
-    if config.getoption("markexpr") in ("not slow", "slow and not parity"):
+    if config.getoption("markexpr") in ("not slow", "slow and not parity and not optimized"):
         _compile_quickly()
 
 
@@ -95,8 +95,8 @@ def _compile_quickly() -> None:
     """Spend little time in XLA, here and in child processes, before any device is asked for.
 
     Most of the time of the tests would be the compilation of programs that run a few times on
-    little. What is compared with golden arrays (marker `parity`) runs a second time, compiled as
-    users do, by `make test-slow`.
+    little. What is compared with golden arrays (marker `parity`) runs a second time by `make
+    test-slow`, compiled as users do, and so do slow tests marked `optimized`.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -386,15 +386,6 @@ class FakeModel(BackboneModel):
             world_points_conf=depth[..., 0] if "point" in self.heads else None,
         )
         return prediction, {}
-
-
-@pytest.fixture
-def optimized():
-    """Compiles as users do, for programs that run for long."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_tokens_that_rest_on_the_host_are_those_of_the_device(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimized")  # memory as users have it
+@pytest.mark.optimized  # memory as users have it
 def test_a_trunk_of_many_frames_takes_less_memory(monkeypatch):
     x = jax.ShapeDtypeStruct((1, 400, P, C), jnp.float32)
 

@@ -40,7 +40,7 @@ def errors(sample, found, i, j):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized  # drawing takes most of its time
 def test_sift_and_the_essential_matrix_recover_the_poses():
     import cv2
 
