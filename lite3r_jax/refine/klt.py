@@ -32,7 +32,9 @@ _ROWS = 30_000  # of what OpenCV remaps at once
 def match(task: Task) -> Observations:
     """Tracks of corners that are followed through the views.
 
-    `Task.corners` is how many each view has, found or followed, before it is followed into others.
+    `Task.corners` is how many of each view are followed into others: what was found in it from the
+    views before, the longest tracks of each part of the image first, and new corners where these
+    are fewer. So the time of a view does not grow with the number of views.
     """
     seen: list[dict[int, np.ndarray]] = []  # track -> view -> pixel of the image
     in_view: list[list[int]] = [[] for _ in task.gray]
@@ -72,8 +74,14 @@ def _found_from(
     known = np.array([seen[t][a] for t in numbers]).reshape(-1, 2)
     count = task.corners - len(known)
     fresh = find_corners(task.gray[a], task.scales[a], a, task.depth, known, count)
+    track = np.array(numbers, np.intp)
+    if count < 0:
+        longest = np.argsort([-len(seen[t]) for t in numbers], kind="stable")
+        places = _cells(known[longest], task.gray[a])
+        some = np.sort(longest[_in_turns(places)[: task.corners]])
+        known, track = known[some], track[some]
     start = np.concatenate([known, fresh])
-    track = np.concatenate([np.array(numbers, np.intp), len(seen) + np.arange(len(fresh))])
+    track = np.concatenate([track, len(seen) + np.arange(len(fresh))])
     columns: list[tuple[np.ndarray, ...]] = []
     if len(start):
         surface = surface_points(task.depth.scene, task.cameras, a)
@@ -243,11 +251,21 @@ def find_corners(
     pixels, z = pixels[z > 0], z[z > 0]
     if not len(pixels):
         return pixels
-    cell = (pixels * _CELLS / (width, height)).astype(int)
     third = np.searchsorted(np.quantile(z, (1 / 3, 2 / 3)), z)
-    place = (cell[:, 1] * _CELLS + cell[:, 0]) * 3 + third
+    return pixels[_in_turns(3 * _cells(pixels, gray) + third)[:count]]
+
+
+def _cells(pixels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Number of the cell [N] of the image that each of its pixels [N, 2] is in."""
+    height, width = image.shape
+    cell = (pixels * _CELLS / (width, height)).astype(int)
+    return cell[:, 1] * _CELLS + cell[:, 0]
+
+
+def _in_turns(place: np.ndarray) -> np.ndarray:
+    """Order [N] that takes the first of every place, then the second of every place, and so on."""
     order = np.argsort(place, kind="stable")
-    turn = np.empty(len(place), int)  # how many stronger ones the same place has
+    turn = np.empty(len(place), int)  # how many of the same place are before
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
     turn[order] = np.arange(len(place)) - np.repeat(starts, np.diff(np.append(starts, len(place))))
-    return pixels[np.argsort(turn, kind="stable")[:count]]
+    return np.argsort(turn, kind="stable")
