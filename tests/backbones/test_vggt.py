@@ -109,7 +109,7 @@ def test_taps_and_chunks_are_as_asked_for_and_change_nothing(tiny_vggt, before, 
 def test_heads_that_are_off_are_none_and_the_rest_is_unchanged(tiny_dir, before, tiny_images):
     model = load(tiny_dir, heads=("depth",))
     prediction, _ = model(tiny_images)
-    np.testing.assert_allclose(prediction.depth, before.depth, atol=1e-6)
+    np.testing.assert_allclose(prediction.depth, before.depth, atol=5e-6)
     off = {f.name for f in dataclasses.fields(prediction)} - {"depth", "depth_conf", "unit"}
     assert all(getattr(prediction, name) is None for name in off)
 

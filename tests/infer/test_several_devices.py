@@ -194,6 +194,7 @@ MODELS = """
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # tokens that rest on the host are the same bits as users compile
 def test_every_backbone_gives_the_numbers_of_one_device(tiny_dir, tiny_da3_dir, tiny_pi3_dir):
     assert on_devices(8, MODELS, tiny_dir, tiny_da3_dir, tiny_pi3_dir) == "compared\n"
 

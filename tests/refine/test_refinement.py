@@ -246,8 +246,8 @@ def test_what_tells_nothing_leaves_the_prediction_as_it_was(start, made, reason)
 def test_an_adjustment_that_fits_worse_is_not_taken(truth, start, monkeypatch):
     worse = Cameras.of(disturbed(start, 3, seed=5))
 
-    def spoiled(*given):
-        solution = solve(*given)
+    def spoiled(*given, **more):
+        solution = solve(*given, **more)
         cameras = replace(worse, intrinsics=solution.cameras.intrinsics)
         return replace(solution, cameras=cameras)
 
@@ -260,8 +260,8 @@ def test_an_adjustment_that_fits_worse_is_not_taken(truth, start, monkeypatch):
 
 @pytest.mark.parametrize("factor", [0.3, 3.5])
 def test_a_focal_length_that_no_prediction_is_off_by_is_not_taken(truth, monkeypatch, factor):
-    def spoiled(*given):
-        solution = solve(*given)
+    def spoiled(*given, **more):
+        solution = solve(*given, **more)
         intrinsics = solution.cameras.intrinsics * np.float64(
             [[factor, 1, 1], [1, factor, 1], [1] * 3]
         )

@@ -109,7 +109,8 @@ def layers(x):
         ("norm", "float32"),
         pytest.param("gelu", "bfloat16", marks=slow),
         pytest.param("norm", "bfloat16", marks=slow),
-        pytest.param("bare norm", "float32", marks=slow),
+        # one token is below the smallest normal number, where compilers differ
+        pytest.param("bare norm", "float32", marks=[slow, pytest.mark.optimized]),
         pytest.param("gelu", "float32", marks=slow),
     ],
 )
