@@ -76,9 +76,7 @@ def _found_from(
     fresh = find_corners(task.gray[a], task.scales[a], a, task.depth, known, count)
     track = np.array(numbers, np.intp)
     if count < 0:
-        longest = np.argsort([-len(seen[t]) for t in numbers], kind="stable")
-        places = _cells(known[longest], task.gray[a])
-        some = np.sort(longest[_in_turns(places)[: task.corners]])
+        some = longest(known, [len(seen[t]) for t in numbers], task.gray[a].shape, task.corners)
         known, track = known[some], track[some]
     start = np.concatenate([known, fresh])
     track = np.concatenate([track, len(seen) + np.arange(len(fresh))])
@@ -252,12 +250,30 @@ def find_corners(
     if not len(pixels):
         return pixels
     third = np.searchsorted(np.quantile(z, (1 / 3, 2 / 3)), z)
-    return pixels[_in_turns(3 * _cells(pixels, gray) + third)[:count]]
+    return pixels[_in_turns(3 * _cells(pixels, gray.shape) + third)[:count]]
 
 
-def _cells(pixels: np.ndarray, image: np.ndarray) -> np.ndarray:
+def longest(
+    pixels: np.ndarray, lengths: Sequence[int], shape: tuple[int, int], count: int
+) -> np.ndarray:
+    """Which of the tracks in a view are followed on: in turns from its cells, the longest first.
+
+    Args:
+        pixels: [N, 2] of the tracks in the image.
+        lengths: N, of the tracks.
+        shape: (height, width) of the image.
+        count: how many at most.
+
+    Returns:
+        Their indices, ascending.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return np.sort(order[_in_turns(_cells(pixels[order], shape))[:count]])
+
+
+def _cells(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Number of the cell [N] of the image that each of its pixels [N, 2] is in."""
-    height, width = image.shape
+    height, width = shape
     cell = (pixels * _CELLS / (width, height)).astype(int)
     return cell[:, 1] * _CELLS + cell[:, 0]
 
