@@ -85,7 +85,7 @@ def test_train_and_distill_refuse_each_others_settings():
             "compute.weights=split: needs devices; set comp",
         ),
         ("bench", {"compute.weights": "split"}, "compute.weights=split: needs devices; set comp"),
-        ("evaluate", {"processes.coordinator": "a:1"}, "on evaluations; leave it out, or split"),
+        ("evaluate", {"processes.coordinator": "a:1"}, "set compute.mesh=view:N"),
         ("bench", {"processes.coordinator": "a:1"}, "on benchmarks; leave it out, or measure"),
     ],
 )
