@@ -3,8 +3,8 @@
 A partner view is drawn as the first one would see it if predicted cameras and depth were right, so
 that views from the side, nearer or turned look alike, and pyramidal Lucas-Kanade (Lucas and Kanade,
 IJCAI 1981; in OpenCV with Bouguet's pyramids) follows what is left. A match has to come back to
-where it began and to look alike. What was found in a view is followed on from there, and new
-corners are taken only where nothing was found, so that a point is one track.
+where it began and to look alike. What was found in a view is followed on from there, of many tracks
+the longest, and new corners are taken only where nothing was found, so that a point is one track.
 """
 
 from collections.abc import Mapping, Sequence

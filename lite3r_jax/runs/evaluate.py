@@ -193,7 +193,6 @@ def _agreed_models(
 
 def _follow(experiment: Experiment) -> Evaluation:
     """What all processes but the first do."""
-    make_view_mesh(experiment.compute.mesh)
     variants = _variants(experiment)
     _agreed_models(experiment, variants)
     take_part([partial(_Lazy, experiment, variant) for variant in variants])

@@ -1,4 +1,8 @@
-"""A reconstruction by several processes: process 0 writes, and says to the others what is next."""
+"""A reconstruction by several processes: process 0 writes, and says to the others what is next.
+
+Settings of evaluations are checked here too; what their processes send is in
+`evaluation/together.py`.
+"""
 
 import os
 import sys

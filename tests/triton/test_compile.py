@@ -69,6 +69,7 @@ def test_selection_compiles_without_spills(capability, low, dtype):
         )
         registers, spilled = compile_triton._resources(compiled.asm["cubin"])
         print(capability, low, dtype, top, registers, spilled, compiled.metadata.shared)
+        # bytes; for 10.0 the compiler spills two registers in bfloat16
         assert spilled <= (8 if capability == 10.0 else 0) and registers <= 255
         assert compiled.metadata.shared <= 48 * 1024
 
