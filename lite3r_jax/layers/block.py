@@ -11,6 +11,7 @@ from flax import nnx
 
 from lite3r_jax.attention.strategy import AttentionCore, Layouts
 from lite3r_jax.layers.attention import Attention
+from lite3r_jax.layers.cpu_gradients import computed_once
 from lite3r_jax.layers.fp8 import normed
 from lite3r_jax.layers.mlp import Mlp, SwiGlu
 from lite3r_jax.layers.norm import layer_norm
@@ -115,9 +116,10 @@ class Block(nnx.Module):
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """What comes after it: x and the output of the attention layer, [B, T, C] both, to x."""
-        x = x + _scaled(self.ls1, attended)
+        x = computed_once(x + _scaled(self.ls1, attended))
         codes = normed(self.norm2, x, self.mlp.reads)
-        return x + _scaled(self.ls2, self.mlp(self.norm2(x) if codes is None else codes))
+        made = self.mlp(self.norm2(x) if codes is None else codes)
+        return computed_once(x + _scaled(self.ls2, made))
 
 
 def _scaled(scale: LayerScale | None, x: jax.Array) -> jax.Array:

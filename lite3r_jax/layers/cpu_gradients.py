@@ -1,10 +1,11 @@
-"""Weight gradients of convolutions and Linears in forms that are fast on a CPU.
+"""Gradients of convolutions, Linears and residual sums in forms that are fast on a CPU.
 
 XLA computes the weight gradient of a convolution as a convolution whose window is the image, after
 it has moved the batch into the channels, and that of a Linear with few outputs as a product that
 uses a fraction of a vector. Both are most of a dense head's gradient on a CPU.
 `conv_general_dilated` and `dot_general` take the place of JAX's functions in `nnx.Conv` and
-`nnx.Linear`. On other devices, on a mesh of several and for other shapes they are JAX's functions.
+`nnx.Linear`. On other devices, on a mesh of several and for other shapes they are JAX's functions,
+but for products in bfloat16, see `layers.rounded_products`.
 """
 
 from typing import Any
@@ -14,8 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite3r_jax.kernels import target
+from lite3r_jax.layers import rounded_products
 from lite3r_jax.mesh import split_ways
 
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+"""Options of a compilation for a CPU with which `computed_once` has an effect."""
 _PIXELS = 96 * 96
 """Smaller maps are as fast as XLA has it."""
 _CHANNELS = 16
@@ -25,6 +29,16 @@ _OUTPUTS = 4
 
 def _on_cpu() -> bool:
     return target.device().platform == "cpu" and split_ways() == 1
+
+
+def computed_once(x: jax.Array) -> jax.Array:
+    """x, which every use then reads instead of computing it again; so for the gradient of x.
+
+    XLA on a CPU fuses a sum into each of its uses. Of a residual stream, each use then computes the
+    sums of all blocks before it (after it, for the gradient): a cost of the square of the depth.
+    XLA drops the barrier before it fuses, unless a program is compiled with `KEEP_BARRIERS`.
+    """
+    return lax.optimization_barrier(x) if _on_cpu() else x
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
@@ -98,9 +112,14 @@ def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> j
         [..., F].
     """
     y_like = kwargs.get("preferred_element_type") in (None, x.dtype)
-    if not (_on_cpu() and kernel.ndim == 2 and y_like and kwargs.get("precision") is None):
+    plain = kernel.ndim == 2 and y_like and kwargs.get("precision") is None
+    rounded = plain and x.dtype == jnp.float32 and rounded_products.active()
+    if not (_on_cpu() and plain):
+        if rounded:
+            return rounded_products.product(x, kernel)
         return lax.dot_general(x, kernel, *args, **kwargs)
-    y = _flat(x.reshape(-1, x.shape[-1]), kernel)
+    flat = rounded_products.product_on_cpu if rounded else _flat
+    y = flat(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 

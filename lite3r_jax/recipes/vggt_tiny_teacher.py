@@ -98,7 +98,7 @@ def get_config(variant: str = "") -> ConfigDict:
             b2=0.98,
             muon=r"(blocks|trunk)/.*kernel$",
         ),
-        step=StepOptions(average=0.999),
+        step=StepOptions(average=0.999, products="bfloat16"),
         loop=LoopOptions(steps=100_000, log_every=20),
         checkpoint=CheckpointOptions(every=400, keep=2, keep_every=10_000),
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from lite3r_jax.errors import InputError
+from lite3r_jax.layers.cpu_gradients import KEEP_BARRIERS
+from lite3r_jax.layers.rounded_products import rounded_products
 from lite3r_jax.training.parameters import Arrays, Layout
 from lite3r_jax.training.sharding import follow_parameters, replicated
 from lite3r_jax.training.state import Guard, TrainState
@@ -61,6 +63,9 @@ class StepOptions:
         average: how much of the moving average of the parameters an update leaves, the first
             updates less ((1 + n) / (10 + n) after n steps); 0 for no average. Where there is one,
             it is what is evaluated and what is written in the end.
+        products: what the Linears of blocks multiply: operands in the compute dtype of the model,
+            or float32 ones rounded to "bfloat16" with sums in float32, in gradients, too, see
+            `layers.rounded_products`.
     """
 
     accumulate: int = 1
@@ -69,6 +74,7 @@ class StepOptions:
     spike_window: int = 128
     patience: int = 10
     average: float = 0.0
+    products: Literal["dtype", "bfloat16"] = "dtype"
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -118,7 +124,8 @@ def make_step(
                 "loss": loss
             }
 
-        grads, metrics = jax.grad(objective, has_aux=True)(params)
+        with rounded_products(options.products == "bfloat16"):
+            grads, metrics = jax.grad(objective, has_aux=True)(params)
         return grads, metrics
 
     def mean_slope(
@@ -256,7 +263,13 @@ class CompiledStep:
             return jax.lax.with_sharding_constraint(new, shardings), metrics
 
         out = (shardings, replicated(self.mesh))
-        self._compiled = jax.jit(pinned, donate_argnums=0, out_shardings=out)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        self._compiled = jax.jit(
+            pinned,
+            donate_argnums=0,
+            out_shardings=out,
+            compiler_options=KEEP_BARRIERS if on_cpu else None,
+        )
 
     def __call__(
         self, state: TrainState, frozen: Arrays, batch: Batch

@@ -163,7 +163,9 @@ MODELS = """
                 assert plan_.on_host
                 got = fetch_views(resting(images, plan_), views)
                 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-                    atol = 1e-5 * np.abs(b[np.isfinite(b)]).max()  # compiled quickly
+                    # Compiled quickly. A focal length of a narrow field of view, of random weights,
+                    # is the inverse of a small angle and multiplies its rounding.
+                    atol = 5e-5 * np.abs(b[np.isfinite(b)]).max()
                     np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
             for count in counts:
                 mesh = make_view_mesh(f"view:{count}")
