@@ -64,7 +64,7 @@ class Experiment:
         video: which frames of a video.
         cameras: known cameras, and how others are found.
         compute: dtype, chunks, memory, devices.
-        processes: several processes that reconstruct, evaluate or train together.
+        processes: several processes that reconstruct, evaluate, measure or train together.
         refine: predicted cameras adjusted to matches between the photos.
         export: points and pictures in the results.
         view: `--mode=view`: what the viewer starts with.

@@ -149,7 +149,7 @@ def all_ready() -> Iterator[None]:
         raise
     if 0 in (ready := every_value(1)):
         raise InputError(
-            f"process {ready.index(0)} of {len(ready)} could not prepare this scene; see what it"
+            f"process {ready.index(0)} of {len(ready)} could not prepare its part; see what it"
             " printed"
         )
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from lite3r_jax.allocator import give_back_freed_memory
 from lite3r_jax.benchmarking.flops import Work
+from lite3r_jax.benchmarking.subprocess_runs import Died
 from lite3r_jax.errors import InputError
 from lite3r_jax.infer.memory import (
     Forward,
@@ -23,6 +24,7 @@ from lite3r_jax.infer.memory import (
     restart_peak,
 )
 from lite3r_jax.mesh import make_view_mesh
+from lite3r_jax.processes import every_value, from_first
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def measure(
     """The cells of a variant, each when it is done.
 
     Sizes go up until one does not fit or would take too long; from there on cells say so. Nothing
-    is run that does not fit the memory plan.
+    is run that does not fit the memory plan. Several processes call this together: what the first
+    one measures decides whether a size would take too long.
 
     Args:
         variant: its name.
@@ -132,6 +135,9 @@ def measure(
         protocol: how.
         count: operations of (model, views, height, width), as `flops.count`.
         clock: seconds.
+
+    Raises:
+        Died: memory ran out in one of several processes, whose computation the others wait for.
     """
     forward = Forward(
         model,
@@ -146,7 +152,7 @@ def measure(
     for views in protocol.views:
         work = count(model, views, height, width)
         if before is not None and protocol.seconds and not stopped:
-            expected = before.median * work.total / before.flops["total"]
+            expected = _of_first(before.median) * work.total / before.flops["total"]
             if expected > protocol.seconds:
                 stopped = (
                     f"a pass of {views} views is expected to take {expected:.0f} s, more than"
@@ -154,23 +160,32 @@ def measure(
                 )
         cell = Cell(variant, views, stopped, weights=weights, flops=work.to_json())
         if not stopped:
+            ran_out = ""
             try:
                 start = clock()
                 plan = forward.try_plan(views, height, width, protocol.frame_chunk)
                 cell = replace(cell, compile_seconds=clock() - start, **_planned(plan))
-                if plan.fits:
+                if min(every_value(int(plan.fits))):
                     before = cell = replace(cell, **_run(forward, plan, protocol, clock))
                 else:
-                    stopped = f"does not fit: {plan}"
-            except InputError as error:  # memory ran out all the same
-                stopped = str(error)
+                    stopped = f"does not fit{' in another process' if plan.fits else f': {plan}'}"
+            except InputError as error:
+                ran_out = str(error)
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                stopped = f"memory ran out while {views} views were compiled or placed"
+                ran_out = f"memory ran out while {views} views were compiled or placed"
+            if ran_out and jax.process_count() > 1:
+                raise Died(ran_out)
+            stopped = stopped or ran_out
             if stopped:
                 cell = replace(cell, missing=stopped)
         yield cell
+
+
+def _of_first(value: float) -> float:
+    """A number of process 0, in all of them."""
+    return float(from_first(np.array(value, np.float32)))
 
 
 def _planned(plan: MemoryPlan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lite3r_jax.interrupts import kept_from_children
 
 
 class Died(Exception):
-    """The process ended before the generator did."""
+    """The process ended before the generator did, or the generator had to end with its process."""
 
 
 def in_subprocess(generator: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
@@ -29,7 +29,7 @@ def in_subprocess(generator: Callable[..., Iterator[Any]], *args: Any) -> Iterat
     Raises:
         InputError: it was raised there.
         RuntimeError: another exception was raised there, whose text it holds.
-        Died: the process was killed.
+        Died: the process was killed, or it was raised there.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -52,6 +52,8 @@ def in_subprocess(generator: Callable[..., Iterator[Any]], *args: Any) -> Iterat
                 return
             elif kind == "input":
                 raise InputError(value)
+            elif kind == "died":
+                raise Died(value)
             else:
                 raise RuntimeError(value)
     finally:
@@ -73,6 +75,8 @@ def _run(
         pipe.send(("end", None))
     except InputError as error:
         pipe.send(("input", str(error)))
+    except Died as error:
+        pipe.send(("died", str(error)))
     except Exception:  # whatever it is, the process that waits shows it and goes on
         pipe.send(("error", traceback.format_exc()))
 

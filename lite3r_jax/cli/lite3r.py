@@ -151,7 +151,7 @@ COMMANDS: Mapping[str, Command] = {
             name: f"bench.{name}"
             for name in ("variants", "student", "views", "size", "runs", "quality")
         },
-        shown=("weights", "output", "overwrite", "quiet", "compute", "bench"),
+        shown=("weights", "output", "overwrite", "quiet", "compute", "processes", "bench"),
     ),
     "export": Command(
         "export",

@@ -1,8 +1,9 @@
 """`--mode=bench`: models to latency and memory against views, in tables and charts."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lite3r_jax.benchmarking.measure import Cell, Protocol, measure
 from lite3r_jax.benchmarking.page import page
 from lite3r_jax.benchmarking.subprocess_runs import Died, in_subprocess
 from lite3r_jax.deploy.manifest import Deployment
-from lite3r_jax.errors import InputError
+from lite3r_jax.errors import InputError, printable
 from lite3r_jax.evaluation.page import pictures
 from lite3r_jax.evaluation.report_file import read_report
 from lite3r_jax.evaluation.results import thumbnail_scenes
@@ -33,7 +34,6 @@ from lite3r_jax.evaluation.variants import (
 from lite3r_jax.experiment import (
     Experiment,
     from_config,
-    refuse_devices,
     refuse_model_settings,
     require,
 )
@@ -45,8 +45,10 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.mesh import check_split_weights, devices_of
+from lite3r_jax.processes import all_ready, joined, refuse_different
 from lite3r_jax.progress import Progress
 from lite3r_jax.runs.evaluate import check_models
+from lite3r_jax.runs.together import check_together
 from lite3r_jax.weights import strict_json
 from lite3r_jax.weights.manifest import Manifest
 
@@ -73,6 +75,12 @@ class Benchmark:
 def run(experiment: Experiment) -> int:
     """`--mode=bench`: exit code 0, or 1 if a variant has no figures at all; see `bench`."""
     outcome = bench(experiment)
+    if experiment.processes.number > 0:
+        for cell in outcome.cells:
+            if cell.missing:
+                line = f"{cell.variant}, {cell.views} views: {cell.missing}"
+                print(printable(line), file=sys.stderr)
+        return int(bool(outcome.empty))
     if not experiment.quiet:
         print(on_screen(outcome.text))
     measured = sum(not cell.missing for cell in outcome.cells)
@@ -88,8 +96,11 @@ def bench(experiment: Experiment) -> Benchmark:
     What does not fit or would take too long is left out and listed. Runs in subprocesses mean that
     this process touches no device.
 
+    Of several processes each starts a subprocess for a variant, and these join for as long as it is
+    measured. Times and memory are those of the first, which alone writes.
+
     Args:
-        experiment: `weights`, `output`, `bench`, and `compute`.
+        experiment: `weights`, `output`, `bench`, `compute` and `processes`.
 
     Raises:
         InputError: nothing was measured: settings, weights or the evaluation are wrong, there are
@@ -104,14 +115,33 @@ def bench(experiment: Experiment) -> Benchmark:
             "precision": "bench.variants",
         },
     )
-    one = "leave it out, or measure the devices of one process by compute.mesh"
-    refuse_devices(experiment, "benchmarks", processes=one)
+    _check_processes(experiment)
+    if experiment.processes.number > 0:
+        return _bench(replace(experiment, quiet=True))
     with locked(Path(experiment.output), "bench"):
         return _bench(experiment)
 
 
+def _check_processes(experiment: Experiment) -> None:
+    """Refuse what does not go with several processes; these join only in their subprocesses."""
+    check_together(experiment)
+    if not experiment.processes.coordinator:
+        return
+    if experiment.processes.coordinator == "auto":
+        raise InputError(
+            "processes.coordinator=auto: a benchmark needs to know which process writes; give"
+            " HOST:PORT, processes.count and processes.number, which Slurm has as SLURM_NTASKS and"
+            " SLURM_PROCID"
+        )
+    if not experiment.bench.isolate:
+        raise InputError(
+            "bench.isolate=false: several processes join for one variant after the other, each"
+            " time in new ones; leave it out"
+        )
+
+
 def _bench(experiment: Experiment) -> Benchmark:
-    options = experiment.bench
+    options, first = experiment.bench, experiment.processes.number <= 0
     variants, views = options.all_variants(), options.numbers_of_views()
     if (devices := devices_of(experiment.compute.mesh)) > min(views):
         raise InputError(
@@ -131,7 +161,7 @@ def _bench(experiment: Experiment) -> Benchmark:
     height, width = options.pixels(config.patch_size, own.size_in("square", config.patch_size))
     evaluation, shown = _evaluation(experiment, variants, views)
     folder = Path(experiment.output)
-    if (folder / JSON).exists() and not experiment.overwrite:
+    if first and (folder / JSON).exists() and not experiment.overwrite:
         raise InputError(
             f"{folder / JSON}: exists; choose another config.output, or --config.overwrite"
         )
@@ -146,7 +176,7 @@ def _bench(experiment: Experiment) -> Benchmark:
     for variant in variants:
         items = measure_variant(experiment, manifest, variant, protocol)
         if options.isolate:
-            items = in_subprocess(measure_variant, experiment, manifest, variant, protocol)
+            items = in_subprocess(measure_together, experiment, manifest, variant, protocol)
         with Progress(not experiment.quiet).stage(variant.name, len(views), "size") as tick:
             for item in _to_the_end(items, variant, views):
                 if isinstance(item, Cell):
@@ -156,6 +186,10 @@ def _bench(experiment: Experiment) -> Benchmark:
                     machine = item["environment"]
                     if item["variant"]:
                         about[variant.name] = models[variant].facts() | item["variant"]
+    measured = {cell.variant for cell in cells if not cell.missing}
+    empty = tuple(variant.name for variant in variants if variant.name not in measured)
+    if not first:
+        return Benchmark(folder, "", tuple(cells), empty)
     published = published_for(config)
     body = {
         "backbone": experiment.backbone,
@@ -174,13 +208,7 @@ def _bench(experiment: Experiment) -> Benchmark:
     files |= {f"{name}.svg": svg(chart).encode() for name, chart in charts.items()}
     files["report.html"] = page(body, charts, evaluation, shown).encode()
     _write(folder, files)
-    measured = {cell.variant for cell in cells if not cell.missing}
-    return Benchmark(
-        folder,
-        text,
-        tuple(cells),
-        tuple(variant.name for variant in variants if variant.name not in measured),
-    )
+    return Benchmark(folder, text, tuple(cells), empty)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -190,6 +218,26 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 _NOWHERE = {"platform": "", "kind": "no device", "count": 0, "machine": ""}
+
+
+def measure_together(
+    experiment: Experiment, manifest: Manifest, variant: Variant, protocol: Protocol
+) -> Iterator[Any]:
+    """`measure_variant`, for which this process joins the others if there are several.
+
+    Raises:
+        InputError: see there; or processes differ in what they measure, or do not come together.
+        Died: see `measure`.
+    """
+    with joined(experiment.processes):
+        same = {
+            "weights": {name: file.sha256 for name, file in sorted(manifest.files.items())},
+            "variant": asdict(variant),
+            "protocol": asdict(replace(protocol, limit=None)),  # memory may differ
+            "versions": environment()["versions"],
+        }
+        refuse_different(same, "settings, weights or versions")
+        yield from measure_variant(experiment, manifest, variant, protocol)
 
 
 def measure_variant(
@@ -210,7 +258,8 @@ def measure_variant(
     if options.matmul == "highest":
         precision = jax.default_matmul_precision("highest")
     try:
-        check_weights(manifest, HEADS, held_dtype(variant), experiment.compute.limit)
+        with all_ready():
+            check_weights(manifest, HEADS, held_dtype(variant), experiment.compute.limit)
     except InputError as error:
         yield {"environment": environment(), "variant": None}
         yield from (Cell(variant.name, views, str(error)) for views in protocol.views)

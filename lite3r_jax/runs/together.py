@@ -1,6 +1,6 @@
 """A reconstruction by several processes: process 0 writes, and says to the others what is next.
 
-Settings of evaluations are checked here too; what their processes send is in
+Settings of evaluations and benchmarks are checked here too; what their processes send is in
 `evaluation/together.py`.
 """
 

@@ -1,4 +1,4 @@
-"""Several processes on one machine that reconstruct and evaluate together."""
+"""Several processes on one machine that reconstruct, evaluate and measure together."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.experiment import Experiment, changed
 from lite3r_jax.main import main
 from lite3r_jax.processes import ProcessOptions, Watch, all_ready, every_value, joined
+from lite3r_jax.runs.bench import bench
 from lite3r_jax.runs.reconstruct import reconstruct_files
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,22 @@ def test_settings_that_do_not_go_with_processes_are_refused(values, message):
         reconstruct_files(changed(Experiment(), given | values))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"set compute\.mesh=view:N, N the number of the devices of all"),
+        ({"bench.isolate": False}, r"bench\.isolate=false: several processes join for one variant"),
+        ({"processes.coordinator": "auto"}, "needs to know which process writes; give HOST:PORT"),
+    ],
+)
+def test_settings_of_a_benchmark_that_do_not_go_with_processes_are_refused(values, message):
+    given = {"weights": "w", "output": "out", "processes.coordinator": "here:80"}
+    given |= {"processes.count": 2, "processes.number": 0}
+    given |= {"compute.mesh": "view:2"} if values else {}
+    with pytest.raises(InputError, match=message):
+        bench(changed(Experiment(), given | values))
+
+
 @pytest.fixture
 def words(tiny_dir, tmp_path):
     """Of a command line that reconstructs three photos."""
@@ -227,6 +244,44 @@ def test_an_evaluation_by_two_processes_has_the_scores_of_one(tiny_dir, tmp_path
                 assert of_two[name]["value"] == pytest.approx(each["value"], rel=1e-3, abs=1e-4), (
                     name
                 )
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_two_processes_is_measured_and_written_once(tiny_dir, tmp_path):
+    settings = {
+        "weights": tiny_dir, "bench.variants": "sla_global(block=4)-float32",
+        "bench.baselines": "dense-float32", "bench.views": "4", "bench.size": "28x28",
+        "bench.warmup": 0, "bench.runs": 2, "compute.weights": "split",
+    }  # fmt: skip
+    words = ["--config=configs/vggt.py", "--mode=bench", "--config.quiet=true"]
+    words += [f"--config.{name}={value}" for name, value in settings.items()]
+    both = started(words, tmp_path / "two")
+    ended = [each.communicate(timeout=200) for each in both]
+    assert [each.returncode for each in both] == [0, 0], ended
+    assert "2 of 2 measured" in ended[0][0] and "measured" not in ended[1][0]
+    assert "views:" not in ended[1][1]
+    body = json.loads((tmp_path / "two" / "bench.json").read_text())
+    assert [len(cell["seconds"]) for cell in body["cells"]] == [2] * 2
+    for cell in body["cells"]:
+        assert cell["devices"]["mesh"] == "view:2"
+        assert cell["devices"]["views_each"] == cell["views"] // 2
+
+
+@pytest.mark.slow
+def test_what_one_process_of_a_benchmark_has_no_memory_for_is_listed_by_both(tiny_dir, tmp_path):
+    settings = {
+        "weights": tiny_dir, "bench.variants": "", "bench.baselines": "dense-float32",
+        "bench.views": "2", "bench.size": "28x28", "bench.warmup": 0, "bench.runs": 1,
+    }  # fmt: skip
+    words = ["--config=configs/vggt.py", "--mode=bench", "--config.quiet=true"]
+    words += [f"--config.{name}={value}" for name, value in settings.items()]
+    both = started(words, tmp_path / "two", "--config.compute.memory_limit=0.0001")
+    ended = [each.communicate(timeout=200) for each in both]
+    assert [each.returncode for each in both] == [1, 1], ended
+    assert "0 of 1 measured" in ended[0][0]
+    (cell,) = json.loads((tmp_path / "two" / "bench.json").read_text())["cells"]
+    assert "process 1 of 2 could not prepare its part" in cell["missing"]
+    assert "dense-float32, 2 views: memory: " in ended[1][1]
 
 
 @pytest.mark.slow
