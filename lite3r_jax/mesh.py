@@ -412,6 +412,7 @@ def _fetched(x: jax.Array) -> np.ndarray:
     if x.is_fully_replicated:
         return np.asarray(x)
     mesh = x.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+    x = jax.device_put(x, x.sharding.with_memory_kind("device"))  # may be on the host of a GPU
     each = x.shape[1] // mesh.size
     whole = np.empty((len(x), mesh.size, each, *x.shape[2:]), x.dtype)
     with jax.set_mesh(mesh):

@@ -11,7 +11,7 @@ from jax import lax
 
 from lite3r_jax.kernels import target
 from lite3r_jax.layers.dpt import DPT
-from lite3r_jax.mesh import ViewParts, everywhere, shard_major, to_device, unshard
+from lite3r_jax.mesh import ViewParts, everywhere, shard_major, to_device, to_host, unshard
 
 Activation = Literal[
     "linear", "exp", "relu", "sigmoid", "inv_log", "norm", "norm_exp", "xy_inv_log"
@@ -121,7 +121,8 @@ def run_frames(
     remat: bool = False,
     parts: ViewParts | None = None,
     on_host: bool = False,
-) -> jax.Array:
+    finish: Callable[[jax.Array], Any] | None = None,
+) -> Any:
     """A DPT head over all frames, a chunk at a time.
 
     Args:
@@ -134,14 +135,20 @@ def run_frames(
         remat: see `map_frames`.
         parts: likewise.
         on_host: likewise.
+        finish: what is made of the head's maps of n frames; with `on_host` that leaves the device
+            at once. None: the maps as they are, on the device.
 
     Returns:
-        [B, S, H, W, outputs] (or the feature maps).
+        [B, S, H, W, outputs] (or the feature maps), or arrays [B, S, ...] of what `finish` gives.
     """
     graph, state = nnx.split(head)
 
-    def one(state: Any, frame: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)([frame[:, i, special:] for i in levels], grid)[0]
+    def one(state: Any, frame: jax.Array) -> Any:
+        maps, _ = nnx.merge(graph, state)([frame[:, i, special:] for i in levels], grid)
+        if finish is None:
+            return maps
+        finished = finish(maps)
+        return jax.tree.map(to_host, finished) if on_host else finished
 
     return map_frames(one, state, tokens, frame_chunk, remat, parts, on_host)
 

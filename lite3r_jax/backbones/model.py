@@ -17,7 +17,7 @@ from lite3r_jax.attention.strategy import Role, TokenLayout
 from lite3r_jax.backbones.base import Choice, ImageInput, Input, Prediction, Tap
 from lite3r_jax.backbones.heads import default_frame_chunk
 from lite3r_jax.errors import InputError, did_you_mean, unknown_name
-from lite3r_jax.mesh import ViewParts, view_parts
+from lite3r_jax.mesh import ViewParts, to_host, view_parts
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ class BackboneModel(nnx.Module):
                 parts (`mesh.ViewParts`) on the devices of the mesh in use; outputs of the others
                 mean nothing. None: all, and not in parts.
             on_host: whether tokens that dense heads read later rest in the memory of the host until
-                then: memory of the device against time. Not for gradients.
+                then, and the prediction is there: memory of the device against time. Not for
+                gradients.
             split_weights: with `views`, whether every device has a part of the parameters
                 (`mesh.put_weights`) and gets those of a layer over views or of the encoder when
                 its turn comes: memory against what is sent.
@@ -299,6 +300,9 @@ class BackboneModel(nnx.Module):
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _forward(graph, state, images, given, call):
     prediction, taps = nnx.merge(graph, state).forward(images, given, call)
+    if call.on_host:
+        # Outputs of a program have memory of their own while it runs, also before they are made.
+        prediction = jax.tree.map(to_host, prediction)
     return prediction, {name: taps[name] for name in call.taps}
 
 

@@ -67,7 +67,8 @@ class MemoryPlan:
         outputs: predictions.
         limit: what may be used in all.
         sharing: how several devices share the views; None for one device.
-        on_host: whether tokens that dense heads read later rest in the memory of the host.
+        on_host: whether tokens that dense heads read later rest in the memory of the host, and
+            predictions go there.
         resting: how much of them, of all devices of this process; 0 on a CPU.
         room: what the host has left for them; None where nothing rests.
     """
@@ -388,7 +389,7 @@ class Forward:
             limit=self._limit or device_limit(),
             sharing=sharing,
             on_host=on_host,
-            resting=memory.host_temp_size_in_bytes * here,
+            resting=(memory.host_temp_size_in_bytes + memory.host_output_size_in_bytes) * here,
             room=host_room() if on_host else None,
         )
 

@@ -55,6 +55,7 @@ class Program:
     output_size_in_bytes: int = 0
     failure: Exception | None = None
     host_temp_size_in_bytes: int = 0
+    host_output_size_in_bytes: int = 0
 
     def memory_analysis(self):
         return self

@@ -4,7 +4,7 @@ A DINOv2 encoder turns every view into patch tokens; 24 pairs of blocks attend i
 view ("frame") and over all views of the scene ("global"); heads read the tokens of four layers.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -267,20 +267,19 @@ class VGGT(BackboneModel):
                 pose_encs[-1], size
             )
 
-        def dense(head: DPT) -> jax.Array:
+        def dense(head: DPT, finish: Callable[[jax.Array], Any] | None = None) -> Any:
             read, special = self.aggregator.read, self.aggregator.special
             levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
-            return run_frames(
-                head, kept, levels, special, call.frame_chunk, grid, call.remat, parts, call.on_host
-            )
+            how = (call.frame_chunk, grid, call.remat, parts, call.on_host)
+            return run_frames(head, kept, levels, special, *how, finish)
 
         if "depth" in self.heads:
-            logits = dense(self.depth_head)
-            predicted["depth"], predicted["depth_conf"] = activate(logits, "exp", "expp1")
+            predicted["depth"], predicted["depth_conf"] = dense(
+                self.depth_head, lambda logits: activate(logits, "exp", "expp1")
+            )
         if "point" in self.heads:
-            logits = dense(self.point_head)
-            predicted["world_points"], predicted["world_points_conf"] = activate(
-                logits, "inv_log", "expp1"
+            predicted["world_points"], predicted["world_points_conf"] = dense(
+                self.point_head, lambda logits: activate(logits, "inv_log", "expp1")
             )
         if query_points is not None:
             head = self.track_head

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
+from lite3r_jax.errors import InputError
 from lite3r_jax.kernels import softmax, target
 from lite3r_jax.kernels import triton_call as at
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable, block_count
@@ -305,8 +306,18 @@ def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
 
 
 def _over_table(q, k, v, bias, table, plan):
-    """Inputs of a kernel whose programs have one query block each, or a part of it."""
-    b, n = table.ids.shape[:2]
+    """Inputs of a kernel whose programs have one query block each, or a part of it.
+
+    Raises:
+        InputError: a head has more ids than the kernels can count.
+    """
+    b, n, rows, width = table.ids.shape
+    if (entries := table.columns + rows * width) >= 2**31:
+        raise InputError(
+            f"sparse attention: {rows} query blocks with {width} key blocks each need {entries:,}"
+            " ids of blocks for a head, and the kernels count to 2^31 - 1; set keep lower, or put"
+            " key_views around it"
+        )
     ids = table.ids.reshape(b, n, -1)
     if plan.full_rows:
         every = jnp.arange(table.columns, dtype=jnp.int32)

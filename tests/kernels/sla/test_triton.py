@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lite3r_jax.errors import InputError
 from lite3r_jax.kernels.block_map.table import BlockMap, BlockTable
 from lite3r_jax.kernels.sla.blocked import sla_blocked
 from lite3r_jax.kernels.sla.cases import Case, vggt_global
 from lite3r_jax.kernels.sla.limits import SlaCall, unsupported_triton
-from lite3r_jax.kernels.sla.pallas_triton import sla_triton
+from lite3r_jax.kernels.sla.pallas_triton import _over_table, sla_triton
 from lite3r_jax.kernels.sla.tiles import candidates
 from tests.kernels.devices import described_gpu
 from tests.kernels.sla.test_sla import (
@@ -276,3 +277,11 @@ def lowered_kernels(case, dtype, run=sla_triton):
     text = lowered.as_text()
     triton = re.findall(r'__gpu\$xla\.gpu\.triton.*?\bname = "(\w+)"', text)
     return len(re.findall(r"custom_call @mosaic_gpu\w*", text)), sorted(triton)
+
+
+def test_a_table_of_more_ids_than_kernels_count_to_is_refused():
+    """As that of 10,000 views of 518 x 518 in blocks of 64 would be."""
+    table = BlockTable(jax.ShapeDtypeStruct((1, 1, 107_344, 21_469), jnp.int32), 214_688)
+    with pytest.raises(InputError, match=r"need 2,304,\d{3},\d{3} ids .* set keep lower") as e:
+        _over_table(*4 * [None], table, None)
+    assert "\n" not in str(e.value)
