@@ -86,7 +86,7 @@ def test_train_and_distill_refuse_each_others_settings():
         ),
         ("bench", {"compute.weights": "split"}, "compute.weights=split: needs devices; set comp"),
         ("evaluate", {"processes.coordinator": "a:1"}, "set compute.mesh=view:N"),
-        ("bench", {"processes.coordinator": "a:1"}, "on benchmarks; leave it out, or measure"),
+        ("bench", {"processes.coordinator": "a:1"}, "set compute.mesh=view:N"),
     ],
 )
 def test_settings_of_devices_are_refused_where_they_have_no_effect(function, values, message):
