@@ -19,7 +19,7 @@ from lite3r_jax.layers import rounded_products
 from lite3r_jax.mesh import split_ways
 
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-"""Options of a compilation for a CPU with which `computed_once` has an effect."""
+"""Options of a compilation for a CPU with which `computed_once` has an effect in any jax."""
 _PIXELS = 96 * 96
 """Smaller maps are as fast as XLA has it."""
 _CHANNELS = 16
@@ -36,7 +36,8 @@ def computed_once(x: jax.Array) -> jax.Array:
 
     XLA on a CPU fuses a sum into each of its uses. Of a residual stream, each use then computes the
     sums of all blocks before it (after it, for the gradient): a cost of the square of the depth.
-    XLA drops the barrier before it fuses, unless a program is compiled with `KEEP_BARRIERS`.
+    The XLA of jax 0.10 drops the barrier before it fuses, unless a program is compiled with
+    `KEEP_BARRIERS`; that of jax 0.11 keeps it.
     """
     return lax.optimization_barrier(x) if _on_cpu() else x
 
