@@ -65,7 +65,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     Raises:
         InputError: settings that do not fit together, or that others cannot be reached with.
     """
-    _check(options)
+    check_processes(options)
     if not options.coordinator:
         yield
         return
@@ -154,7 +154,12 @@ def all_ready() -> Iterator[None]:
         )
 
 
-def _check(options: ProcessOptions) -> None:
+def check_processes(options: ProcessOptions) -> None:
+    """Refuse settings that do not fit together.
+
+    Raises:
+        InputError: naming them.
+    """
     where, count, number = options.coordinator, options.count, options.number
     if not where:
         if count or number >= 0:

@@ -30,7 +30,7 @@ class BenchOptions:
             that was measured, is left out; 0: none is.
         matmul: products of float32: "default" is TF32 on a GPU, "highest" is float32 everywhere.
         isolate: whether each variant runs in a process of its own, so that peaks of memory are its
-            own, and one that the system kills leaves the others. Several processes have to.
+            own, and one that the system kills leaves the others. Needed for several processes.
         quality: report.json of an evaluation of the same weights, for quality against speed; with
             what lies beside it, for pictures of the scenes.
         seed: of the images.

@@ -8,9 +8,10 @@ folder of its own: --config.train.init_from=FOLDER. The rate is constant; to end
 over the last 6,000 steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+6000
 --config.train.optimizer.decay_steps=6000.
 
-Hardware and time: one CPU core, 32 to 39 views a second (docs/benchmarks.md), so 3.2 million views
-are 23 to 28 hours; 4 GB of memory; scikit-image, whose photographs some rooms carry. Expected
-result: docs/results.md, which has the model of an earlier recipe and how far this one has come.
+Hardware and time: one CPU core, 21 to 25 views a second beside another job (docs/benchmarks.md), so
+3.2 million views are 36 to 42 hours; 5 GB of memory; scikit-image, whose photographs some rooms
+carry. Expected result: docs/results.md, which has the model of an earlier recipe and how far this
+one has come.
 
 `:gpu` sees as many views in batches of 512, its rate falling over the last quarter, for one GPU and
 16 cores that draw the rooms; it was not run on a GPU yet, only in small on a CPU.

@@ -45,7 +45,7 @@ from lite3r_jax.infer.memory import check_weights
 from lite3r_jax.infer.report import environment
 from lite3r_jax.layers.fp8 import describe_products
 from lite3r_jax.mesh import check_split_weights, devices_of
-from lite3r_jax.processes import all_ready, joined, refuse_different
+from lite3r_jax.processes import all_ready, check_processes, joined, refuse_different
 from lite3r_jax.progress import Progress
 from lite3r_jax.runs.evaluate import check_models
 from lite3r_jax.runs.together import check_together
@@ -125,6 +125,7 @@ def bench(experiment: Experiment) -> Benchmark:
 def _check_processes(experiment: Experiment) -> None:
     """Refuse what does not go with several processes; these join only in their subprocesses."""
     check_together(experiment)
+    check_processes(experiment.processes)
     if not experiment.processes.coordinator:
         return
     if experiment.processes.coordinator == "auto":
@@ -176,7 +177,8 @@ def _bench(experiment: Experiment) -> Benchmark:
     for variant in variants:
         items = measure_variant(experiment, manifest, variant, protocol)
         if options.isolate:
-            items = in_subprocess(measure_together, experiment, manifest, variant, protocol)
+            facts = models[variant].facts()
+            items = in_subprocess(measure_together, experiment, manifest, variant, protocol, facts)
         with Progress(not experiment.quiet).stage(variant.name, len(views), "size") as tick:
             for item in _to_the_end(items, variant, views):
                 if isinstance(item, Cell):
@@ -221,9 +223,20 @@ _NOWHERE = {"platform": "", "kind": "no device", "count": 0, "machine": ""}
 
 
 def measure_together(
-    experiment: Experiment, manifest: Manifest, variant: Variant, protocol: Protocol
+    experiment: Experiment,
+    manifest: Manifest,
+    variant: Variant,
+    protocol: Protocol,
+    facts: Mapping[str, Any],
 ) -> Iterator[Any]:
     """`measure_variant`, for which this process joins the others if there are several.
+
+    Args:
+        experiment: as there.
+        manifest: as there.
+        variant: as there.
+        protocol: as there.
+        facts: of the model, `CheckedModel.facts`.
 
     Raises:
         InputError: see there; or processes differ in what they measure, or do not come together.
@@ -231,8 +244,10 @@ def measure_together(
     """
     with joined(experiment.processes):
         same = {
-            "weights": {name: file.sha256 for name, file in sorted(manifest.files.items())},
+            "model": {**facts, "weights": facts["weights"]["files"]},  # paths may differ
             "variant": asdict(variant),
+            "dtype": experiment.compute.dtype,
+            "matmul": experiment.bench.matmul,
             "protocol": asdict(replace(protocol, limit=None)),  # memory may differ
             "versions": environment()["versions"],
         }

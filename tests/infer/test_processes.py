@@ -133,7 +133,11 @@ def test_settings_that_do_not_go_with_processes_are_refused(values, message):
     [
         ({}, r"set compute\.mesh=view:N, N the number of the devices of all"),
         ({"bench.isolate": False}, r"bench\.isolate=false: several processes join for one variant"),
-        ({"processes.coordinator": "auto"}, "needs to know which process writes; give HOST:PORT"),
+        (
+            {"processes.coordinator": "auto", "processes.count": 0, "processes.number": -1},
+            "needs to know which process writes; give HOST:PORT",
+        ),
+        ({"processes.coordinator": ""}, r"processes\.coordinator: not set, but processes\.count"),
     ],
 )
 def test_settings_of_a_benchmark_that_do_not_go_with_processes_are_refused(values, message):

@@ -11,6 +11,10 @@ from lite3r_jax.layers.cpu_gradients import KEEP_BARRIERS, computed_once, dot_ge
 from lite3r_jax.layers.mlp import Mlp
 from lite3r_jax.layers.norm import layer_norm
 from lite3r_jax.layers.rounded_products import active, product, product_on_cpu, rounded_products
+from lite3r_jax.training.optimizer import OptimizerOptions
+from lite3r_jax.training.sharding import MeshOptions
+from lite3r_jax.training.step import StepOptions
+from lite3r_jax.training.trainer import make_trainer
 
 
 def draw(*shape, seed=0):
@@ -112,6 +116,23 @@ def test_the_work_of_residual_sums_grows_with_depth_alone_where_barriers_stay():
     few, many = additions(3), additions(6)
     assert many == pytest.approx(2 * few, rel=0.02)
     assert additions(6, lambda x: x) > 1.2 * many
+
+
+@pytest.mark.parametrize("products", ["dtype", "bfloat16"])
+def test_a_training_step_on_a_cpu_keeps_barriers_and_rounds_as_its_option_says(products):
+    def loss(model, batch, key):
+        del key
+        return jnp.square(model(batch["x"])).mean(), {}
+
+    trainer = make_trainer(
+        Layers(2), loss, steps=1, optimizer=OptimizerOptions(), mesh=MeshOptions(data=1),
+        options=StepOptions(products=products),
+    )  # fmt: skip
+    lowered = trainer.step.lower(trainer.new_state(), trainer.frozen, {"x": draw(40, 64)})
+    dots = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    rounded = ["xbf16>" in line.partition("->")[0] for line in dots]
+    assert len(dots) >= 11 and set(rounded) == {products == "bfloat16"}
+    assert "opt-barrier" in lowered.compile().as_text()
 
 
 def test_barriers_change_no_number_beyond_rounding():

@@ -270,8 +270,10 @@ class VGGT(BackboneModel):
         def dense(head: DPT, finish: Callable[[jax.Array], Any] | None = None) -> Any:
             read, special = self.aggregator.read, self.aggregator.special
             levels = [read.index(layer) for layer in config.dpt.intermediate_layer_idx]
-            how = (call.frame_chunk, grid, call.remat, parts, call.on_host)
-            return run_frames(head, kept, levels, special, *how, finish)
+            return run_frames(
+                head, kept, levels, special, call.frame_chunk, grid,
+                call.remat, parts, call.on_host, finish,
+            )  # fmt: skip
 
         if "depth" in self.heads:
             predicted["depth"], predicted["depth_conf"] = dense(
