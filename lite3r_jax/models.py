@@ -244,6 +244,11 @@ class CheckedModel:
             },
         }
 
+    def identity(self) -> dict[str, Any]:
+        """`facts` without the path of the weights, which differs between hosts."""
+        facts = self.facts()
+        return facts | {"weights": facts["weights"]["files"]}
+
     def describe(self, model: Any) -> dict[str, Any]:
         """Which model it is, for reports and pages: `facts`, and what shows in the built model.
 

@@ -177,8 +177,9 @@ def _bench(experiment: Experiment) -> Benchmark:
     for variant in variants:
         items = measure_variant(experiment, manifest, variant, protocol)
         if options.isolate:
-            facts = models[variant].facts()
-            items = in_subprocess(measure_together, experiment, manifest, variant, protocol, facts)
+            identity = models[variant].identity()
+            arguments = (experiment, manifest, variant, protocol, identity)
+            items = in_subprocess(measure_together, *arguments)
         with Progress(not experiment.quiet).stage(variant.name, len(views), "size") as tick:
             for item in _to_the_end(items, variant, views):
                 if isinstance(item, Cell):
@@ -227,7 +228,7 @@ def measure_together(
     manifest: Manifest,
     variant: Variant,
     protocol: Protocol,
-    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> Iterator[Any]:
     """`measure_variant`, for which this process joins the others if there are several.
 
@@ -236,7 +237,7 @@ def measure_together(
         manifest: as there.
         variant: as there.
         protocol: as there.
-        facts: of the model, `CheckedModel.facts`.
+        identity: of the model, `CheckedModel.identity`.
 
     Raises:
         InputError: see there; or processes differ in what they measure, or do not come together.
@@ -244,7 +245,7 @@ def measure_together(
     """
     with joined(experiment.processes):
         same = {
-            "model": {**facts, "weights": facts["weights"]["files"]},  # paths may differ
+            "model": identity,
             "variant": asdict(variant),
             "dtype": experiment.compute.dtype,
             "matmul": experiment.bench.matmul,

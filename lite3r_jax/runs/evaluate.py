@@ -181,8 +181,10 @@ def _agreed_models(
     """`check_models`, which have to be the same in all processes; all have to call it."""
     options, compute = experiment.evaluate, experiment.compute
     models = check_models(experiment, variants, options.student, dtype=compute.jax_dtype)
+    same = settings(experiment, models)
+    del same["evaluate"]["student"]  # a path, which may differ; its hash counts
     body = {
-        "settings": settings(experiment, models),
+        "settings": same,
         "variants": options.variants,
         "compute": asdict(compute),
         "versions": environment()["versions"],

@@ -64,11 +64,12 @@ def same_everywhere(
 ) -> None:
     """Refuse processes that would compute something else; all have to call it.
 
-    Settings, weights, version, and names and sizes of the photos count.
+    Settings, weights, version, and names and sizes of photos and of files of known cameras count;
+    where they lie does not.
 
     Args:
         experiment: the settings.
-        model: from `models.CheckedModel.facts`.
+        model: from `models.CheckedModel.identity`.
         scenes: of the input.
 
     Raises:
@@ -77,6 +78,7 @@ def same_everywhere(
     if jax.process_count() == 1:
         return
     settings = to_config(experiment).to_dict()
+    settings["cameras"]["known"] = _names_and_sizes(experiment.cameras.known)
     files = [path for scene in scenes for path in scene.files if os.path.exists(path)]
     body = {
         "settings": {name: settings[name] for name in _ALIKE},
@@ -86,6 +88,14 @@ def same_everywhere(
         "files": [[os.path.basename(path), os.path.getsize(path)] for path in files],
     }
     refuse_different(body, "settings, weights, photos or versions")
+
+
+def _names_and_sizes(path: str) -> list[tuple[str, int]]:
+    """Of a file, or of all files of a folder and of its folders; empty for no path."""
+    if not os.path.isdir(path):
+        return [(os.path.basename(path), os.path.getsize(path))] if path else []
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return sorted((os.path.relpath(each, path), os.path.getsize(each)) for each in found)
 
 
 def follow(experiment: Experiment) -> "Reconstructions":
@@ -115,7 +125,7 @@ def follow(experiment: Experiment) -> "Reconstructions":
     scenes = find(experiment)
     known = known_cameras(experiment, scenes, {})
     checked = check(experiment, points, hidden)
-    same_everywhere(experiment, checked.facts(), scenes)
+    same_everywhere(experiment, checked.identity(), scenes)
     built = build(experiment, checked, points, hidden)
     formats = exports.parse_formats(experiment.formats)
     run = SceneRun(experiment, built, known, formats, len(scenes) > 1)

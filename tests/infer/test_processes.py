@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from lite3r_jax.main import main
 from lite3r_jax.processes import ProcessOptions, Watch, all_ready, every_value, joined
 from lite3r_jax.runs.bench import bench
 from lite3r_jax.runs.reconstruct import reconstruct_files
+from lite3r_jax.runs.together import same_everywhere
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +148,24 @@ def test_settings_of_a_benchmark_that_do_not_go_with_processes_are_refused(value
     given |= {"compute.mesh": "view:2"} if values else {}
     with pytest.raises(InputError, match=message):
         bench(changed(Experiment(), given | values))
+
+
+def test_processes_may_have_cameras_at_another_path_but_no_other_ones(monkeypatch, tmp_path):
+    compared = []
+    monkeypatch.setattr("lite3r_jax.runs.together.jax.process_count", lambda: 2)
+    monkeypatch.setattr(
+        "lite3r_jax.runs.together.refuse_different", lambda body, _: compared.append(body)
+    )
+    for where, text in (("here", "1 2"), ("there", "1 2"), ("other", "1 2 3")):
+        known = tmp_path / where / "sparse"
+        known.mkdir(parents=True)
+        (known / "cameras.txt").write_text(text)
+        for path in (known.parent, known / "cameras.txt"):
+            same_everywhere(changed(Experiment(), {"cameras.known": str(path)}), {}, [])
+    same_everywhere(Experiment(), {}, [])
+    here, there, other, none = compared[:2], compared[2:4], compared[4:6], compared[6]
+    assert here == there
+    assert all(a != b for a, b in zip(here, other, strict=True)) and none not in compared[:6]
 
 
 @pytest.fixture
@@ -289,8 +309,13 @@ def test_what_one_process_of_a_benchmark_has_no_memory_for_is_listed_by_both(tin
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_files_of_one(words, tmp_path):
-    both = started(words, tmp_path / "two")
+def test_two_processes_give_the_files_of_one(words, tiny_dir, tmp_path):
+    # as on another host, whose paths may be others
+    there = {"weights": tiny_dir, "input": tmp_path / "photos"}
+    for name, folder in there.items():
+        shutil.copytree(folder, tmp_path / "there" / name)
+    moved = [f"--config.{name}={tmp_path / 'there' / name}" for name in there]
+    both = started(words, tmp_path / "two", *moved)
     ended = [each.communicate(timeout=120) for each in both]
     assert main([*words, f"--config.output={tmp_path / 'one'}"]) == 0
     assert [each.returncode for each in both] == [0, 0], ended
