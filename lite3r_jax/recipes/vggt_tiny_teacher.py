@@ -4,9 +4,11 @@
 
 goes on where OUT is, and writes the moving average of the weights to OUT/weights at the end. On
 another machine, from the state that `python -m tools.training_state save OUT FOLDER` wrote, in a
-folder of its own: --config.train.init_from=FOLDER. The rate is constant; to end from any point,
-over the last 6,000 steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+6000
---config.train.optimizer.decay_steps=6000.
+folder of its own: --config.train.init_from=FOLDER. The rate is constant, and helpers stay: without
+them each loss rises at this rate (docs/results.md). To end from any point, over the last 6,000
+steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+6000
+--config.train.optimizer.decay_steps=6000, and --config.small_teacher.auxiliary.fade_from=STEP for
+the helpers to go with the rate.
 
 Hardware and time: one CPU core, 21 to 25 views a second beside another job (docs/benchmarks.md), so
 3.2 million views are 36 to 42 hours; 5 GB of memory; scikit-image, whose photographs some rooms
@@ -45,8 +47,8 @@ _GPU = {
     "train.step.average": 0.99,
     "train.loop.steps": 6400,
     "train.checkpoint.every": 800,
-    "small_teacher.auxiliary.fade_from": 1900,
-    "small_teacher.auxiliary.fade_steps": 950,
+    "small_teacher.auxiliary.fade_from": 4800,
+    "small_teacher.auxiliary.fade_steps": 1600,
 }
 VARIANTS = {"gpu": _GPU}
 """Changes of the recipe by name."""
@@ -106,7 +108,7 @@ def get_config(variant: str = "") -> ConfigDict:
     teacher = SmallTeacherOptions(
         dense_fraction=0.5,
         unroll=True,
-        auxiliary=AuxiliaryOptions(fade_from=30_000, fade_steps=15_000),
+        auxiliary=AuxiliaryOptions(fade_from=94_000, fade_steps=6_000),
     )
     config = to_config(Experiment(backbone="vggt", train=train, small_teacher=teacher))
     config.update_from_flattened_dict(VARIANTS.get(variant, {}))
