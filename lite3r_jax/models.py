@@ -245,7 +245,7 @@ class CheckedModel:
         }
 
     def identity(self) -> dict[str, Any]:
-        """`facts` without the path of the weights, which differs between hosts."""
+        """What tells it from other models on any host: `facts`, of the weights the hashes alone."""
         facts = self.facts()
         return facts | {"weights": facts["weights"]["files"]}
 

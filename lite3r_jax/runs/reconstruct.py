@@ -111,7 +111,7 @@ def _reconstruct_files(
     if experiment.refine.on:
         check_extra()
     checked = check(experiment, experiment.export.points.source, started)
-    together.same_everywhere(experiment, checked.identity(), scenes)
+    together.same_everywhere(experiment, checked.identity(), scenes, known)
     folders = result_folders(experiment, scenes, formats, checked)
     mine = Path(experiment.output) if experiment.output else folders[scenes[0].name].path
     if not experiment.output:  # others may write beside it

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from lite3r_jax import exports
+from lite3r_jax.data.known_cameras import KnownCameras
 from lite3r_jax.data.photos import UnopenedScene
 from lite3r_jax.errors import InputError, printable
 from lite3r_jax.experiment import Experiment, to_config
@@ -60,17 +61,21 @@ def next_scene(number: int) -> int:
 
 
 def same_everywhere(
-    experiment: Experiment, model: Mapping[str, Any], scenes: Sequence[UnopenedScene]
+    experiment: Experiment,
+    model: Mapping[str, Any],
+    scenes: Sequence[UnopenedScene],
+    known: KnownCameras | None,
 ) -> None:
     """Refuse processes that would compute something else; all have to call it.
 
-    Settings, weights, version, and names and sizes of photos and of files of known cameras count;
-    where they lie does not.
+    Settings, weights, versions, known cameras, and names and sizes of the photos count; where their
+    files lie does not.
 
     Args:
         experiment: the settings.
         model: from `models.CheckedModel.identity`.
         scenes: of the input.
+        known: cameras of the photos, where there are any.
 
     Raises:
         InputError: naming a process with others.
@@ -78,7 +83,10 @@ def same_everywhere(
     if jax.process_count() == 1:
         return
     settings = to_config(experiment).to_dict()
-    settings["cameras"]["known"] = _names_and_sizes(experiment.cameras.known)
+    settings["cameras"]["known"] = known and [
+        [each.name, each.size, each.extrinsics.tolist(), each.lens, each.distortion]
+        for each in known.cameras
+    ]
     files = [path for scene in scenes for path in scene.files if os.path.exists(path)]
     body = {
         "settings": {name: settings[name] for name in _ALIKE},
@@ -87,15 +95,7 @@ def same_everywhere(
         "versions": environment()["versions"],
         "files": [[os.path.basename(path), os.path.getsize(path)] for path in files],
     }
-    refuse_different(body, "settings, weights, photos or versions")
-
-
-def _names_and_sizes(path: str) -> list[tuple[str, int]]:
-    """Of a file, or of all files of a folder and of its folders; empty for no path."""
-    if not os.path.isdir(path):
-        return [(os.path.basename(path), os.path.getsize(path))] if path else []
-    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sorted((os.path.relpath(each, path), os.path.getsize(each)) for each in found)
+    refuse_different(body, "settings, weights, photos, cameras or versions")
 
 
 def follow(experiment: Experiment) -> "Reconstructions":
@@ -123,9 +123,12 @@ def follow(experiment: Experiment) -> "Reconstructions":
     experiment = replace(experiment, refine=RefineOptions(), quiet=True)
     hidden, points = Progress(show=False), experiment.export.points.source
     scenes = find(experiment)
-    known = known_cameras(experiment, scenes, {})
+    opened = {}
+    if len(scenes) == 1:
+        opened[scenes[0].name] = open_scene(experiment, scenes[0], hidden)
+    known = known_cameras(experiment, scenes, opened)
     checked = check(experiment, points, hidden)
-    same_everywhere(experiment, checked.identity(), scenes)
+    same_everywhere(experiment, checked.identity(), scenes, known)
     built = build(experiment, checked, points, hidden)
     formats = exports.parse_formats(experiment.formats)
     run = SceneRun(experiment, built, known, formats, len(scenes) > 1)
@@ -134,7 +137,9 @@ def follow(experiment: Experiment) -> "Reconstructions":
     while (number := next_scene(NO_MORE)) != NO_MORE:
         scene = scenes[number]
         try:
-            run.reconstructor.take_part(lambda scene=scene: open_scene(experiment, scene, hidden))
+            run.reconstructor.take_part(
+                lambda scene=scene: opened.get(scene.name) or open_scene(experiment, scene, hidden)
+            )
         except InputError as error:
             if len(scenes) == 1:
                 raise

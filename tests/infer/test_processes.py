@@ -23,8 +23,8 @@ from lite3r_jax.experiment import Experiment, changed
 from lite3r_jax.main import main
 from lite3r_jax.processes import ProcessOptions, Watch, all_ready, every_value, joined
 from lite3r_jax.runs.bench import bench
+from lite3r_jax.runs.evaluate import _follow
 from lite3r_jax.runs.reconstruct import reconstruct_files
-from lite3r_jax.runs.together import same_everywhere
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,22 +150,21 @@ def test_settings_of_a_benchmark_that_do_not_go_with_processes_are_refused(value
         bench(changed(Experiment(), given | values))
 
 
-def test_processes_may_have_cameras_at_another_path_but_no_other_ones(monkeypatch, tmp_path):
+def test_processes_of_an_evaluation_are_compared_without_paths(monkeypatch, tiny_dir, tmp_path):
+    shutil.copytree(tiny_dir, tmp_path / "weights")
     compared = []
-    monkeypatch.setattr("lite3r_jax.runs.together.jax.process_count", lambda: 2)
     monkeypatch.setattr(
-        "lite3r_jax.runs.together.refuse_different", lambda body, _: compared.append(body)
+        "lite3r_jax.runs.evaluate.refuse_different", lambda body, _: compared.append(body)
     )
-    for where, text in (("here", "1 2"), ("there", "1 2"), ("other", "1 2 3")):
-        known = tmp_path / where / "sparse"
-        known.mkdir(parents=True)
-        (known / "cameras.txt").write_text(text)
-        for path in (known.parent, known / "cameras.txt"):
-            same_everywhere(changed(Experiment(), {"cameras.known": str(path)}), {}, [])
-    same_everywhere(Experiment(), {}, [])
-    here, there, other, none = compared[:2], compared[2:4], compared[4:6], compared[6]
-    assert here == there
-    assert all(a != b for a, b in zip(here, other, strict=True)) and none not in compared[:6]
+    monkeypatch.setattr("lite3r_jax.runs.evaluate.take_part", lambda _: None)
+    for weights, student, more in (
+        (tiny_dir, "here", {}),
+        (tmp_path / "weights", "there", {}),
+        (tiny_dir, "here", {"compute.dtype": "bfloat16"}),
+    ):
+        given = {"weights": str(weights), "evaluate.student": student}
+        _follow(changed(Experiment(), given | more))
+    assert compared[0] == compared[1] != compared[2]
 
 
 @pytest.fixture
@@ -369,7 +368,39 @@ def test_processes_with_other_settings_are_refused(words, tmp_path):
     said = [each.communicate(timeout=120)[1] for each in both]
     for process, text in zip(both, said, strict=True):
         assert process.returncode in (1, 2), said
-        assert "process 1 of 2: has other settings, weights, photos or versions" in text, said
+        assert "process 1 of 2: has other settings, weights, photos, cameras or versions" in text
+
+
+@pytest.mark.slow
+def test_known_cameras_may_lie_elsewhere_in_another_process_but_have_to_be_the_same(
+    words, tiny_da3_dir, tmp_path
+):
+    words = ["--config=configs/da3_large.py", *words[1:], f"--config.weights={tiny_da3_dir}"]
+    assert main([*words, f"--config.output={tmp_path / 'found'}"]) == 0
+    here, there, other = (tmp_path / f"{name}.npz" for name in ("here", "there", "other"))
+    for path in (here, there):
+        shutil.copy(tmp_path / "found" / "predictions.npz", path)
+    with np.load(here) as file:
+        arrays = {name: file[name] for name in ("names", "extrinsics", "source_intrinsics")}
+    arrays["intrinsics"] = arrays.pop("source_intrinsics")
+    arrays["extrinsics"][1, 0, 3] += 1e-3
+    np.savez(other, **arrays)
+    words = [*words, f"--config.cameras.known={here}"]
+    assert main([*words, f"--config.output={tmp_path / 'one'}"]) == 0
+    both = started(words, tmp_path / "two", f"--config.cameras.known={there}")
+    ended = [each.communicate(timeout=120) for each in both]
+    assert [each.returncode for each in both] == [0, 0], ended
+    with (
+        np.load(tmp_path / "one" / "predictions.npz") as one,
+        np.load(tmp_path / "two" / "predictions.npz") as two,
+    ):
+        for name in ("depth", "extrinsics"):
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    both = started(words, tmp_path / "three", f"--config.cameras.known={other}")
+    said = [each.communicate(timeout=120)[1] for each in both]
+    for process, text in zip(both, said, strict=True):
+        assert process.returncode in (1, 2), said
+        assert "process 1 of 2: has other settings, weights, photos, cameras or versions" in text
 
 
 @pytest.mark.slow

@@ -99,12 +99,10 @@ def test_float8_products_are_refused_by_name_on_a_tpu_that_has_none(net):
 
 @pytest.mark.slow
 def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
-    rng = np.random.default_rng(0)
-    nudged = tiny_images + np.float32(1e-6) * rng.standard_normal(tiny_images.shape, np.float32)
-
-    def forward(model, images=tiny_images):
-        prediction, _ = model(images)
-        return [np.asarray(a, np.float64) for a in (prediction.depth, prediction.pose_enc)]
+    def forward(model):
+        prediction, taps = model(tiny_images, taps=("frame/blocks",))
+        found = prediction.depth, prediction.pose_enc, taps["frame/blocks"][0]
+        return [np.asarray(x, np.float64) for x in found]
 
     def apart(found, wanted):
         return max(
@@ -112,24 +110,26 @@ def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
         )
 
     plain = forward(tiny_vggt)
-    assert apart(forward(tiny_vggt, nudged), plain) < 1e-4
-    # With activations as they are nothing is rounded that has passed through a sum.
-    weights = tuple(replace(r, activations=None) for r in preset("default"))
-    simulated = forward(apply_precision(tiny_vggt, weights))
-    assert 1e-3 < apart(simulated, plain) < 0.3
-    frozen = forward(freeze_quantized(apply_precision(tiny_vggt, weights)))
-    deployed = forward(deploy(tiny_vggt, weights, "fp8_weight_only"))
-    assert apart(frozen, simulated) < 1e-4 and apart(deployed, simulated) < 1e-4
-    # Activations at the edge between two codes turn with the order of a sum, as with images a
-    # millionth apart, and every layer makes more of it: here, about as much as quantization itself.
+    weights = tuple(replace(rule, activations=None) for rule in preset("default"))
+    exact = forward(apply_precision(tiny_vggt, weights))
+    assert 1e-3 < apart(exact, plain) < 0.3
+    assert apart(forward(freeze_quantized(apply_precision(tiny_vggt, weights))), exact) < 1e-4
+    assert apart(forward(deploy(tiny_vggt, weights, "fp8_weight_only")), exact) < 1e-4
+
+    # The order of a sum moves activations over the edge between two codes, and every layer makes
+    # more of it: at the end it counts as much as quantization itself. It reaches few values of the
+    # first block, and activations that are not rounded change most of them.
+    def typical(found, wanted):
+        return np.median(np.abs(found[-1] - wanted[-1])) / np.abs(wanted[-1]).mean()
+
     rules = preset("default")
-    both = apply_precision(tiny_vggt, rules)
-    simulated = forward(both)
+    simulated = forward(apply_precision(tiny_vggt, rules))
     frozen = forward(freeze_quantized(apply_precision(tiny_vggt, rules)))
     deployed = forward(deploy(tiny_vggt, rules, "fp8_dynamic"))
-    assert 1e-3 < apart(simulated, plain) < 0.3
-    turned = apart(forward(both, nudged), simulated)
-    assert apart(frozen, simulated) < 3 * turned and apart(deployed, frozen) < 3 * turned
+    assert typical(simulated, exact) > 0.02
+    assert typical(frozen, simulated) < 0.005 and typical(deployed, simulated) < 0.005
+    for found in (simulated, frozen, deployed):
+        assert apart(found, plain) < 0.5
 
 
 @pytest.mark.slow
