@@ -1,14 +1,17 @@
 """Students of the small teacher, trained and measured one after the other: the table of results.
 
     python -m tools.students --out OUT [--rows NAME[=SEEDS] ...] [--seeds 3] [--weights vggt-tiny]
-                             [--refine]
+                             [--plans PLAN ...] [--refine]
 
 Every row is a variant of `configs/vggt.py:tiny`, trained with every seed by `--mode=train` into
 OUT/ROW/SEED and evaluated on the held-out splits of the generated world; "Speed3R, top 8" and its
-like are students of another row with other settings. With --refine every row stands there a second
-time with cameras and depth refined by matches between the images, NAME+refine. What is there is not
-done again, so that a run that was stopped goes on and rows can be added. The tables are written
-to OUT/students.md and OUT/students.json and printed.
+like are students of another row with other settings. A plan of --plans is the attention of the
+teacher as it is, without training. With --refine every row stands there a second time with cameras
+and depth refined by matches between the images, NAME+refine. What is there is not done again, so
+that a run that was stopped goes on and rows can be added. "Work" is what the layers over all views
+do between queries, keys and values, as a share of dense attention's (`tools.reduction`). The tables
+are written to OUT/students.md and OUT/students.json and printed, quality against work of each split
+is drawn in OUT/SPLIT.svg.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from typing import Any
 
 import jax
 
+from lite3r_jax.attention.presets import parse_plan, plan_name
 from lite3r_jax.data.sources import frozen_lists
 from lite3r_jax.deploy.checkpoint import deployed_rules
 from lite3r_jax.distillation.checkpoint import read_student
@@ -34,14 +38,23 @@ from lite3r_jax.evaluation.predictor import Output, Predictor
 from lite3r_jax.evaluation.record import Record
 from lite3r_jax.evaluation.refined import refining
 from lite3r_jax.evaluation.summary import paired_difference
-from lite3r_jax.evaluation.variants import STUDENT, UNTRAINED, Variant, build_variant
+from lite3r_jax.evaluation.variants import (
+    STUDENT,
+    UNTRAINED,
+    Variant,
+    build_variant,
+    spec_of,
+)
 from lite3r_jax.experiment import from_config
 from lite3r_jax.files import atomic_write
+from lite3r_jax.html_report.chart import Chart, Series, svg
+from lite3r_jax.models import ModelSpec, check_model
 from lite3r_jax.recipes.vggt import get_config
 from lite3r_jax.refine import check_extra
 from lite3r_jax.runs import train
 from lite3r_jax.training.run_dir import EVENTS
 from lite3r_jax.weights import strict_json
+from tools.reduction import attention_share
 
 SIZE = (112, 112)
 WITHOUT = "without FP8"
@@ -53,12 +66,15 @@ ROWS: Mapping[str, str] = {
     WITHOUT: "tiny,no_fp8",
     "keep 0.1": "tiny,keep10",
     "keep 0.1, proj_lin only": "tiny,keep10,strategy",
+    "keep 0.05": "tiny,keep05",
     "blocks of 16": "tiny,block16",
     "Speed3R": "tiny,speed3r",
     "Speed3R, gates only": "tiny,speed3r,gates",
     "Spark3R": "tiny,spark3r",
     "token routing": "tiny,token",
     "block3 routing": "tiny,block3",
+    "every Linear in float8": "tiny,paper_fp8",
+    "half of the views": "tiny,half_views",
     "every attention": "tiny,every_site",
     "as a whole": "tiny,whole",
     "teacher as truth": "tiny,whole,unlabeled",
@@ -98,6 +114,7 @@ class Bench:
     def __init__(self, weights: str, splits: Sequence[str], views: int, scenes: int):
         """Args: the teacher; splits; views and number of the samples of each."""
         self.weights = weights
+        self.views = views
         self.tasks = {}
         for split in splits:
             protocol, source = open_protocol(
@@ -106,6 +123,10 @@ class Bench:
             self.tasks[split] = protocol, CachedScenes(source)
         self._dense = self._predictor(DENSE)
         self.said: dict[str, dict[int, Output | None]] = {}
+
+    def entry(self, row: Variant, folder: Path) -> dict[str, Any]:
+        """What `table` says of a row, of one seed."""
+        return {"work": self.work(row, folder), "metrics": self.measured(row, folder)}
 
     def measured(self, row: Variant, folder: Path) -> SplitMetrics:
         """All splits, each measured once: from then on it is read from the folder."""
@@ -120,6 +141,14 @@ class Bench:
                     partial.write_bytes(strict_json.dump(scores))
             by_split[split] = strict_json.read_object(file)
         return by_split
+
+    def work(self, row: Variant, folder: Path) -> float:
+        """Operations of the layers over all views, as a share of those of dense attention."""
+        spec = spec_of(row, self.weights, str(folder / train.STUDENT))
+        plan = spec.attention or read_student(Path(spec.student))[0].plan
+        text = plan if isinstance(plan, str) else plan_name(plan)
+        size = dict(zip(("height", "width"), SIZE, strict=True))
+        return attention_share(check_model(ModelSpec(self.weights)), text, self.views, size)
 
     def teacher(self, split: str) -> dict[int, Output | None]:
         """What the teacher says, run once."""
@@ -202,14 +231,15 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     """Markdown.
 
     Args:
-        results: row -> one entry for each seed: metrics (`SplitMetrics`); of students also
-            parameters, minutes and before, the row that they were before their first step.
+        results: row -> one entry for each seed: work (`Bench.work`), metrics (`SplitMetrics`); of
+            students also parameters, minutes and before, the row that they were before their first
+            step.
         split: of the generated world.
     """
-    head = ["row", "seeds", *COLUMNS, "trained parameters", "minutes"]
+    head = ["row", "seeds", "work", *COLUMNS, "trained parameters", "minutes"]
     lines = [" | ".join(head), "|".join("---" for _ in head)]
     for row, entries in results.items():
-        cells = [row, str(len(entries))]
+        cells = [row, str(len(entries)), f"{entries[0]['work']:.2f}"]
         for name, decimals in COLUMNS.values():
             values = [e["metrics"][split][name] for e in entries if name in e["metrics"][split]]
             cells.append(spread(values, decimals) if values else "")
@@ -221,11 +251,11 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
 
 
 def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
-    """Markdown: students less what they were before the first step, on the same scenes.
+    """Markdown: rows less the teacher, and less what they were before, on the same scenes.
 
-    Values of a scene are the means of all seeds. Brackets are 95 % intervals over scenes. Students
-    in float8 that began as the one that is trained without it are compared with that one in float8,
-    too.
+    The teacher is that in float32. Values of a scene are the means of all seeds. Brackets are 95 %
+    intervals over scenes. Students in float8 that began as the one that is trained without it are
+    compared with that one in float8, too.
 
     Args:
         results: as for `table`.
@@ -234,19 +264,22 @@ def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     after = f"{WITHOUT}: {PRECISIONS[-1]}"
     lines = [" | ".join(["row", "less", *PAIRED]), "|".join("---" for _ in range(2 + len(PAIRED)))]
     for row, entries in results.items():
-        before = entries[0].get("before")
-        if before is None:
-            continue
-        others = {"before": before}
-        if after in results and row != after and results[after][0]["before"] == before:
-            others["float8 after training"] = after
+        others = {TEACHER: f"{TEACHER}: {PRECISIONS[0]}"}
+        if before := entries[0].get("before"):
+            others["before"] = before
+            if after in results and row != after and results[after][0]["before"] == before:
+                others["float8 after training"] = after
         for what, other in others.items():
+            if other == row:
+                continue
             cells = [_paired(entries, results[other], split, *c) for c in PAIRED.values()]
             lines.append(" | ".join([row, what, *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def _paired(entries: Any, others: Any, split: str, metric: str, decimals: int) -> str:
+    if metric not in others[0]["metrics"][split]["scenes"]:
+        return ""  # the teacher's distance to itself
     values, before = (
         [
             mean(seeds)
@@ -259,6 +292,27 @@ def _paired(entries: Any, others: Any, split: str, metric: str, decimals: int) -
     return f"{gain.value:+.{decimals}f} [{gain.low:+.{decimals}f}, {gain.high:+.{decimals}f}]"
 
 
+def chart(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Chart:
+    """AUC@30 over work in float32: the teacher, plans and students without and with training."""
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for row, entries in results.items():
+        if not row.endswith(f": {PRECISIONS[0]}"):
+            continue
+        kind = TEACHER if row.startswith(f"{TEACHER}:") else "as they are"
+        if "parameters" in entries[0]:
+            kind = "trained"
+        quality = mean(e["metrics"][split]["auc_30"] for e in entries)
+        kinds.setdefault(kind, []).append((entries[0]["work"], quality))
+    return Chart(
+        f"Students of the small teacher, {split}",
+        "operations of attention over all views, share of dense",
+        "AUC@30",
+        tuple(Series(kind, tuple(sorted(points))) for kind, points in kinds.items()),
+        log_y=False,
+        joined=False,
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Train and measure what is not there yet, and write the table.
 
@@ -266,6 +320,7 @@ def run(args: argparse.Namespace) -> None:
         InputError: a row that is none, or what training and evaluation raise.
     """
     rows = dict(_row(text, args.seeds) for text in args.rows)
+    plans = [plan_name(parse_plan(text, "--plans")) for text in args.plans]
     jax.config.update("jax_compilation_cache_dir", str(args.out.resolve() / "compiled"))
     settings = {name: strict_json.parse(value.encode(), name) for name, value in args.set}
     splits = args.splits or list(frozen_lists())
@@ -275,13 +330,13 @@ def run(args: argparse.Namespace) -> None:
     refine = (False, True) if args.refine else (False,)
     if args.refine:
         check_extra()
-    results: dict[str, list[dict[str, Any]]] = {
-        f"{TEACHER}: {how}{_MARK[more]}": [
-            {"metrics": bench.measured(Variant("dense", how, more), teacher)}
-        ]
-        for how in PRECISIONS
-        for more in refine
-    }
+    results: dict[str, list[dict[str, Any]]] = {}
+    for plan in ("dense", *plans):
+        for how, more in product(PRECISIONS, refine):
+            variant = Variant(plan, how, more)
+            name = TEACHER if plan == "dense" else plan
+            results[f"{name}: {how}{_MARK[more]}"] = [bench.entry(variant, teacher)]
+            gc.collect()
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
     for name, seeds in rows.items():
         trained, attention = AFTER_TRAINING.get(name, (name, STUDENT))
@@ -296,11 +351,11 @@ def run(args: argparse.Namespace) -> None:
                     row = f"{first}, before: {how}"
                     before[how] = {"before": row}
                     if row not in results:
-                        metrics = bench.measured(Variant(UNTRAINED, how), folder)
-                        results[row] = [{"metrics": metrics}]
+                        results[row] = [bench.entry(Variant(UNTRAINED, how), folder)]
             for how, more in product(PRECISIONS, refine):
-                metrics = bench.measured(Variant(attention, how, more), folder)
-                entry = {"metrics": metrics, **({} if more else before[how]), **facts(folder)}
+                entry = bench.entry(Variant(attention, how, more), folder)
+                entry |= {} if more else before[how]
+                entry |= facts(folder)
                 results.setdefault(f"{name}: {how}{_MARK[more]}", []).append(entry)
                 gc.collect()
             write(args.out, results, splits)
@@ -327,10 +382,9 @@ def text_of(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> s
 def write(out: Path, results: Mapping[str, Any], splits: Sequence[str]) -> None:
     """Tables and numbers of what is done so far."""
     text = "\n\n".join(f"## {split}\n\n{text_of(results, split)}" for split in splits) + "\n"
-    for name, data in (
-        ("students.md", text.encode()),
-        ("students.json", strict_json.dump(results)),
-    ):
+    files = {"students.md": text.encode(), "students.json": strict_json.dump(results)}
+    files |= {f"{split}.svg": svg(chart(results, split)).encode() for split in splits}
+    for name, data in files.items():
         with atomic_write(out / name, overwrite=True) as partial:
             partial.write_bytes(data)
 
@@ -344,8 +398,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for all of it")
     parser.add_argument(
-        "--rows", nargs="+", default=list(ROWS), metavar="NAME[=SEEDS]",
+        "--rows", nargs="*", default=list(ROWS), metavar="NAME[=SEEDS]",
         help=f"of {', '.join((*ROWS, *AFTER_TRAINING))}; default: all that are trained",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plans", nargs="+", default=[], metavar="PLAN",
+        help="attention in place of the teacher's, without training",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="how many of rows that do not say it")
     parser.add_argument("--weights", default="vggt-tiny", help="of the teacher")

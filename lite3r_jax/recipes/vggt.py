@@ -67,7 +67,8 @@ Further variants, several with commas between, the later ones change the earlier
                                 low-rank parts of them
     spark3r                     attention without training as the student's: half of the queries are
                                 merged, half of the views give keys; weights get used to it
-    keep10, keep30              fraction of the key blocks that softmax sees
+    keep05, keep10, keep30      fraction of the key blocks that softmax sees
+    half_views                  keys of every second view, and of those the recipe's fraction
     token, block3               how keys are chosen
     every_site                  all 76 attention layers, not the 24 over views
     block16                     key blocks of 16 tokens
@@ -100,9 +101,8 @@ from lite3r_jax.recipes import (
 
 RECIPE = TRAINING | {"train.data.buckets": "1x4x518x518"}
 _APART = {"distill.match.mode": "layerwise", "distill.targets": "none"}
-# 14 of the 48 windows of 2 x 2 patches that 4 views of 112 x 112 pixels have beside the reference
-# view: about what the SLA student keeps.
-_TINY_SPEED3R = {"distill.plan": "speed3r(window=2,top=14)"}
+# With all keys in its linear part it comes nearer to the teacher than with those of kept views.
+_HALF_VIEWS = "key_views_global(choose=stride,every=2,inner=sla({}linear_over=all))"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "paper_stage1": PAPER_STAGE1 | {"train.count": 360_448, "distill.precision": "paper_w4a16"},
     "paper": PAPER | {"train.count": 360_448, "distill.precision": "paper"},
@@ -145,6 +145,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "feature_loss": FEATURE_LOSS,
     # The schedule begins above 10 views, and training has fewer.
     "spark3r": {"distill.plan": "spark3r(query_factor=2,key_factor=2,others=1)"},
+    "half_views": {"distill.plan": _HALF_VIEWS.format("")},
+    "keep05": {"plan": {"keep": 0.05}},
     "keep10": {"plan": {"keep": 0.1}},
     "keep30": {"plan": {"keep": 0.3}},
     "token": {"plan": {"routing": "token", "keep_special": False}},
@@ -167,12 +169,18 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "paper_fp8": {"distill.precision": "paper"},
     "backbone": {"distill.plan": "", "train.count": 0},
 }
+_TINY: Mapping[str, Mapping[str, Any]] = {
+    # 14 of the 48 windows of 2 x 2 patches that 4 views of 112 x 112 pixels have beside the
+    # reference view: about what the SLA student keeps.
+    "speed3r": {"distill.plan": "speed3r(window=2,top=14)"},
+    "half_views": {"distill.plan": _HALF_VIEWS.format("block=4,")},
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
     small = "tiny" in variant.split(",")
-    variants = {**VARIANTS, "speed3r": _TINY_SPEED3R} if small else VARIANTS
+    variants = {**VARIANTS, **_TINY} if small else VARIANTS
     config = configure("vggt", "vggt", RECIPE, variants, variant)
     if small:  # counts are those of VGGT-1B
         config.update_from_flattened_dict({"train.count": 0})

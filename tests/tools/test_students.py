@@ -30,13 +30,17 @@ def test_rows_of_other_settings_are_students_that_may_have_them():
 
 
 def test_a_cell_has_the_mean_and_the_range_of_its_seeds():
-    entries = [{"metrics": {"sky": {"abs_rel": value}}, "minutes": 3} for value in (0.1, 0.2, 0.6)]
-    one = {"metrics": {"sky": {"abs_rel": 0.25, "auc_30": 0.5}}}
+    entries = [
+        {"work": 0.25, "metrics": {"sky": {"abs_rel": value}}, "minutes": 3}
+        for value in (0.1, 0.2, 0.6)
+    ]
+    one = {"work": 1, "metrics": {"sky": {"abs_rel": 0.25, "auc_30": 0.5}}}
     lines = students.table({"teacher": [one], "a: b": entries}, "sky").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     heads = cells[0]
     column = heads.index("AbsRel")
     assert [row[column] for row in cells[2:]] == ["0.2500", "0.3000 [0.1000, 0.6000]"]
+    assert [row[heads.index("work")] for row in cells[2:]] == ["1.00", "0.25"]
     assert [row[heads.index("AUC@30")] for row in cells[2:]] == ["0.500", ""]
     assert [row[heads.index("minutes")] for row in cells[2:]] == ["", "3.0"]
     assert students.spread([0.25, 0.25004, 0.25], 4) == "0.2500"
@@ -59,12 +63,34 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
         "without FP8: fp8_dynamic": entries([0.5, 4.5, 8.5], before="a, before: fp8_dynamic"),
     }
     lines = [line.strip("| ").split(" | ") for line in students.gains(results, "sky").splitlines()]
-    assert [line[:3] for line in lines[2:]] == [
+    of_teacher = [line for line in lines[2:] if line[1] == "teacher"]
+    assert [line[0] for line in of_teacher] == list(results)[1:]
+    assert of_teacher[1][2].startswith("+4.2500 [")
+    assert [line[:3] for line in lines[2:] if line[1] != "teacher"] == [
         ["a: fp8_dynamic", "before", "-1.7500 [-1.7500, -1.7500]"],
         ["a: fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
         ["b: fp8_dynamic", "before", "-1.0000 [-1.0000, -1.0000]"],
         ["without FP8: fp8_dynamic", "before", "-1.5000 [-1.5000, -1.5000]"],
     ]
+
+
+def test_the_chart_has_quality_over_work_for_what_is_trained_and_what_is_not():
+    def entry(work, auc, **more):
+        return {"work": work, "metrics": {"sky": {"auc_30": auc}}, **more}
+
+    results = {
+        "teacher: float32": [entry(1, 0.5)],
+        "teacher: fp8_dynamic": [entry(1, 0.1)],
+        "dense+merge: float32": [entry(0.5, 0.2)],
+        "a, before: float32": [entry(0.25, 0.3)],
+        "a: float32": [entry(0.25, 0.4, parameters=3), entry(0.25, 0.5, parameters=3)],
+    }
+    drawn = {series.name: series.points for series in students.chart(results, "sky").series}
+    assert drawn == {
+        "teacher": ((1, 0.5),),
+        "as they are": ((0.25, 0.3), (0.5, 0.2)),
+        "trained": ((0.25, pytest.approx(0.45)),),
+    }
 
 
 @pytest.mark.parametrize("row", ["best", "=2", "recipe=0", "recipe=x"])
@@ -81,12 +107,16 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     command += ["--views", "2", "--scenes", "2", "--set", "train.loop.steps", "2"]
     command += ["--set", "train.data.buckets", '"1x2x112x112"']
     command += ["--set", "train.loop.evaluate_every", "0"]
+    command += ["--plans", "key_views_global(choose=stride,every=2)"]
     assert students.main(command) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "students.json").read_text())
-    whose = "teacher: {}", "recipe, before: {}", "recipe: {}"
+    plan = "key_views(choose=stride,every=2)"
+    whose = "teacher: {}", f"{plan}: {{}}", "recipe, before: {}", "recipe: {}"
     assert list(found) == [name.format(how) for name in whose for how in students.PRECISIONS]
-    teacher, _, _, _, student, _ = (entries[0] for entries in found.values())
+    assert (tmp_path / "test.svg").read_text().startswith("<svg")
+    teacher, _, views, _, _, _, student, _ = (entries[0] for entries in found.values())
+    assert teacher["work"] == 1 and 0.4 < views["work"] < 0.6 and student["work"] > 0
     assert "teacher_abs_rel" not in teacher["metrics"]["test"]
     assert 0 < student["metrics"]["test"]["teacher_abs_rel"] < teacher["metrics"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
@@ -102,6 +132,6 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     assert students.main([*command, "--refine"]) == 0
     refined = json.loads((tmp_path / "students.json").read_text())
     assert set(refined) - set(found) == {
-        f"{row}: {how}+refine" for row in ("teacher", "recipe") for how in students.PRECISIONS
+        f"{row}: {how}+refine" for row in ("teacher", plan, "recipe") for how in students.PRECISIONS
     }
     assert {name: refined[name] for name in found} == found
