@@ -5,9 +5,9 @@
 goes on where OUT is, and writes the moving average of the weights to OUT/weights at the end. On
 another machine, from the state that `python -m tools.training_state save OUT FOLDER` wrote, in a
 folder of its own: --config.train.init_from=FOLDER. The rate is constant, and helpers stay: without
-them each loss rises at this rate (docs/results.md). To end from any point, over the last 6,000
-steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+6000
---config.train.optimizer.decay_steps=6000, and --config.small_teacher.auxiliary.fade_from=STEP for
+them each loss rises at this rate (docs/results.md). To end from any point, over the last 3,000
+steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+3000
+--config.train.optimizer.decay_steps=3000, and --config.small_teacher.auxiliary.fade_from=STEP for
 the helpers to go with the rate.
 
 Hardware and time: one CPU core, 21 to 25 views a second beside another job (docs/benchmarks.md), so
@@ -73,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "synthetic:train*3,synthetic:train_floating*4,synthetic:train_corridor*1,"
                 "synthetic:train_photographs*2"
             ),
-            buckets="16x2x112x112*2, 8x4x112x112*2, 4x8x112x112",
+            buckets="32x2x112x112*2, 16x4x112x112*2, 8x8x112x112",
             scenes=300,  # drawn again after every restart, so few; replaced after 24 uses
             renew=24,
             prefetch=0,
@@ -101,14 +101,14 @@ def get_config(variant: str = "") -> ConfigDict:
             b2=0.98,
             muon=r"(blocks|trunk)/.*kernel$",
         ),
-        step=StepOptions(average=0.999, products="bfloat16"),
-        loop=LoopOptions(steps=100_000, log_every=20),
-        checkpoint=CheckpointOptions(every=400, keep=2, keep_every=10_000),
+        step=StepOptions(average=0.998, products="bfloat16"),
+        loop=LoopOptions(steps=50_000, log_every=20),
+        checkpoint=CheckpointOptions(every=200, keep=2, keep_every=5_000),
     )
     teacher = SmallTeacherOptions(
         dense_fraction=0.5,
         unroll=True,
-        auxiliary=AuxiliaryOptions(fade_from=94_000, fade_steps=6_000),
+        auxiliary=AuxiliaryOptions(fade_from=47_000, fade_steps=3_000),
     )
     config = to_config(Experiment(backbone="vggt", train=train, small_teacher=teacher))
     config.update_from_flattened_dict(VARIANTS.get(variant, {}))
