@@ -147,7 +147,7 @@ class Bench:
         spec = spec_of(row, self.weights, str(folder / train.STUDENT))
         plan = spec.attention or read_student(Path(spec.student))[0].plan
         text = plan if isinstance(plan, str) else plan_name(plan)
-        size = dict(zip(("height", "width"), SIZE, strict=True))
+        size = {"height": SIZE[0], "width": SIZE[1]}
         return attention_share(check_model(ModelSpec(self.weights)), text, self.views, size)
 
     def teacher(self, split: str) -> dict[int, Output | None]:
