@@ -114,7 +114,8 @@ class Bench:
     def __init__(self, weights: str, splits: Sequence[str], views: int, scenes: int):
         """Args: the teacher; splits; views and number of the samples of each."""
         self.weights = weights
-        self.views = views
+        checked, size = check_model(ModelSpec(weights)), {"height": SIZE[0], "width": SIZE[1]}
+        self._share = cache(lambda plan: attention_share(checked, plan, views, size))
         self.tasks = {}
         for split in splits:
             protocol, source = open_protocol(
@@ -146,9 +147,7 @@ class Bench:
         """Operations of the layers over all views, as a share of those of dense attention."""
         spec = spec_of(row, self.weights, str(folder / train.STUDENT))
         plan = spec.attention or read_student(Path(spec.student))[0].plan
-        text = plan if isinstance(plan, str) else plan_name(plan)
-        size = {"height": SIZE[0], "width": SIZE[1]}
-        return attention_share(check_model(ModelSpec(self.weights)), text, self.views, size)
+        return self._share(plan if isinstance(plan, str) else plan_name(plan))
 
     def teacher(self, split: str) -> dict[int, Output | None]:
         """What the teacher says, run once."""
@@ -293,12 +292,12 @@ def _paired(entries: Any, others: Any, split: str, metric: str, decimals: int) -
 
 
 def chart(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Chart:
-    """AUC@30 over work in float32: the teacher, plans and students without and with training."""
+    """AUC@30 over work in float32: of the teacher, of what is untrained and of trained students."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for row, entries in results.items():
         if not row.endswith(f": {PRECISIONS[0]}"):
             continue
-        kind = TEACHER if row.startswith(f"{TEACHER}:") else "as they are"
+        kind = TEACHER if row.startswith(f"{TEACHER}:") else UNTRAINED
         if "parameters" in entries[0]:
             kind = "trained"
         quality = mean(e["metrics"][split]["auc_30"] for e in entries)
@@ -337,6 +336,7 @@ def run(args: argparse.Namespace) -> None:
             name = TEACHER if plan == "dense" else plan
             results[f"{name}: {how}{_MARK[more]}"] = [bench.entry(variant, teacher)]
             gc.collect()
+    write(args.out, results, splits)
     begun: dict[Any, str] = {}  # what is drawn for the first proj_lin makes no difference
     for name, seeds in rows.items():
         trained, attention = AFTER_TRAINING.get(name, (name, STUDENT))
@@ -399,7 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for all of it")
     parser.add_argument(
         "--rows", nargs="*", default=list(ROWS), metavar="NAME[=SEEDS]",
-        help=f"of {', '.join((*ROWS, *AFTER_TRAINING))}; default: all that are trained",
+        help=f"of {', '.join((*ROWS, *AFTER_TRAINING))}; default: all that are trained; none behind"
+        " it: only the teacher and --plans",
     )  # fmt: skip
     parser.add_argument(
         "--plans", nargs="+", default=[], metavar="PLAN",

@@ -9,6 +9,7 @@ from lite3r_jax.attention.plan import trained_alike
 from lite3r_jax.attention.presets import change_plan, parse_plan
 from lite3r_jax.attention.settings import parse_call, parse_settings
 from lite3r_jax.attention.speed3r import Speed3R
+from lite3r_jax.evaluation.variants import Variant
 from lite3r_jax.experiment import from_config
 from lite3r_jax.recipes import vggt
 from lite3r_jax.runs import train
@@ -88,9 +89,18 @@ def test_the_chart_has_quality_over_work_for_what_is_trained_and_what_is_not():
     drawn = {series.name: series.points for series in students.chart(results, "sky").series}
     assert drawn == {
         "teacher": ((1, 0.5),),
-        "as they are": ((0.25, 0.3), (0.5, 0.2)),
+        "untrained": ((0.25, 0.3), (0.5, 0.2)),
         "trained": ((0.25, pytest.approx(0.45)),),
     }
+
+
+def test_work_is_counted_for_the_views_of_the_table(tmp_path):
+    few, many = (students.Bench("vggt-tiny", ["test"], views, 1) for views in (2, 8))
+    stride = Variant("key_views(choose=stride,every=2)", "float32")
+    assert few.work(students.DENSE, tmp_path) == many.work(students.DENSE, tmp_path) == 1
+    assert few.work(stride, tmp_path) == many.work(stride, tmp_path) == pytest.approx(0.5)
+    sparse = Variant("sla_global(keep=0.1,block=4)", "float32")
+    assert many.work(sparse, tmp_path) < 0.6 * few.work(sparse, tmp_path)
 
 
 @pytest.mark.parametrize("row", ["best", "=2", "recipe=0", "recipe=x"])
@@ -108,15 +118,18 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     command += ["--set", "train.data.buckets", '"1x2x112x112"']
     command += ["--set", "train.loop.evaluate_every", "0"]
     command += ["--plans", "key_views_global(choose=stride,every=2)"]
+    assert students.main([word for word in command if word != "recipe=1"]) == 0
+    untrained = json.loads((tmp_path / "students.json").read_text())
     assert students.main(command) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "students.json").read_text())
     plan = "key_views(choose=stride,every=2)"
     whose = "teacher: {}", f"{plan}: {{}}", "recipe, before: {}", "recipe: {}"
     assert list(found) == [name.format(how) for name in whose for how in students.PRECISIONS]
+    assert untrained == {name: found[name] for name in list(found)[:4]}
     assert (tmp_path / "test.svg").read_text().startswith("<svg")
     teacher, _, views, _, _, _, student, _ = (entries[0] for entries in found.values())
-    assert teacher["work"] == 1 and 0.4 < views["work"] < 0.6 and student["work"] > 0
+    assert teacher["work"] == 1 and views["work"] == pytest.approx(0.5) and student["work"] > 0
     assert "teacher_abs_rel" not in teacher["metrics"]["test"]
     assert 0 < student["metrics"]["test"]["teacher_abs_rel"] < teacher["metrics"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
