@@ -7,6 +7,19 @@ from typing import Any
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc; mallopt(3)
 
 
+def share_one_heap() -> bool:
+    """Let all threads of this process take memory from one heap, which `keep_freed_memory` needs.
+
+    glibc gives threads heaps of their own, of 64 MiB at most: what is larger is mapped anew each
+    time, whatever is kept of the first heap. One such heap is enough for XLA's threads to use it in
+    turn, and NumPy's thread of OpenBLAS begins one as it is imported. So programs call this before.
+
+    Returns:
+        Whether it had an effect: False without glibc, which is to say anywhere but on Linux.
+    """
+    return _set_options((_M_ARENA_MAX, 1))
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for what it will need next; for work in many steps.
 
@@ -15,16 +28,13 @@ def keep_freed_memory() -> bool:
     next step: a quarter to a third of the processor time of a small model's gradient. What it is
     worth in whole runs stands in docs/benchmarks.md. Memory is given back when the process ends.
 
-    To be called before the first computation: threads that have a heap of their own by then go on
-    with it.
+    To be called before JAX is asked for its devices, or anything else starts threads: those that
+    have a heap of their own by then go on with it (`share_one_heap`).
 
     Returns:
         Whether it had an effect: False without glibc, which is to say anywhere but on Linux.
     """
-    mallopt = _glibc("mallopt")
-    # Heaps of threads are of limited size, and what is larger is mapped: so one heap, no mapping.
-    options = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
-    return mallopt is not None and all(mallopt(option, value) for option, value in options)
+    return share_one_heap() and _set_options((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
 
 
 def give_back_freed_memory() -> bool:
@@ -37,6 +47,11 @@ def give_back_freed_memory() -> bool:
     """
     trim = _glibc("malloc_trim")
     return trim is not None and bool(trim(0))
+
+
+def _set_options(*options: tuple[int, int]) -> bool:
+    mallopt = _glibc("mallopt")
+    return mallopt is not None and all(mallopt(option, value) for option, value in options)
 
 
 def _glibc(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lite3r_jax.allocator import share_one_heap
 from lite3r_jax.interrupts import ended_at_once, run_as_process
 
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    share_one_heap()  # before NumPy is imported
     with ended_at_once():
         from lite3r_jax.cli import by_config
     run_as_process(by_config.main)

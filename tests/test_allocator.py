@@ -34,6 +34,38 @@ def test_steps_after_the_first_ones_need_no_new_pages():
     assert pages("keep") < pages("as it is") / 2
 
 
+ORDER = """
+import os
+import sys
+from lite3r_jax.cli import by_config
+from lite3r_jax.runs import evaluate, train
+
+def threads():
+    return {open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")}
+
+def called():
+    sys.exit("early" if not any("XLA" in name for name in threads()) else "late")
+
+evaluate.keep_freed_memory = train.keep_freed_memory = called
+import jax
+if sys.argv[1] == "late":
+    jax.devices()
+by_config.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_memory_is_kept_before_jax_has_threads(mode, tmp_path):
+    def when(order: str) -> str:
+        settings = ["--config=configs/vggt_tiny.py", f"--mode={mode}"]
+        run = [sys.executable, "-c", ORDER, order, *settings, f"--config.output={tmp_path}"]
+        return subprocess.run(run, capture_output=True, text=True).stderr.split()[-1]
+
+    assert when("as it is") == "early"
+    assert when("late") == "late"
+
+
 BLOCKS = """
 import psutil
 from lite3r_jax.allocator import give_back_freed_memory

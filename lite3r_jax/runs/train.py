@@ -184,6 +184,7 @@ def train_any(experiment: Experiment) -> Training:
         InputError: see there.
         Diverged: see there.
     """
+    keep_freed_memory()  # before JAX has devices, whose threads would have heaps by then
     with joined(experiment.processes):
         body = {name: asdict(experiment)[name] for name in NEEDED} | environment()["versions"]
         refuse_different(body, "settings or versions")
@@ -200,7 +201,6 @@ def _train_any(experiment: Experiment) -> Training:
     refuse_model_settings(experiment, instead)
     refuse_chunks(experiment, "training")
     refuse_devices(experiment, "training", **INSTEAD)
-    keep_freed_memory()
     options = experiment.train
     if experiment.distill.plan:
         check_distillation(experiment)
