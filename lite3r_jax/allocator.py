@@ -8,11 +8,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc; 
 
 
 def share_one_heap() -> bool:
-    """Let all threads of this process take memory from one heap, which `keep_freed_memory` needs.
+    """Let all threads of this process take memory from one heap, so that what is kept is used.
 
     glibc gives threads heaps of their own, of 64 MiB at most: what is larger is mapped anew each
-    time, whatever is kept of the first heap. One such heap is enough for XLA's threads to use it in
-    turn, and NumPy's thread of OpenBLAS begins one as it is imported. So programs call this before.
+    time, whatever `keep_freed_memory` keeps of the first heap. NumPy starts a thread as it is
+    imported, whose heap others then use too, so programs call this before; that saves a training on
+    a CPU a third of its memory (docs/benchmarks.md).
 
     Returns:
         Whether it had an effect: False without glibc, which is to say anywhere but on Linux.

@@ -66,6 +66,25 @@ def test_memory_is_kept_before_jax_has_threads(mode, tmp_path):
     assert when("late") == "late"
 
 
+PROGRAMS = """
+import runpy
+import sys
+from lite3r_jax import allocator
+
+def called():
+    sys.exit("late" if "numpy" in sys.modules else "early")
+
+allocator.share_one_heap = called
+runpy.run_module(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program", ["lite3r_jax", "lite3r_jax.main"])
+def test_programs_share_one_heap_before_numpy_is_imported(program):
+    run = [sys.executable, "-c", PROGRAMS, program]
+    assert subprocess.run(run, capture_output=True, text=True).stderr.split() == ["early"]
+
+
 BLOCKS = """
 import psutil
 from lite3r_jax.allocator import give_back_freed_memory

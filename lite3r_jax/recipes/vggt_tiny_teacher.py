@@ -11,7 +11,8 @@ steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+3000
 the helpers to go with the rate.
 
 Hardware and time: one CPU core, 21 to 25 views a second beside another job (docs/benchmarks.md), so
-3.2 million views are 36 to 42 hours; 5 GB of memory. Two cores, 56 to 75 a second, 13 GB:
+3.2 million views are 36 to 42 hours; 5 GB of memory. Two cores, 56 to 75 a second, 13 GB, by the
+environment's GLIBC_TUNABLES (see there) and
 XLA_FLAGS=--xla_force_host_platform_device_count=2, twice the scenes in each of
 --config.train.data.buckets, --config.train.data.workers=1 --config.train.data.prefetch=4. Either
 needs scikit-image, whose photographs some rooms carry. Expected result: docs/results.md, which has
