@@ -92,7 +92,7 @@ _MODULES = {
     "Tracks": "backbones.base",
     "VideoOptions": "data.video",
 }
-"""Where public names are; all others are in `api`."""
+"""Modules that hold the public names which are not in `lite3r_jax.api`."""
 
 
 def __getattr__(name: str) -> Any:

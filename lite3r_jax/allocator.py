@@ -1,4 +1,4 @@
-"""Whether freed host memory is kept for the next step or given back to the system (glibc)."""
+"""Settings of glibc's malloc: whether freed host memory is kept for reuse or given back."""
 
 import ctypes
 import sys
@@ -8,9 +8,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc; 
 
 
 def share_one_heap() -> bool:
-    """Let all threads of this process take memory from one heap, so that what is kept is used.
+    """Makes all threads of this process allocate from one heap, so that freed memory is reused.
 
-    glibc gives threads heaps of their own, of 64 MiB at most: what is larger is mapped anew each
+    glibc gives threads heaps of their own, of 64 MiB at most: larger blocks are mapped anew each
     time, whatever `keep_freed_memory` keeps of the first heap. NumPy starts a thread as it is
     imported, whose heap others then use too, so programs call this before; that saves a training on
     a CPU a third of its memory (docs/benchmarks.md).
@@ -22,14 +22,14 @@ def share_one_heap() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for what it will need next; for work in many steps.
+    """Makes this process keep freed memory for reuse; for work that allocates alike in many steps.
 
     XLA on CPUs takes the memory of a step when it begins and frees it when it ends. glibc gives
     blocks of that size back to the system, which then has to clear every page of them again for the
-    next step: a quarter to a third of the processor time of a small model's gradient. What it is
-    worth in whole runs stands in docs/benchmarks.md. Memory is given back when the process ends.
+    next step: a quarter to a third of the processor time of a small model's gradient. The gain in
+    whole runs stands in docs/benchmarks.md. Memory is given back when the process ends.
 
-    To be called before JAX is asked for its devices, or anything else starts threads: those that
+    To be called before JAX is asked for its devices, or anything else starts threads: threads that
     have a heap of their own by then go on with it (`share_one_heap`).
 
     Returns:
@@ -39,9 +39,10 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Return what was freed so far to the system, so that what is resident is in use.
+    """Returns the memory that this process has freed so far to the system (malloc_trim of glibc).
 
-    Compiling a large model leaves many blocks behind that glibc keeps for later.
+    Resident memory is then memory in use. Compiling a large model leaves many blocks behind that
+    glibc keeps for later.
 
     Returns:
         Whether something was returned; False without glibc.
@@ -56,7 +57,7 @@ def _set_options(*options: tuple[int, int]) -> bool:
 
 
 def _glibc(name: str) -> Any:
-    """One of its functions; None without it, which is to say anywhere but on most of Linux."""
+    """Returns a function of glibc by its name; None without glibc (anywhere but on most Linux)."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), name, None)  # musl has neither of the two

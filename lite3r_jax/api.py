@@ -64,10 +64,10 @@ def load(
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """A model with pretrained weights, ready to run.
+    """Loads a model with pretrained weights, ready to run.
 
-    Everything is checked before weights are read; these are compared with the SHA-256 of their
-    manifest while they are read.
+    All arguments are checked before weights are read; the weights are compared with the SHA-256 in
+    their manifest while they are read.
 
     Args:
         weights: a directory of converted weights or of a deployed model; a repository such as
@@ -75,7 +75,7 @@ def load(
             "vggt-tiny", the small model that comes with the package.
         student: folder of a distilled student of these weights.
         attention: "sla_global(keep=0.1)" or a `Plan` in place of dense attention; parameters that
-            it adds have their first values.
+            it adds have their initial, untrained values.
         precision: "float32", "bfloat16", "simulated", "fp8_weight_only", "fp8_dynamic" or "", see
             `ModelSpec`.
         rules: what becomes float8; "" for what the student was trained under, or "default".
@@ -84,7 +84,7 @@ def load(
         dtype: compute dtype, float32 or bfloat16; heads are float32 in any case. "auto": bfloat16
             on a GPU and for float8 weights, float32 on a CPU, as the command line has it.
         param_dtype: dtype of the parameters; None: as they are stored.
-        seed: of the first values of parameters that are no part of the weights.
+        seed: of the initial values of parameters that are no part of the weights.
         cache_dir: where converted weights of a repository are kept; None: the user's cache.
 
     Returns:
@@ -102,7 +102,7 @@ def load(
 
 
 def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """The settings of a recipe, for `train`, `distill`, `evaluate`, `bench`, `reconstruct_files`.
+    """Returns a recipe's settings for `train`, `distill`, `evaluate`, `bench`, `reconstruct_files`.
 
     Args:
         name: NAME or NAME:VARIANT, such as "vggt:tiny"; or the path of a file with a `get_config`.

@@ -13,7 +13,7 @@ class InputError(ValueError):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is in no registry: the nearest name first, then all names.
+    """Returns the `InputError` for an unknown name: the nearest known name, then all of them.
 
     Args:
         what: the kind of thing that was asked for, for the start of the line ("precision").
@@ -27,12 +27,12 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that does not exist: the nearest name that does.
+    """Returns the end of an error message that suggests the nearest name that exists.
 
     Args:
         name: what was asked for.
-        known: names that exist. Of dotted names one that ends alike is nearer than one that is
-            spelled alike; without a dot the first of these counts.
+        known: names that exist. A dotted name with the same last part is nearer than one that is
+            spelled alike; if `name` has no dot, the first one with that last part is taken.
 
     Returns:
         "; did you mean 'NAME'?", or "" where no name is near.
@@ -50,11 +50,11 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\ud
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    """A text for a screen or a line of a log: what would control the screen is escaped.
+    """Escapes the characters of a text that would control a terminal or end a line of a log.
 
     Args:
         text: with names from outside, such as those of files.
-        lines: whether ends of lines stay what they are.
+        lines: whether line ends are kept.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -66,7 +66,7 @@ def printable(text: object, *, lines: bool = False) -> str:
 
 
 def shown(name: object, limit: int = 160) -> str:
-    """A name from a file, fit for a one-line message: escaped where not printable, cut if long."""
+    """Returns a name for a one-line message: escaped where not printable, cut if it is long."""
     text = str(name)
     if not text.isprintable() or not text:
         text = ascii(text)

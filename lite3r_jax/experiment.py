@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run.
+    """The settings of one run: input, weights, output, and a group of options for every mode.
 
     Attributes:
         backbone: registry name; the weights must be of it.
@@ -52,7 +52,7 @@ class Experiment:
         student: folder of a distilled student of these weights, for reconstructions; evaluations
             and benchmarks have one of their own.
         attention: the attention of the model, for reconstructions; see `models.ModelSpec`.
-        precision: likewise, "" for that of `compute.dtype`.
+        precision: of the model that reconstructs; "" for that of `compute.dtype`.
         output: folder for the results; of several scenes each gets a folder in it. "" in a
             reconstruction: `lite3r_output`, where every scene gets a folder.
         overwrite: whether results that exist may be replaced.
@@ -60,7 +60,7 @@ class Experiment:
         open: whether the page of a reconstruction, of several scenes the first one's, or that of
             the service is opened in the browser.
         formats: what to write, with commas between; see `lite3r_jax.exports.FORMATS`.
-        images: photos to network images.
+        images: how photos become images of the network's size.
         video: which frames of a video.
         cameras: known cameras, and how others are found.
         compute: dtype, chunks, memory, devices.
@@ -73,12 +73,12 @@ class Experiment:
             machine only.
         port: of viewer and service; 0 takes a free one.
         train: `--mode=train`, whose `weights` are those to go on from.
-        small_teacher: of `train.task=small_teacher`.
+        small_teacher: settings of `train.task=small_teacher`.
         distill: a `plan` in it makes `--mode=train` a distillation, whose `weights` are the
             teacher's.
         evaluate: `--mode=eval`, whose `weights` are those of the teacher, or of the model.
         probe: `--mode=probe`, on the data of `evaluate`.
-        bench: `--mode=bench`, whose `weights` are likewise.
+        bench: `--mode=bench`, whose `weights` are those of the teacher, or of the model.
     """
 
     backbone: str = "vggt"
@@ -111,7 +111,7 @@ class Experiment:
     bench: BenchOptions = field(default_factory=BenchOptions)
 
     def model_spec(self) -> ModelSpec:
-        """The model that reconstructs: weights, student, attention, precision, dtype."""
+        """Returns which model reconstructs: weights, student, attention, precision and dtype."""
         dtype, precision = self.compute.jax_dtype, self.precision
         if not precision and find_deployment(Path(self.weights)) is None:
             precision = cast(Precision, str(jnp.dtype(dtype)))
@@ -126,7 +126,7 @@ class Experiment:
 
 
 def to_config(settings: Any) -> "ConfigDict":
-    """A ConfigDict with the keys of the dataclass, nested alike."""
+    """Converts a settings dataclass to a ConfigDict with the same keys and nesting."""
     from ml_collections import ConfigDict
 
     values = {}
@@ -137,7 +137,7 @@ def to_config(settings: Any) -> "ConfigDict":
 
 
 def from_config(config: Any, cls: type[T] = Experiment, where: str = "config") -> T:
-    """The dataclass of a ConfigDict or of a dict.
+    """Builds a settings dataclass from a ConfigDict or a dict.
 
     Args:
         config: values; keys that are absent keep their defaults.
@@ -165,7 +165,7 @@ def from_config(config: Any, cls: type[T] = Experiment, where: str = "config") -
 
 
 def setting_types(cls: Any = Experiment) -> dict[str, Any]:
-    """Dotted name -> type of every setting that is a value and not a group."""
+    """Returns dotted name -> type of every setting that is a value and not a group."""
     types: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
@@ -176,7 +176,7 @@ def setting_types(cls: Any = Experiment) -> dict[str, Any]:
 
 
 def changed(settings: T, values: Mapping[str, Any], prefix: str = "config.") -> T:
-    """Settings with some of them changed, all at once.
+    """Returns settings with new values for some dotted names, all set before they are checked.
 
     Args:
         settings: a frozen dataclass, see `from_config`.
@@ -214,7 +214,7 @@ def _from_text(text: str, hint: Any, where: str) -> Any:
 
 
 def require(experiment: Experiment, *names: str) -> None:
-    """Refuse an experiment in which one of these settings is empty, or one of all is impossible.
+    """Raises if one of the named settings is empty, or if any setting has an impossible value.
 
     A command line was checked as it was read; what was put together in Python is checked here.
 
@@ -228,7 +228,7 @@ def require(experiment: Experiment, *names: str) -> None:
 
 
 def refuse_model_settings(experiment: Experiment, instead: Mapping[str, str] | None = None) -> None:
-    """Refuse the settings of a model that reconstructs, where they would have no effect.
+    """Raises if `student`, `attention.plan` or `precision` is set where it has no effect.
 
     Args:
         experiment: the settings.
@@ -250,7 +250,7 @@ def refuse_model_settings(experiment: Experiment, instead: Mapping[str, str] | N
 
 
 def refuse_devices(experiment: Experiment, what: str, **instead: str) -> None:
-    """Refuse the settings of devices and processes where they would have no effect.
+    """Raises if settings of devices or processes are set where they have no effect.
 
     Args:
         experiment: the settings.

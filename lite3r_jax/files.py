@@ -18,7 +18,7 @@ _PARTIAL, _OLD = "partial", "old"
 
 
 def user_cache() -> Path:
-    """The user's cache directory of this package, by the custom of the system."""
+    """Returns the cache directory of this package for the user, by the custom of the system."""
     home = Path.home()
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "lite3r_jax"
@@ -29,13 +29,13 @@ def user_cache() -> Path:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a free path for a file or a folder that becomes `path` when the block ends.
+    """Yields a temporary path for a file or a folder that is renamed to `path` at the block's end.
 
     If the block fails, or the process is killed, nothing is left under the final name and what was
     there before stays. A folder takes the place of another in one step where the system can
     exchange names (Linux, most file systems); elsewhere there is a moment in which neither is
-    there, and the next call for the same `path` puts the old one back. What killed processes of
-    this machine left beside `path` is removed. Missing parents of `path` are made.
+    there, and the next call for the same `path` puts the old one back. Temporary files that killed
+    processes of this machine left beside `path` are removed. Missing parents of `path` are made.
 
     Args:
         path: final name.
@@ -64,7 +64,7 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before time goes into what it is to hold.
+    """Raises if a file could not be written; to be called before its contents are computed.
 
     Raises:
         InputError: its folder cannot be made or written, or a folder is in its place.
@@ -80,7 +80,7 @@ def check_writable(path: Path) -> None:
 
 
 def temporary_name(path: Path, kind: str = _PARTIAL) -> Path:
-    """A free name beside `path` that says which process of which machine writes there."""
+    """Returns a free name beside `path` that names the machine and the process that write there."""
     return path.with_name(f".{path.name}.{kind}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -89,7 +89,7 @@ def _host() -> str:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Put back what a killed process had moved aside, and remove what it had not finished."""
+    """Restores what a killed process had moved aside, and removes what it had left unfinished."""
     left = {kind: _of_dead_processes(path, kind) for kind in (_PARTIAL, _OLD)}
     if left[_OLD] and not os.path.lexists(path):
         with suppress(OSError):
@@ -99,7 +99,7 @@ def _clear_leftovers(path: Path) -> None:
 
 
 def _of_dead_processes(path: Path, kind: str) -> list[Path]:
-    """Temporary names beside `path` whose process ran on this machine and is gone."""
+    """Returns temporary names beside `path` whose process ran on this machine and is gone."""
     start = f".{path.name}.{kind}-{_host()}-"
     try:
         names = [name for name in os.listdir(path.parent) if name.startswith(start)]
@@ -136,7 +136,7 @@ def _put(partial: Path, path: Path, old: Path, overwrite: bool) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; whether the system could (renameat2 of Linux 3.15)."""
+    """Swaps two paths in one step; returns whether the system could (renameat2 of Linux 3.15)."""
     try:
         swap = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""One writer for each output: a lock that ends with the process that holds it."""
+"""Locks on outputs, so that one process writes at a time; a lock ends with its process."""
 
 import errno
 import os
@@ -17,19 +17,20 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes out of a folder until the block ends.
+    """Locks a folder, so that no other process writes results into it until the block ends.
 
     The folder is made if need be, and written to, so that one that cannot be written is refused
-    before anything is computed. One that was made here and is still empty at the end goes again.
-    The lock is a file `.lock` inside, which the system unlocks when the process ends in any way.
+    before anything is computed. A folder that was made here and is still empty at the end is
+    removed. The lock is a file `.lock` inside, which the system unlocks when the process ends in
+    any way. Where the file system has no locks, a warning says so and nothing is locked.
 
     Args:
         folder: the folder that this process is going to write into.
-        what: what it does there, for the message that another process shows.
+        what: what this process does there, for the message that another process shows.
 
     Raises:
-        InputError: another process is in it, named with what it does and since when; or it cannot
-            be written.
+        InputError: another process has the lock, named with what it does and since when; or the
+            folder cannot be written.
     """
     with _held(folder / ".lock", folder, what):
         yield
@@ -37,7 +38,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def locked_beside(path: Path, what: str) -> Iterator[None]:
-    """`locked` for a file or folder that is replaced as a whole: the lock lies beside it.
+    """Locks a file or folder that is replaced as a whole, by a lock file that lies beside it.
 
     Args:
         path: what will be written, by `files.atomic_write`.
@@ -82,7 +83,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def _taken(lock: Path, output: Path) -> int | None:
-    """The open, locked file; None where it is no longer the file of that name."""
+    """Opens and locks the lock file; returns None if another process has just removed it."""
     import fcntl
 
     lock.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ DEPTH_EPS = 1e-8
 
 
 def quat_to_mat(quat: Any) -> jax.Array:
-    """Rotation of a quaternion of any length but 0 (vggt/utils/rotation.py).
+    """Returns the rotation matrix of a quaternion of any length but 0 (vggt/utils/rotation.py).
 
     Args:
         quat: [..., 4] in the order x, y, z, w (scalar last).
@@ -47,11 +47,11 @@ def quat_to_mat(quat: Any) -> jax.Array:
 
 
 def mat_to_quat(mat: Any) -> jax.Array:
-    """Unit quaternion of a rotation, with w >= 0 (vggt/utils/rotation.py, after PyTorch3D).
+    """Returns the unit quaternion of a rotation, w >= 0 (vggt/utils/rotation.py, after PyTorch3D).
 
     Of the four ways to write the quaternion, each dividing by another of its components, the one
     with the largest component is taken; the first of w, x, y, z where they tie. Half turns have
-    w = 0 and two valid signs: the one with that largest component positive comes back.
+    w = 0 and two valid signs: the one with that largest component positive is returned.
 
     Args:
         mat: [..., 3, 3] rotations.
@@ -87,7 +87,7 @@ def mat_to_quat(mat: Any) -> jax.Array:
 
 
 def invert_se3(se3: Any) -> jax.Array:
-    """Inverse [R^T | -R^T t] of rigid transforms (vggt/utils/geometry.py).
+    """Returns the inverses [R^T | -R^T t] of rigid transforms (vggt/utils/geometry.py).
 
     Args:
         se3: [..., 3, 4] or [..., 4, 4] whose R is a rotation.
@@ -105,7 +105,7 @@ def invert_se3(se3: Any) -> jax.Array:
 
 
 def compose_se3(left: Any, right: Any) -> jax.Array:
-    """The transform that applies `right` first, then `left`.
+    """Returns the rigid transform that applies `right` first, then `left`.
 
     Args:
         left: [..., 3, 4].
@@ -120,7 +120,7 @@ def compose_se3(left: Any, right: Any) -> jax.Array:
 
 
 def transform_points(se3: Any, points: Any) -> jax.Array:
-    """Apply R p + t.
+    """Applies rigid transforms to points: R p + t.
 
     Args:
         se3: [*L, 3, 4].
@@ -138,7 +138,7 @@ def transform_points(se3: Any, points: Any) -> jax.Array:
 def cameras_to_pose_encoding(
     extrinsics: Any, intrinsics: Any, image_size: Sequence[int]
 ) -> jax.Array:
-    """Cameras as 9 numbers, "absT_quaR_FoV" (vggt/utils/pose_enc.py).
+    """Encodes each camera as 9 numbers, "absT_quaR_FoV" (vggt/utils/pose_enc.py).
 
     The principal point is not part of the encoding.
 
@@ -163,7 +163,7 @@ def cameras_to_pose_encoding(
 def pose_encoding_to_cameras(
     pose_enc: Any, image_size: Sequence[int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Cameras of pose encodings (vggt/utils/pose_enc.py).
+    """Decodes pose encodings to extrinsics and intrinsics (vggt/utils/pose_enc.py).
 
     Args:
         pose_enc: [..., 9], see `cameras_to_pose_encoding`; the quaternion need not be normalized.
@@ -185,7 +185,7 @@ def pose_encoding_to_cameras(
 
 
 def pixels_to_rays(pixels: Any, intrinsics: Any) -> jax.Array:
-    """Pixels on the plane z = 1 of the camera (vggt/utils/geometry.py: cam_from_img).
+    """Maps pixels to the plane z = 1 of the camera (vggt/utils/geometry.py: cam_from_img).
 
     Args:
         pixels: [*L, ..., 2] (u, v).
@@ -204,7 +204,7 @@ def pixels_to_rays(pixels: Any, intrinsics: Any) -> jax.Array:
 
 
 def unproject(depth: Any, intrinsics: Any) -> tuple[jax.Array, jax.Array]:
-    """Depth maps to points in the camera frame (vggt/utils/geometry.py).
+    """Unprojects depth maps to points in the camera frame (vggt/utils/geometry.py).
 
     Args:
         depth: [*L, H, W], z in the camera frame.
@@ -236,7 +236,7 @@ def unproject(depth: Any, intrinsics: Any) -> tuple[jax.Array, jax.Array]:
 def unproject_to_world(
     depth: Any, extrinsics: Any, intrinsics: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Depth maps to points in the world (vggt/utils/geometry.py: depth_to_world_coords_points).
+    """Unprojects depth maps to world points (vggt/utils/geometry.py: depth_to_world_coords_points).
 
     Args:
         depth: [*L, H, W], z in the camera frame.
@@ -256,10 +256,10 @@ def unproject_to_world(
 def project(
     points: Any, extrinsics: Any, intrinsics: Any, *, default: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """World points to pixels of each camera (vggt/utils/geometry.py: project_world_points_to_cam).
+    """Projects world points to pixels (vggt/utils/geometry.py: project_world_points_to_cam).
 
-    Points behind the camera are projected through its center as in the original: look at the z of
-    the camera points. Points at z = 0 and points that are not finite have no pixel.
+    Points behind the camera are projected through its center as in the original: the z of the
+    camera points tells them apart. Points at z = 0 and points that are not finite have no pixel.
 
     Args:
         points: [*L, ..., 3] in the world; [1, N, 3] for N points that all cameras [V, 3, 4] see.
@@ -287,7 +287,7 @@ def project(
 def normalize_scene(
     extrinsics: Any, world_points: Any, depth: Any, mask: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Put the world into view 0 and the mean distance of the valid points to 1.
+    """Moves the world frame to view 0 and scales the mean distance of the valid points to 1.
 
     This is the training normalization (training/train_utils/normalization.py): E_i <- E_i E_0^-1,
     points into the camera of view 0, then points, translations and depths divided by
@@ -341,16 +341,17 @@ class Sim3(NamedTuple):
 
 
 def fit_sim3(source: Any, target: Any, weights: Any = None, *, xp: Any = jnp) -> Sim3:
-    """The similarity that brings points onto others with least squared distance.
+    """Fits the similarity that maps source to target points with the least squared distance.
 
-    Umeyama, IEEE PAMI 13(4), 1991, equations 34 to 43: never a mirror, also where a mirror would
-    fit better. Points on one line leave the turn around it open, and one point leaves all but the
-    translation: any of the solutions comes back. Sources that are all the same have the scale 0.
+    Umeyama, IEEE PAMI 13(4), 1991, equations 34 to 43: never a reflection, also where a reflection
+    would fit better. Points on one line leave the rotation about the line open, and one point
+    leaves all but the translation open: any of the solutions is returned. Source points that are
+    all the same give the scale 0.
 
     Args:
         source: [*L, N, 3].
         target: [*L, N, 3], the same points elsewhere.
-        weights: [*L, N], 0 or more and not all 0; None: all equal. What has the weight 0 may be
+        weights: [*L, N], 0 or more and not all 0; None: all equal. Points of weight 0 may be
             anything.
         xp: jax.numpy, for jit and devices (the gradient of the singular vectors is undefined where
             singular values are equal); or numpy, for float64 on the host.
@@ -385,7 +386,7 @@ def fit_sim3(source: Any, target: Any, weights: Any = None, *, xp: Any = jnp) ->
 
 
 def apply_sim3(sim3: Sim3, points: Any, *, xp: Any = jnp) -> Any:
-    """Apply scale * R p + t.
+    """Applies similarities to points: scale * R p + t.
 
     Args:
         sim3: with leading axes L.
@@ -410,7 +411,7 @@ def _points(points: Any, name: str, xp: Any) -> Any:
 
 
 def _real(x: Any, name: str, *tails: tuple[int, ...]) -> jax.Array:
-    """`x` in float32 or wider, after its last axes were checked."""
+    """Returns `x` in float32 or wider, after a check of its last axes."""
     x = jnp.asarray(x)
     if tails and not any(x.shape[max(x.ndim - len(t), 0) :] == t for t in tails):
         wanted = " or ".join("[..., " + ", ".join(map(str, t)) + "]" for t in tails)
@@ -421,7 +422,7 @@ def _real(x: Any, name: str, *tails: tuple[int, ...]) -> jax.Array:
 def _flatten(
     points: jax.Array, lead: tuple[int, ...], name: str
 ) -> tuple[jax.Array, tuple[int, ...]]:
-    """[*L, ..., C] -> ([*L, N, C], shape of the result without C)."""
+    """Flattens [*L, ..., C] to [*L, N, C]; also returns the shape of the result without C."""
     own = points.shape[:-1]
     try:
         wide = jnp.broadcast_shapes(lead, own[: len(lead)])
@@ -443,7 +444,7 @@ def _einsum(equation: str, *operands: Any) -> Any:
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
-    """sqrt(max(x, 0)) with gradient 0 where it is 0."""
+    """Computes sqrt(max(x, 0)), with gradient 0 where the result is 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 

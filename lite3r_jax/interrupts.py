@@ -1,4 +1,4 @@
-"""Ctrl-C: a process that ends at once and cleanly, whatever it is doing."""
+"""Handling of Ctrl-C: a process ends at once and cleanly, whatever it is doing."""
 
 import os
 import signal
@@ -45,13 +45,16 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
 
 
 def end_at_once() -> None:
-    """Let `run_as_process` end without what else waits at the end of an interpreter."""
+    """Makes `run_as_process` end without the handlers and threads that run at interpreter exit."""
     _at_once.set()
 
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Ctrl-C meanwhile ends the process with a line, at once: for imports, which write nothing."""
+    """Makes Ctrl-C end the process at once with one line, inside of the block; for imports.
+
+    Imports write no files that could be left half-written.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -103,10 +106,11 @@ def _leave(code: int) -> NoReturn:
 
 @contextmanager
 def kept_from_children(*signals: signal.Signals) -> Iterator[None]:
-    """Processes that start meanwhile never see these signals; this one gets them afterwards.
+    """Blocks signals inside of the block, so that processes started there never see these signals.
 
-    Keyboards and schedulers signal all processes of a job; the first one decides when to stop. A
-    child that had to decline them itself would be ended by one that comes while it starts.
+    This process gets the signals when the block ends. Keyboards and schedulers signal all processes
+    of a job, of which the first one decides when to stop. A child that had to ignore the signals
+    itself would be ended by one that comes while the child starts.
     """
     resource_tracker.ensure_running()  # its start would let the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)

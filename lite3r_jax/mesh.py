@@ -1,8 +1,8 @@
-"""Scenes and views that are spread over the devices of a mesh, as loops have to know.
+"""How scenes, views and weights are sharded over a device mesh, and loops over sharded axes.
 
-XLA splits what is computed on arrays that are split. A loop over a dimension that is split is the
-exception: every device would get all of it and take every turn. Such loops go over the part of a
-device instead, with the devices side by side in every turn.
+XLA splits computations on sharded arrays. A loop over a sharded dimension is the exception: every
+device would get all of the dimension and take every turn. Such loops go over the shard of a device
+instead, with the devices side by side in every turn.
 """
 
 import math
@@ -22,17 +22,17 @@ from lite3r_jax.errors import InputError, did_you_mean
 SCENES = ("data", "fsdp")
 """Axes of a mesh that scenes are split over."""
 VIEWS = ("view",)
-"""Axes that the views of a scene are split over."""
+"""Axes of a mesh that the views of a scene are split over."""
 _WORTH_SPLITTING = 2**14  # scalars
 
 
 def split_ways() -> int:
-    """Over how many devices the mesh in use splits scenes and views; 1 without one."""
+    """Returns over how many devices the mesh in use splits scenes and views; 1 without a mesh."""
     return math.prod(_sizes((*SCENES, *VIEWS)).values())
 
 
 def _sizes(names: tuple[str, ...]) -> dict[str, int]:
-    """Those of the axes that the mesh in use has, with more than one device."""
+    """Returns name -> size of the named axes of the mesh in use that have several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return {
         name: size
@@ -42,11 +42,12 @@ def _sizes(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def axes(names: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
-    """Those of the axes that the mesh in use has, and over how many devices they split.
+    """Returns the named axes that the mesh in use splits over, and the number of their devices.
 
     Args:
-        names: of axes.
-        count: what they split; if they do not divide it, there are none.
+        names: of the axes.
+        count: size of the dimension that they split; if their devices do not divide it, the result
+            is no axes and 1 device.
     """
     sizes = _sizes(names)
     ways = math.prod(sizes.values())
@@ -54,7 +55,7 @@ def axes(names: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
 
 
 def with_lone(used: tuple[str, ...]) -> set[str]:
-    """The axes, and those of the mesh in use that have one device, for `jax.shard_map`.
+    """Returns the given axes and the mesh's axes of one device, for `jax.shard_map`.
 
     Over one device nothing is split, and kernels for TPUs run only where no axis is left to XLA.
 
@@ -67,7 +68,7 @@ def with_lone(used: tuple[str, ...]) -> set[str]:
 
 
 def everywhere(tree: Any) -> Any:
-    """All of the arrays on every device, from here on: sent once, and not in every turn of a loop.
+    """Replicates arrays on all devices once, so that no turn of a loop has to gather them.
 
     Args:
         tree: of arrays; without a mesh that has the axes of this module it is returned as it is.
@@ -78,7 +79,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def shard_major(x: jax.Array) -> jax.Array:
-    """Frames in the order of the devices that they are on.
+    """Reorders frames by the device that they are on, with the devices as the first axis.
 
     Args:
         x: [B, S, ...].
@@ -97,35 +98,35 @@ def shard_major(x: jax.Array) -> jax.Array:
 
 
 def unshard(x: jax.Array, b: int, s: int) -> jax.Array:
-    """The inverse of `shard_major`: [D, B * S / D, ...] -> [B, S, ...]."""
+    """Inverts `shard_major`: [D, B * S / D, ...] -> [B, S, ...]."""
     (_, scenes), (_, views) = axes(SCENES, b), axes(VIEWS, s)
     x = x.reshape(scenes, views, b // scenes, s // views, *x.shape[2:])
     return x.swapaxes(1, 2).reshape(b, s, *x.shape[4:])
 
 
 def to_host(x: jax.Array) -> jax.Array:
-    """The array in the pinned memory of the host; inside of a loop, where XLA keeps to it."""
+    """Moves an array to pinned host memory; for use inside of a loop, where XLA keeps it there."""
     return jax.device_put(x, jax.memory.Space.Host)
 
 
 def to_device(x: jax.Array) -> jax.Array:
-    """The inverse of `to_host`, for a part of what rests there."""
+    """Moves an array, or a part of one, from host memory back to the device; inverts `to_host`."""
     return jax.device_put(x, jax.memory.Space.Device)
 
 
 @dataclass(frozen=True)
 class ViewParts:
-    """The views of one scene in equal parts, one for each device of the axis `view`. Static.
+    """The views of one scene in equal parts, one for each device of the axis `view`; static.
 
     Device i has the views i * each .. (i + 1) * each - 1. Where the parts do not come out even,
-    views behind the last one fill them up: they are computed and mean nothing, and no other view
-    may see them.
+    padding behind the last view fills them up: it is computed and means nothing, and no other view
+    may attend to it.
 
     Attributes:
         devices: number of parts.
-        views: S, those that count.
-        split_weights: whether every device has a part of the weights as well (`split_axis`), and
-            gets those of a layer when it comes to it.
+        views: S, the number of views without padding.
+        split_weights: whether the weights are sharded over the devices as well (`split_axis`), and
+            each layer's are gathered when it runs.
     """
 
     devices: int
@@ -134,24 +135,24 @@ class ViewParts:
 
     @property
     def each(self) -> int:
-        """Views of a part."""
+        """Number of views in a part, padding included."""
         return -(-self.views // self.devices)
 
     @property
     def filled(self) -> int:
-        """Views of all parts together, those that fill them up among them."""
+        """Number of views of all parts together, padding included."""
         return self.each * self.devices
 
     def first(self) -> jax.Array:
-        """Number of the first view of this device; inside of `on_each` only."""
+        """Returns the number of the first view on this device; inside of `on_each` only."""
         return lax.axis_index(VIEWS[0]) * self.each
 
     def gather(self, x: jax.Array, tokens: int = 1) -> jax.Array:
-        """What all devices have, on every one of them; inside of `on_each` only.
+        """Gathers the views of all devices on every device; inside of `on_each` only.
 
         Args:
             x: [B, each * tokens, ...] of this device.
-            tokens: of a view, side by side.
+            tokens: number of tokens of a view, side by side.
 
         Returns:
             [B, S * tokens, ...].
@@ -160,7 +161,7 @@ class ViewParts:
         return every[:, : self.views * tokens]
 
     def choose(self, x: jax.Array, views: jax.Array) -> jax.Array:
-        """Some of the views of all devices, on every one of them; inside of `on_each` only.
+        """Gathers some views by their numbers on every device; inside of `on_each` only.
 
         Args:
             x: [B, each, ...] of this device.
@@ -177,15 +178,16 @@ class ViewParts:
         return lax.psum(part, VIEWS[0])
 
     def on_each(self, function: Callable[..., Any], axes: Any, out: Any) -> Callable[..., Any]:
-        """The function on every device for its own views, with `jax.shard_map`.
+        """Wraps a function to run on every device for its own views, with `jax.shard_map`.
 
-        Inside of it arrays are those of one device, and whatever looks for a mesh finds none.
+        Inside of the function arrays are those of one device, and code that looks for a mesh finds
+        none.
 
         Args:
-            function: of arrays. What it takes from outside has to be an argument.
+            function: of arrays. It may close over no array: each has to be an argument.
             axes: for each argument the number of its axis that has the views, or None for what all
                 devices get whole; or a tree of these.
-            out: likewise of what it returns; whole is what is equal on all devices.
+            out: the same for what it returns; None for what is equal on all devices.
         """
         mesh = jax.sharding.get_abstract_mesh()
 
@@ -206,14 +208,15 @@ class ViewParts:
 
 
 def split_axis(shape: Sequence[int], devices: int) -> int | None:
-    """Which axis of a parameter is split over devices: the last that divides, never the first.
+    """Returns the axis along which a parameter is sharded: the last divisible one, never the first.
 
     Args:
-        shape: of the parameter; of stacked layers the first axis counts these.
+        shape: of the parameter; the first axis of stacked layers is the layer.
         devices: how many.
 
     Returns:
-        None for what every device has whole, since it is small or nothing divides.
+        The axis; None for a parameter that every device has whole, as it is small or no axis
+        is divisible.
     """
     if len(shape) < 2 or math.prod(shape) < _WORTH_SPLITTING:
         return None
@@ -222,11 +225,11 @@ def split_axis(shape: Sequence[int], devices: int) -> int | None:
 
 
 def join_weights(here: Any, whole: Any) -> Any:
-    """Parameters of which this device has a part; inside of `ViewParts.on_each` only.
+    """Gathers sharded parameters whole on this device; inside of `ViewParts.on_each` only.
 
     Args:
         here: arrays of this device.
-        whole: their shapes where all devices are together, in the same tree.
+        whole: shapes of the whole parameters, in the same tree.
     """
 
     def join(x: jax.Array, shape: Any) -> jax.Array:
@@ -239,12 +242,12 @@ def join_weights(here: Any, whole: Any) -> Any:
 
 
 def view_parts(filled: int, views: int | None, split_weights: bool = False) -> ViewParts | None:
-    """The parts in which the mesh in use has the views of a scene; None without such a mesh.
+    """Returns how the mesh in use splits the views of a scene into parts; None if it does not.
 
     Args:
-        filled: views that there are on all devices together.
-        views: those of them that count; None where views are not handled in parts, as in training,
-            whose mesh may split scenes as well.
+        filled: number of views on all devices together, padding included.
+        views: number of views without padding; None where views are not handled in parts, as in
+            training, whose mesh may split scenes as well.
         split_weights: see `ViewParts`.
 
     Raises:
@@ -262,14 +265,14 @@ def view_parts(filled: int, views: int | None, split_weights: bool = False) -> V
 
 
 def views_of_all(x: jax.Array, parts: ViewParts | None) -> jax.Array:
-    """[B, filled, ...] to [B, S, ...], all of it on every device; for what is small."""
+    """Replicates a small array of views on every device: [B, filled, ...] to [B, S, ...]."""
     if parts is None:
         return x
     return lax.with_sharding_constraint(x, PartitionSpec())[:, : parts.views]
 
 
 def devices_of(text: str) -> int:
-    """Over how many devices a setting such as "view:8" splits the views of a scene; 0 for "".
+    """Returns the number of devices of a setting such as "view:8" of `compute.mesh`; 0 for "".
 
     Raises:
         InputError: another axis, or no number.
@@ -287,15 +290,15 @@ def devices_of(text: str) -> int:
 
 
 def make_view_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh of a setting such as "view:8": views of a scene over that many devices.
+    """Makes the mesh of a setting such as "view:8", over whose devices views are split.
 
     Args:
         text: of the setting `compute.mesh`; "" for none.
-        devices: those there are; None: all of this process, or of all that were joined.
+        devices: to choose from; None: all of this process, or of all processes that were joined.
 
     Raises:
-        InputError: it is none, or devices that there are not or that do not divide; of several
-            processes, any other number than that of all their devices.
+        InputError: the setting is not of that form, or its number does not divide the number of
+            devices; of several processes, any other number than that of all their devices.
     """
     count = devices_of(text)
     if not count:
@@ -319,26 +322,26 @@ def make_view_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | No
 
 
 def check_split_weights(split: bool, several: bool) -> None:
-    """Refuse weights that devices share where no devices share a scene.
+    """Raises if weights are to be sharded without a mesh that they could be sharded over.
 
     Args:
         split: whether each device is to have a part of the weights (`compute.weights`).
         several: whether there is a mesh (`compute.mesh`).
 
     Raises:
-        InputError: there is none.
+        InputError: there is no mesh.
     """
     if split and not several:
         raise InputError("compute.weights=split: needs devices; set compute.mesh=view:N")
 
 
 def local_size(mesh: Mesh) -> int:
-    """Devices of a mesh that belong to this process."""
+    """Returns the number of devices of a mesh that belong to this process."""
     return len(mesh.local_devices)
 
 
 def put_weights(tree: Any, mesh: Mesh, split: bool = False) -> Any:
-    """Parameters of this process on its devices of a mesh; nothing is sent between processes.
+    """Puts parameters on this process's devices of a mesh; sends nothing between processes.
 
     Args:
         tree: of arrays, equal in all processes.
@@ -358,13 +361,13 @@ def put_weights(tree: Any, mesh: Mesh, split: bool = False) -> Any:
 
 
 def weight_spec(shape: Sequence[int], devices: int) -> PartitionSpec:
-    """How a parameter is split over so many devices; 0: not at all."""
+    """Returns the `PartitionSpec` of a parameter over a number of devices; 0: not sharded."""
     axis = split_axis(shape, devices) if devices else None
     return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, VIEWS)
 
 
 def check_views(mesh: Mesh, views: int) -> ViewParts:
-    """The parts of so many views on a mesh of `make_view_mesh`.
+    """Returns how a number of views is split into parts on a mesh of `make_view_mesh`.
 
     Raises:
         InputError: there are more devices than views.
@@ -378,10 +381,10 @@ def check_views(mesh: Mesh, views: int) -> ViewParts:
 
 
 def put_views(x: Any, mesh: Mesh, parts: ViewParts) -> jax.Array:
-    """Arrays of all views [1, S, ...], from the host to the devices that the views are for.
+    """Puts an array of all views [1, S, ...] from the host on the devices, each view on its own.
 
     Returns:
-        [1, filled, ...]; the last view again fills the parts up.
+        [1, filled, ...], padded with copies of the last view.
     """
     where = NamedSharding(mesh, PartitionSpec(None, VIEWS))
     if isinstance(x, jax.Array) and x.sharding == where:
@@ -398,10 +401,10 @@ def put_views(x: Any, mesh: Mesh, parts: ViewParts) -> jax.Array:
 
 
 def fetch_views(arrays: Any, views: int) -> Any:
-    """Arrays [1, views or more, ...], from the devices to the host, without what fills parts up.
+    """Fetches arrays [1, views or more, ...] from the devices to the host, without padding.
 
-    What several devices have comes from each of them, and is together on the host only. With
-    several processes every one of them has to call this and gets all views.
+    Sharded arrays are joined on the host only, and never whole on a device. With several processes
+    every one of them has to call this and gets all views.
     """
     if all(x.is_fully_addressable for x in jax.tree.leaves(arrays)):
         return jax.tree.map(lambda x: x[:, :views], jax.device_get(arrays))
@@ -424,7 +427,7 @@ def _fetched(x: jax.Array) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _one_of_each(x: jax.Array, i: jax.Array, devices: int, where: NamedSharding) -> jax.Array:
-    """The i-th view of every device, [B, devices, ...], on all devices: no more at a time."""
+    """Replicates the i-th view of every device, no more, on all devices: [B, devices, ...]."""
     by_device = x.reshape(len(x), devices, -1, *x.shape[2:])
     one = lax.dynamic_index_in_dim(by_device, i, 2, keepdims=False)
     return lax.with_sharding_constraint(one, where)

@@ -1,4 +1,4 @@
-"""One description of a model, checked before weights are read, and the one place that builds it.
+"""The description of a model, its check before weights are read, and its construction.
 
 `check_model(ModelSpec("WEIGHTS", student="RUN/student", precision="fp8_dynamic")).build()`
 """
@@ -70,8 +70,8 @@ class ModelSpec:
         student: folder of a distilled student of these weights; with an `attention` that differs
             from its own in what may be adjusted after training.
         attention: plan of the attention, or its text as in `AttentionChoice`. Parameters that its
-            strategies add and the weights are without have their first values: nothing has learned
-            to use them.
+            strategies add and the weights are without have their initial values: they are
+            untrained.
         precision: of the matrix products and the weights. "float32" or "bfloat16": both are of that
             dtype. "fp8_weight_only" or "fp8_dynamic": the weights that `rules` name are float8, see
             `precision.deploy`. "simulated": they are rounded where they are used, as in training.
@@ -81,7 +81,7 @@ class ModelSpec:
         dtype: compute dtype, float32 or bfloat16; None: that of the precision, which for float8
             is bfloat16 and for "" float32; "auto": likewise, but for "" bfloat16 on a GPU.
         param_dtype: of the parameters; None: as they are stored. Not with a precision.
-        seed: of the first values of parameters that are no part of the weights.
+        seed: of the initial values of parameters that are no part of the weights.
         cache_dir: where converted weights of a hub repository are kept; None: the user's cache.
     """
 
@@ -98,7 +98,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model that can be built: everything about it but its numbers was read and fits together.
+    """A model that can be built: all but its weights was read, and fits together.
 
     Attributes:
         spec: what was asked for.
@@ -119,7 +119,7 @@ class CheckedModel:
 
     @property
     def name(self) -> str:
-        """ATTENTION-PRECISION, in the words in which evaluations and benchmarks are asked for."""
+        """Name of the model, ATTENTION-PRECISION, as in variants of evaluations and benchmarks."""
         if isinstance(self.manifest, Deployment):
             return self.manifest.variant
         precision = self.spec.precision or str(np.dtype(self.dtype))
@@ -155,11 +155,11 @@ class CheckedModel:
 
     @property
     def held_dtype(self) -> Any:
-        """The dtype that parameters are loaded in at most, for plans of memory."""
+        """The dtype that estimates of memory take for parameters: `param_dtype`, else float32."""
         return jnp.dtype(self.param_dtype or jnp.float32)
 
     def refuse_untrained(self) -> None:
-        """Refuse attention whose parameters nobody has trained, for entrances that give results.
+        """Raises if the attention has untrained parameters; for entry points that give results.
 
         Raises:
             InputError: with what to do.
@@ -177,7 +177,7 @@ class CheckedModel:
                 )
 
     def build(self, heads: Sequence[str] | None = None) -> Any:
-        """The model.
+        """Builds the model, with its weights.
 
         On a GPU the kernels that it would take are checked against their definitions first, once
         for the kind of device, jax, driver and version of the package; see
@@ -220,7 +220,7 @@ class CheckedModel:
         return _checked(model)
 
     def facts(self) -> dict[str, Any]:
-        """Which model it is, as far as that is known before it is built: names and hashes."""
+        """Returns names and hashes of the model, as far as they are known before it is built."""
         deployed = self.manifest if isinstance(self.manifest, Deployment) else None
         source = {
             name: record.sha256
@@ -245,12 +245,12 @@ class CheckedModel:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from other models on any host: `facts`, of the weights the hashes alone."""
+        """Returns `facts` with only the hashes of the weights, so that it is equal on all hosts."""
         facts = self.facts()
         return facts | {"weights": facts["weights"]["files"]}
 
     def describe(self, model: Any) -> dict[str, Any]:
-        """Which model it is, for reports and pages: `facts`, and what shows in the built model.
+        """Returns `facts` and what the built model shows (heads, dtypes, kernels), for reports.
 
         Args:
             model: what `build` gave.
@@ -288,12 +288,12 @@ class CheckedModel:
 
 
 def auto_dtype() -> Any:
-    """The compute dtype of "auto": float32 on a CPU, bfloat16 on a GPU or TPU."""
+    """Returns the compute dtype of "auto": float32 on a CPU, bfloat16 on a GPU or TPU."""
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
 def _checked(model: Any) -> Any:
-    """The model, whose kernels were checked if this is a GPU.
+    """Checks the kernels of a model if this is a GPU, and returns the model.
 
     Raises:
         InputError: one that was asked for by name cannot run here.
@@ -313,12 +313,12 @@ def _checked(model: Any) -> Any:
 
 
 def student_hash(folder: str | os.PathLike[str]) -> str:
-    """What tells a student from others: the SHA-256 of its manifest, which has all others."""
+    """Returns the SHA-256 of a student's manifest, which has the hashes of all its other files."""
     return hash_file(Path(folder) / STUDENT_MANIFEST).sha256
 
 
 def check_model(spec: ModelSpec, backbone: str = "") -> CheckedModel:
-    """Read what a model is, and refuse what does not fit together, before any weights are read.
+    """Reads what a model is and checks that it fits together, before any weights are read.
 
     Args:
         spec: which model. Weights of a hub repository are fetched and converted if need be.
@@ -379,13 +379,13 @@ def _parsed(attention: str | Plan) -> Plan | None:
 
 
 def _own_plan(manifest: Any, config: dict[str, Any]) -> Plan:
-    """The attention that weights were trained with."""
+    """Returns the attention plan that weights were trained with."""
     backbone = get_backbone(manifest.backbone)
     return backbone.own_plan(backbone.config_from_json(dict(config)))
 
 
 def _check_deployed(spec: ModelSpec, deployment: Deployment) -> None:
-    """Refuse what a deployed model cannot be made into."""
+    """Raises if settings ask for anything that a deployed model cannot be made into."""
     for name in ("student", "attention", "rules", "param_dtype"):
         if getattr(spec, name):
             raise InputError(

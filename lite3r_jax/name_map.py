@@ -1,4 +1,4 @@
-"""The language of weight maps: rules as data, complete in both directions.
+"""Rules that map names and layouts of checkpoint tensors to parameters here, and back.
 
 A rule pairs two templates. `{word}` stands for a *field*: a finite one-to-one table of spellings,
 upstream -> here. The one open slot is the stack index: a number upstream, a position on the
@@ -29,7 +29,7 @@ _NUMBER = "0|[1-9][0-9]{0,5}"
 
 
 class Transform(enum.Enum):
-    """How PyTorch lays a tensor out and how it is laid out here; each has an exact inverse."""
+    """Layout changes from PyTorch's tensors to the arrays here; each has an exact inverse."""
 
     IDENTITY = "as is"
     LINEAR = "[out, in] -> [in, out]"
@@ -46,7 +46,7 @@ _AXES = {
 
 
 def forward(transform: Transform, tensor: np.ndarray) -> np.ndarray:
-    """A PyTorch tensor in the layout used here (a view)."""
+    """Brings a PyTorch tensor into the layout used here (a view)."""
     if transform is Transform.IDENTITY:
         return tensor
     if transform is Transform.CONV1X1:
@@ -55,7 +55,7 @@ def forward(transform: Transform, tensor: np.ndarray) -> np.ndarray:
 
 
 def inverse(transform: Transform, tensor: np.ndarray) -> np.ndarray:
-    """The PyTorch tensor again (a view)."""
+    """Brings a tensor from the layout used here back into PyTorch's (a view)."""
     if transform is Transform.IDENTITY:
         return tensor
     if transform is Transform.CONV1X1:
@@ -64,7 +64,7 @@ def inverse(transform: Transform, tensor: np.ndarray) -> np.ndarray:
 
 
 def upstream_shape(transform: Transform, shape: Shape) -> Shape | None:
-    """The PyTorch shape of a tensor that has `shape` here, None where the rank does not fit."""
+    """Returns the PyTorch shape of a tensor of `shape` here; None where the rank does not fit."""
     if transform is Transform.IDENTITY:
         return shape
     if transform is Transform.CONV1X1:
@@ -77,7 +77,7 @@ def upstream_shape(transform: Transform, shape: Shape) -> Shape | None:
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One upstream tensor, or one family of them, and where it goes.
+    """A rule that maps one upstream tensor, or a family of them, to a parameter path here.
 
     Attributes:
         source: template of the upstream name.
@@ -97,7 +97,7 @@ class TensorRule:
 
 @dataclass(frozen=True)
 class Skip:
-    """An upstream tensor that no parameter here takes; it is carried along for the way back.
+    """An upstream tensor that no parameter here takes; it is kept for conversion back.
 
     Attributes:
         source: the upstream name.
@@ -118,7 +118,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class SkipPart:
-    """A part of an upstream model that this system does not have; carried along as well.
+    """A part of an upstream model that is not implemented here; it is kept for conversion back.
 
     Attributes:
         source: the part; its tensors are named `source.*`.
@@ -154,7 +154,7 @@ class NamePlan:
 
 @dataclass(frozen=True)
 class NameMap:
-    """All the rules of one backbone.
+    """All rules that map checkpoints of one backbone to its parameters, and back.
 
     Attributes:
         fields: slot -> {upstream spelling: spelling here}, one to one.
@@ -195,7 +195,7 @@ class NameMap:
         return re.compile("".join(parts))
 
     def to_here(self, source: str) -> list[Pair]:
-        """Where an upstream tensor goes: one place, unless the map itself is at fault."""
+        """Returns where an upstream tensor goes: one place, unless the map itself is at fault."""
         pairs = []
         for regex, _, rule in self._compiled:
             if matched := regex.fullmatch(source):
@@ -210,7 +210,7 @@ class NameMap:
         return pairs
 
     def to_upstream(self, target: str, shape: Shape) -> list[tuple[Pair, Shape]]:
-        """The upstream tensors that make up a leaf of this shape, with their upstream shapes."""
+        """Returns the upstream tensors that make up a parameter of this shape, and their shapes."""
         pairs = []
         for _, regex, rule in self._compiled:
             if not (matched := regex.fullmatch(target)):
@@ -236,7 +236,7 @@ class NameMap:
         return pairs
 
     def upstream_shapes(self, targets: Mapping[str, Shape]) -> dict[str, Shape]:
-        """The upstream state dict of a model: name -> shape, as a published file has it.
+        """Returns the upstream state dict of a model: name -> shape, as a published file has it.
 
         Skipped tensors are included, but no copies and no skipped parts, whose shapes are unknown.
 
@@ -265,7 +265,7 @@ class NameMap:
 
     @staticmethod
     def skip_shape(skip: Skip, targets: Mapping[str, Shape]) -> Shape:
-        """The shape a skipped tensor must have beside a model of these leaves."""
+        """Returns the shape that a skipped tensor must have beside a model of these leaves."""
         return tuple(1 if axis is None else targets[skip.like][axis] for axis in skip.axes)
 
     def match(
@@ -275,7 +275,7 @@ class NameMap:
         label: str,
         ignore: Collection[str] = (),
     ) -> NamePlan:
-        """The correspondence between a checkpoint and a model, if it is complete both ways.
+        """Matches a checkpoint's tensors with a model's leaves; raises unless both are complete.
 
         Args:
             sources: upstream name -> shape of everything in the checkpoint.
@@ -363,11 +363,11 @@ class NameMap:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What there is to know about the checkpoints of one backbone.
+    """Facts about the checkpoints of one backbone: names, heads, licenses and variants.
 
     Attributes:
-        title: for messages.
-        names: config -> the map.
+        title: name of the model, for messages.
+        names: config -> the map of names.
         trunk: the part that every such checkpoint has, however few heads; its tensors are named
             `trunk.*`.
         heads: head, as arguments call it -> the part that exists only with it.
@@ -389,12 +389,12 @@ class Checkpoint:
     variants: tuple["Variant", ...] = ()
 
     def of(self, config: Any) -> "Checkpoint":
-        """What there is to know about checkpoints of models of this config."""
+        """Returns the facts about checkpoints of models of this config."""
         fitting = (v.checkpoint for v in self.variants if v.fits(config))
         return next(fitting, self)
 
     def config_of(self, names: Collection[str], default: Any) -> Any:
-        """The config of a checkpoint with these names, where nobody gives one."""
+        """Returns the config of a checkpoint with these tensor names, where none is given."""
         for variant in self.variants:
             if any(re.fullmatch(variant.sign, name) for name in names):
                 return variant.config
@@ -403,13 +403,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Variant:
-    """Checkpoints of a backbone that have other names than most.
+    """Checkpoints of a backbone whose tensors have other names than those of most.
 
     Attributes:
         sign: names (a regular expression) that only they have.
         fits: whether a config is of such a model.
         config: of the published one.
-        checkpoint: what there is to know about them.
+        checkpoint: the facts about these checkpoints.
     """
 
     sign: str

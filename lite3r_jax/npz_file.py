@@ -1,4 +1,4 @@
-"""NPZ files from outside: arrays are looked at before they are read, and checked as they are."""
+"""Reading of untrusted NPZ files: headers are checked before data is read, data as it is read."""
 
 import math
 import os
@@ -33,7 +33,10 @@ class NpzFile:
     """
 
     def __init__(self, archive: zipfile.ZipFile):
-        """Args: archive: open for reading.
+        """Lists the arrays of an archive without reading them.
+
+        Args:
+            archive: open for reading.
 
         Raises:
             InputError: an array is there twice.
@@ -48,11 +51,11 @@ class NpzFile:
         self.names = tuple(self._members)
 
     def compressed(self, name: str) -> bool:
-        """Whether the array is compressed."""
+        """Returns whether an array is compressed."""
         return self._members[name].compress_type != zipfile.ZIP_STORED
 
     def read(self, name: str, kind: str = "", axes: int | None = None, most: int = 1 << 34) -> Any:
-        """One array; nothing that its header does not announce is decompressed.
+        """Reads one array, and decompresses nothing that its header does not announce.
 
         Args:
             name: of the array.
@@ -94,8 +97,8 @@ def open_npz(
 ) -> Iterator[NpzFile]:
     """Open an NPZ file for reading.
 
-    Nothing of the file is executed. Whatever is wrong with it inside of the block is an error that
-    names the file.
+    Nothing of the file is executed. Errors that a damaged file causes inside of the block become an
+    `InputError` that names the file.
 
     Args:
         path: the file.

@@ -54,7 +54,7 @@ class ProcessOptions:
 
 @contextmanager
 def joined(options: ProcessOptions) -> Iterator[None]:
-    """Meanwhile this process is one of several; `jax.devices()` are those of all.
+    """Joins the other processes for the block, within which `jax.devices()` are those of all.
 
     When a process ends before the others are done, these print why and leave at once with code 1,
     also from inside of a computation.
@@ -63,7 +63,8 @@ def joined(options: ProcessOptions) -> Iterator[None]:
         options: how; without a coordinator this does nothing.
 
     Raises:
-        InputError: settings that do not fit together, or that others cannot be reached with.
+        InputError: settings that do not fit together, or with which other processes cannot be
+            reached.
     """
     check_processes(options)
     if not options.coordinator:
@@ -82,15 +83,15 @@ def joined(options: ProcessOptions) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes results and talks to people."""
+    """Returns whether this is process 0, the one that writes results and prints messages."""
     return jax.process_index() == 0
 
 
 def every_value(value: int) -> list[int]:
-    """A number of every process, on all of them, in their order. All have to call it.
+    """Gathers a number from every process, on all of them, in their order; all have to call it.
 
     Args:
-        value: of this process, below 2^31.
+        value: the number of this process, below 2^31.
     """
     if jax.process_count() == 1:
         return [value]
@@ -101,10 +102,11 @@ def every_value(value: int) -> list[int]:
 
 
 def from_first(array: np.ndarray) -> np.ndarray:
-    """The array of process 0, on all of them, which have to call it with that shape and dtype.
+    """Broadcasts the array of process 0 to all processes, which all have to call it.
 
     Args:
-        array: without NaN; of the other processes only shape and dtype count.
+        array: without NaN; of the other processes only shape and dtype count, which have to be
+            those of process 0.
     """
     if jax.process_count() == 1:
         return array
@@ -114,14 +116,14 @@ def from_first(array: np.ndarray) -> np.ndarray:
 
 
 def refuse_different(body: Mapping[str, Any], of_what: str) -> None:
-    """Refuse processes that would compute something else; all have to call it.
+    """Raises if processes have different settings or inputs; all of them have to call it.
 
     Args:
         body: values of JSON that have to be equal everywhere.
         of_what: what they are, for the message.
 
     Raises:
-        InputError: naming a process with others.
+        InputError: naming a process that differs from process 0.
     """
     if jax.process_count() == 1:
         return
@@ -137,10 +139,10 @@ def refuse_different(body: Mapping[str, Any], of_what: str) -> None:
 
 @contextmanager
 def all_ready() -> Iterator[None]:
-    """A step that all processes have to get through before they go on to compute together.
+    """Runs a block that has to succeed in all processes before they compute together.
 
     Raises:
-        InputError: another process could not; or that of this one.
+        InputError: the block failed in another process; or the error of this one.
     """
     try:
         yield
@@ -155,10 +157,10 @@ def all_ready() -> Iterator[None]:
 
 
 def check_processes(options: ProcessOptions) -> None:
-    """Refuse settings that do not fit together.
+    """Raises if coordinator, count and number of the processes do not fit together.
 
     Raises:
-        InputError: naming them.
+        InputError: naming the settings.
     """
     where, count, number = options.coordinator, options.count, options.number
     if not where:
@@ -189,7 +191,7 @@ def check_processes(options: ProcessOptions) -> None:
 
 
 def _meet(options: ProcessOptions) -> "Watch":
-    """Join the others, and connect to them."""
+    """Joins the other processes with `jax.distributed`, and connects to them."""
     try:
         if options.coordinator != "auto":
             return _by_address(options)
@@ -213,9 +215,9 @@ def _meet(options: ProcessOptions) -> "Watch":
 
 
 def _by_address(options: ProcessOptions) -> "Watch":
-    """Meet at the address of the settings, then join at another port, which process 0 names.
+    """Connects at the address of the settings, then joins JAX at a port that process 0 chooses.
 
-    JAX aborts where processes do not come together, so they only go there when all are here.
+    JAX aborts where processes do not come together, so they call it only when all have connected.
     """
     host, port = _address(options.coordinator)
     count, number = options.count, options.number
@@ -251,13 +253,13 @@ def _initialize(arguments: Mapping[str, Any]) -> None:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """HOST:PORT or [HOST]:PORT of IPv6."""
+    """Splits HOST:PORT, or [HOST]:PORT of IPv6, into host and port."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _server(port: int) -> socket.socket:
-    """At every address of this host."""
+    """Opens a socket that listens at every address of this host."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -270,7 +272,7 @@ def _server(port: int) -> socket.socket:
 
 
 def _accepted(server: socket.socket, count: int, timeout: int) -> dict[int, socket.socket]:
-    """Connections of all the others, by their numbers, within so many seconds."""
+    """Accepts the connections of all other processes within `timeout` seconds, by their numbers."""
     peers: dict[int, socket.socket] = {}
     try:
         _accept(server, count, timeout, peers)
@@ -284,7 +286,7 @@ def _accepted(server: socket.socket, count: int, timeout: int) -> dict[int, sock
 def _accept(
     server: socket.socket, count: int, timeout: int, peers: dict[int, socket.socket]
 ) -> None:
-    """`_accepted`, with those that have come so far in `peers`."""
+    """Accepts connections as `_accepted` does, and adds each to `peers` as it comes."""
     until = time.monotonic() + timeout
     while len(peers) < count - 1:
         try:
@@ -317,7 +319,7 @@ def _accept(
 def _connected(
     host: str, port: int, number: int, options: ProcessOptions
 ) -> tuple[socket.socket, int]:
-    """A connection to process 0, and the port that it says when all have come."""
+    """Connects to process 0; also returns the port that process 0 sends when all have connected."""
     until = time.monotonic() + options.timeout
     where = f"process 0 at {host}:{port}"
     while True:
@@ -348,7 +350,7 @@ def _connected(
 
 
 def _told(peers: dict[int, socket.socket], port: int) -> dict[int, socket.socket]:
-    """The same, after all were told that everybody is there."""
+    """Sends all peers a port, which says that every process has connected; returns the peers."""
     for peer in peers.values():
         with suppress(OSError):
             peer.sendall(f"{port}\n".encode())
@@ -356,16 +358,16 @@ def _told(peers: dict[int, socket.socket], port: int) -> dict[int, socket.socket
 
 
 def _announced(text: str) -> str:
-    """The text of process 0, on all of them."""
+    """Broadcasts the text of process 0 to all processes."""
     data = np.frombuffer(text.encode().ljust(_ADDRESS, b"\0"), np.uint8)
     return from_first(data.astype(np.int32)).astype(np.uint8).tobytes().rstrip(b"\0").decode()
 
 
 class Watch:
-    """Connections between process 0 and the others, over which they say how they end."""
+    """Connections between process 0 and the others, over which processes say how they end."""
 
     def __init__(self, number: int, count: int, peers: dict[int, socket.socket]):
-        """Begin to watch these."""
+        """Starts a thread for each peer that listens to how the peer ends."""
         self.number, self.count, self._peers = number, count, peers
         self._ending = threading.Lock()  # held once it is said why this process ends
         self._done = {n: threading.Event() for n in range(count)}
@@ -377,7 +379,7 @@ class Watch:
         threading.Thread(target=self._listen, args=(number,), name=name, daemon=True).start()
 
     def _listen(self, number: int) -> None:
-        """Read what a peer says until it says that it is done; it failed if it says no more."""
+        """Reads the messages of a peer until it is done; one that closes before has failed."""
         said = b""
         with suppress(OSError):
             while not said.endswith(b"\n") and (part := self._peers[number].recv(4096)):
@@ -392,7 +394,7 @@ class Watch:
         self._end(text.removeprefix("failed ") if said_why else killed)
 
     def _end(self, reason: str) -> None:
-        """Leave at once, and let the others know why, unless this process is ending already."""
+        """Ends this process at once and tells the others why, unless it is ending already."""
         if not self._ending.acquire(blocking=False):
             return  # what is heard now is the answer to what this process said
         line = f"error: {printable(reason)}; process {self.number} ends, start all of them again"
@@ -410,7 +412,7 @@ class Watch:
                 peer.sendall(f"{' '.join(text.split())}\n".encode())
 
     def finish(self) -> None:
-        """Wait until all are done, so that no end is taken for a failure."""
+        """Waits until all processes are done, so that no normal end is taken for a failure."""
         if self.number:
             self._tell("done")
         for number in self._peers:
@@ -423,7 +425,7 @@ class Watch:
                     peer.shutdown(socket.SHUT_WR)
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others; a failure that is one of theirs is reported from there."""
+        """Tells the others that this process failed; a peer's failure is reported by that peer."""
         if not isinstance(error, InputError | KeyboardInterrupt):
             # A collective operation broke: if a peer is gone, a thread ends this process now.
             threading.Event().wait(_NOTICE)
@@ -433,7 +435,7 @@ class Watch:
 
 
 def _keep_alive(peer: socket.socket) -> None:
-    """Ask whether the other side is there; a host without power closes nothing."""
+    """Turns on TCP keep-alive, since a host that loses its power closes no connection."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):  # of Linux

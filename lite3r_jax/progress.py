@@ -1,4 +1,4 @@
-"""How far a run is: bars with the time that is left on a terminal, a line now and then in logs."""
+"""Progress of a run: bars with the remaining time on a terminal, a line now and then in logs."""
 
 import sys
 import threading
@@ -13,7 +13,7 @@ EVERY = 30.0
 
 
 class Bar:
-    """How far one stage is, on stderr, with the time that is left as far as it is known.
+    """The progress of one stage, shown on stderr with the remaining time where it is known.
 
     On a terminal it is a bar, elsewhere (logs, notebooks) a line every half minute, of stages that
     take so long.
@@ -30,7 +30,7 @@ class Bar:
         show: bool = True,
         every: float = EVERY,
     ):
-        """Begin.
+        """Starts the display of a stage.
 
         Args:
             name: of the stage.
@@ -61,7 +61,7 @@ class Bar:
             self._thread.start()
 
     def update(self, note: str = "") -> None:
-        """A step was done; from any thread. note: a figure to show, such as the loss."""
+        """Counts a finished step, from any thread; `note` is a figure to show, such as the loss."""
         with self._lock:
             self._done += 1
             if self._done == self._first + 1:  # it may have compiled, and tells little of the rest
@@ -72,7 +72,7 @@ class Bar:
             self._bar.update()
 
     def line(self) -> str:
-        """How far it is, in a line."""
+        """Returns the progress as a line of text, with the time spent and the time left."""
         now = time.monotonic()
         spent, left = now - self._start, None
         text = self._name
@@ -89,7 +89,7 @@ class Bar:
         return f"{text}, {self._note}" if self._note else text
 
     def close(self) -> None:
-        """The stage has ended."""
+        """Ends the display of the stage."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -102,7 +102,7 @@ class Bar:
         self.close()
 
     def _clock(self) -> str:
-        """How tqdm shows a stage without steps."""
+        """Returns the tqdm format of a stage without a number of steps."""
         about = f" of about {_clock_time(self._expected)}" if self._expected is not None else ""
         return "{desc}: {elapsed}" + about
 
@@ -116,7 +116,7 @@ class Bar:
 
 
 class Progress:
-    """Stages of a run, one bar each.
+    """Times the stages of a run, and shows a bar for each.
 
     Attributes:
         seconds: stage -> wall time so far, in the order in which stages began; a stage that is
@@ -125,7 +125,7 @@ class Progress:
     """
 
     def __init__(self, show: bool = True, every: float = EVERY):
-        """See `Bar`.
+        """Begins without a stage; the arguments are those of `Bar`.
 
         Args:
             show: whether anything is shown.

@@ -1,4 +1,4 @@
-"""One reconstructed scene on the host: what is looked at, saved and exported."""
+"""One reconstructed scene on the host: cameras, depth and points, to be saved and exported."""
 
 import re
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ class Photo(Protocol):
     """The photo behind a view, at its own size."""
 
     def read(self) -> "PILImage":
-        """The upright RGB image."""
+        """Returns the upright RGB image."""
         ...
 
     def upright_file(self) -> Path | None:
-        """A JPEG or PNG file with just these pixels, which may be copied, if there is one."""
+        """Returns a JPEG or PNG file with just these pixels, which may be copied, or None."""
         ...
 
 
@@ -43,13 +43,13 @@ class StillPhoto:
     pixels: np.ndarray
 
     def read(self) -> "PILImage":
-        """The image."""
+        """Implements `Photo.read`: returns the pixels as an image."""
         from PIL import Image
 
         return Image.fromarray(self.pixels)
 
     def upright_file(self) -> Path | None:
-        """There is no file."""
+        """Implements `Photo.upright_file`: returns None, since a photo in memory has no file."""
         return None
 
 
@@ -60,12 +60,12 @@ UNITS: Mapping[str, str] = MappingProxyType(
         "known cameras": "that of the known cameras",
     }
 )
-"""Units of length of a scene, and how files call them."""
+"""Units of length of a scene -> the words that files have for them."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrackedPoints:
-    """N points that several views were found to see, and where: M observations, ordered by point.
+    """N 3D points that several views see, with M observations in the views, ordered by point.
 
     Attributes:
         points: float32 [N, 3] in the world of the scene.
@@ -88,7 +88,7 @@ class TrackedPoints:
 
     @property
     def mean_length(self) -> float:
-        """Observations of a point, on average."""
+        """Mean number of observations of a point."""
         return len(self.track) / max(len(self), 1)
 
 
@@ -97,9 +97,9 @@ class PredictedGeometry:
     """Cameras and depth of a scene as a model predicted them, before they were refined.
 
     Attributes:
-        extrinsics: see `Scene`, and so are `intrinsics` and `depth`.
-        intrinsics: likewise.
-        depth: likewise.
+        extrinsics: as in `Scene`.
+        intrinsics: as in `Scene`.
+        depth: as in `Scene`.
     """
 
     extrinsics: np.ndarray
@@ -109,7 +109,7 @@ class PredictedGeometry:
 
 @dataclass(frozen=True, eq=False)
 class PhotoLenses:
-    """Lenses of photos as they were taken, of which a scene shows what pinholes would have seen.
+    """Lenses of the original photos of a scene that holds undistorted (pinhole) images.
 
     Attributes:
         intrinsics: float64 [S, 3, 3] in pixels of the photos, centers at integers; fx is fy.
@@ -205,7 +205,7 @@ class Scene:
             raise InputError(f"scene: {len(self.photos)} photos for {s} views")
 
     def __repr__(self) -> str:
-        """Five lines for people: views, depth, confidence, cameras, points."""
+        """Returns five lines for people: views, depth, confidence, cameras, points."""
         (h, w), inside = self.size, self.inside()
         names = ", ".join(self.names[:3]) + (", ..." if self.views > 3 else "")
         focal = self.intrinsics[:, 0, 0].astype(np.float64)
@@ -252,7 +252,7 @@ class Scene:
         return np.concatenate([rotation, center], -1)
 
     def inside(self) -> np.ndarray:
-        """bool [S, H, W]: pixels whose center lies on the photo and not on added borders."""
+        """Returns bool [S, H, W]: pixels whose center lies on the photo, not on added borders."""
         h, w = self.size
         x, y = np.arange(w) + 0.5, np.arange(h) + 0.5
         x1, y1, x2, y2 = (edge[:, None] for edge in np.moveaxis(self.boxes, -1, 0))
@@ -260,7 +260,7 @@ class Scene:
         return rows[:, :, None] & columns[:, None, :]
 
     def points(self, source: PointSource = "depth") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A world point for every pixel.
+        """Returns a world point for every pixel, with its confidence and validity.
 
         Args:
             source: "depth": the depth maps unprojected with the cameras, which VGGT's authors
@@ -332,7 +332,7 @@ _unproject = jax.jit(geometry.unproject_to_world)  # operation by operation it c
 
 
 def _spread(values: np.ndarray) -> str:
-    """Least, median and largest of the finite values."""
+    """Describes finite values in words: least, largest and median."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "nothing finite"

@@ -1,8 +1,8 @@
 """The bounds of all numeric settings, in one table.
 
-A number outside of it is a slip of the keyboard or an attack: it would run for years, ask for more
-memory than there is, or stop a run at its end. What further settings of one run have to do with
-each other is checked by the settings' own classes.
+A number out of bounds is a slip of the keyboard or an attack: it would run for years, ask for more
+memory than there is, or stop a run at its end. Conditions between several settings of a run are
+checked by the settings' own classes.
 """
 
 import re
@@ -73,7 +73,7 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 
 def bounds_of(name: str) -> tuple[float, float] | None:
-    """Least and most of the setting with that dotted name; None: it is in no row."""
+    """Returns least and most of the setting with a dotted name; None where the table has no row."""
     for pattern, least, most in BOUNDS:
         if re.fullmatch(pattern, name):
             return least, most
@@ -81,7 +81,7 @@ def bounds_of(name: str) -> tuple[float, float] | None:
 
 
 def check_number(name: str, value: float, where: str) -> None:
-    """Refuse a number that the setting cannot be.
+    """Raises if a number is not finite, or out of the bounds of its setting.
 
     Args:
         name: dotted name of the setting.

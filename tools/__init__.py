@@ -1,1 +1,1 @@
-"""Programs around the package: converting weights, measuring."""
+"""Programs around the package that convert weights, make data, train and measure."""

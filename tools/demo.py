@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 FORMATS = "npz,ply,glb,colmap,nerfstudio,depth_png,tum,html"
 PROTOCOL, VIEWS, SIDE = "synthetic:new_textures", 4, 112
 DISTILLATION: Sequence[str] = ()
-"""Settings beside those of configs/vggt.py:tiny."""
+"""Settings of the distillation beside those of configs/vggt.py:tiny."""
 HIDDEN = 10
 """Percentage of the points that the page hides at first: nothing in a room is sky or far away."""
 NOTICE = (
@@ -39,7 +39,7 @@ NOTICE = (
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """The motorcycle of Middlebury stereo 2014, uint8 [500, 741, 3] each."""
+    """Loads the two photos of the Middlebury 2014 stereo motorcycle, uint8 [500, 741, 3] each."""
     from skimage import data
 
     left, right, _ = data.stereo_motorcycle()
@@ -47,14 +47,14 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def generated() -> Sample:
-    """The first sample of a frozen list of held-out scenes, see `evaluate.protocols`."""
+    """Reads the first sample of a frozen list of held-out scenes, see `evaluate.protocols`."""
     protocol, source = open_protocol(PROTOCOL, views=VIEWS, size=(SIDE, SIDE), scenes=1)
     first = protocol.items[0]
     return source.read(first.scene, first.frames, (SIDE, SIDE))
 
 
 def demonstrate(out: Path) -> None:
-    """Run everything.
+    """Reconstructs a generated room and two photos, distills a student, and prints the results.
 
     Raises:
         InputError: the output folder cannot be written, or a command failed.
@@ -73,7 +73,7 @@ def demonstrate(out: Path) -> None:
 
 
 def reconstruct(folder: Path, pictures: dict[str, np.ndarray], title: str) -> None:
-    """Write pictures to `input` of a folder and reconstruct them into `scene` by the command.
+    """Writes pictures to `input` in a folder and reconstructs them into `scene` by the command.
 
     Raises:
         InputError: the folder cannot be written, or the command failed.
@@ -103,9 +103,9 @@ def reconstruct(folder: Path, pictures: dict[str, np.ndarray], title: str) -> No
 
 
 def distil(folder: Path) -> None:
-    """Train a student of the model by the command, which ends with a table of what it keeps.
+    """Trains a student of the small model by the command, which ends with a table of its quality.
 
-    What is there already is not done again.
+    A training whose results are in the folder is not done again.
 
     Raises:
         InputError: the command failed, or the folder has the run of other settings.
@@ -120,7 +120,7 @@ def distil(folder: Path) -> None:
 
 
 def compared(folder: Path, truth: Sample) -> str:
-    """What a reconstruction is worth, by the exact cameras and depth.
+    """Formats the errors of a reconstruction, by the exact cameras and depth, as a table.
 
     Args:
         folder: results of the reconstruction.
@@ -141,7 +141,7 @@ def compared(folder: Path, truth: Sample) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 when something was refused."""
+    """Runs the demo; returns 0, or 2 when something was refused."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo", description=(__doc__ or "").partition("\n")[0]
     )

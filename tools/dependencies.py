@@ -1,4 +1,4 @@
-"""What the package needs when it runs: exact versions that were tested, and their licenses.
+"""Runtime dependencies of the package: exact versions that were tested, and their licenses.
 
 python -m tools.dependencies constraints    rewrites constraints.txt from what is installed here
 python -m tools.dependencies licenses       lists every license; exit code 1 if one is not allowed
@@ -16,7 +16,10 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = "lite3r_jax"
 EXTRAS = ("viewer", "serve", "da3", "lens", "video", "train", "heic", "deploy", "refine")
-"""Of users. The CUDA wheels of jax depend on the machine and are left to jax's own pins."""
+"""Extras for users of the package.
+
+The CUDA wheels of jax depend on the machine and are left to jax's own pins.
+"""
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 HEAD = """\
 # What was tested together, with Python 3.11: pip install -c constraints.txt '.[viewer,train]'.
@@ -30,7 +33,7 @@ BY_HAND: dict[str, str] = {}
 
 
 def runtime() -> dict[str, metadata.Distribution]:
-    """Name -> distribution, of everything that the package and its extras for users need.
+    """Returns by name the distributions that the package and its extras for users need.
 
     Raises:
         PackageNotFoundError: something is not installed.
@@ -58,13 +61,13 @@ def runtime() -> dict[str, metadata.Distribution]:
 
 
 def constraints() -> str:
-    """The text of constraints.txt for what is installed."""
+    """Returns the text of constraints.txt for the versions that are installed."""
     lines = [f"{name}=={each.version}" for name, each in runtime().items()]
     return HEAD + "\n".join(lines) + "\n"
 
 
 def license_of(distribution: metadata.Distribution) -> str:
-    """The license that a distribution states: SPDX expression, classifiers, or free text."""
+    """Returns a distribution's stated license: SPDX expression, classifiers, or free text."""
     about: Any = distribution.metadata  # a Message, which its protocol does not say
     name = canonicalize_name(about["Name"])
     stated = [about.get("License-Expression", "")]
@@ -78,7 +81,7 @@ def license_of(distribution: metadata.Distribution) -> str:
 
 
 def licenses() -> Iterator[tuple[str, str, str]]:
-    """(name and version, license, what is wrong with it or "") of every dependency."""
+    """Yields (name and version, license, what is wrong with it or "") of every dependency."""
     for name, distribution in runtime().items():
         text = license_of(distribution)
         wrong = "" if text else "states no license"
@@ -88,7 +91,7 @@ def licenses() -> Iterator[tuple[str, str, str]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
+    """Rewrites constraints.txt or lists the licenses; returns the exit code."""
     if list(arguments) == ["constraints"]:
         CONSTRAINTS.write_text(constraints())
         print(f"{CONSTRAINTS.name}: {len(runtime())} packages")

@@ -39,7 +39,7 @@ _JPEG = {"quality": 92, "subsampling": 0}
 
 @dataclass(frozen=True)
 class Preset:
-    """How much is written.
+    """The size of a dataset to be written: scenes, frames, pixels and samples.
 
     Attributes:
         scenes: number of scenes or scans.
@@ -66,7 +66,7 @@ PRESETS = {
         "bench": Preset(2, DTU64_VIEWS, (1200, 1600)),
     },
 }
-"""Layout and name to preset."""
+"""Layout of the files -> name of the preset -> preset."""
 
 Tick = Callable[[], object]
 
@@ -81,7 +81,7 @@ def write(
     renderer: Renderer = "jax",
     overwrite: bool = False,
 ) -> None:
-    """Write a dataset.
+    """Writes a dataset of generated scenes in one of the layouts.
 
     Args:
         layout: one of `PRESETS`.
@@ -119,7 +119,7 @@ def write(
 
 
 def scan_names(split: Split) -> tuple[str, ...]:
-    """Names of the scans that a split is written to, which are evaluated on or are not."""
+    """Returns names of scans for a split: those for evaluation, or the others for training."""
     if not split.startswith("train"):
         return DTU64_EVALUATION
     return tuple(name for n in range(1, 129) if (name := f"scan{n}") not in DTU64_EVALUATION)
@@ -207,7 +207,7 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 when something was refused."""
+    """Writes the dataset that the command line names; returns 0, or 2 if refused."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.make_synthetic", description=(__doc__ or "").partition("\n")[0]
     )

@@ -43,7 +43,7 @@ _METRICS = ("abs_rel", "auc_30", "teacher_abs_rel", "teacher_auc_30")
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of an evaluation with its cost.
+    """One row of an evaluation with the cost of its attention.
 
     Attributes:
         views: S.
@@ -61,7 +61,7 @@ class Entry:
 
 
 def main() -> None:
-    """Parse, print the table, write the chart."""
+    """Parses the command line, prints the table and writes the chart."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def read(path: Path) -> list[Entry]:
-    """The rows of report.json, by number of views.
+    """Reads the rows of report.json with the cost of their attention, by number of views.
 
     Raises:
         InputError: the file cannot be read, is no report, is of a student, or its weights are not
@@ -101,7 +101,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def attention_share(checked: CheckedModel, plan: str, views: int, size: Mapping[str, int]) -> float:
-    """Operations as in `Entry`.
+    """Returns the attention operations of a plan as a share of dense attention's, as in `Entry`.
 
     Args:
         checked: the model.
@@ -123,7 +123,7 @@ def attention_share(checked: CheckedModel, plan: str, views: int, size: Mapping[
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """The entries as Markdown."""
+    """Formats the entries as a Markdown table."""
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for entry in entries:
         values = ["" if x is None else f"{x:.4f}" for x in entry.metrics]
@@ -132,7 +132,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def chart(entries: Sequence[Entry]) -> Chart:
-    """Error against dense attention over operations, a line for each strategy and view count.
+    """Draws error to dense attention over operations, a line for each strategy and view count.
 
     Raises:
         InputError: no row differs from dense attention.
@@ -159,7 +159,7 @@ def chart(entries: Sequence[Entry]) -> Chart:
 
 
 def family(plan: str) -> str:
-    """What rows that differ in numbers alone have in common: the strategy and its words."""
+    """Returns the strategy of a plan with its words, which rows that differ in numbers share."""
     name, _, inside = plan.partition("(")
     words = [part.partition("=")[2] for part in inside.rstrip(")").split(",")]
     kinds = [word for word in words if word in ("stride", "diverse", "own")]

@@ -1,4 +1,4 @@
-"""Students of the small teacher, trained and measured one after the other: the table of results.
+"""Trains and measures students of the small teacher, one after the other, for a table.
 
     python -m tools.students --out OUT [--rows NAME[=SEEDS] ...] [--seeds 3] [--weights vggt-tiny]
                              [--plans PLAN ...] [--refine]
@@ -105,14 +105,14 @@ PAIRED: Mapping[str, tuple[str, int]] = {
 _BATCH = 8
 _MARK = {False: "", True: "+refine"}  # behind the name of a row
 SplitMetrics = Mapping[str, Mapping[str, Any]]
-"""Split -> metric -> value, and under "scenes" metric -> values of the scenes."""
+"""Maps split to metric to value, and under "scenes" metric to the values of all scenes."""
 
 
 class Bench:
-    """The held-out samples, and what the teacher says about them."""
+    """Held-out samples, and measurements of models on them against the truth and the teacher."""
 
     def __init__(self, weights: str, splits: Sequence[str], views: int, scenes: int):
-        """Args: the teacher; splits; views and number of the samples of each."""
+        """Opens `scenes` samples with `views` views of each split, for the teacher `weights`."""
         self.weights = weights
         checked, size = check_model(ModelSpec(weights)), {"height": SIZE[0], "width": SIZE[1]}
         self._share = cache(lambda plan: attention_share(checked, plan, views, size))
@@ -126,11 +126,11 @@ class Bench:
         self.said: dict[str, dict[int, Output | None]] = {}
 
     def entry(self, row: Variant, folder: Path) -> dict[str, Any]:
-        """What `table` says of a row, of one seed."""
+        """Returns work and metrics of a row of `table`, for one seed."""
         return {"work": self.work(row, folder), "metrics": self.measured(row, folder)}
 
     def measured(self, row: Variant, folder: Path) -> SplitMetrics:
-        """All splits, each measured once: from then on it is read from the folder."""
+        """Measures a row on all splits, or reads from the folder what was measured before."""
         predictor = self._predictor(row, folder / train.STUDENT)
         by_split = {}
         for split, (protocol, _) in self.tasks.items():
@@ -144,13 +144,13 @@ class Bench:
         return by_split
 
     def work(self, row: Variant, folder: Path) -> float:
-        """Operations of the layers over all views, as a share of those of dense attention."""
+        """Returns operations of the layers over all views, as a share of dense attention's."""
         spec = spec_of(row, self.weights, str(folder / train.STUDENT))
         plan = spec.attention or read_student(Path(spec.student))[0].plan
         return self._share(plan if isinstance(plan, str) else plan_name(plan))
 
     def teacher(self, split: str) -> dict[int, Output | None]:
-        """What the teacher says, run once."""
+        """Returns the teacher's predictions for the samples of a split, computed once."""
         if split not in self.said:
             said: dict[int, Output | None] = {}
             keep = lambda n, record, output: said.__setitem__(n, output)  # noqa: E731
@@ -159,7 +159,7 @@ class Bench:
         return self.said[split]
 
     def _predictor(self, row: Variant, student: Path | None = None) -> Callable[[], Any]:
-        """It is built and compiled when it is called for, and once."""
+        """Returns a function that builds and compiles a row's predictor when first called."""
 
         def build() -> Any:
             predictor = Predictor(
@@ -190,7 +190,7 @@ class Bench:
 def train_student(
     folder: Path, weights: str, variant: str, seed: int, settings: Mapping[str, Any]
 ) -> None:
-    """Train one by the command's own function, unless it is there.
+    """Trains one student by the command's own function, unless it is there already.
 
     Raises:
         InputError: of the training, or it did not come to its end.
@@ -210,7 +210,7 @@ def train_student(
 
 
 def facts(folder: Path) -> dict[str, float]:
-    """Trained parameters, and minutes of the training without its compilation."""
+    """Reads a run's number of trained parameters and minutes of training without compilation."""
     events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
     speed = next(e for e in reversed(events) if e["event"] == "speed")
     arrays = read_student(folder / train.STUDENT)[1]
@@ -221,13 +221,13 @@ def facts(folder: Path) -> dict[str, float]:
 
 
 def spread(values: Sequence[float], decimals: int) -> str:
-    """The mean, and the smallest and the largest where there are several."""
+    """Formats the mean, with the smallest and the largest where values differ."""
     text, *ends = (f"{x:.{decimals}f}" for x in (mean(values), min(values), max(values)))
     return text if ends == [text, text] else f"{text} [{', '.join(ends)}]"
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
-    """Markdown.
+    """Formats the results of a split as a Markdown table.
 
     Args:
         results: row -> one entry for each seed: work (`Bench.work`), metrics (`SplitMetrics`); of
@@ -250,11 +250,11 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
 
 
 def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
-    """Markdown: rows less the teacher, and less what they were before, on the same scenes.
+    """Formats as Markdown how rows differ from the teacher and from themselves before training.
 
-    The teacher is that in float32. Values of a scene are the means of all seeds. Brackets are 95 %
-    intervals over scenes. Students in float8 that began as the one that is trained without it are
-    compared with that one in float8, too.
+    Differences are of the same scenes. The teacher is that in float32. Values of a scene are the
+    means of all seeds. Brackets are 95 % intervals over scenes. Students in float8 that began as
+    the one that is trained without float8 are compared with that one in float8, too.
 
     Args:
         results: as for `table`.
@@ -292,7 +292,7 @@ def _paired(entries: Any, others: Any, split: str, metric: str, decimals: int) -
 
 
 def chart(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Chart:
-    """AUC@30 over work in float32: of the teacher, of what is untrained and of trained students."""
+    """Draws AUC@30 over work in float32, of the teacher, untrained models and trained students."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for row, entries in results.items():
         if not row.endswith(f": {PRECISIONS[0]}"):
@@ -313,10 +313,10 @@ def chart(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Cha
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and measure what is not there yet, and write the table.
+    """Trains and measures the students that are not there yet, and writes the tables.
 
     Raises:
-        InputError: a row that is none, or what training and evaluation raise.
+        InputError: an unknown row, or what training and evaluation raise.
     """
     rows = dict(_row(text, args.seeds) for text in args.rows)
     plans = [plan_name(parse_plan(text, "--plans")) for text in args.plans]
@@ -364,7 +364,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _row(text: str, seeds: int) -> tuple[str, int]:
-    """NAME[=SEEDS]."""
+    """Parses NAME[=SEEDS] into the name of a row and its number of seeds."""
     name, _, count = text.partition("=")
     known = (*ROWS, *AFTER_TRAINING)
     if name not in known or (count and not (count.isdecimal() and int(count))):
@@ -375,12 +375,12 @@ def _row(text: str, seeds: int) -> tuple[str, int]:
 
 
 def text_of(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str:
-    """Both tables of a split."""
+    """Formats both tables of a split, of results and of differences, as Markdown."""
     return f"{table(results, split)}\n\n{gains(results, split)}"
 
 
 def write(out: Path, results: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """Tables and numbers of what is done so far."""
+    """Writes the tables, numbers and charts of what is done so far."""
     text = "\n\n".join(f"## {split}\n\n{text_of(results, split)}" for split in splits) + "\n"
     files = {"students.md": text.encode(), "students.json": strict_json.dump(results)}
     files |= {f"{split}.svg": svg(chart(results, split)).encode() for split in splits}
@@ -390,7 +390,7 @@ def write(out: Path, results: Mapping[str, Any], splits: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 when something was refused."""
+    """Runs the command; returns 0, or 2 when something was refused."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.students",
         description=__doc__,

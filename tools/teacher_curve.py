@@ -1,11 +1,12 @@
-"""One point of the small teacher's curve: the weights of a run now, evaluated, as lines of a CSV.
+"""Evaluates the weights that a run has now, for one point of the small teacher's curve (CSV).
 
     python -m tools.teacher_curve RUN [--csv FILE] [--protocols ...] [--views 2,4] [--raw]
 
-The moving average of the weights (--raw: the weights) of the newest checkpoint, on 64 held-out
-scenes of each protocol at 112 x 112 pixels; may be called while the run goes on. Depth
-after the median ratio of each scene. Columns are those of docs/results.md; wrong partner: AbsRel of
-the first view with the other views of another scene, over that with the right ones.
+What is evaluated is the moving average of the weights (--raw: the weights) of the newest
+checkpoint, on 64 held-out scenes of each protocol at 112 x 112 pixels; this may be called while the
+run goes on. Depth is compared after scaling by the median ratio of each scene. Columns are those of
+docs/results.md; wrong partner: AbsRel of the first view with the other views of another scene, over
+that with the right ones.
 """
 
 import argparse
@@ -36,7 +37,7 @@ COLUMNS = ("date", "run", "step", "seen", "weights", "split", "views", *METRICS)
 
 
 def main() -> None:
-    """Parse, evaluate, add lines and print them."""
+    """Parses the command line, evaluates the weights, and appends and prints lines of the CSV."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +71,7 @@ def measure(
     raw: bool = False,
     scenes: int = 0,
 ) -> list[dict[str, object]]:
-    """Lines of the table, one for each protocol and number of views."""
+    """Evaluates a run's weights; returns a line for each protocol and number of views."""
     with tempfile.TemporaryDirectory() as folder:
         weights, out = Path(folder) / "weights", Path(folder) / "evaluation"
         said = save_weights(run, weights, step, raw)

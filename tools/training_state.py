@@ -1,4 +1,4 @@
-"""The state of a training as a small folder to be committed, and the weights in it.
+"""Saves the state of a training as a small folder to be committed, or the weights in it.
 
     python -m tools.training_state save RUN FOLDER
     python -m tools.training_state weights RUN OUT [--raw] [--dtype bfloat16]
@@ -30,7 +30,7 @@ from lite3r_jax.weights.save import save
 
 
 def main() -> None:
-    """Parse and write."""
+    """Parses the command line and writes the state or the weights of a run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,13 +54,13 @@ def main() -> None:
 
 
 def settings(run: Path) -> Experiment:
-    """The settings of a run."""
+    """Reads the settings of a run from its folder."""
     config = strict_json.read_object(run / CONFIG)
     return from_config({k: v for k, v in config.items() if k not in ("code", CHANGES)})
 
 
 def counted(run: Path, step: int) -> tuple[int, list[dict[str, Any]]]:
-    """(images seen up to a step of a run, over all parts of the training; the parts)."""
+    """Returns (images seen up to a step, over all parts of the training; records of the parts)."""
     experiment = settings(run)
     config = strict_json.read_object(run / CONFIG)
     lines = [json.loads(line) for line in (run / EVENTS).read_text().splitlines()]
@@ -81,13 +81,13 @@ def counted(run: Path, step: int) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _without_places(part: dict[str, Any]) -> dict[str, Any]:
-    """The record of a part without where files were on the machine."""
+    """Removes from the record of a part of a training where files were on the machine."""
     train = {**part["train"], "model": Path(part["train"]["model"]).name}
     return {**part, "train": train | {"init_from": bool(train.get("init_from"))}}
 
 
 def save_state(run: Path, folder: Path, step: int | None = None) -> dict[str, int]:
-    """Write what `training.portable` describes."""
+    """Writes the state of a run to a folder, as `training.portable` describes it."""
     step = newest_step(run) if step is None else step
     views, parts = counted(run, step)
     write_portable(run, folder, views=views, parts=parts, step=step)

@@ -17,7 +17,7 @@ from lite3r_jax.kernels.sla import compile_triton, launches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Chooses launches for the capabilities of the command line and rewrites their table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,1 +1,1 @@
-"""Cost: analytic operations, latency, memory, beside published figures."""
+"""Measures the cost of models: operations, latency and memory, beside published figures."""

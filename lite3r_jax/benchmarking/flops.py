@@ -32,16 +32,16 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Of everything."""
+        """Number of operations of all parts together."""
         return sum(sum(kinds.values()) for kinds in self.parts.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Total and parts."""
+        """Returns the total and the parts as plain data for JSON."""
         return {"total": self.total, "parts": {part: dict(k) for part, k in self.parts.items()}}
 
 
 def count(model: Backbone, views: int, height: int, width: int) -> Work:
-    """Operations of `model(images)` for one scene, with no arguments but `frame_chunk`.
+    """Counts the operations of `model(images)` for one scene, without arguments but `frame_chunk`.
 
     So VGGT tracks nothing, and Depth Anything 3 predicts no rays and takes no known cameras.
 

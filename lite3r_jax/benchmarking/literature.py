@@ -1,4 +1,4 @@
-"""Figures that others published, with what they were measured on and against."""
+"""Figures that other authors published, with their hardware and what they compare with."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A figure as it was published; nobody here has measured it again.
+    """Time and memory of a model as published, which this project has not measured again.
 
     Attributes:
         model: of which published size.
@@ -85,13 +85,13 @@ PUBLISHED = (
 
 
 def published_for(config: Any) -> tuple[PublishedFigure, ...]:
-    """Figures of a model of that size.
+    """Returns the published figures of the model that has this config.
 
     Args:
         config: of the backbone.
 
     Returns:
-        None for other sizes: what a small model takes says nothing beside what a large one takes.
+        No figure for other sizes: a small model's cost says nothing beside that of a large one.
     """
     known = (model for name in backbone_names() for model in get_backbone(name).published)
     sizes = {model.size for model in known if model.config == config}

@@ -1,4 +1,4 @@
-"""Latency and memory of one variant, one number of views after the other."""
+"""Measures latency and memory of one variant, one number of views after the other."""
 
 import gc
 import time
@@ -29,7 +29,7 @@ from lite3r_jax.processes import every_value, from_first
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a variant is measured.
+    """Settings by which a variant of a model is measured.
 
     Attributes:
         views: numbers of views, ascending.
@@ -62,7 +62,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant at one number of views.
+    """Measurements of one variant of a model at one number of views.
 
     Attributes:
         variant: its name.
@@ -99,16 +99,16 @@ class Cell:
 
     @property
     def median(self) -> float:
-        """Of the timed passes, in seconds; NaN without any."""
+        """Median of the timed passes, in seconds; NaN without any."""
         return float(np.median(self.seconds)) if self.seconds else float("nan")
 
     @property
     def p95(self) -> float:
-        """The time that 95 % of the passes stay under, between passes by straight lines."""
+        """95th percentile of timed passes in seconds, linearly interpolated; NaN without any."""
         return float(np.quantile(self.seconds, 0.95)) if self.seconds else float("nan")
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, with median and p95 of what was measured."""
+        """Returns all fields as plain data, with median and p95 of the timed passes, if any."""
         body = asdict(self)
         if self.seconds:
             body |= {"median_seconds": self.median, "p95_seconds": self.p95}
@@ -123,7 +123,7 @@ def measure(
     count: Callable[[Any, int, int, int], Work],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Cell]:
-    """The cells of a variant, each when it is done.
+    """Measures a variant at all numbers of views and yields each cell when it is done.
 
     Sizes go up until one does not fit or would take too long; from there on cells say so. Nothing
     is run that does not fit the memory plan. Several processes call this together: what the first
@@ -132,9 +132,9 @@ def measure(
     Args:
         variant: its name.
         model: a backbone.
-        protocol: how.
+        protocol: how it is measured.
         count: operations of (model, views, height, width), as `flops.count`.
-        clock: seconds.
+        clock: gives the time in seconds.
 
     Raises:
         Died: memory ran out in one of several processes, whose computation the others wait for.
@@ -184,7 +184,7 @@ def measure(
 
 
 def _of_first(value: float) -> float:
-    """A number of process 0, in all of them."""
+    """Returns process 0's value of a number in all processes."""
     return float(from_first(np.array(value, np.float32)))
 
 
@@ -201,7 +201,7 @@ def _planned(plan: MemoryPlan) -> dict[str, Any]:
 def _run(
     forward: Forward, plan: MemoryPlan, protocol: Protocol, clock: Callable[[], float]
 ) -> dict[str, Any]:
-    """Times and peak of the passes of one plan."""
+    """Runs the passes of one plan and returns their times and peak of memory."""
     rng = np.random.default_rng(protocol.seed)
     shape = (1, plan.views, plan.height, plan.width, 3)
     images = jax.block_until_ready(forward.place(rng.random(shape, dtype=np.float32)))

@@ -9,12 +9,12 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.evaluation.variants import Variant, parse_variants
 
 BASELINES = (Variant("dense", "float32"), Variant("dense", "bfloat16"))
-"""Measured before all others, unless a run asks for one of them alone."""
+"""Variants that are measured before all others, unless a run asks for one of the two alone."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured, and how.
+    """Options of a bench run: what is measured, and how.
 
     Attributes:
         variants: models with commas between, ATTENTION-PRECISION each, see
@@ -50,7 +50,7 @@ class BenchOptions:
     seed: int = 0
 
     def all_variants(self) -> tuple[Variant, ...]:
-        """The baselines, then the others.
+        """Returns the variants to measure: the baselines, then the others.
 
         Raises:
             InputError: see `parse_variants`; or a baseline that is none.
@@ -70,7 +70,7 @@ class BenchOptions:
         return baselines + tuple(variant for variant in asked if variant not in baselines)
 
     def pixels(self, patch: int, own: int) -> tuple[int, int]:
-        """`size` as numbers.
+        """Returns height and width of the images in pixels, from `size`.
 
         Args:
             patch: the patch size, which has to divide them.
@@ -89,7 +89,7 @@ class BenchOptions:
         return int(match[1]), int(match[2])
 
     def numbers_of_views(self) -> tuple[int, ...]:
-        """`views` as numbers.
+        """Returns the numbers of views to measure, from `views`.
 
         Raises:
             InputError: they are none, or do not ascend.

@@ -1,4 +1,4 @@
-"""One HTML page of a bench run and an evaluation, which needs nothing but itself."""
+"""Makes one self-contained HTML page of a bench run and an evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def page(
     evaluation: Mapping[str, Any] | None = None,
     shown: str = "",
 ) -> str:
-    """The page. Equal results give equal text.
+    """Returns the HTML page of a bench run; equal results give equal text.
 
     It holds tables, charts and settings, and pictures of an evaluation that has some.
 

@@ -1,4 +1,4 @@
-"""The results of a bench run: JSON, a Markdown table, charts."""
+"""Reports the results of a bench run as JSON, a Markdown table and charts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ QUALITY = {"abs_rel": "AbsRel, lower is better", "auc_30": "AUC@30, higher is be
 
 
 def entries(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The cells as JSON, each beside the baselines at the same number of views.
+    """Returns the cells as JSON, each compared with the baselines at the same number of views.
 
     `against` holds, for each baseline that has figures: `speed`, its median time over this one's;
     `memory`, its peak over this one's, None if one of the two is not known; `planned_memory`,
@@ -52,7 +52,10 @@ EXPLANATION = (
 
 
 def heading(body: Mapping[str, Any]) -> tuple[str, str]:
-    """What was measured, and on what; `body` is that of bench.json, here and below."""
+    """Returns title and subtitle of a report: what was measured, and on what.
+
+    `body` is the content of bench.json, here and in the functions below.
+    """
     options, device = body["settings"]["bench"], body["device"]
     return (
         f"{_model(body)}, 1 scene of {options['size']}, {device['kind']}",
@@ -66,7 +69,7 @@ def _model(body: Mapping[str, Any]) -> str:
 
 
 def measured(body: Mapping[str, Any]) -> list[list[str]]:
-    """The table of what was measured, by views, its head first."""
+    """Returns the rows of the table of measurements, by number of views, its head first."""
     asked = body["settings"]["bench"]["baselines"].split(",")
     names = [variant.name for variant in BASELINES if variant.name in map(str.strip, asked)]
     head = ["views", "variant", "median ms", "p95 ms", "compile s", "peak GiB", "planned GiB"]
@@ -77,7 +80,7 @@ def measured(body: Mapping[str, Any]) -> list[list[str]]:
 
 
 def published_figures(body: Mapping[str, Any]) -> list[list[str]]:
-    """The table of published figures, its head first."""
+    """Returns the rows of the table of published figures, its head first."""
     head = ["model", "method", "views", "size", "ms", "GiB", "hardware", "baseline", "source"]
     return [head] + [
         [
@@ -90,7 +93,7 @@ def published_figures(body: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(body: Mapping[str, Any]) -> list[str]:
-    """What is missing, with reasons, and which kernels ran."""
+    """Returns notes on what could not be measured, with reasons, and on which kernels ran."""
     kernels = [
         f"{name}: {facts['compute']} compute, weights {facts['weights']}; "
         + "; ".join(f"{role}: {text}" for role, text in facts["attention"].items())
@@ -101,7 +104,7 @@ def notes(body: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(body: Mapping[str, Any]) -> str:
-    """The tables and what has to be said about them."""
+    """Formats the tables and notes of a bench run as a Markdown page."""
     title, run = heading(body)
     lines = [f"# {title}", "", run, "", *_table(measured(body)), "", EXPLANATION, ""]
     lines += [f"- {note}" for note in notes(body)]
@@ -114,7 +117,7 @@ def markdown(body: Mapping[str, Any]) -> str:
 def charts(
     body: Mapping[str, Any], published: Sequence[PublishedFigure] = (), evaluation: Any = None
 ) -> dict[str, Chart]:
-    """File name without suffix -> chart; those without a point are left out.
+    """Returns charts by file name without suffix; charts without any point are left out.
 
     Args:
         body: of bench.json.
@@ -226,7 +229,7 @@ def _table(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _missing(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each variant and reason."""
+    """Returns one line for each variant that was not measured and each reason."""
     first: dict[tuple[str, str], int] = {}
     for cell in cells:
         if cell["missing"]:

@@ -1,4 +1,4 @@
-"""A generator in a process of its own."""
+"""Runs a generator in a process of its own and yields its items in the calling process."""
 
 import multiprocessing
 import signal
@@ -13,11 +13,11 @@ from lite3r_jax.interrupts import kept_from_children
 
 
 class Died(Exception):
-    """The process ended before the generator did, or the generator had to end with its process."""
+    """Raised when a process ends before its generator does, or has to end together with it."""
 
 
 def in_subprocess(generator: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
-    """What `generator(*args)` yields, from a new process, as it comes.
+    """Yields what `generator(*args)` yields in a new process, item by item.
 
     The new process imports everything itself, so devices that this one has not touched are free
     for it, and all its memory is given back when it ends.

@@ -1,4 +1,4 @@
-"""Words of a command line to settings by dotted name."""
+"""Parses the words of a command line into settings by their dotted names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ HELP, VERSION = "help", "version"
 
 @dataclass
 class Arguments:
-    """A command line, taken apart.
+    """A parsed command line: its words, options and settings.
 
     Attributes:
         words: what is no option, in order.
@@ -32,7 +32,7 @@ def parse(
     command: str,
     prefix: str = "",
 ) -> Arguments:
-    """Take a command line apart.
+    """Parses a command line into words, options and settings.
 
     Options are --NAME=VALUE or --NAME VALUE; switches (settings that are true or false) are --NAME
     or --NAME=false. Of an option that is given several times the last one counts. `-h` is --help;

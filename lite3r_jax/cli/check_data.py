@@ -8,7 +8,7 @@ from lite3r_jax.runs.check_data import check
 
 
 def parser(program: str) -> Parser:
-    """The command line; program: its name."""
+    """Builds the parser of the command line; `program` is the name that its messages show."""
     top = Parser(prog=program, description=(__doc__ or "").partition(": ")[2])
     top.add_argument("source", help="data source, such as dtu64:FOLDER, or a folder")
     top.add_argument(
@@ -19,7 +19,7 @@ def parser(program: str) -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "lite3r check-data") -> int:
-    """Exit code: 0 without faults, 1 with faults, 2 for bad input."""
+    """Checks a dataset; returns 0 without faults, 1 with faults, 2 for bad input."""
 
     def run() -> int:
         options = parser(program).parse_args(arguments)

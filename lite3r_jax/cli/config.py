@@ -17,7 +17,7 @@ from lite3r_jax.runs.recipes import load_recipe, settings_for
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "lite3r config") -> int:
-    """Exit code: 0, 2 for bad input (one line on stderr)."""
+    """Runs `lite3r config`; returns 0, or 2 for bad input (one line on stderr)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(lambda: _run(words, program))
 

@@ -22,12 +22,12 @@ from lite3r_jax.weights.manifest import Origin
 from lite3r_jax.weights.safetensors_file import TensorSource, open_safetensors
 
 Readers = Mapping[str, Callable[[Path, str | None], TensorSource]]
-"""Suffix of a file -> what opens it with the entry that holds the tensors."""
+"""Suffix of a file -> function that opens it, given the entry that holds the tensors."""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def parser(program: str = "lite3r convert") -> Parser:
-    """The command line; program: its name."""
+    """Builds the parser of the command line; `program` is the name that its messages show."""
     top = Parser(prog=program, description="Convert checkpoints.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     for name in backbone_names():
@@ -96,7 +96,7 @@ def open_source(path: Path, key: str | None = None, readers: Readers | None = No
 
 
 def run(arguments: argparse.Namespace, readers: Readers | None = None) -> int:
-    """Do what the command line says and print the report.
+    """Converts or exports the checkpoint that the command line names and prints the report.
 
     Raises:
         InputError: see `convert` and `export`.
@@ -140,5 +140,8 @@ def main(
     program: str = "lite3r convert",
     readers: Readers | None = None,
 ) -> int:
-    """Exit code: 0, 2 for bad input (one line), 130 when interrupted, 143 when terminated."""
+    """Runs `lite3r convert` and returns the exit code.
+
+    It is 0, 2 for bad input (one line), 130 when interrupted, 143 when terminated.
+    """
     return exit_code(lambda: run(parser(program).parse_args(arguments), readers))

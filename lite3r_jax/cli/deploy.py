@@ -19,7 +19,7 @@ from lite3r_jax.runs.deploy import export_deployment
 
 
 def parser(program: str = "lite3r deploy") -> Parser:
-    """The command line; program: its name."""
+    """Builds the parser of the command line; `program` is the name that its messages show."""
     top = Parser(prog=program, description="Deploy a model.")
     add = top.add_argument
     add("weights", help="converted weights, a hub repository or vggt-tiny; a student's teacher")
@@ -64,10 +64,10 @@ def parser(program: str = "lite3r deploy") -> Parser:
 
 
 def programs(arguments: argparse.Namespace) -> list[Program]:
-    """The serialized forward passes that the command line asks for.
+    """Returns the serialized forward passes that the command line asks for.
 
     Raises:
-        InputError: a shape that is none, or one twice.
+        InputError: a malformed shape, or one that is given twice.
     """
     here: Platform = "cuda" if jax.default_backend() == "gpu" else "cpu"
     platforms = cast(list[Platform], arguments.platform or [here])
@@ -87,7 +87,7 @@ def programs(arguments: argparse.Namespace) -> list[Program]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says and print the report.
+    """Deploys the model that the command line names and prints the report.
 
     Raises:
         InputError: see `export_deployment`.
@@ -110,5 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "lite3r deploy") -> int:
-    """Exit code: 0, 2 for bad input (one line), 130 when interrupted, 143 when terminated."""
+    """Runs `lite3r deploy` and returns the exit code.
+
+    It is 0, 2 for bad input (one line), 130 when interrupted, 143 when terminated.
+    """
     return exit_code(lambda: run(parser(program).parse_args(arguments)))

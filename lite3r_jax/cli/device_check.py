@@ -8,7 +8,7 @@ from lite3r_jax.cli.programs import Parser, exit_code
 
 
 def parser(program: str) -> Parser:
-    """The command line; program: its name."""
+    """Builds the parser of the command line; `program` is the name that its messages show."""
     top = Parser(prog=program, description=(__doc__ or "").partition(": ")[2])
     top.add_argument(
         "parts",
@@ -29,7 +29,7 @@ def parser(program: str) -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "lite3r device-check") -> int:
-    """Exit code: 0 if no kernel failed, 1 if one did, 2 for bad input."""
+    """Runs the device check; returns 0 if no kernel failed, 1 if one did, 2 for bad input."""
 
     def run() -> int:
         options = parser(program).parse_args(arguments)

@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """The program as a process, which Ctrl-C ends at once."""
+    """Runs `lite3r` as a process, which Ctrl-C ends at once."""
     run_as_process(main)
 
 
@@ -240,14 +240,14 @@ def version() -> int:
 
 
 def settings_of(name: str, arguments: Sequence[str]) -> Experiment:
-    """The settings that a command line means.
+    """Returns the settings that a command line stands for.
 
     Args:
         name: of a command in `COMMANDS`.
         arguments: what stands behind it.
 
     Raises:
-        InputError: words, options, recipe or settings are none; in a line, with the nearest name.
+        InputError: unknown words, options, recipe or settings; in a line, with the nearest name.
     """
     command = COMMANDS[name]
     parsed = parse(arguments, ("recipe",), command.short, command=f"lite3r {name}")
@@ -281,7 +281,7 @@ def _settings(name: str, command: Command, parsed: Arguments) -> Experiment:
 
 
 def _joined(words: Sequence[str]) -> str:
-    """Several words as one input, with commas between."""
+    """Joins several words into one input, with commas between."""
     for word in words:
         if "," in word:
             raise InputError(
@@ -318,7 +318,7 @@ def _run(words: list[str]) -> int:
 
 
 def _is_input(word: str) -> bool:
-    """Whether the first word can only belong to `lite3r PHOTOS`: an option, or what is a path."""
+    """Returns whether the first word is an option or a path, as only in `lite3r PHOTOS`."""
     return (
         word.startswith("-")
         or os.path.lexists(os.path.expanduser(word))

@@ -1,4 +1,4 @@
-"""What can be run with the settings of an experiment, by name."""
+"""The modes that can run with the settings of an experiment, by name."""
 
 from collections.abc import Callable
 
@@ -15,4 +15,4 @@ MODES: dict[str, Callable[[Experiment], int]] = {
     "train": train.run,
     "view": view.run,
 }
-"""Mode -> what runs it and gives the exit code."""
+"""Maps a mode to the function that runs it and returns the exit code."""

@@ -1,4 +1,4 @@
-"""What every program of the command line does about errors and exit codes."""
+"""Errors, signals and exit codes, the same for every program of the command line."""
 
 import argparse
 import errno
@@ -25,7 +25,7 @@ _CALLBACK = 0.02  # seconds after which a callback of the garbage collector has 
 
 
 class Terminated(BaseException):
-    """SIGTERM came: everything is left as by an interrupt, so that partial files go."""
+    """Raised at SIGTERM: all is left as by an interrupt, so that partial files are removed."""
 
 
 def exit_code(run: Callable[[], int], shown: Callable[[str], str] = str) -> int:
@@ -76,13 +76,13 @@ def exit_code(run: Callable[[], int], shown: Callable[[str], str] = str) -> int:
 
 
 def _short(message: str, limit: int = 4000) -> str:
-    """Without its middle, where what was given is as long as a book."""
+    """Leaves out the middle of a message that has more than `limit` characters."""
     half = limit // 2
     return message if len(message) <= limit else f"{message[:half]} ... {message[-half:]}"
 
 
 def missing_device() -> str | None:
-    """Why JAX has no device, in a line; None if it has one."""
+    """Returns in a line why JAX has no device, or None if it has one."""
     try:
         jax.devices()
     except Exception as error:  # of several types, some without a message
@@ -137,7 +137,7 @@ def _termination(terminated: threading.Event) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command line whose faults are bad input like any other."""
+    """An argument parser that raises `InputError` for a faulty command line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError in place of leaving the process, with the nearest name."""
@@ -149,7 +149,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}{near}; see {self.prog} --help")
 
     def _known_options(self) -> Iterator[str]:
-        """Of this parser and of its commands."""
+        """Yields the options of this parser and of its subcommands."""
         for action in self._actions:
             yield from action.option_strings
             if isinstance(action, argparse._SubParsersAction):

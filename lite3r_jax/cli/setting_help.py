@@ -17,7 +17,7 @@ _COLUMN = 42
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """One setting of an experiment: its name, value and meaning.
 
     Attributes:
         name: dotted.
@@ -30,13 +30,13 @@ class Setting:
     meaning: str
 
     def word(self, prefix: str = "--") -> str:
-        """As it is written on a command line."""
+        """Returns the setting as it is written on a command line."""
         text = str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
         return shlex.quote(f"{prefix}{self.name}={text}")
 
 
 def settings_by_group(settings: Experiment) -> dict[str, list[Setting]]:
-    """Dotted name of a group, "" for settings of their own, -> what is in it, as declared."""
+    """Returns settings in declared order by their group's dotted name, "" for those without."""
     groups: dict[str, list[Setting]] = {}
     for group, values in _groups(settings, ""):
         meanings = _meanings(type(values))
@@ -53,7 +53,7 @@ def settings_by_group(settings: Experiment) -> dict[str, list[Setting]]:
 
 
 def describe(settings: Experiment, only: Collection[str] = (), prefix: str = "--") -> str:
-    """A table of settings for the screen: a line each, with its value and the start of its meaning.
+    """Formats settings as a table for the screen: a line each, with value and start of meaning.
 
     Args:
         settings: whose values are shown.
@@ -77,7 +77,7 @@ def describe(settings: Experiment, only: Collection[str] = (), prefix: str = "--
 
 
 def explain(settings: Experiment, name: str) -> str:
-    """One setting, or all of a group, with the whole of what is said about each."""
+    """Explains one setting, or all of a group, with the whole meaning of each."""
     blocks = []
     for entries in settings_by_group(settings).values():
         for entry in entries:
@@ -88,7 +88,7 @@ def explain(settings: Experiment, name: str) -> str:
 
 
 def names(settings: Experiment) -> list[str]:
-    """Dotted names of all groups and settings."""
+    """Returns the dotted names of all groups and settings."""
     groups = settings_by_group(settings)
     return [*filter(None, groups), *(entry.name for each in groups.values() for entry in each)]
 
@@ -102,14 +102,14 @@ def _groups(values: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """Field -> its text in the section "Attributes" of the docstring of its dataclass."""
+    """Maps fields to their texts in the section "Attributes" of their dataclass's docstring."""
     _, _, section = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _first_clause(text: str, width: int) -> str:
-    """The beginning of a text, cut where a clause ends and else between words."""
+    """Shortens a text to a width, cut where a clause ends and else between words."""
     for end in (r"\. ", r"; "):
         if len(text) > width:
             text = re.split(end, text, maxsplit=1)[0]

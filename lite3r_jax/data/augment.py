@@ -1,4 +1,4 @@
-"""Random changes of samples for training: colors, blur, crops, mirroring, order of views.
+"""Random augmentation of training samples: color, blur, crops, mirroring and order of views.
 
 Images are changed as 8-bit pictures by Pillow, so that values stay multiples of 1/255 as they are
 in photos; cameras, where they are known, follow every change of geometry exactly. Each function
@@ -30,13 +30,13 @@ _YIQ[1:] -= _YIQ[1:].mean(-1, keepdims=True)  # so that gray has exactly no colo
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How samples are changed. The defaults change nothing, bit for bit.
+    """Options of the random augmentation of samples; the defaults change nothing, bit for bit.
 
     Attributes:
         jitter: probability that brightness, contrast, saturation and hue of a view are changed.
         brightness: values are multiplied by 1 - this to 1 + this; 0 to 1.
-        contrast: likewise their distance from the mean luma of the view.
-        saturation: likewise their distance from their own luma.
+        contrast: the same for the distance of values from the view's mean luma; 0 to 1.
+        saturation: the same for the distance of values from their own luma; 0 to 1.
         hue: colors are turned by up to this part of the color circle, either way; 0 to 0.5.
         gray: probability that a view loses its color.
         blur: probability that a view is blurred.
@@ -83,31 +83,31 @@ class Augmentation:
             )
 
     def read_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) at which views should be read to give samples of `size`."""
+        """Returns the (height, width) at which views are read to give samples of `size`."""
         return math.ceil(size[0] / self.crop), math.ceil(size[1] / self.crop)
 
     @property
     def crops(self) -> bool:
-        """Whether views are cut."""
+        """Whether the options crop or stretch views."""
         return self.crop < 1 or self.aspect > 1
 
     @property
     def recolors(self) -> bool:
-        """Whether values of images change."""
+        """Whether the options change the colors of images or blur them."""
         moved = max(self.brightness, self.contrast, self.saturation, self.hue)
         return bool(self.jitter and moved) or max(self.gray, self.blur, self.channels) > 0
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is done to the colors of a view; the defaults do nothing.
+    """Changes of color and blur of one view; the defaults change nothing.
 
     Attributes:
-        brightness: factor, and so are `contrast` and `saturation`, see `Augmentation`.
-        contrast: likewise.
-        saturation: likewise; 0 is gray.
-        hue: part of a full turn.
-        sigma: of the blur in pixels.
+        brightness: factor of the values, see `Augmentation`.
+        contrast: factor of their distance from the view's mean luma.
+        saturation: factor of their distance from their own luma; 0 is gray.
+        hue: rotation of colors, as a part of a full turn.
+        sigma: standard deviation of the blur in pixels; 0 for none.
         channels: which channel is put first, second and third.
     """
 
@@ -122,7 +122,9 @@ class Look:
 def augment(
     sample: V, options: Augmentation, uniform: Uniform, size: tuple[int, int] | None = None
 ) -> V:
-    """A sample changed at random: a function of the sample and of where `uniform` starts.
+    """Returns the sample with random changes drawn from `uniform`.
+
+    The result is a function of the sample, the options and where `uniform` starts.
 
     Args:
         sample: read at `options.read_size(size)`.
@@ -144,7 +146,7 @@ def augment(
 
 
 def take_views(sample: V, order: Sequence[int]) -> V:
-    """Some views of a sample, in this order."""
+    """Returns the sample with its views at the indices `order`, in that order."""
     at, truth = list(order), {}
     if isinstance(sample, Sample):
         truth = {
@@ -158,7 +160,7 @@ def take_views(sample: V, order: Sequence[int]) -> V:
 
 
 def mirror(sample: V) -> V:
-    """The mirror image of a scene: x becomes -x in the world and in every camera.
+    """Mirrors a scene left to right: x becomes -x in the world and in every camera.
 
     With M = diag(-1, 1, 1), a point M p is seen by the camera M [R | t] diag(M, 1) at the pixel
     (W - 1 - u, v) where [R | t] sees p at (u, v). Depth stays what it is.
@@ -183,7 +185,7 @@ def mirror(sample: V) -> V:
 
 
 def crop_views(sample: V, boxes: Sequence[Box], size: tuple[int, int]) -> V:
-    """Cut a box out of each view and bring it to one size, cameras with it.
+    """Crops a box from each view and resizes all views to one size; cameras and depth follow.
 
     Args:
         sample: any.
@@ -205,7 +207,7 @@ def crop_views(sample: V, boxes: Sequence[Box], size: tuple[int, int]) -> V:
 
 
 def recolor(sample: V, looks: Sequence[Look]) -> V:
-    """Change the colors of each view as told; a view with `Look()` stays as it is, bit for bit."""
+    """Changes the colors of each view by its `Look`; `Look()` leaves a view as is, bit for bit."""
     images = sample.images.copy()
     for view, look in enumerate(looks):
         if look != Look():
@@ -254,7 +256,7 @@ def _picture(image: np.ndarray) -> "PILImage":
 
 
 def _recolored(picture: "PILImage", look: Look) -> "PILImage":
-    """All changes of color are one affine map, since each of them is; values are clipped once."""
+    """Blurs, then applies all color changes as one affine map (each is one), clipping only once."""
     from PIL import ImageFilter
 
     if look.sigma:
@@ -272,6 +274,6 @@ def _recolored(picture: "PILImage", look: Look) -> "PILImage":
 
 
 def _mean_luma(picture: "PILImage") -> float:
-    """0 to 255."""
+    """Returns the mean luma of an RGB picture, 0 to 255."""
     counts = np.reshape(picture.histogram(), (3, 256))
     return float(_LUMA @ (counts @ np.arange(256)) / (picture.width * picture.height))

@@ -1,4 +1,4 @@
-"""BlendedMVS in its low-resolution layout (github.com/YoYo000/BlendedMVS, README).
+"""Reader of BlendedMVS in its low-resolution layout (github.com/YoYo000/BlendedMVS, README).
 
     ROOT/SCENE/blended_images/00000000.jpg      and 00000000_masked.jpg, which is not used
     ROOT/SCENE/cams/00000000_cam.txt, pair.txt
@@ -33,7 +33,7 @@ Compat = Literal["lite3r"]
 
 @dataclass(frozen=True)
 class DepthFilter:
-    """Which rendered depths count as valid; the rules are those that Lite3R's loader means to have.
+    """Filter that drops implausible rendered depths, by the rules that Lite3R's loader intends.
 
     Attributes:
         nearest: depths below this many times the camera file's depth_min do not count.
@@ -54,7 +54,7 @@ class DepthFilter:
             )
 
     def __call__(self, depth: np.ndarray, cam: CamFile) -> np.ndarray:
-        """The depth map with 0 for what does not count."""
+        """Returns the depth map with 0 where the depth is not valid."""
         valid = depth > 0
         if cam.depth_range is not None:
             low, high = cam.depth_range
@@ -65,10 +65,11 @@ class DepthFilter:
         return kept
 
     def _may_be_beyond_median(self, depth: np.ndarray) -> bool:
-        """False only if no depth is; this is much faster than finding the median.
+        """Returns False only if no depth exceeds `median` times the median depth.
 
-        If fewer than half of the depths are below a `median`-th of the largest one, then the median
-        is not below it either, and even the largest is within.
+        This is much faster than finding the median. If fewer than half of the depths are below a
+        `median`-th of the largest one, then the median is not below it either, and even the largest
+        depth is within the limit.
         """
         count = int(np.count_nonzero(depth))
         limit = float(depth.max()) / self.median * (1 + 1e-6)  # more than float32 rounds off
@@ -77,9 +78,9 @@ class DepthFilter:
 
 
 class BlendedMVS:
-    """Scenes of BlendedMVS; see `data.views.SceneSource`.
+    """Source of the scenes of BlendedMVS; implements `data.views.SceneSource`.
 
-    Nothing stands in for what is missing or damaged: it is an error that names the file.
+    A missing or damaged file is an error that names it; nothing is put in its place.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class BlendedMVS:
         depth_filter: DepthFilter = DepthFilter(),
         compat: Compat | None = None,
     ):
-        """List the scenes; their files are looked at when they are asked for.
+        """Lists the scenes of a folder; the files of a scene are looked at only on demand.
 
         Args:
             root: folder of scenes.
@@ -129,7 +130,7 @@ class BlendedMVS:
         return chosen
 
     def inventory(self, scene: str) -> Inventory:
-        """The frames of a scene and what is missing from them."""
+        """Returns the frames of a scene and which of their files are missing."""
         if scene not in self._inventories:
             folder = self.root / scene
             self._inventories[scene] = take_inventory(
@@ -142,7 +143,7 @@ class BlendedMVS:
         return self._inventories[scene]
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the frames.
+        """Returns the numbers of a scene's frames.
 
         Raises:
             InputError: the scene has a frame of which something is missing.
@@ -150,10 +151,10 @@ class BlendedMVS:
         return self.inventory(scene).complete()
 
     def pairs(self, scene: str) -> dict[int, dict[int, float]]:
-        """The scores of pair.txt.
+        """Returns the overlap scores of a scene, read from its pair.txt.
 
         Raises:
-            InputError: it is missing, damaged, or has a view that is no frame.
+            InputError: the file is missing or damaged, or has a view that is no frame.
         """
         path = self.root / scene / "cams" / "pair.txt"
         pairs, inventory = read_pairs(path), self.inventory(scene)
@@ -162,7 +163,7 @@ class BlendedMVS:
         return pairs
 
     def read_frame(self, scene: str, frame: int) -> Frame:
-        """One frame as its files have it, before depth is filtered.
+        """Reads image, camera and depth of one frame as stored, before the depth filter.
 
         Raises:
             InputError: naming the file that is missing or damaged.
@@ -181,7 +182,7 @@ class BlendedMVS:
         return check_frame(whole, str(folder / "cams" / f"{name}_cam.txt")), cam
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """Frames of a scene as a sample, cropped in the middle and resized.
+        """Reads frames of a scene as one sample, center-cropped and resized.
 
         Args:
             scene: one of `scenes`.

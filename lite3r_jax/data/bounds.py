@@ -1,10 +1,10 @@
-"""Photos to the sizes that Depth Anything 3 and pi^3 were published with.
+"""Resizing of photos to the network sizes of Depth Anything 3 and pi^3, as published.
 
 Depth Anything 3 (utils/io/input_processor.py): the longer or the shorter side gets a given length,
 then both become multiples of the patch. Both steps are OpenCV's and round to 8 bits, as upstream's
 do; Pillow's filters give other pixels.
 
-pi^3 (pi3/utils/basic.py): a number of pixels, and one size for all photos of a scene.
+pi^3 (pi3/utils/basic.py): a limit of pixels, and one size for all photos of a scene.
 """
 
 from typing import Literal, get_args
@@ -26,7 +26,7 @@ def network_size(
     method: Method = "upper_bound_resize",
     name: str = "photo",
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """What a photo is resized to, and what becomes of that.
+    """Returns the size that a photo is resized to first, and the final size in multiples of 14.
 
     Args:
         width: of the photo.
@@ -60,7 +60,7 @@ def network_size(
 
 
 def pixel_limit_size(width: int, height: int, limit: int) -> tuple[int, int]:
-    """The size of all photos of a scene whose first photo is so large.
+    """Returns the size for all photos of a scene from its first photo's size and a pixel limit.
 
     Both sides are multiples of 14, at least one patch; their ratio is near that of the photo. Small
     photos become larger.
@@ -87,13 +87,13 @@ def pixel_limit_size(width: int, height: int, limit: int) -> tuple[int, int]:
 def fit_bounds(
     photo: np.ndarray, first: tuple[int, int], last: tuple[int, int], method: Method
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """Bring a photo to network size.
+    """Resizes a photo to network size, and crops it where the method says so.
 
     Args:
         photo: [H, W, 3] uint8 RGB.
-        first: of `network_size`, and so is `last`.
-        last: likewise.
-        method: likewise.
+        first: the first size that `network_size` returns.
+        last: the second size that it returns.
+        method: the one that was given to it.
 
     Returns:
         (image [h, w, 3] uint8, edges (x1, y1, x2, y2) of the whole photo in it, measured from the
@@ -111,7 +111,7 @@ def fit_bounds(
 
 
 def middle(size: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
-    """(left, top) of a piece of (width, height) `inner` in the middle of `size`."""
+    """Returns (left, top) of a piece of size `inner` centered in `size`, both (width, height)."""
     return (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
 
 

@@ -1,8 +1,8 @@
-"""Camera files of MVSNet's layout (*_cam.txt), as BlendedMVS and DTU have them, strictly.
+"""Strict reader and writer of MVSNet's camera files (*_cam.txt), as BlendedMVS and DTU have them.
 
-"extrinsic" and four rows of a world-to-camera matrix with OpenCV's axes, "intrinsic" and three rows
-in pixels, then "depth_min depth_interval" or "depth_min depth_interval depth_num depth_max"
-(github.com/YoYo000/MVSNet, README: file formats). Blank lines between them do not count.
+A file has "extrinsic" and four rows of a world-to-camera matrix with OpenCV's axes, "intrinsic" and
+three rows in pixels, then "depth_min depth_interval" or "depth_min depth_interval depth_num
+depth_max" (github.com/YoYo000/MVSNet, README: file formats). Blank lines do not count.
 """
 
 import os
@@ -20,7 +20,7 @@ _MAX_BYTES = 16_384  # real ones have less than 1000
 
 @dataclass(frozen=True, eq=False)
 class CamFile:
-    """One camera.
+    """Contents of one camera file: pose, intrinsics and the planned range of depth.
 
     Attributes:
         extrinsics: float64 [3, 4] world-to-camera.
@@ -52,7 +52,7 @@ def read_cam(path: str | os.PathLike[str]) -> CamFile:
     """Read one camera file.
 
     Raises:
-        InputError: with line and expectation, for whatever is not as described above: numbers
+        InputError: with line and expectation, for whatever is not as the module says: numbers
             missing, left over or not finite, a last row other than 0 0 0 1, no rotation, focal
             lengths that are not positive, skew, a negative interval, a range from large to small.
     """
@@ -93,10 +93,10 @@ def read_cam(path: str | os.PathLike[str]) -> CamFile:
 
 
 def write_cam(path: str | os.PathLike[str], cam: CamFile) -> None:
-    """Write one camera file, with as many digits as give the same numbers when it is read.
+    """Writes one camera file, with enough digits that reading it gives the same numbers.
 
     Args:
-        path: the file; it is written at once, stage it where that matters.
+        path: the file; it is written directly, not atomically: stage it where that matters.
         cam: the camera; with `depth_num` and `depth_max`, or without both.
     """
     rows = [*cam.extrinsics.tolist(), [0.0, 0.0, 0.0, 1.0], *cam.intrinsics.tolist()]

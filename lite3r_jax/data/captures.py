@@ -1,4 +1,4 @@
-"""Own captures: a folder of photos with cameras from COLMAP or a transforms.json.
+"""Reader of a user's captures: photos with cameras from COLMAP or a transforms.json.
 
     ROOT/images/...  and  ROOT/sparse/0/{cameras,images}.{bin,txt}   (also ROOT/sparse or ROOT)
     ROOT/transforms.json, which names its photos and depth maps
@@ -43,16 +43,16 @@ class _DepthFile:
 
 
 class Capture:
-    """One scene with its photos, cameras and perhaps depth; see `data.views.SceneSource`.
+    """One scene of photos with cameras and perhaps depth; implements `data.views.SceneSource`.
 
     Frames are numbered from 0: those of a transforms.json in its order, those of a COLMAP model by
     name, img2 before img10.
 
     Attributes:
-        scenes: the name of the folder, alone.
+        scenes: one name, that of the folder.
         model: what the cameras were read from.
         photos: the photos that have cameras.
-        unposed: names of photos beside them that have none, as COLMAP leaves some out.
+        unposed: names of photos in the same folders without cameras; COLMAP leaves some out.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Capture:
         images: str | os.PathLike[str] | None = None,
         depth: str | os.PathLike[str] | None = None,
     ):
-        """Read the cameras; photos and depth are read when they are asked for.
+        """Reads the cameras; photos and depth are read only on demand.
 
         Args:
             root: the folder.
@@ -95,7 +95,7 @@ class Capture:
         self.unposed = _unposed(self._images, self.photos)
 
     def inventory(self, scene: str) -> Inventory:
-        """The frames, and which photos and depth maps are missing."""
+        """Returns the frames, and which photos and depth maps are missing."""
         del scene
         frames, partial, faults = [], [], []
         for i, (photo, depth) in enumerate(zip(self.photos, self._depth, strict=True)):
@@ -112,7 +112,7 @@ class Capture:
         return Inventory(tuple(frames), tuple(faults), tuple(partial))
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the frames.
+        """Returns the numbers of all frames of the capture.
 
         Raises:
             InputError: a photo or depth map is missing.
@@ -120,11 +120,11 @@ class Capture:
         return self.inventory(scene).complete()
 
     def pairs(self, scene: str) -> None:
-        """None: see `sampling.overlap_scores` for captures with depth."""
+        """Returns None: no scores are stored; `sampling.overlap_scores` finds them from depth."""
         del scene
 
     def read_frame(self, scene: str, frame: int) -> Frame:
-        """One photo as its files have it.
+        """Reads a photo with its camera and depth at full size, with lens distortion removed.
 
         Raises:
             InputError: naming the file that is missing, damaged, turned by EXIF, or of another size
@@ -164,7 +164,7 @@ class Capture:
         return check_frame(whole, str(path))
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """Frames as a sample, cropped in the middle and resized.
+        """Reads frames as one sample, center-cropped and resized.
 
         Args:
             scene: the one in `scenes`.
@@ -179,7 +179,7 @@ class Capture:
 
 
 def find_model(root: Path) -> Path:
-    """The cameras in a folder: that of a COLMAP model, or a transforms.json.
+    """Returns the path of the only COLMAP model or transforms.json in a folder.
 
     Raises:
         InputError: there are none, or several.
@@ -200,7 +200,7 @@ def find_model(root: Path) -> Path:
 
 
 def _unposed(folder: Path, photos: Sequence[PosedPhoto]) -> tuple[str, ...]:
-    """Photos in the folders of those that have cameras, but without one."""
+    """Returns the photos that have no camera, in the folders of those that have one."""
     known = {photo.name for photo in photos}
     folders = {str(PurePosixPath(name).parent) for name in known}
     photos_there = []
@@ -254,7 +254,7 @@ def _depth_file(path: Path, folder: Path, step: float | None, boxes: dict[str, B
 
 
 def _depth_notes(path: Path) -> tuple[float | None, dict[str, Box]]:
-    """Scale and boxes of depth.json, as `exports.depth_maps` writes it."""
+    """Reads the scale and the boxes of a depth.json, as `exports.depth_maps` writes it."""
     if not os.path.exists(path):
         return None, {}
     try:
@@ -300,7 +300,7 @@ def _read_depth(file: _DepthFile) -> np.ndarray:
 
 
 def _check_aspect(depth: np.ndarray, size: tuple[int, int], path: Path) -> None:
-    """A map of another resolution covers the photo if its shape is the same, but for rounding."""
+    """Refuses a depth map of another aspect ratio than its photo; resolutions may differ."""
     (height, width), (photo_width, photo_height) = depth.shape, size
     if abs(width * photo_height - height * photo_width) > (photo_width + photo_height) / 2:
         raise InputError(

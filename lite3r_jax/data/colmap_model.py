@@ -1,4 +1,4 @@
-"""Cameras of a COLMAP sparse model, binary or text (colmap.github.io/format.html).
+"""Reader of the cameras of a COLMAP sparse model, binary or text (colmap.github.io/format.html).
 
 Only cameras and images are read, no points. COLMAP's pixels have their centers at halves, ours at
 integers. Radial and tangential distortion (SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV) stays with
@@ -41,7 +41,7 @@ _Camera = tuple[tuple[int, int], _Lens, Distortion | None]
 
 
 def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
-    """The registered photos of a model, in the order of its file.
+    """Reads the registered photos of a COLMAP model with their cameras, in the order of its file.
 
     Args:
         folder: with cameras.bin and images.bin, or cameras.txt and images.txt.
@@ -49,7 +49,7 @@ def read_colmap(folder: str | os.PathLike[str]) -> list[PosedPhoto]:
     Raises:
         InputError: naming file and place, for files that are missing or damaged, fisheye and other
             lenses that are not read, images of unknown cameras, and names that come twice or lead
-            elsewhere.
+            out of the folder.
     """
     folder = Path(folder)
     binary = (folder / "images.bin").exists()
@@ -107,7 +107,7 @@ def _parameter_count(model: str, place: str) -> int:
 
 
 def _rotation(quat: tuple[float, ...], place: str) -> np.ndarray:
-    """Of a quaternion w, x, y, z."""
+    """Returns the rotation matrix of a unit quaternion w, x, y, z."""
     norm = math.hypot(*quat)  # which does not overflow on the way
     if not 0.99 < norm < 1.01:
         raise InputError(f"{place}: expected a unit quaternion, got one of length {norm:g}")
@@ -160,7 +160,7 @@ def _text_images(path: Path) -> Iterator[tuple]:
 
 
 class _Reader:
-    """Little-endian values one after the other, never beyond the end."""
+    """Reader of consecutive little-endian values from bytes, which never goes beyond their end."""
 
     def __init__(self, path: Path, data: mmap.mmap | bytes):
         self.path, self.data, self.at = path, data, 0
@@ -170,7 +170,7 @@ class _Reader:
         return f"{self.path}: byte {self.at}"
 
     def skip(self, size: int) -> int:
-        """Where the skipped bytes begin."""
+        """Skips `size` bytes and returns the offset at which they begin."""
         if size > len(self.data) - self.at:
             raise InputError(
                 f"{self.place}: expected {size} more bytes, the file has"

@@ -1,4 +1,4 @@
-"""Samples with the numbers of Lite3R's loaders, errors included, to compare published figures.
+"""Reproduces the samples of Lite3R's loaders, errors included, to compare published figures.
 
 Source: data/blendedmvs.py and data/dtu64.py of github.com/AIGeeksGroup/Lite3R. What is wrong there
 and stays wrong here:
@@ -33,7 +33,7 @@ def fit_frames(
     scene: str,
     unit: str = "scene",
 ) -> Sample:
-    """Crop, resize, mask and normalize as the original does.
+    """Crops, resizes, masks and normalizes frames as Lite3R's loaders do.
 
     Args:
         frames: each with unfiltered depth or none, and its camera file.
@@ -73,11 +73,11 @@ def fit_frames(
 def choose_frames(
     frames: Sequence[int], views: int, generator: np.random.Generator
 ) -> tuple[int, ...]:
-    """The frames that the original would draw next.
+    """Returns the frames that Lite3R's loaders would draw next from the generator.
 
     Args:
-        frames: of the scene, ascending.
-        views: of the sample.
+        frames: numbers of the scene's frames, ascending.
+        views: number of views in the sample.
         generator: np.random.default_rng(seed), the same one for all samples in order.
     """
     anchor = generator.choice(list(frames))

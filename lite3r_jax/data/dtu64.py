@@ -1,10 +1,10 @@
-"""DTU-64: 64 views of each scan with cameras that all scans share, and no depth.
+"""Reader of DTU-64: 64 views of each scan, with cameras that all scans share, and no depth.
 
     ROOT/Cameras/00000000_cam.txt
     ROOT/scan24/image/000000.png      also 00000000.png: the number counts
 
 The layout is that of bench/datasets/dtu64.py in github.com/ByteDance-Seed/Depth-Anything-3 and of
-data/dtu64.py in Lite3R. Lengths are millimetres.
+data/dtu64.py in Lite3R. Lengths are millimeters.
 """
 
 import os
@@ -27,7 +27,7 @@ _IMAGE, _CAMERA = r"(\d+)\.png", r"(\d+)_cam\.txt"
 
 
 class DTU64:
-    """Scans of DTU-64; see `data.views.SceneSource`. Samples have no depth."""
+    """Source of the scans of DTU-64, without depth; implements `data.views.SceneSource`."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class DTU64:
         views: int | None = DTU64_VIEWS,
         compat: Compat | None = None,
     ):
-        """List the scans; their files are looked at when they are asked for.
+        """Lists the scans of a folder; the files of a scan are looked at only on demand.
 
         Args:
             root: folder of Cameras and scans.
@@ -79,7 +79,7 @@ class DTU64:
         self._files: dict[Path, dict[int, Path]] = {}
 
     def inventory(self, scene: str) -> Inventory:
-        """The frames of a scan and what is missing from them."""
+        """Returns the frames of a scan and which of their files are missing."""
         if scene not in self._inventories:
             inventory = take_inventory(
                 {
@@ -101,7 +101,7 @@ class DTU64:
         return self._inventories[scene]
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the frames.
+        """Returns the numbers of a scan's frames.
 
         Raises:
             InputError: an image or camera is missing, or there are not as many as expected.
@@ -109,11 +109,11 @@ class DTU64:
         return self.inventory(scene).complete()
 
     def pairs(self, scene: str) -> None:
-        """None: the layout has no pair.txt."""
+        """Returns None: the layout of DTU-64 has no overlap scores (pair.txt)."""
         del scene
 
     def read_frame(self, scene: str, frame: int) -> Frame:
-        """One frame as its files have it.
+        """Reads the image and the camera of one frame as stored.
 
         Raises:
             InputError: naming the file that is missing or damaged.
@@ -128,7 +128,7 @@ class DTU64:
         return check_frame(whole, str(path)), cam
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """Frames of a scan as a sample, cropped in the middle and resized.
+        """Reads frames of a scan as one sample, center-cropped and resized.
 
         Args:
             scene: one of `scenes`.
@@ -153,10 +153,12 @@ class DTU64:
 
 
 def reference_first(frames: Sequence[int]) -> tuple[int, ...]:
-    """All frames of a scan with the one at index 33 in front, as DTU-64 evaluation has them.
+    """Returns a scan's frames with that at index 33, DTU-64's reference view, moved to the front.
+
+    This is the order of DTU-64 evaluation.
 
     Raises:
-        InputError: there are no more than 33.
+        InputError: there are no more than 33 frames.
     """
     if len(frames) <= DTU64_REFERENCE:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Folders of numbered files, and what is missing or too much in them."""
+"""Lists folders of numbered files, and finds missing and duplicate files."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from lite3r_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a scene has.
+    """The complete and the incomplete frames of a scene, and the faults of its files.
 
     Attributes:
         frames: numbers of the frames of which nothing is missing, ascending.
@@ -24,7 +24,7 @@ class Inventory:
     partial: tuple[int, ...] = ()
 
     def complete(self) -> tuple[int, ...]:
-        """The frames of a scene without faults.
+        """Returns the complete frames of a scene, or raises if the scene has any fault.
 
         Raises:
             InputError: the first fault, and how many there are besides.
@@ -36,7 +36,7 @@ class Inventory:
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones do not count.
+    """Returns the sorted names of the folders in a folder, without hidden ones.
 
     Raises:
         InputError: it is no folder or cannot be read.
@@ -46,7 +46,7 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def numbered_files(folder: Path, pattern: str) -> tuple[dict[int, Path], list[str]]:
-    """Files whose whole name fits a pattern, by the number in its only group.
+    """Finds the files whose whole name fits a pattern, by the number in its only group.
 
     Args:
         folder: where to look.
@@ -73,7 +73,7 @@ def numbered_files(folder: Path, pattern: str) -> tuple[dict[int, Path], list[st
 
 
 def take_inventory(folders: Mapping[str, tuple[Path, str, str]]) -> Inventory:
-    """Compare folders that should have the same numbers.
+    """Compares folders that should have files of the same numbers, one folder for each kind.
 
     Args:
         folders: what one file is ("image", "camera") -> (folder, pattern for `numbered_files`, name

@@ -1,4 +1,4 @@
-"""HEIC photos (ISO/IEC 23008-12): told by content, and read through a plug-in of Pillow's."""
+"""Detection and checks of HEIC photos (ISO/IEC 23008-12), which a plug-in of Pillow's reads."""
 
 import re
 from typing import BinaryIO
@@ -16,7 +16,7 @@ _ITEM = re.compile(rb"infe(?:\x02.{7}|\x03.{9})", re.DOTALL)
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether the file type box at the start of a file says HEIF, and not AVIF."""
+    """Returns whether the file type box at the start of a file says HEIF, and not AVIF."""
     if head[4:8] != b"ftyp":
         return False
     box = head[8 : int.from_bytes(head[:4])]
@@ -28,7 +28,7 @@ def register_plugin(name: str) -> None:
     """Make Pillow read HEIF: by pi_heif (LGPL decoder only), or pillow_heif (with GPL x265).
 
     Raises:
-        InputError: none of them is installed; `name` is the photo that needs one.
+        InputError: neither of the two is installed; `name` is the photo that needs one.
     """
     try:
         from pi_heif import register_heif_opener
@@ -44,10 +44,10 @@ def register_plugin(name: str) -> None:
 
 
 def check_items(file: BinaryIO, name: str) -> None:
-    """Refuse a file of which an item's type or name is no text, or whose items overlap.
+    """Refuses a HEIC file with an item whose type or name is no text, or with overlapping items.
 
-    On the first pi_heif (1.3, 1.4) makes the process crash, where nothing can be caught. Items that
-    overlap would take minutes to look through.
+    If a type or name is not UTF-8, pi_heif (1.3, 1.4) crashes the process, which cannot be caught.
+    Items that overlap would take minutes to look through.
 
     Raises:
         InputError: naming the photo.

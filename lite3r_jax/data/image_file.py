@@ -1,4 +1,4 @@
-"""Image files opened: their kind told by content, damaged and foreign ones named."""
+"""Opens image files: tells the format by content, and names files that are damaged or foreign."""
 
 import io
 import os
@@ -30,7 +30,7 @@ _open_lock = threading.Lock()  # warning filters belong to the process, not to t
 
 
 def head_of(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
-    """The first bytes of a file that is there, may be read, and is not empty.
+    """Returns the first bytes of a file, which must exist, be readable and not be empty.
 
     Raises:
         InputError: naming the file.
@@ -59,7 +59,7 @@ def head_of(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
 
 
 def open_image(source: str | os.PathLike[str] | bytes, head: bytes, name: str) -> "PILImage":
-    """The image of a file, not decoded yet.
+    """Opens an image file without decoding its pixels.
 
     Raises:
         InputError: naming the file.
@@ -96,7 +96,7 @@ def open_image(source: str | os.PathLike[str] | bytes, head: bytes, name: str) -
 
 
 def check_content(source: str | os.PathLike[str] | bytes, head: bytes, name: str) -> None:
-    """Refuse what decoding lets through: pixmaps of text, and PNG files with wrong checksums.
+    """Refuses what decoding would accept: text-form pixmaps, and PNG files with wrong checksums.
 
     Raises:
         InputError: naming the file.
@@ -120,7 +120,7 @@ def _forbidden(name: str) -> InputError:
 
 
 def damaged(name: str, error: Exception) -> InputError:
-    """The error for a file that cannot be decoded."""
+    """Returns the error for a file that cannot be decoded."""
     return InputError(
         f"{name}: cannot be read ({_one_line(error)}); copy it again or remove it from the list"
     )

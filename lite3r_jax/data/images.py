@@ -1,4 +1,4 @@
-"""Photos to network input: one preprocessing core for files, Pillow images and arrays.
+"""Preprocessing of photos to network input, the same for files, Pillow images and arrays.
 
 Every photo takes the same path: `read_image` (anything to an upright 8-bit RGB image), `fit_image`
 (to network size, remembering where the photo went) and `stack_images` (one size for all, floats in
@@ -53,7 +53,7 @@ _shared_lock = threading.Lock()  # a Pillow image decodes itself on first use, a
 
 @dataclass(frozen=True, eq=False)
 class FittedImage:
-    """One photo at network size, and where it lies there.
+    """One photo at network size, and the box of the whole photo in it.
 
     Attributes:
         pixels: uint8 [H, W, 3], RGB.
@@ -101,7 +101,7 @@ def load_images_with_boxes(
     size: int = 1024,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`load_images`, and where each photo lies in the result.
+    """Does what `load_images` does, and also returns the box of each photo in the result.
 
     Args:
         sources: as for `load_images`, and so are `mode`, `size` and `max_pixels`.
@@ -137,10 +137,11 @@ def read_and_stack(
     workers: int | None = None,
     progress: Callable[[], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read and fit photos side by side (Pillow decodes and resizes without the interpreter lock).
+    """Reads and fits photos in parallel threads, and stacks the results.
 
-    Each worker holds one decoded photo at a time. The result, and the error where photos are bad,
-    are those of one worker: it is the first bad photo in order that is named.
+    Pillow decodes and resizes without the interpreter lock. Each worker holds one decoded photo at
+    a time. The result, and the error where photos are bad, are the same as with one worker: the
+    first bad photo in order is named.
 
     Args:
         readers: for each photo, what messages call it and a function as `read_image`.
@@ -223,7 +224,7 @@ def read_image(source: "Source", name: str = "image", max_pixels: int = MAX_PIXE
 
 
 def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | None:
-    """Whether a file stores just the pixels that `read_image` makes of it, and how.
+    """Returns the format of a file that stores just the pixels `read_image` gives, else None.
 
     Returns:
         "JPEG" or "PNG" for one upright picture with 8 bits per channel, RGB or gray; else None.
@@ -247,7 +248,7 @@ def upright_format(path: str | os.PathLike[str], name: str = "image") -> str | N
 
 
 def upright_size(source: "Source", name: str = "image") -> tuple[int, int]:
-    """(width, height) of what `read_image` makes of a source, which is not decoded for it.
+    """Returns (width, height) of what `read_image` makes of a source, without decoding it.
 
     Raises:
         InputError: as `read_image`, as far as the head of a file tells.
@@ -278,7 +279,7 @@ def fit_image(
     name: str = "image",
     same: FittedImage | None = None,
 ) -> FittedImage:
-    """Bring one upright RGB image to network size.
+    """Resizes, crops or pads one upright RGB image to network size.
 
     The first three modes use Pillow's antialiased bicubic filter. Source:
     load_and_preprocess_images and load_and_preprocess_images_square of vggt/utils/load_fn.py.
@@ -323,18 +324,20 @@ def fit_image(
 
 
 def stack_images(fitted: Sequence[FittedImage], cut: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Stack fitted photos, centered on white where sizes differ (odd borders: wider below, right).
+    """Stacks fitted photos; those of other sizes are centered on white, or cropped.
+
+    White borders of an odd number of pixels are wider below and on the right.
 
     Args:
-        fitted: of `fit_image`.
-        cut: whether those of other sizes are cut from the middle instead, to the smallest width and
-            height among them.
+        fitted: results of `fit_image`.
+        cut: whether photos of other sizes are cut from the middle instead, to the smallest width
+            and height among them.
 
     Returns:
         (images float32 [S, H, W, 3] in [0, 1], boxes float32 [S, 6]), see `load_images_with_boxes`.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no photos.
     """
     if not fitted:
         raise InputError("images: got none; at least one photo is needed")
@@ -420,7 +423,7 @@ def _array_to_image(array: np.ndarray, name: str) -> "PILImage":
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-    """0..65535 to 0..255: round(v / 257), which sends 257 * k to k."""
+    """Scales values of 0..65535 to 0..255 by round(v / 257), which sends 257 * k to k."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 

@@ -1,7 +1,8 @@
-"""Known cameras of photos: read from an NPZ, a COLMAP model or a transforms.json, found by name.
+"""Known cameras of photos, read from an NPZ, a COLMAP model or a transforms.json.
 
-Matrices are OpenCV's, world-to-camera. Nobody can see from a rotation and a translation alone
-whether they are that or camera-to-world, or of OpenGL's axes; what can be seen is refused.
+Cameras with names are found by the names of the photos. Matrices are OpenCV's, world-to-camera. A
+rotation and a translation alone do not show whether they are camera-to-world instead, or have
+OpenGL's axes; errors that do show are refused.
 """
 
 import os
@@ -34,27 +35,27 @@ _MOST_BYTES = 1 << 27  # of one array: a million cameras
 
 
 class NamedPhoto(Protocol):
-    """What is asked of a photo; `photos.SourcePhoto` is one."""
+    """Interface of a photo that cameras are matched to; `photos.SourcePhoto` implements it."""
 
     @property
     def name(self) -> str:
-        """Relative file name."""
+        """Relative file name of the photo."""
         ...
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Name of the photo in messages."""
         ...
 
     @property
     def source(self) -> Any:
-        """Its file, image or array."""
+        """File, image or array that the photo is read from."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class KnownCameras:
-    """Cameras of photos.
+    """Known cameras of photos, which are matched to the photos by name or by order.
 
     Attributes:
         source: where they come from, for messages.
@@ -69,15 +70,15 @@ class KnownCameras:
     upright: bool = False
 
     def of(self, photos: Sequence[NamedPhoto]) -> "KnownCameras":
-        """The cameras of these photos, in their order; those of other photos are left out.
+        """Returns the cameras of the given photos, in their order, without those of other photos.
 
         A camera and a photo belong together if their names are equal from the end on, as far as
         both go: "img1.png" and "images/img1.png". Blanks may be "_", as COLMAP needs them to be.
         Without names the order tells.
 
         Raises:
-            InputError: a photo without camera, or one that two could be of; without names, another
-                number of photos.
+            InputError: a photo without a camera, or one that two cameras fit; without names,
+                another number of photos.
         """
         if not self.named:
             if len(self.cameras) != len(photos):
@@ -120,10 +121,10 @@ class KnownCameras:
         return replace(self, cameras=tuple(matched))
 
     def photographed(self, photos: Sequence[SourcePhoto]) -> tuple[SourcePhoto, ...]:
-        """The photos with their cameras, so that lens distortion is taken out as they are read.
+        """Returns the photos with their cameras attached, so that reading removes lens distortion.
 
         Args:
-            photos: those of `of`.
+            photos: those that were given to `of`.
         """
         pairs = zip(photos, self.cameras, strict=True)
         return tuple(replace(photo, camera=camera) for photo, camera in pairs)
@@ -131,10 +132,10 @@ class KnownCameras:
     def matrices(
         self, photos: Sequence[NamedPhoto], sizes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The cameras as arrays.
+        """Returns the cameras as arrays of extrinsics and intrinsics.
 
         Args:
-            photos: those of `of`, whose files are looked at for EXIF orientation.
+            photos: those that were given to `of`; their files are checked for EXIF orientation.
             sizes: [S, 2] (width, height) of the upright photos.
 
         Returns:
@@ -187,7 +188,7 @@ class KnownCameras:
 def network_intrinsics(
     intrinsics: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Intrinsics of photos brought to their network images; inverse of `Scene.source_intrinsics`.
+    """Converts intrinsics of photos to network images; inverse of `Scene.source_intrinsics`.
 
     Args:
         intrinsics: [S, 3, 3] in pixels of the photos, centers at integers.
@@ -207,7 +208,7 @@ def network_intrinsics(
 
 
 def read_known_cameras(path: str | os.PathLike[str]) -> KnownCameras:
-    """Read cameras.
+    """Reads known cameras from an NPZ, a transforms.json or a COLMAP model.
 
     Args:
         path: one of
@@ -248,7 +249,7 @@ def known_cameras(
     sizes: Any = None,
     source: str = "known cameras",
 ) -> KnownCameras:
-    """Cameras from arrays, see `read_known_cameras`.
+    """Makes known cameras from arrays, as `read_known_cameras` does from files.
 
     Args:
         extrinsics: [S, 3, 4] or [S, 4, 4] world-to-camera.

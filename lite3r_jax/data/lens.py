@@ -16,7 +16,7 @@ import numpy as np
 from lite3r_jax.errors import InputError
 
 Distortion = tuple[float, float, float, float, float, float, float, float]
-"""k1, k2, p1, p2, k3, k4, k5, k6, in OpenCV's order."""
+"""Coefficients of lens distortion: k1, k2, p1, p2, k3, k4, k5, k6, in OpenCV's order."""
 
 _ROUNDS = 200  # of the fixed point, which gains a digit in one to ten
 _EXACT = 1e-3  # pixels
@@ -24,7 +24,7 @@ _MAX_SIDE = 32_000  # of what OpenCV remaps
 
 
 def distort(x: Any, y: Any, distortion: Distortion) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays (x, y, 1) seem to come from, (x', y', 1); arrays of one shape."""
+    """Returns (x', y') at which rays (x, y, 1) appear through the lens; arrays of one shape."""
     k1, k2, p1, p2, k3, k4, k5, k6 = distortion
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     r2 = x * x + y * y
@@ -40,7 +40,7 @@ def distort(x: Any, y: Any, distortion: Distortion) -> tuple[np.ndarray, np.ndar
 def pinhole_intrinsics(
     intrinsics: np.ndarray, distortion: Distortion, size: tuple[int, int], place: str
 ) -> np.ndarray:
-    """Intrinsics of a pinhole photo of the same size, of which every pixel is on the distorted one.
+    """Returns intrinsics of an equally large pinhole photo that lies wholly in the distorted one.
 
     Args:
         intrinsics: [3, 3] of the distorted photo, pixel centers at integers, without skew.
@@ -49,8 +49,8 @@ def pinhole_intrinsics(
         place: what messages call it.
 
     Returns:
-        float64 [3, 3], likewise; the corners of what the pinhole photo shows are those of the
-        largest upright rectangle that the distorted photo covers.
+        float64 [3, 3] by the same conventions; the corners of what the pinhole photo shows are
+        those of the largest upright rectangle that the distorted photo covers.
 
     Raises:
         InputError: the distortion folds the photo, so that no pinhole photo shows it.
@@ -86,7 +86,7 @@ def undistort(
     *,
     nearest: bool = False,
 ) -> np.ndarray:
-    """The image as the pinhole camera sees it, of the same size.
+    """Resamples a distorted image to what the pinhole camera sees, at the same size.
 
     Args:
         image: [H, W, ...] uint8 or float32.
@@ -122,7 +122,7 @@ def undistort(
 def _source(
     u: Any, v: Any, intrinsics: np.ndarray, distortion: Distortion, pinhole: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of the distorted photo that pixels (u, v) of the pinhole photo come from."""
+    """Returns the pixels of the distorted photo that pixels (u, v) of the pinhole photo show."""
     x, y = (u - pinhole[0, 2]) / pinhole[0, 0], (v - pinhole[1, 2]) / pinhole[1, 1]
     x, y = distort(x, y, distortion)
     return intrinsics[0, 0] * x + intrinsics[0, 2], intrinsics[1, 1] * y + intrinsics[1, 2]
@@ -131,7 +131,7 @@ def _source(
 def _undistort(
     u: Any, v: Any, intrinsics: np.ndarray, distortion: Distortion
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rays (x, y, 1) of pixels of the distorted photo; NaN where the fixed point is none."""
+    """Returns the rays (x, y, 1) of distorted pixels as (x, y); NaN where the iteration fails."""
     u, v = np.broadcast_arrays(np.asarray(u, np.float64), np.asarray(v, np.float64))
     seen_x = (u - intrinsics[0, 2]) / intrinsics[0, 0]
     seen_y = (v - intrinsics[1, 2]) / intrinsics[1, 1]

@@ -24,14 +24,14 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Motorcycle:
-    """One scene of two frames; see `data.views.SceneSource`. Lengths are meters.
+    """Source of the stereo pair as one scene of two frames; implements `data.views.SceneSource`.
 
-    Frame 0 is the left photo and has depth, frame 1 the right one, which has none: its mask is
-    false everywhere.
+    Lengths are meters. Frame 0 is the left photo and has depth, frame 1 the right one, which has
+    none: its mask is false everywhere.
     """
 
     def __init__(self, read: Callable[[], Arrays] | None = None):
-        """Nothing is read yet.
+        """Takes the function that loads the arrays, which runs only when frames are read.
 
         Args:
             read: gives (left uint8 [500, 741, 3], right likewise, disparity float [500, 741]);
@@ -41,16 +41,16 @@ class Motorcycle:
         self._read = read or _from_skimage
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Both."""
+        """Returns the numbers of both frames: 0 (left) and 1 (right)."""
         del scene
         return 0, 1
 
     def pairs(self, scene: str) -> None:
-        """None: there is one pair."""
+        """Returns None: with only one pair of frames there are no overlap scores."""
         del scene
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """Frames as a sample, cropped in the middle and resized.
+        """Reads frames as one sample, center-cropped and resized.
 
         Raises:
             InputError: scikit-image or its picture is not there, the arrays are not as documented,

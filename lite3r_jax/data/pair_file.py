@@ -1,8 +1,8 @@
-"""pair.txt of MVSNet's layout: which views see the same things, read strictly and written.
+"""Strict reader and writer of MVSNet's pair.txt, which scores how much views overlap.
 
-The number of views; then for each view a line with its number and a line "k view score view score
-..." with its k best partners (github.com/YoYo000/MVSNet, README: file formats). BlendedMVS has ten
-partners a view, or fewer.
+A file has the number of views; then for each view a line with its number and a line "k view score
+view score ..." with its k best partners (github.com/YoYo000/MVSNet, README: file formats).
+BlendedMVS has ten partners a view, or fewer.
 """
 
 import os
@@ -16,7 +16,7 @@ _MAX_BYTES = 16_000_000  # 10,000 views with 100 partners each
 
 
 def read_pairs(path: str | os.PathLike[str]) -> dict[int, dict[int, float]]:
-    """Read one pair file.
+    """Reads the overlap scores of views from one pair.txt.
 
     Returns:
         view -> partner -> score, partners in the order of the file.
@@ -48,10 +48,10 @@ def read_pairs(path: str | os.PathLike[str]) -> dict[int, dict[int, float]]:
 
 
 def write_pairs(path: str | os.PathLike[str], pairs: Scores, *, partners: int = 10) -> None:
-    """Write one pair file, with the best partners of each view first.
+    """Writes one pair.txt, with the best partners of each view first.
 
     Args:
-        path: the file; it is written at once, stage it where that matters.
+        path: the file; it is written directly, not atomically: stage it where that matters.
         pairs: of all views; scores are written with six decimals, those of 0 are left out.
         partners: how many of each view at most.
     """

@@ -1,4 +1,4 @@
-"""Portable float maps, the format of BlendedMVS's depth maps, read strictly and written.
+"""Strict reader and writer of portable float maps (PFM), the format of BlendedMVS's depth maps.
 
 A header of three lines in ASCII: "Pf" (one channel) or "PF" (three), width and height, and a scale
 whose sign is the byte order: negative for little endian. Then 32-bit floats, the lowest row first
@@ -25,7 +25,7 @@ _HEADER_BYTES = 128  # more than any header that makes sense
 
 
 def read_pfm(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The values of a file, upright.
+    """Reads the values of a PFM file, with the uppermost row first.
 
     Args:
         path: the file.
@@ -35,8 +35,8 @@ def read_pfm(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> n
         float32 [H, W], or [H, W, 3] for three channels. Row 0 is the uppermost.
 
     Raises:
-        InputError: the file cannot be read; its header is none; it is shorter or longer than the
-            header says; a value is not finite.
+        InputError: the file cannot be read; its header is not valid; it is shorter or longer than
+            the header says; a value is not finite.
     """
     path = Path(path)
     try:
@@ -60,7 +60,7 @@ def read_pfm(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> n
 def read_depth_pfm(
     path: str | os.PathLike[str], size: tuple[int, int] | None = None, *, max_depth: float = 1e6
 ) -> np.ndarray:
-    """A depth map: one channel, 0 where there is none.
+    """Reads a depth map from a PFM file of one channel; 0 where there is no depth.
 
     Args:
         path: the file.
@@ -87,10 +87,10 @@ def read_depth_pfm(
 
 
 def write_pfm(path: str | os.PathLike[str], values: np.ndarray) -> None:
-    """Write a map as little-endian 32-bit floats.
+    """Writes a map as a PFM file of little-endian 32-bit floats.
 
     Args:
-        path: the file; it is written at once, stage it where that matters.
+        path: the file; it is written directly, not atomically: stage it where that matters.
         values: [H, W] or [H, W, 3]; row 0 is the uppermost.
 
     Raises:
@@ -111,7 +111,7 @@ def write_pfm(path: str | os.PathLike[str], values: np.ndarray) -> None:
 def _parse_header(
     head: bytes, size: int, name: str, max_pixels: int
 ) -> tuple[int, tuple[int, ...], np.dtype]:
-    """(where the values start, their shape, their type)."""
+    """Returns the byte offset, the shape and the dtype of a PFM file's values from its header."""
     match = _HEADER.match(head)
     if match is None:
         raise InputError(f"{name}: {_header_fault(head)}; it is damaged or not a PFM file")

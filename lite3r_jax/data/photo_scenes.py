@@ -1,8 +1,8 @@
-"""Photos of which nothing else is known, as a source for training.
+"""Photos without cameras and depth, as a source for training.
 
-Without cameras and depth there is no truth in such data, so objectives that need one cannot be
-trained on it. Frames are read as for posed data: upright, cut from the middle to the shape of the
-batch, resized by Pillow's antialiased bicubic filter.
+Such data has no ground truth, so objectives that need cameras or depth cannot be trained on it.
+Frames are read as for posed data: upright, cut from the middle to the shape of the batch, resized
+by Pillow's antialiased bicubic filter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ from lite3r_jax.errors import InputError
 
 
 class PhotoScenes:
-    """Scenes of photos without cameras; see `data.views.ViewSource`.
+    """Source of scenes of photos without cameras; implements `data.views.ViewSource`.
 
-    Travels to worker processes: photos by their paths, frames of videos as the PNG files that they
-    are in memory.
+    It can be sent to worker processes: photos by their paths, frames of videos as the PNG files
+    that they are in memory.
 
     Attributes:
-        scenes: their names.
+        scenes: names of the scenes.
         left_out: scenes that have too few photos, name -> number of photos.
     """
 
@@ -33,7 +33,7 @@ class PhotoScenes:
         photos: Mapping[str, Mapping[int, SourcePhoto]],
         left_out: Mapping[str, int] = MappingProxyType({}),
     ):
-        """Keep the photos.
+        """Stores the photos of each scene; none is read yet.
 
         Args:
             photos: scene -> number of the frame, ascending -> photo.
@@ -43,15 +43,15 @@ class PhotoScenes:
         self._photos = {scene: dict(numbered) for scene, numbered in photos.items()}
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the photos in their order."""
+        """Returns the numbers of a scene's photos in their order."""
         return tuple(self._photos[scene])
 
     def pairs(self, scene: str) -> None:
-        """None: nobody has said what the photos share."""
+        """Returns None: nothing is known about the overlap of the photos."""
         del scene
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Views:
-        """Photos of a scene, cropped in the middle and resized.
+        """Reads photos of a scene as `Views`, center-cropped and resized.
 
         Args:
             scene: one of `scenes`.
@@ -70,7 +70,7 @@ class PhotoScenes:
 
 
 def find_photos(source: str, views: int, video: VideoOptions | None = None) -> PhotoScenes:
-    """Find the scenes that a user means, by the rules of `data.photos.find_scenes`.
+    """Finds the scenes of photos that `source` names, by the rules of `data.photos.find_scenes`.
 
     Videos are decoded at once, and their frames kept in memory, also by each worker process: 1.4
     bytes a pixel.

@@ -1,4 +1,4 @@
-"""Whatever a user may point at becomes scenes of photos, and photos become network input."""
+"""Finds the scenes of photos in folders, videos, patterns or arrays, and loads network input."""
 
 import glob
 import os
@@ -32,7 +32,7 @@ _OWN_SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 
 @dataclass(frozen=True, eq=False)
 class SourcePhoto:
-    """One photo, read when it is asked for.
+    """One photo with its name, its source and perhaps its camera, read only on demand.
 
     Attributes:
         name: relative file name, "/" between folders, different from that of every other photo of
@@ -50,7 +50,7 @@ class SourcePhoto:
     camera: PosedPhoto | None = None
 
     def read(self, max_pixels: int | None = None) -> "PILImage":
-        """The upright RGB image, see `data.images.read_image`; without lens distortion.
+        """Reads the upright RGB image (see `data.images.read_image`) and removes lens distortion.
 
         Args:
             max_pixels: in place of the photo's own limit.
@@ -63,7 +63,7 @@ class SourcePhoto:
         return Image.fromarray(self.camera.undistort(np.asarray(image), image.size))
 
     def upright_file(self) -> Path | None:
-        """The file itself if any program sees in it just the pixels that `read` gives.
+        """Returns the file if any program reads from it the same pixels as `read`, else None.
 
         That is a JPEG or PNG with 8-bit RGB or gray, stored upright, without transparency, whose
         suffix tells the truth. A photo that was undistorted has no such file.
@@ -96,7 +96,7 @@ class PhotoSet:
 
     @property
     def in_order(self) -> bool:
-        """Whether names differ in numbers alone, as frames of a video and of a camera do."""
+        """Whether names differ in numbers alone, as those of video frames and camera photos do."""
         stems = {os.path.splitext(photo.name)[0].casefold() for photo in self.photos}
         alike = {re.sub(r"[0-9]+", "0", stem) for stem in stems}
         return len(stems) == 1 or (len(alike) == 1 and "0" in alike.pop())
@@ -120,20 +120,20 @@ class UnopenedScene:
     ignored: tuple[str, ...] = ()
 
     def open(self, progress: Callable[[], object] | None = None) -> PhotoSet:
-        """Its photos; a video is decoded.
+        """Opens the scene and returns its photos; a video is decoded.
 
         Args:
             progress: called after each frame of a video that is kept.
 
         Raises:
-            InputError: there are none or too few, or the video cannot be read.
+            InputError: there are no photos or too few, or the video cannot be read.
         """
         return self._open(progress)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one scene comes from: photos or a video; or why nothing comes from there."""
+    """The files of one scene, photos or a video, or the reason why there are none."""
 
     called: str  # the path that gives the scene its name
     photos: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ def find_scenes(
     min_views: int = 1,
     progress: Callable[[], object] | None = None,
 ) -> list[PhotoSet]:
-    """Find the photos that a user means. Videos are decoded at once, photos not yet opened.
+    """Finds the scenes of photos that `source` names; decodes videos, but opens no photo yet.
 
     - A folder with photos, told by their suffixes, is one scene. Photos are in natural order (img2
       before img10). Hidden files do not count; what else lies there is named in `ignored`.
@@ -189,12 +189,12 @@ def list_scenes(
     max_pixels: int = MAX_PIXELS,
     min_views: int = 1,
 ) -> list[UnopenedScene]:
-    """The scenes of `find_scenes`, to be opened one by one.
+    """Lists the scenes that `find_scenes` would return, to be opened one by one.
 
-    One of several that has nothing in it is there all the same, and says so when it is opened.
+    One of several scenes that is empty is listed all the same, and raises when it is opened.
 
     Args:
-        source: see there, and so are the others.
+        source: see `find_scenes`, and so are the others.
         video: likewise.
         max_pixels: likewise.
         min_views: likewise.
@@ -279,7 +279,7 @@ def load_photos(
 
 
 def _entries(source) -> list:
-    """The single things that were given: paths, Pillow images, arrays."""
+    """Splits what was given into single entries: paths, Pillow images and arrays."""
     if isinstance(source, str):
         if "," in source and not os.path.lexists(source):
             return [entry.strip() for entry in source.split(",")]
@@ -294,7 +294,7 @@ def _entries(source) -> list:
 
 
 def _sort_out(entries: list) -> tuple[list, list[str], tuple[str, ...]]:
-    """Photos, paths of folders and videos, and what a pattern matched besides."""
+    """Sorts entries into photos, paths of folders and videos, and other matches of patterns."""
     photos, places, ignored = [], [], []
     for entry in entries:
         if not isinstance(entry, str | os.PathLike):
@@ -331,7 +331,10 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _scenes_at(path: str, inside: bool = False) -> list[_Place]:
-    """The scenes of a folder or a video; inside: whether its parent was given, not itself."""
+    """Returns the scenes of a folder or of a video.
+
+    Argument `inside` says that its parent folder was given, not the path itself.
+    """
     if not os.path.isdir(path):
         return [_Place(path, video=path)]
     photos, videos, folders, others = _listed(path)
@@ -358,7 +361,7 @@ def _scenes_at(path: str, inside: bool = False) -> list[_Place]:
 
 
 def _listed(folder: str) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Names of photos, videos, folders and other files in a folder, in natural order."""
+    """Returns names of photos, videos, folders and other files in a folder, in natural order."""
     try:
         names = sorted(os.listdir(folder), key=_natural)
     except OSError as error:
@@ -397,7 +400,7 @@ def _open_place(
 
 
 def photo_of_frame(frame: VideoFrame, video: str, max_pixels: int = MAX_PIXELS) -> SourcePhoto:
-    """A frame of a video as a photo, whose messages name the video."""
+    """Makes a photo from a frame of a video; its messages name the video."""
     return SourcePhoto(frame.name, frame.png, f"{video}, frame {frame.index}", max_pixels)
 
 
@@ -454,7 +457,7 @@ def _below_common(paths: Sequence[str]) -> list[str]:
 
 
 def _distinct(choices: list[list[str]], paths: Sequence[str]) -> list[str]:
-    """The first choice of names that has no two equal ones up to case."""
+    """Returns the first choice of names that has no two equal ones up to case."""
     seen: dict[str, str] = {}
     for names in choices:
         if len({name.casefold() for name in names}) == len(names):
@@ -471,7 +474,7 @@ def _suffix(path: str) -> str:
 
 
 def _natural(path: str) -> tuple:
-    """Sorting key: numbers by value, letters whatever their case; then exactly."""
+    """Returns a sort key: numbers by value, letters whatever their case; then exactly."""
     parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.split("/")]
     return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts], path
 

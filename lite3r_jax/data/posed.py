@@ -1,4 +1,4 @@
-"""A photo with its camera, as the files of other programs describe it."""
+"""Photos with their cameras, as the files of other programs describe them."""
 
 import os
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from lite3r_jax.errors import InputError
 
 _ORIENTATION_TAG = 0x0112
 FLIP = np.diag([1.0, -1.0, -1.0])
-"""Between OpenCV's camera axes and OpenGL's (x right, y up, z backward), both ways."""
+"""Converts camera axes from OpenCV to OpenGL (x right, y up, z backward), and back."""
 
 
 @dataclass(frozen=True, eq=False)
 class PosedPhoto:
-    """One photo of a capture.
+    """One photo of a capture with its pose, its lens and perhaps its depth map.
 
     Attributes:
         name: relative file name, "/" between folders.
@@ -42,7 +42,9 @@ class PosedPhoto:
     depth_step: float = 1.0
 
     def intrinsics(self, size: tuple[int, int]) -> np.ndarray:
-        """float64 [3, 3] for the photo's (width, height), after `undistort` where it is distorted.
+        """Returns intrinsics for a photo of (width, height) `size`, after `undistort` if needed.
+
+        They are float64 [3, 3], in pixels with centers at integers.
 
         Raises:
             InputError: the distortion cannot be taken out of a photo of this size.
@@ -55,7 +57,7 @@ class PosedPhoto:
     def undistort(
         self, image: np.ndarray, size: tuple[int, int], *, nearest: bool = False
     ) -> np.ndarray:
-        """What a pinhole camera with `intrinsics` sees.
+        """Removes lens distortion: returns what a pinhole camera with `intrinsics` sees.
 
         Args:
             image: [h, w, ...] uint8 or float32: the photo, or a map that covers it at another
@@ -83,7 +85,7 @@ class PosedPhoto:
 
 
 def relative_name(text: str, place: str) -> str:
-    """A file name that stays inside its folder, without "./" and with "/" between folders.
+    """Returns a file name inside its folder without "./" and with "/" between folders.
 
     Raises:
         InputError: naming `place`, for a name that is empty, absolute or leads out of the folder.

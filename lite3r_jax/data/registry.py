@@ -1,4 +1,4 @@
-"""Data sources by name: training, evaluation and the dataset check open the same strings.
+"""Registry of data sources by name, for training, evaluation and the check of datasets.
 
     NAME[:ARGUMENT][@OPTION=VALUE ...]     synthetic:sky   blendedmvs:FOLDER   photos:FOLDER,VIDEO
     FOLDER                                 a folder whose layout is that of one dataset
@@ -21,15 +21,15 @@ from lite3r_jax.data.views import ViewSource
 from lite3r_jax.errors import InputError, unknown_name
 
 Split = Literal["train", "validation", "evaluation"]
-"""What scenes are for: trained on, looked at during a training, reported on."""
+"""Use of scenes: to train on, to evaluate during a training, or to report results on."""
 GroundTruth = Literal["none", "cameras", "cameras, perhaps depth", "cameras and depth"]
 Rule = Callable[[Any, int], Sequence[tuple[str, tuple[int, ...]]]]
-"""(source, views) -> the samples of an evaluation: scene and frames, the reference view first."""
+"""Function (source, views) -> samples of an evaluation: scene and frames, reference view first."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the reader of a source may want to know besides its name.
+    """Options for the reader of a source, of which each reader uses those that concern it.
 
     Attributes:
         views: frames that every scene must have; photos leave out scenes with fewer.
@@ -47,19 +47,19 @@ class SourceOptions:
 
 
 Opener = Callable[..., ViewSource]
-"""(argument, split or None for everything, SourceOptions, **named options) -> reader."""
+"""Function (argument, split or None for all, SourceOptions, **named options) -> reader."""
 
 
 def evenly_spaced(source: ViewSource, views: int) -> list[tuple[str, tuple[int, ...]]]:
-    """One sample of each scene, whose frames are evenly spaced."""
+    """Returns one sample of each scene, with evenly spaced frames."""
     return [(scene, spaced(source.frames(scene), views)) for scene in source.scenes]
 
 
 def spaced(frames: Sequence[int], views: int, lead: int = 0) -> tuple[int, ...]:
-    """`views` of the frames: the first `lead` of them, and of the others evenly spaced ones.
+    """Returns `views` frames: the first `lead` of them, and evenly spaced ones of the others.
 
     Raises:
-        InputError: there are not so many.
+        InputError: there are fewer frames than `views`.
     """
     if views > len(frames):
         raise InputError(f"views: the scene has {len(frames)} frames, {views} views are asked for")
@@ -105,7 +105,7 @@ class DataSource:
 
     @property
     def has_ground_truth(self) -> bool:
-        """Whether cameras are known."""
+        """Whether the cameras of the samples are known."""
         return self.ground_truth != "none"
 
 
@@ -135,7 +135,7 @@ def register_source(name: str, open: Opener, **row: Any) -> DataSource:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """One source of a string: a row of the registry, its argument and options, its weight.
+    """One parsed source: a row of the registry, its argument and options, and its weight.
 
     Attributes:
         row: of the registry.
@@ -154,14 +154,14 @@ class SourceSpec:
 
     @property
     def label(self) -> str:
-        """What results call it: no folder of this machine, and different for own captures."""
+        """Name of the source in results: no path of this machine, but distinct for own captures."""
         if not self.argument or self.row.argument == "SPLIT":
             return str(self) + "".join(f"@{name}={value}" for name, value in self.options)
         listed = "evaluation" in self.row.splits
         return self.row.name if listed else f"{self.row.name}:{Path(self.argument).resolve().name}"
 
     def open(self, split: Split | None = None, options: SourceOptions = SourceOptions()) -> Any:
-        """The reader of a split, or of everything where the dataset has no such split.
+        """Opens the reader of a split, or of everything where the dataset has no such split.
 
         Raises:
             InputError: the data is not there, or wrong.
@@ -170,7 +170,7 @@ class SourceSpec:
         return self.row.open(self.argument, role, options, **dict(self.options))
 
     def has_depth(self, source: ViewSource) -> bool:
-        """Whether samples have depth, told by a frame where the registry does not know."""
+        """Returns whether samples have depth; reads a frame where the registry does not know."""
         if self.row.ground_truth != "cameras, perhaps depth":
             return self.row.ground_truth == "cameras and depth"
         scene = source.scenes[0]
@@ -179,9 +179,10 @@ class SourceSpec:
 
 
 def split_sources(text: str) -> list[str]:
-    """The sources in a list with commas, of which arguments such as that of photos may have some.
+    """Splits a comma-separated list of sources, whose arguments may have commas too.
 
-    Behind a source that takes them, what does not begin with the name of a source belongs to it.
+    After a source whose argument may have commas, such as photos, a part that does not begin with
+    the name of a source belongs to that argument.
     """
     parts: list[str] = []
     taking = False
@@ -196,7 +197,7 @@ def split_sources(text: str) -> list[str]:
 
 
 def parse_source(text: str) -> SourceSpec:
-    """One source of its string, with *WEIGHT behind it where it is not 1.
+    """Parses one source, with *WEIGHT behind it where the weight is not 1.
 
     Raises:
         InputError: an unknown name, with the nearest one; an argument that is missing or too much;
@@ -225,10 +226,10 @@ def parse_source(text: str) -> SourceSpec:
 
 
 def parse_sources(text: str) -> tuple[SourceSpec, ...]:
-    """All sources of a mixture.
+    """Parses the sources of a mixture.
 
     Raises:
-        InputError: see `parse_source`; there is none.
+        InputError: as `parse_source`; there is no source.
     """
     specs = tuple(parse_source(part) for part in split_sources(text))
     if not specs:
@@ -237,7 +238,7 @@ def parse_sources(text: str) -> tuple[SourceSpec, ...]:
 
 
 def _detect(text: str) -> DataSource:
-    """The dataset whose layout a folder has."""
+    """Returns the dataset whose layout a folder has."""
     path = Path(text)
     if not os.path.isdir(path):  # pathlib raises for names that are too long
         if "/" in text and not re.match(r"[A-Za-z][\w-]*:", text):
@@ -259,7 +260,7 @@ def _usage() -> str:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSource:
-    """What is trained on of one source of a mixture, and what is held out.
+    """One source of a training mixture, divided into scenes to train on and held-out ones.
 
     Attributes:
         spec: the source.
@@ -277,10 +278,10 @@ class TrainingSource:
 def open_training(
     text: str, options: SourceOptions = SourceOptions(), *, hold_out_views: bool = True
 ) -> tuple[TrainingSource, ...]:
-    """The sources of a mixture, each with what is held out of it.
+    """Opens the sources of a training mixture, each with what is held out of it.
 
     Args:
-        text: see the module.
+        text: the mixture, in the form that the module describes.
         options: of the readers.
         hold_out_views: whether datasets without a split for validation give up some of their
             scenes or frames; False: evaluations would see what is trained on.

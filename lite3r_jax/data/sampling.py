@@ -1,4 +1,4 @@
-"""Which frames make a sample: pure functions of (seed, index).
+"""Random choice of the frames that make a sample, as pure functions of (seed, index).
 
 The random numbers are the raw output of PCG64, which NumPy guarantees never to change; the methods
 of its Generator have no such guarantee. So a seed names the same samples on every machine.
@@ -20,10 +20,10 @@ Strategy = Literal["pairs", "random", "consecutive", "spaced"]
 
 
 class Uniform:
-    """The random numbers of one (seed, index), one after the other."""
+    """Stream of random numbers that is fixed by a (seed, index)."""
 
     def __init__(self, seed: int, index: int):
-        """Start at the first number.
+        """Starts the stream of random numbers at the first one.
 
         Args:
             seed: 0 or more.
@@ -32,19 +32,19 @@ class Uniform:
         self._bits = np.random.PCG64(np.random.SeedSequence([seed, index]))
 
     def __call__(self) -> float:
-        """In [0, 1), a multiple of 2^-53."""
+        """Returns the next random number in [0, 1), a multiple of 2^-53."""
         return (int(self._bits.random_raw()) >> 11) * 2.0**-53
 
     def between(self, low: float, high: float) -> float:
-        """In [`low`, `high`]."""
+        """Returns a uniform random number in [`low`, `high`]."""
         return low + self() * (high - low)
 
     def below(self, count: int) -> int:
-        """0 to `count` - 1."""
+        """Returns a uniform random integer of 0 to `count` - 1."""
         return int(self() * count)
 
     def shuffled(self, items: Iterable[int]) -> tuple[int, ...]:
-        """The items in random order."""
+        """Returns the items in random order."""
         order = list(items)
         for last in range(len(order) - 1, 0, -1):  # Fisher-Yates
             other = self.below(last + 1)
@@ -53,7 +53,7 @@ class Uniform:
 
 
 def substream(seed: int, purpose: int) -> int:
-    """A seed of its own for one of several purposes, so that equal indices do not share numbers."""
+    """Derives a seed for one of several purposes, so that equal indices share no random numbers."""
     low, high = np.random.SeedSequence([seed, purpose]).generate_state(2, np.uint32)
     return int(high) << 32 | int(low)
 
@@ -68,7 +68,7 @@ def choose_frames(
     pairs: Scores | None = None,
     name: str = "scene",
 ) -> tuple[int, ...]:
-    """Frames of one sample, each once; the first is the reference view.
+    """Chooses the frames of one sample, each once; the first is the reference view.
 
     - pairs: a random frame, then one after the other a frame that shares a score with one that is
       chosen already, with probability in proportion to its best such score. Frames whose overlap
@@ -121,16 +121,18 @@ def choose_frames(
 
 
 def scene_order(scenes: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """A random order of scenes 0 to `scenes` - 1, one for each epoch."""
+    """Returns a random order of scenes 0 to `scenes` - 1, one for each epoch."""
     return Uniform(seed, epoch).shuffled(range(scenes))
 
 
 def overlap_scores(check: CrossViewCheck, frames: Sequence[int]) -> dict[int, dict[int, float]]:
-    """Scores from depth: the share of pixels that two views both see, the smaller of both ways.
+    """Computes overlap scores of frames from depth: the share of pixels that both views see.
+
+    Of the two directions the smaller share counts.
 
     Args:
-        check: of a sample with these frames.
-        frames: in the order of the sample.
+        check: result of `cross_view_check` for a sample of these frames.
+        frames: numbers of the frames, in the order of the sample.
     """
     shared = check.in_view * np.nan_to_num(check.visible)
     shared = np.minimum(shared, shared.T)
@@ -163,7 +165,7 @@ def _overlapping(
 
 
 def _both_ways(frames: Sequence[int], pairs: Scores) -> dict[int, dict[int, float]]:
-    """Positive scores, symmetric: the larger of both ways; pair.txt lists the best ten only."""
+    """Makes positive scores symmetric by the larger of both ways; pair.txt lists the best ten."""
     scores: dict[int, dict[int, float]] = {frame: {} for frame in frames}
     for a, partners in pairs.items():
         for b, score in partners.items():

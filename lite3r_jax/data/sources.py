@@ -1,4 +1,4 @@
-"""The data sources of the package, a row of the registry each."""
+"""Registers the data sources of the package by name."""
 
 import json
 import re
@@ -48,19 +48,19 @@ __all__ = [
 Samples = list[tuple[str, tuple[int, ...]]]
 
 SYNTHETIC_FRAMES = 8
-"""Of every generated scene that is evaluated on; with another number they are other scenes."""
+"""Number of frames of generated scenes in evaluations; another number gives other scenes."""
 SYNTHETIC_VALIDATION = 1000
-"""Generated scenes that a training may look at without training on them."""
+"""Number of generated scenes for evaluations during a training, which are not trained on."""
 BLENDEDMVS_SAMPLES = 4
-"""Of each scene that is evaluated on."""
+"""Number of samples of each scene of BlendedMVS in evaluations."""
 
 _ALL = get_args(SyntheticSplit)
 TRAINING_SPLITS = tuple(name for name in _ALL if name.startswith("train"))
-"""Splits of the generated world that may be trained on; the others have a frozen list."""
+"""Splits of the synthetic dataset that may be trained on; the others have a frozen list."""
 
 
 def frozen_lists() -> dict[str, Samples]:
-    """Split of the generated world -> the samples that are evaluated, never changed."""
+    """Returns the frozen samples of the evaluation for each split of the synthetic dataset."""
     folder = resources.files(__name__.rpartition(".")[0])
     return json.loads(folder.joinpath("lists/synthetic.json").read_text("utf-8"))
 

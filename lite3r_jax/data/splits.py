@@ -1,4 +1,4 @@
-"""Frozen lists: which scenes are for what."""
+"""Frozen lists of the scenes of BlendedMVS and DTU-64 that are trained and evaluated on."""
 
 BLENDEDMVS_TRAINING = (
     "5c1f33f1d33e1f2e4aa6dda4", "5bfe5ae0fe0ea555e6a969ca", "5bff3c5cfe0ea555e6bcbf3a",
@@ -46,7 +46,8 @@ BLENDEDMVS_VALIDATION = (
     "5a6400933d809f1d8200af15", "59d2657f82ca7774b1ec081d", "5ba19a8a360c7c30c1c169df",
     "59817e4a1bd4b175e7038d19",
 )  # fmt: skip
-"""The 7 official validation scenes, in the order of project_lists/validation_list.txt there."""
+"""The 7 official validation scenes of BlendedMVS, in the order of
+project_lists/validation_list.txt of the same repository."""
 
 DTU64_EVALUATION = (
     "scan24", "scan37", "scan40", "scan55", "scan63", "scan65", "scan69",
@@ -57,4 +58,5 @@ Depth-Anything-3, src/depth_anything_3/utils/constants.py)."""
 
 DTU64_VIEWS = 64
 DTU64_REFERENCE = 33
-"""The view that DTU-64 evaluation puts first (bench/datasets/dtu64.py of the same place)."""
+"""Index of the view that DTU-64 evaluation puts first (bench/datasets/dtu64.py of the same
+repository)."""

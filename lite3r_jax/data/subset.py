@@ -1,4 +1,4 @@
-"""Parts of a source: some of its scenes, or some frames of them, and what is held out by rule."""
+"""Subsets of a source's scenes or frames, and the rule that holds some out of training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,21 +6,21 @@ from lite3r_jax.data.views import Scores, Views, ViewSource
 from lite3r_jax.errors import InputError
 
 HELD_OUT = 10
-"""One scene, or one frame, of so many is held out."""
+"""Number of scenes, or of frames, of which one is held out of training."""
 
 
 class SceneSubset:
-    """Some frames of some scenes of a source; see `data.views.ViewSource`.
+    """A source limited to some frames of some scenes; implements `data.views.ViewSource`.
 
     Attributes:
-        scenes: their names.
+        scenes: names of the scenes in the subset.
     """
 
     def __init__(self, source: ViewSource, frames: Mapping[str, Sequence[int]]):
-        """Keep the choice.
+        """Stores the source and which of its scenes and frames belong to the subset.
 
         Args:
-            source: of the scenes.
+            source: reader of the scenes.
             frames: scene -> numbers of its frames that belong to the subset.
         """
         self.scenes = tuple(frames)
@@ -28,27 +28,27 @@ class SceneSubset:
         self._frames = {scene: tuple(numbers) for scene, numbers in frames.items()}
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the frames in the subset."""
+        """Returns the numbers of a scene's frames in the subset."""
         return self._frames[scene]
 
     def pairs(self, scene: str) -> Scores | None:
-        """The scores of the source, also of frames outside the subset."""
+        """Returns the overlap scores of the source, also of frames outside the subset."""
         return self._source.pairs(scene)
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Views:
-        """See the source."""
+        """Implements `ViewSource.read`: reads frames of a scene from the source."""
         return self._source.read(scene, frames, size)
 
 
 def hold_out(source: ViewSource, views: int) -> tuple[SceneSubset, SceneSubset]:
-    """Divide a source into what is trained on and what is not.
+    """Splits a source into a part to train on and a part that is held out.
 
     Of ten scenes or more every tenth is held out. Of fewer scenes the last tenth of the frames of
-    each, but at least `views` of them; scenes with less than twice as many are trained on whole.
+    each, but at least `views` of them; scenes with fewer than twice `views` are trained on whole.
 
     Args:
         source: all scenes.
-        views: that a sample of either part needs.
+        views: number of views that a sample of either part needs.
 
     Returns:
         (to train on, held out).

@@ -1,4 +1,4 @@
-"""Small text files of datasets, read strictly: bounded, ASCII, numbers that are nothing else."""
+"""Strict reading of small text files of datasets: of bounded size, ASCII, plain numbers only."""
 
 import math
 import os
@@ -12,7 +12,7 @@ _COUNT = re.compile(r"[0-9]{1,9}")
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int, *, encoding: str = "ascii") -> str:
-    """The text of a file of at most `max_bytes`.
+    """Reads the text of a file of at most `max_bytes` bytes.
 
     Raises:
         InputError: it cannot be read, is larger, or has bytes that are no text.
@@ -38,7 +38,7 @@ def read_text(path: str | os.PathLike[str], max_bytes: int, *, encoding: str = "
 
 
 def number(text: str, place: str) -> float:
-    """A finite decimal number; what Python reads besides (nan, 1_0, other digits) is none.
+    """Parses a finite decimal number; refuses what else Python reads (nan, 1_0, other digits).
 
     Raises:
         InputError: naming `place`, which is file and line.
@@ -50,7 +50,7 @@ def number(text: str, place: str) -> float:
 
 
 def count(text: str, place: str) -> int:
-    """A whole number that is not negative, of at most nine digits.
+    """Parses a whole number that is not negative, of at most nine digits.
 
     Raises:
         InputError: naming `place`, which is file and line.

@@ -1,4 +1,4 @@
-"""Frames to samples: crop and resize with the cameras, and scenes of unit size.
+"""Crops and resizes frames together with their cameras, and brings scenes to unit size.
 
 A box (x1, y1, x2, y2) is measured from the outer corner of the first pixel, which covers 0..1, as
 in `data.images`. Pixel centers are at integers, so a point at pixel u of the source is at
@@ -24,7 +24,7 @@ Normalization = Literal["lite3r", "vggt"]
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One view as its files have it.
+    """One view as its files have it: image, camera and perhaps depth, at full size.
 
     Attributes:
         name: id within the scene.
@@ -32,7 +32,7 @@ class Frame:
         extrinsics: [3, 4] world-to-camera.
         intrinsics: [3, 3] in pixels of `image`.
         depth: float32 [h, w], 0 where there is none; None without depth.
-        depth_box: where the whole image lies in `depth`; None: it fills it.
+        depth_box: where the whole image lies in `depth`; None: the image fills the depth map.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Frame:
 
 
 def check_frame(frame: Frame, place: str) -> Frame:
-    """The frame itself if its principal point lies on its image.
+    """Returns the frame itself if its principal point lies on its image, else raises.
 
     Where it does not, the intrinsics are for an image of another size.
 
@@ -61,11 +61,11 @@ def check_frame(frame: Frame, place: str) -> Frame:
 
 
 def center_box(source: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The largest box in the middle of an image that has the aspect ratio of `size`.
+    """Returns the largest box in the middle of an image with the aspect ratio of `size`.
 
     Args:
         source: (height, width) of the image.
-        size: (height, width) to come.
+        size: (height, width) that the box will be resized to.
     """
     height, width = source
     box_height = min(height, width * size[0] / size[1])
@@ -75,7 +75,7 @@ def center_box(source: tuple[int, int], size: tuple[int, int]) -> Box:
 
 
 def fit_intrinsics(intrinsics: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics in pixels of the box of an image, brought to (height, width): [..., 3, 3]."""
+    """Returns intrinsics [..., 3, 3] after a box of the image was resized to (height, width)."""
     x1, y1, x2, y2 = box
     scale = np.array([size[1] / (x2 - x1), size[0] / (y2 - y1)])
     k = np.array(intrinsics, np.float64)
@@ -87,7 +87,7 @@ def fit_intrinsics(intrinsics: np.ndarray, box: Box, size: tuple[int, int]) -> n
 def fit_image(
     image: "PILImage", box: Box, size: tuple[int, int], out: np.ndarray | None = None
 ) -> np.ndarray:
-    """A box of an image at (height, width), with Pillow's antialiased bicubic filter.
+    """Resizes a box of an image to (height, width) with Pillow's antialiased bicubic filter.
 
     Args:
         image: RGB.
@@ -105,10 +105,10 @@ def fit_image(
 
 
 def fit_depth(depth: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """A box of a depth map at (height, width): the value of the pixel below each new center.
+    """Resizes a box of a depth map to (height, width) by the nearest pixel.
 
-    Depths are never averaged: between near and far there is nothing. The box may reach beyond the
-    map, where there is no depth.
+    Each value is that of the pixel below a new center. Depths are never averaged: between near and
+    far there is nothing. The box may reach beyond the map, where there is no depth.
     """
     rows, row_inside = _below(box[1], box[3], size[0], depth.shape[0])
     columns, column_inside = _below(box[0], box[2], size[1], depth.shape[1])
@@ -127,7 +127,7 @@ def fit_frames(
     unit: str = "scene",
     boxes: Sequence[Box] | None = None,
 ) -> Sample:
-    """Crop and resize frames to one size.
+    """Crops and resizes frames to one size, and stacks them to a sample.
 
     Args:
         frames: at least one; all with depth or all without.
@@ -141,7 +141,7 @@ def fit_frames(
         A valid sample.
 
     Raises:
-        InputError: a size that is none; a box that is not inside its image; some frames with depth
+        InputError: a size below 1; a box that is not inside its image; some frames with depth
             and some without; what `data.views.validate` refuses.
     """
     if min(size) < 1:
@@ -183,7 +183,7 @@ def fit_frames(
 
 
 def normalize(sample: Sample, rule: Normalization) -> Sample:
-    """Bring a scene to about unit size.
+    """Rescales a scene to about unit size by one of two rules.
 
     "lite3r": lengths are divided by the largest of median valid depth (if more than 100 pixels are
     valid), longest translation, and 1e-3; the world frame stays (data/blendedmvs.py of Lite3R; for
@@ -223,7 +223,7 @@ def _lite3r_scale(sample: Sample) -> float:
 
 
 def _first_view_world(sample: Sample) -> tuple[np.ndarray, float]:
-    """(extrinsics from the camera frame of view 0, mean distance of the points from it)."""
+    """Returns extrinsics relative to view 0, and the mean distance of points from its camera."""
     if sample.depth is None or sample.mask is None or not sample.mask.any():
         raise InputError(
             f"{sample.name}: has no valid depth, which the normalization vggt needs; use lite3r"
@@ -243,7 +243,7 @@ def _first_view_world(sample: Sample) -> tuple[np.ndarray, float]:
 
 
 def _depth_box(frame: Frame, box: Box) -> Box:
-    """A box of the image in pixels of the depth map."""
+    """Converts a box of the image to pixels of the depth map."""
     assert frame.depth is not None
     height, width = frame.depth.shape
     left, top, right, bottom = frame.depth_box or (0, 0, width, height)
@@ -252,6 +252,6 @@ def _depth_box(frame: Frame, box: Box) -> Box:
 
 
 def _below(low: float, high: float, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the source pixel below each of `count` centers, whether it is on the axis)."""
+    """Returns the source pixel below each of `count` new centers, and whether there is one."""
     index = np.floor(low + (np.arange(count) + 0.5) * ((high - low) / count)).astype(np.intp)
     return index.clip(0, size - 1), (index >= 0) & (index < size)

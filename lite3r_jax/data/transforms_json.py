@@ -30,12 +30,12 @@ _DEPTH_STEP = 0.001
 
 
 def read_transforms(path: str | os.PathLike[str]) -> list[PosedPhoto]:
-    """The photos of a file, in its order.
+    """Reads the photos of a transforms.json with their cameras, in the order of the file.
 
     Raises:
         InputError: naming the key, for what is no JSON, keys that are missing or of another kind,
             matrices that are no pose, lenses that are not read, and names that come twice or lead
-            elsewhere.
+            out of the folder.
     """
     path = Path(path)
     table = _table(_parse(path), str(path))

@@ -1,4 +1,4 @@
-"""Frames of a video file, for use as photos.
+"""Decodes frames of a video file, for use as photos.
 
 Decoding is OpenCV's (opencv-python-headless: Apache-2.0, with an LGPL FFmpeg inside). PyAV would
 give more control, but its wheels carry the GPL libraries x264 and x265 (av 18.1.0: configured with
@@ -38,7 +38,7 @@ _EBML = b"\x1a\x45\xdf\xa3"  # RFC 8794, 11.2.1
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """Which frames of a video are taken.
+    """Options that choose the frames of a video and the chunks that long videos are divided into.
 
     Attributes:
         fps: frames per second: the first frame at or after each multiple of 1 / fps seconds from
@@ -83,13 +83,13 @@ class VideoOptions:
 
     @property
     def shared(self) -> int:
-        """Frames that neighboring chunks share."""
+        """Number of frames that neighboring chunks share."""
         return self.overlap or max(1, self.chunk // 3)
 
 
 @dataclass(frozen=True, eq=False)
 class VideoFrame:
-    """One upright frame.
+    """One decoded frame of a video, upright, as a PNG in memory.
 
     Attributes:
         index: of the frame in the video, from 0.
@@ -103,7 +103,7 @@ class VideoFrame:
 
     @property
     def name(self) -> str:
-        """File name: frame_000012.jpg; videos are lossy, so that exports write frames as JPEG."""
+        """File name such as frame_000012.jpg; exports write frames as JPEG, as videos are lossy."""
         return f"frame_{self.index:06d}.jpg"
 
 
@@ -144,12 +144,12 @@ def frames_of(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[], object] | None = None,
 ) -> Iterator[VideoFrame]:
-    """The frames of `read_video` one by one, so that no more of them lie in memory than are kept.
+    """Yields the frames of `read_video` one by one, so that only those in use are in memory.
 
     Args:
         path: see `read_video`, and so are `options`, `max_pixels` and `progress`.
         options: likewise.
-        first: so many of the frames that would come are passed over.
+        first: number of chosen frames that are skipped at the beginning.
         max_pixels: likewise.
         progress: likewise.
 
@@ -181,7 +181,7 @@ def list_frames(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[], object] | None = None,
 ) -> list[tuple[int, float]]:
-    """Which frames the options choose, without keeping a pixel: (index, seconds) of each.
+    """Returns (index, seconds) of each frame that the options choose, without keeping a pixel.
 
     Args:
         path: see `read_video`, and so are the others.
@@ -210,7 +210,7 @@ def list_frames(
 def _sample(
     capture: "cv2.VideoCapture", options: VideoOptions, name: str
 ) -> Iterator[tuple[int, float]]:
-    """(index, seconds) of the frames that fps or stride choose; the capture stands on them."""
+    """Yields (index, seconds) of frames that fps or stride choose, grabbed but not retrieved."""
     import cv2
 
     start = seconds = 0.0
@@ -322,10 +322,10 @@ def _damaged(name: str, reason: str) -> InputError:
 
 
 def _check_container(name: str) -> None:
-    """Refuse what is no MP4, AVI or Matroska file, and what ends before it says that it does.
+    """Refuses a file that is no MP4, AVI or Matroska container, or that is cut off.
 
-    FFmpeg reads far more, play lists that name other files among it, and takes what is there of a
-    file that is cut off without a word.
+    FFmpeg reads far more formats, among them play lists that name other files, and takes what is
+    there of a file that is cut off, without an error.
     """
     try:
         if not os.path.isfile(name):

@@ -1,4 +1,4 @@
-"""The sample: what every multi-view dataset gives, and what must hold for it.
+"""The samples that multi-view datasets give, the interfaces of their readers, and checks.
 
 Cameras follow OpenCV: x right, y down, z forward; extrinsics are world-to-camera, p_cam = R p + t.
 A pixel (u, v) has its center at integers, as in the rest of the package. Depth is z in the camera
@@ -16,12 +16,12 @@ from lite3r_jax.errors import InputError
 ROTATION_TOLERANCE = 1e-3  # largest entry of R R^T - I; files hold six digits or so
 
 Scores = Mapping[int, Mapping[int, float]]
-"""How much two frames see of each other: frame -> other frame -> score, larger is more."""
+"""Overlap scores of pairs of frames: frame -> other frame -> score, larger for more overlap."""
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """S views of one scene, of which nothing is known but how they look.
+    """S views of one scene as images, without cameras or depth.
 
     Attributes:
         dataset: where it comes from, such as "blendedmvs".
@@ -37,7 +37,7 @@ class Views:
 
     @property
     def name(self) -> str:
-        """What messages call it: dataset and scene."""
+        """Name of the sample in messages: dataset and scene."""
         return f"{self.dataset} {self.scene}"
 
     @property
@@ -47,7 +47,7 @@ class Views:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """(height, width) of the images in pixels."""
         return self.images.shape[1], self.images.shape[2]
 
 
@@ -56,7 +56,7 @@ V = TypeVar("V", bound=Views)
 
 @dataclass(frozen=True, eq=False)
 class Sample(Views):
-    """S views of one scene with their cameras.
+    """S views of one scene with their cameras and perhaps depth.
 
     Attributes:
         dataset: see `Views`, and so are `scene`, `frames` and `images`.
@@ -81,45 +81,46 @@ class Sample(Views):
 
 
 class ViewSource(Protocol):
-    """What every reader offers: scenes with frames, read in any order."""
+    """Interface of every reader of a dataset: scenes with frames, read in any order."""
 
     scenes: tuple[str, ...]
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the frames of a scene, ascending."""
+        """Returns the numbers of the frames of a scene, ascending."""
         ...
 
     def pairs(self, scene: str) -> Scores | None:
-        """Which frames see the same things; None if the dataset does not say."""
+        """Returns the overlap scores of a scene's frames, or None if the dataset has none."""
         ...
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Views:
-        """The given frames, in this order, at (height, width)."""
+        """Reads the given frames of a scene, in this order, at (height, width)."""
         ...
 
 
 @runtime_checkable
 class RenewableSource(Protocol):
-    """A source that never runs out of scenes."""
+    """Interface of a source that can replace its scenes by new ones."""
 
     def renewed(self, scene: str, generation: int) -> str:
-        """The scene that takes the place of one of `scenes` in a generation; 0: that one itself.
+        """Returns the scene that replaces one of `scenes` in a generation; in generation 0, itself.
 
-        Generations come in order; scenes of those before the last one are read no more.
+        Generations come in order; once one has begun, only its scenes and those of the generation
+        before it are read.
         """
         ...
 
 
 class SceneSource(ViewSource, Protocol):
-    """A reader of scenes whose cameras are known."""
+    """Interface of a reader of scenes whose cameras are known."""
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """See `ViewSource`."""
+        """Implements `ViewSource.read`: reads frames with their cameras."""
         ...
 
 
 def validate(sample: Sample) -> Sample:
-    """Check everything that the docstring of `Sample` promises.
+    """Checks the arrays of a sample against everything that the docstring of `Sample` promises.
 
     Returns:
         The sample itself.
@@ -165,14 +166,16 @@ def validate(sample: Sample) -> Sample:
 
 @dataclass(frozen=True, eq=False)
 class CrossViewCheck:
-    """How well depth maps and cameras of several views agree. Row: from this view, column: into.
+    """Agreement of the depth maps and cameras of several views, for each pair of views.
+
+    Rows are the views that pixels come from, columns the views that they are projected into.
 
     Attributes:
         in_view: float64 [S, S], share of the valid pixels of one view that fall onto a valid pixel
             of the other.
-        visible: float64 [S, S], share of those in view whose depth agrees, which are the ones not
-            hidden in the other view; NaN where nothing is in view.
-        error: float64 [S, S], median over those in view of |z - depth| / depth; NaN likewise.
+        visible: float64 [S, S], share of the pixels in view whose depth agrees, which are the ones
+            not hidden in the other view; NaN where nothing is in view.
+        error: float64 [S, S], median over the pixels in view of |z - depth| / depth; NaN likewise.
             It is large if more than half is hidden, or if cameras or depth are wrong.
     """
 
@@ -182,12 +185,12 @@ class CrossViewCheck:
 
 
 def cross_view_check(sample: Sample, *, tolerance: float = 0.02, stride: int = 1) -> CrossViewCheck:
-    """Reproject the depth of each view into each other one and compare at the nearest pixel.
+    """Reprojects the depth of each view into each other one and compares at the nearest pixel.
 
     Args:
-        sample: with depth.
+        sample: a sample with depth.
         tolerance: largest relative difference of depths that agree.
-        stride: every how manyth row and column is looked at.
+        stride: only every `stride`-th row and column is looked at.
 
     Raises:
         InputError: the sample has no depth.
@@ -255,7 +258,7 @@ def _check_arrays(sample: Sample) -> None:
 
 
 def _each(array: np.ndarray, rule) -> np.ndarray:
-    """bool [S]: whether a rule holds for all values of a view."""
+    """Returns bool [S]: whether a rule holds for all values of each view."""
     return rule(array).reshape(len(array), -1).all(-1)
 
 

@@ -1,4 +1,4 @@
-"""From a model and a protocol to figures: metrics of every scene, means, intervals, baselines."""
+"""Evaluation of a model on a protocol: metrics of every scene, means, intervals, baselines."""
 
 from lite3r_jax.evaluation.cached_scenes import CachedScenes
 from lite3r_jax.evaluation.evaluator import Report, evaluate

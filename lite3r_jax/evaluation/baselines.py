@@ -1,6 +1,6 @@
-"""The baseline for cameras: what can be said without looking at any image.
+"""The camera baseline: metrics of the mean pose, a prediction that looks at no image.
 
-That for depth, 1 everywhere, is measured with the metrics of each scene (`score`).
+The depth baseline, depth 1 everywhere, is measured with the metrics of each scene (`score`).
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ PREFIX = "mean_pose_"
 
 
 def with_mean_pose(records: Sequence[Record]) -> list[Record]:
-    """The records, with what the mean pose of the other scenes would score beside their metrics.
+    """Adds the metrics that the mean pose of the other scenes would score to each record.
 
-    For view k that is the mean pose of view k relative to view 0 over all other scenes of the same
-    evaluation, so it knows the protocol, which flatters it. Rotations are averaged as matrices and
-    projected onto rotations, translations after each scene was divided by its longest one.
+    The guess for view k is the mean pose of view k relative to view 0 over all other scenes of the
+    same evaluation, so the baseline knows the protocol, which flatters it. Rotations are averaged
+    as matrices and projected onto rotations, translations after each scene was divided by its
+    longest one.
 
     Args:
         records: of one protocol; failures stay as they are.
@@ -58,7 +59,7 @@ def _unit(e: np.ndarray) -> np.ndarray:
 
 
 def _project(e: np.ndarray) -> np.ndarray:
-    """With the nearest rotations."""
+    """Replaces the averaged rotation matrices of poses [..., 3, 4] by the nearest rotations."""
     u, _, vt = np.linalg.svd(e[..., :3])
     u[..., 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
     return np.concatenate([u @ vt, e[..., 3:]], -1)

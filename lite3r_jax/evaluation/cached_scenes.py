@@ -1,4 +1,4 @@
-"""Samples kept in memory, for data that is looked at more than once."""
+"""A cache of samples in memory, for data that is read more than once."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from lite3r_jax.data.views import Sample, SceneSource, Scores
 
 
 class CachedScenes:
-    """A source that reads every sample once, as long as all that it keeps stays below a limit."""
+    """A data source that keeps the samples it has read in memory, up to a limit of bytes."""
 
     def __init__(self, source: SceneSource, limit: int = 1 << 30):
-        """Keep samples of a source.
+        """Wraps a data source, with nothing kept yet.
 
         Args:
             source: where they come from.
@@ -20,15 +20,15 @@ class CachedScenes:
         self._kept: dict[tuple[str, tuple[int, ...], tuple[int, int]], Sample] = {}
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Those of the source."""
+        """Implements `SceneSource.frames`: numbers of a scene's frames, from the wrapped source."""
         return self._source.frames(scene)
 
     def pairs(self, scene: str) -> Scores | None:
-        """Those of the source."""
+        """Implements `SceneSource.pairs`: a scene's pair scores, from the wrapped source."""
         return self._source.pairs(scene)
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """The sample, the same object each time.
+        """Implements `SceneSource.read`: returns a sample, the same object each time if it is kept.
 
         Raises:
             InputError: as the source does, each time.

@@ -1,4 +1,4 @@
-"""A model and a protocol to records, scene by scene, and to a report."""
+"""Runs a model on a protocol: predictions to metrics, scene by scene, and to a report."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Keep = Callable[[int, Record, Output | None], None]
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A model on a protocol.
+    """The results of one model on one protocol.
 
     Attributes:
         protocol: what was evaluated.
@@ -40,11 +40,11 @@ class Report:
 
     @property
     def failures(self) -> tuple[Record, ...]:
-        """The samples without a result."""
+        """Records of the samples without a result."""
         return tuple(record for record in self.records if record.failure)
 
     def __getitem__(self, name: str) -> float:
-        """The value of one metric.
+        """Returns the value of one metric over all scenes.
 
         Raises:
             KeyError: it was not measured, or no scene defines it; with the reasons.
@@ -65,12 +65,13 @@ def evaluate(
     batch: int = 1,
     progress: Callable[[], object] | None = None,
 ) -> Report:
-    """Evaluate a model that is at hand.
+    """Evaluates a model in memory on a protocol.
 
     Args:
         model: a backbone with the heads camera and depth, or one of them.
         protocol: what is evaluated, from `open_protocol`.
-        source: its data, from there; `CachedScenes(source)` for several evaluations in one process.
+        source: data of the protocol, from `open_protocol`; `CachedScenes(source)` for several
+            evaluations in one process.
         options: what is measured; None for the defaults.
         batch: samples that a device handles at a time.
         progress: called after every sample.
@@ -85,7 +86,7 @@ def evaluate(
 def report(
     protocol: Protocol, records: Sequence[Record], *, resamples: int = 1000, seed: int = 0
 ) -> Report:
-    """Records with their baselines, and the summary."""
+    """Makes the report of a protocol from its records: adds baselines, summarizes metrics."""
     summary = summarize(with_mean_pose(records), resamples=resamples, seed=seed)
     return Report(protocol, tuple(records), summary)
 
@@ -102,17 +103,17 @@ def measure(
     keep: Keep | None = None,
     progress: Callable[[], object] | None = None,
 ) -> list[Record]:
-    """Records of all samples of a protocol.
+    """Measures all samples of a protocol and returns their records.
 
     A sample that cannot be read or predicted becomes a record that says why, and the others go on.
 
     Args:
         predict: images [N, S, H, W, 3] to outputs, N of at most `batch`.
         protocol: what is evaluated.
-        source: its data.
+        source: data of the protocol.
         options: what is measured; None for the defaults.
         batch: samples at a time.
-        done: records that are there already, by number of the sample.
+        done: records that exist already, by number of the sample.
         reference: the output of another model for a sample, by its number, with which agreement
             is measured; it gives None where there is no such output.
         keep: called with the number, the record and the output of every new record.
@@ -185,7 +186,7 @@ def _run(predict: Predict, images: Mapping[int, np.ndarray]) -> dict[int, Output
 def _with_wrong_partner(
     reader: "_Reader", protocol: Protocol, n: int, sample: Sample
 ) -> np.ndarray | m.NotAvailable:
-    """The first view with the other views of the next sample that is of another scene."""
+    """Joins a sample's first image with the other images of the next sample of another scene."""
     items = protocol.items
     if sample.views < 2:
         return m.NotAvailable("one view has no partner")
@@ -215,7 +216,10 @@ def _record(item: Item, true: Sample, output: Output, metrics: m.Metrics) -> Rec
 
 
 class _Reader:
-    """Samples by number; the last `kept` stay, since each is also another's wrong partner."""
+    """Reads samples by number; keeps the last `kept`, whose images other samples may need as well.
+
+    Each sample is also the wrong partner of another one.
+    """
 
     def __init__(self, source: SceneSource, protocol: Protocol, kept: int):
         self._source, self._protocol, self._limit = source, protocol, kept

@@ -1,4 +1,4 @@
-"""The pictures of one scene: photos and the truth, then what every variant makes of it."""
+"""The pictures of one evaluated scene: photos, ground truth, and every variant's prediction."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ from lite3r_jax.html_report.colors import VIRIDIS, color_map
 ERROR_RANGE = (0.005, 0.5)
 """Relative errors of depth from the first color to the last."""
 TRUE, PREDICTED = (195, 202, 214), (255, 158, 51)
-"""Colors of cameras."""
+"""RGB colors of true and of predicted cameras in pictures."""
 _NOTHING = (128, 128, 128)
 _QUALITY = 88
 
 
 @dataclass(frozen=True, eq=False)
 class SceneFigures:
-    """What pictures are made of.
+    """The ground truth and the predictions of one scene, from which its pictures are drawn.
 
     Attributes:
-        protocol: with number of views, as tables call it.
-        record: of the first variant; scene and frames are those of all.
+        protocol: its name with the number of views, as in tables.
+        record: of the first variant; its scene and frames are those of all variants.
         truth: None if the sample could not be read.
         variants: name -> its record, and what it predicts, None after a failure.
     """
@@ -42,7 +42,7 @@ class SceneFigures:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One column.
+    """One column of a scene's pictures: the ground truth, or a variant.
 
     Attributes:
         name: heading.
@@ -59,14 +59,14 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """A scene in pictures, the truth first."""
+    """The pictures of one scene in columns, the ground truth first."""
 
     caption: str
     panels: Sequence[Panel]
 
     @property
     def size(self) -> int:
-        """Bytes of the pictures in a page."""
+        """Number of bytes of the pictures in a page (base64)."""
         files = [
             one
             for panel in self.panels
@@ -76,7 +76,7 @@ class Figures:
 
 
 def figures(scene: SceneFigures, options: ScoreOptions) -> Figures:
-    """Draw a scene.
+    """Draws the pictures of one scene.
 
     Args:
         scene: the truth and the predictions.
@@ -101,7 +101,7 @@ def figures(scene: SceneFigures, options: ScoreOptions) -> Figures:
 
 
 class _Stage:
-    """What all panels of a scene share: reference, color scale, and place of the viewer."""
+    """Draws the columns of one scene, with one reference, color scale and viewpoint for all."""
 
     def __init__(
         self, truth: Thumbnails, variants: Sequence[Thumbnails | None], options: ScoreOptions
@@ -126,7 +126,7 @@ class _Stage:
             self.view = render.viewpoint(self.cloud, np.concatenate([np.zeros((0, 3)), *places]))
 
     def truth_panel(self) -> Panel:
-        """Photos and the true depth."""
+        """Draws the column of the ground truth: photos, true depth and true points."""
         depth = self.truth.depth
         views = []
         for n, image in enumerate(self.images):
@@ -141,7 +141,7 @@ class _Stage:
         return Panel("truth", "photo and true depth", points, views)
 
     def panel(self, n: int, name: str, record: Record, shown: Thumbnails | None) -> Panel:
-        """Depth, its error, points and cameras of variant number n."""
+        """Draws the column of variant number n: depth, its error, points and cameras."""
         if shown is None:
             return Panel(name, f"failed: {record.failure}", "failed", ())
         depth = self._aligned(shown)
@@ -191,7 +191,7 @@ class _Stage:
         return cloud if len(cloud.xyz) else None
 
     def _moved(self, shown: Thumbnails) -> render.Cloud | None:
-        """Where the reference is."""
+        """Returns the points of a prediction after their alignment with those of the reference."""
         cloud = self._cloud(shown)
         if cloud is None or self.cloud is None or shown is self.reference:
             return cloud
@@ -209,7 +209,10 @@ class _Stage:
         return _jpeg(render.draw(moved, self.view, cameras))
 
     def _similarity(self, shown: Thumbnails) -> geometry.Sim3 | None:
-        """That brings the points onto those of the reference, pixel by pixel; None for too few."""
+        """Fits the similarity from predicted points to the reference's; None for too few points.
+
+        Points correspond pixel by pixel.
+        """
         both, known = [], np.asarray(self.mask)
         for one in (shown, self.reference):
             assert one.depth is not None
@@ -224,7 +227,7 @@ class _Stage:
 
 
 def _note(record: Record) -> str:
-    """The errors of this scene."""
+    """Returns a line with the main errors of a record."""
     names = {"AbsRel": ("abs_rel", 3), "AUC@30": ("auc_30", 2), "Chamfer": ("chamfer", 3)}
     texts = []
     for heading, (metric, decimals) in names.items():

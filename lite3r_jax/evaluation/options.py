@@ -1,4 +1,4 @@
-"""The settings of `--mode=eval`."""
+"""The settings of `--mode=eval` and `--mode=probe`."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from lite3r_jax.evaluation.score import ScoreOptions
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What is tried in one layer after the other; the data is that of `EvaluateOptions`.
+    """Settings of a probe, layer by layer; its data is that of `EvaluateOptions`.
 
     Attributes:
         plan: attention of one role, such as key_views(choose=stride,every=4) or
@@ -35,7 +35,7 @@ class ProbeOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is evaluated, and how.
+    """Settings of an evaluation: protocols, variants, metrics and bootstrap.
 
     Attributes:
         protocols: data sources with commas between, such as synthetic:test or dtu64:FOLDER, see
@@ -68,15 +68,15 @@ class EvaluateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Raises `InputError` if `pictures` is negative."""
         if self.pictures < 0:
             raise InputError(f"evaluate.pictures: expected 0 or more, got {self.pictures}")
 
     def pixels(self) -> tuple[int, int] | None:
-        """`size` as numbers.
+        """Returns `size` as (height, width), or None if it is empty.
 
         Raises:
-            InputError: it is not of that form.
+            InputError: `size` is not HEIGHTxWIDTH.
         """
         if not self.size:
             return None
@@ -85,10 +85,10 @@ class EvaluateOptions:
         return int(sides[1]), int(sides[2])
 
     def tasks(self) -> tuple[tuple[str, int], ...]:
-        """(protocol, views) of everything that is to be done, each once.
+        """Returns (protocol, number of views) of every evaluation to run, each once.
 
         Raises:
-            InputError: there is none, or views are no numbers.
+            InputError: there is no evaluation to run, or views are no numbers.
         """
         tasks: dict[tuple[str, int], None] = {}
         for entry in split_sources(self.protocols):

@@ -1,4 +1,4 @@
-"""One HTML page of an evaluation: tables, charts, and what the variants make of the same scenes."""
+"""The HTML page of an evaluation: tables, charts, and pictures of the variants' predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,12 +21,12 @@ from lite3r_jax.html_report.chart import Chart, Series
 from lite3r_jax.html_report.colors import INFERNO, VIRIDIS, gradient
 
 LIMIT = 24_000_000
-"""Bytes of the pictures of a page; scenes beyond are left out and counted."""
+"""Largest number of bytes of a page's pictures; scenes beyond are left out and counted."""
 CHARTS = {"abs_rel": "AbsRel, lower is better", "auc_30": "AUC@30, higher is better"}
 
 
 def page(body: Mapping[str, Any], scenes: Sequence[SceneFigures], *, limit: int = LIMIT) -> str:
-    """The page. Equal results give equal text.
+    """Returns the page as HTML; equal results give equal text.
 
     Args:
         body: of report.json.
@@ -54,7 +54,7 @@ def page(body: Mapping[str, Any], scenes: Sequence[SceneFigures], *, limit: int 
 
 
 def quality(body: Mapping[str, Any]) -> str:
-    """The tables of all results, as HTML.
+    """Returns the tables of all results as HTML.
 
     Args:
         body: of report.json.
@@ -73,7 +73,7 @@ def quality(body: Mapping[str, Any]) -> str:
 
 
 def charts(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Metrics against the number of views, where a protocol was run with several."""
+    """Returns charts of metrics against the number of views, for protocols run with several."""
     sections = []
     styles = {
         name: n for n, name in enumerate(dict.fromkeys(entry["variant"] for entry in results))
@@ -94,7 +94,9 @@ def charts(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def pictures(scenes: Sequence[SceneFigures], options: ScoreOptions, limit: int = LIMIT) -> str:
-    """The first scene of every protocol, then the second ones, as far as the limit allows.
+    """Returns pictures of scenes as HTML, as many as fit into a limit of bytes.
+
+    The first scene of every protocol is taken first, then the second ones.
 
     Args:
         scenes: by protocol.
@@ -162,7 +164,7 @@ def _panel(panel: Panel) -> str:
 
 
 def _image(jpeg: bytes | str, meaning: str) -> str:
-    """A picture, or in words why there is none."""
+    """Returns the HTML of a picture, or of the words that say why there is none."""
     if isinstance(jpeg, str):
         return f'<span class="none">{escape(jpeg)}</span>'
     return html.image(jpeg, meaning)

@@ -16,7 +16,7 @@ from lite3r_jax.mesh import check_split_weights, check_views, fetch_views, put_v
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a model says about one scene.
+    """A model's prediction for one scene: depth and cameras.
 
     Attributes:
         depth: float32 [S, H, W], z in the camera frame; None without depth head.
@@ -30,7 +30,7 @@ class Output:
 
 
 class Predictor:
-    """Runs a model; compiles once for each number of views and size.
+    """Runs a model on batches; compiles once for each number of views and size of images.
 
     The scenes of a batch are split over all local devices, or the views of one scene after the
     other over those of a mesh; parameters are copied to each, or split over a mesh, too.
@@ -58,8 +58,8 @@ class Predictor:
                 `BackboneModel.__call__`.
 
         Raises:
-            InputError: a batch below 1, a model whose tokens do not rest there, or parameters in
-                parts without a mesh.
+            InputError: a batch below 1, or parameters in parts without a mesh; at the first call, a
+                model whose tokens cannot rest on the host.
         """
         if batch < 1:
             raise InputError(f"batch: expected at least 1, got {batch}")
@@ -84,7 +84,7 @@ class Predictor:
         self._forward = forward
 
     def __call__(self, images: np.ndarray) -> list[Output]:
-        """Predict up to `batch` scenes.
+        """Predicts up to `batch` scenes.
 
         Args:
             images: float32 [N, S, H, W, 3] in [0, 1]; N of at most `batch`.
@@ -103,7 +103,7 @@ class Predictor:
         return [_output([None if x is None else x[n] for x in found]) for n in range(count)]
 
     def _in_parts(self, images: np.ndarray) -> Output:
-        """One scene [S, H, W, 3], whose views are split."""
+        """Predicts one scene [S, H, W, 3], whose views are split over the devices of the mesh."""
         views = len(images)
         placed = put_views(images[None], self._mesh, check_views(self._mesh, views))
         with jax.set_mesh(self._mesh):
@@ -112,6 +112,6 @@ class Predictor:
 
 
 def _output(found: Sequence[np.ndarray | None]) -> Output:
-    """Depth [S, H, W, 1], extrinsics and intrinsics of one scene."""
+    """Makes an `Output` from depth [S, H, W, 1], extrinsics and intrinsics of one scene."""
     depth, extrinsics, intrinsics = found
     return Output(None if depth is None else depth[..., 0], extrinsics, intrinsics)

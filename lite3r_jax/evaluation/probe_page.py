@@ -1,4 +1,4 @@
-"""One HTML page of a probe: what every layer loses, and what a plan costs."""
+"""The HTML page of a probe: the loss of quality by layer, and the cost of a plan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from lite3r_jax.html_report.chart import Chart, Series
 
 
 def page(body: Mapping[str, Any]) -> str:
-    """The page. Equal results give equal text.
+    """Returns the page as HTML; equal results give equal text.
 
     Args:
         body: of probe.json.
@@ -43,7 +43,7 @@ def page(body: Mapping[str, Any]) -> str:
 
 
 def layer_charts(body: Mapping[str, Any]) -> list[Chart]:
-    """Error ratios by layer, and cosines where they were measured."""
+    """Returns charts of error ratios by layer, and of token cosines where they were measured."""
     layers = body["layers"]
     numbers = [layer["layer"] for layer in layers]
     limit = body["probe"]["threshold"]
@@ -68,7 +68,11 @@ def layer_charts(body: Mapping[str, Any]) -> list[Chart]:
 
 
 def curve_chart(body: Mapping[str, Any]) -> Chart:
-    """Operations against what the layer that was replaced last loses; the plan as a point."""
+    """Returns the chart of cost and quality: operations against the largest error ratio of a layer.
+
+    Each point has one layer more replaced, and shows what that layer loses alone; the plan is a
+    point of its own.
+    """
     points = sorted((step["operations"], step["worst"]) for step in body["curve"])
     series = [_series("one layer more, each alone", points)]
     every = [ratio for of in body["measured"].values() for ratio in of.values()]

@@ -36,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is evaluated.
+    """A list of samples to evaluate, from one data source, with one number of views and size.
 
     Attributes:
         name: what results call the source, see `SourceSpec.label`.

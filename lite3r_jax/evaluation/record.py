@@ -1,4 +1,4 @@
-"""What is known about one scene after it was evaluated, and its JSON."""
+"""The result of one evaluated sample, and its JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Pairs = Mapping[str, tuple[float | None, ...]]
 
 
 def pairs_of(errors: PairErrors, prefix: str = "") -> Pairs:
-    """Errors of pairs as a record has them, under names that begin with `prefix`."""
+    """Converts errors of view pairs to a record's form, under names that begin with `prefix`."""
     return {
         f"{prefix}rotation_deg": tuple(float(x) for x in errors.rotation),
         f"{prefix}direction_deg": tuple(None if x != x else float(x) for x in errors.direction),
@@ -20,7 +20,7 @@ def pairs_of(errors: PairErrors, prefix: str = "") -> Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One scene.
+    """The result of one evaluated sample: its metrics, or why there are none.
 
     Attributes:
         scene: its id in the dataset.
@@ -41,7 +41,7 @@ class Record:
     failure: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """Returns the record as a JSON object, which `from_json` reads."""
         if self.failure:
             return {"scene": self.scene, "frames": list(self.frames), "failure": self.failure}
         missing = {n: v.reason for n, v in self.metrics.items() if isinstance(v, NotAvailable)}
@@ -56,10 +56,10 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> "Record":
-        """A record from its JSON.
+        """Builds a record from its JSON object.
 
         Raises:
-            InputError: naming `where`, if it is not of that form.
+            InputError: naming `where`, if the object is not of that form.
         """
         try:
             metrics: Metrics = {n: float(v) for n, v in data.get("metrics", {}).items()}

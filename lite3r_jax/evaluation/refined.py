@@ -1,4 +1,4 @@
-"""Predictions refined by matches between the images, for rows of a table that end in +refine."""
+"""Refinement of predictions by matches between images, for variants that end in +refine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from lite3r_jax.scene import Scene, StillPhoto
 def refining(
     predictor: Callable[[np.ndarray], Sequence[Output]],
 ) -> Callable[[np.ndarray], list[Output]]:
-    """A predictor whose outputs are refined, see `refined`; images are [B, S, H, W, 3]."""
+    """Wraps a predictor so that outputs are refined (`refined`); images are [B, S, H, W, 3]."""
 
     def predict(images: np.ndarray) -> list[Output]:
         outputs = predictor(images)
@@ -23,7 +23,7 @@ def refining(
 
 
 def refined(images: np.ndarray, output: Output) -> Output:
-    """The output with refined cameras and depth, with the default settings of refinement.
+    """Refines the cameras and depth of a prediction, with the default settings of refinement.
 
     Matches are made in the images that the model saw, and confidence does not count. What cannot be
     refined stays as it was predicted, as for users.

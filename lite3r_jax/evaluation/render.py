@@ -1,4 +1,4 @@
-"""Points and cameras to a picture, from one place for all models of a scene."""
+"""Renders points and cameras to a picture, from one viewpoint for all models of a scene."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +48,10 @@ class Cloud:
 def unproject(
     depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """World points float64 [V, h, w, 3] of depth maps, and which of them there are [V, h, w]."""
+    """Unprojects depth to float64 world points [V, h, w, 3]; also returns a mask [V, h, w].
+
+    The mask says where there is depth.
+    """
     known = np.isfinite(depth) & (depth > 0)
     return world_points(np.where(known, depth, 1), extrinsics, intrinsics), known
 
@@ -60,7 +63,7 @@ def cloud(
     extrinsics: np.ndarray,
     intrinsics: np.ndarray,
 ) -> Cloud:
-    """Points of all pixels with depth, in the colors of the images.
+    """Makes the point cloud of all pixels with depth, in the colors of the images.
 
     Args:
         depth: [V, h, w], 0 or not finite where there is none.
@@ -87,14 +90,14 @@ def cloud(
 
 
 def _slope(x: np.ndarray, axis: int) -> np.ndarray:
-    """Differences over two pixels, at the edges over one."""
+    """Returns differences per pixel along an axis: central ones, one-sided at the edges."""
     if x.shape[axis] < 2:
         return np.zeros_like(x)
     return np.gradient(x, axis=axis)
 
 
 def moved(cloud: Cloud, sim3: geometry.Sim3) -> Cloud:
-    """Points and cameras after a similarity."""
+    """Applies a similarity to the points and cameras of a cloud."""
     scale, turn, shift = (np.asarray(x, np.float64) for x in sim3)
     rotation, t = cloud.extrinsics[..., :3], cloud.extrinsics[..., 3]
     turned = rotation @ turn.T
@@ -109,16 +112,16 @@ def moved(cloud: Cloud, sim3: geometry.Sim3) -> Cloud:
 
 
 def centers(extrinsics: np.ndarray) -> np.ndarray:
-    """Of cameras, [S, 3]."""
+    """Returns the centers [S, 3] of cameras."""
     return -np.einsum("sji,sj->si", extrinsics[..., :3], extrinsics[..., 3])
 
 
 def viewpoint(cloud: Cloud, others: np.ndarray) -> np.ndarray:
-    """A place behind, above and beside the cameras that sees it all.
+    """Chooses a pose behind, above and beside the cameras from which the scene is in the picture.
 
     Args:
         cloud: most points and all cameras of it are seen.
-        others: [M, 3], further places that are, unless they are far away from the cloud.
+        others: [M, 3], further points that are seen, unless they are far away from the cloud.
 
     Returns:
         World-to-camera [3, 4].
@@ -160,7 +163,7 @@ def draw(
     view: np.ndarray,
     cameras: Sequence[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]],
 ) -> np.ndarray:
-    """The points that turn their front to the viewer, and cameras as outlines.
+    """Draws the points whose surface faces the viewer, and cameras as outlines.
 
     Surfaces that turn their back are left out, so that one looks into rooms from outside.
 
@@ -215,7 +218,7 @@ def _points(cloud: Cloud, view: np.ndarray) -> np.ndarray:
 
 
 def _place(points: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of the large picture, and depth."""
+    """Projects points to pixels of the oversampled picture; also returns their depth."""
     p = points @ view[:, :3].T + view[:, 3]
     z = p[:, 2]
     center = np.array([WIDTH, HEIGHT]) * OVERSAMPLED / 2
@@ -226,7 +229,7 @@ def _place(points: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _outlines(
     extrinsics: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], depth: float
 ) -> np.ndarray:
-    """Apex and four corners of every camera, [S, 5, 3] in the world."""
+    """Returns the apex and four corners of every camera's frustum, [S, 5, 3] in the world."""
     height, width = size
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)]) - 0.5
     pixels = np.concatenate([corners, np.ones((4, 1))], -1)

@@ -1,4 +1,4 @@
-"""The report.json of an evaluation read back: checked whole, so that nothing fails on it later."""
+"""Reads the report.json of an evaluation, and checks all that later steps need of it."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ from lite3r_jax.evaluation.score import ScoreOptions
 from lite3r_jax.weights import strict_json
 
 _MOST = 1e15
-"""Of any number in a report."""
+"""Largest absolute value of any number in a report."""
 
 
 @dataclass(frozen=True)
 class _Each:
-    """An object of any keys whose values have one form."""
+    """The form of a JSON object of any keys whose values all have one form."""
 
     form: Any
 
@@ -38,7 +38,7 @@ _REPORT = {
 
 
 def read_report(path: Path, where: str) -> dict[str, Any]:
-    """What an evaluation has written as report.json.
+    """Reads and checks the report.json of an evaluation.
 
     Args:
         path: the file.
@@ -60,7 +60,7 @@ def read_report(path: Path, where: str) -> dict[str, Any]:
 
 
 def _wrong(value: Any, form: Any, place: str) -> str:
-    """The first place where a JSON value is not of the form, and what was expected; or ""."""
+    """Returns the first place where a JSON value is not of a form, and what was expected; or ""."""
     if isinstance(form, list):
         if not isinstance(value, list):
             return f"{place}: expected a list"

@@ -31,25 +31,25 @@ from lite3r_jax.weights import strict_json
 SETTINGS, SOURCES = "settings.json", "sources.json"
 SCENES, PREDICTIONS, PICTURES = "scenes", "predictions", "pictures"
 TRUTH = "truth"
-"""In place of a variant, what its pictures are compared with."""
+"""Name of the ground truth among the variants that pictures are kept of."""
 _OWN = (SCENES, PREDICTIONS, PICTURES, "report.json", "report.md", "report.html", SOURCES, SETTINGS)
 
 
 class Results:
-    """The folder of one evaluation.
+    """The folder of one evaluation, which can be resumed.
 
-    Scenes that are there are not done again; failures are. Every file appears when it is complete,
-    so a run that was killed loses the scene it was at.
+    Scenes with a result are not evaluated again; failures are. Every file appears when it is
+    complete, so a run that was killed loses the scene it was at.
     """
 
     def __init__(self, root: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
-        """Begin, or go on.
+        """Opens the folder to begin an evaluation, or to resume one with equal settings.
 
         Args:
             root: the folder; made if need be.
             settings: JSON values that results depend on.
-            overwrite: whether results of other settings may be removed. Nothing but what an
-                evaluation writes is.
+            overwrite: whether results of other settings may be removed. Nothing is removed but
+                what an evaluation writes.
 
         Raises:
             InputError: there are results of other settings, or files that no evaluation wrote.
@@ -78,7 +78,7 @@ class Results:
         self.write(SETTINGS, strict_json.dump(settings))
 
     def claim(self, protocols: Sequence[Protocol], sources: Sequence[str]) -> None:
-        """Refuse results under one name that are of different data.
+        """Records the data source of each protocol; raises if one name stands for different data.
 
         Args:
             protocols: of this run.
@@ -110,7 +110,7 @@ class Results:
         return path
 
     def records(self, variant: str, protocol: Protocol) -> dict[int, Record]:
-        """What is done, by number of the sample; without failures.
+        """Reads the records of a variant, by number of the sample; without failures.
 
         Raises:
             InputError: a file is damaged or of another scene.
@@ -130,23 +130,23 @@ class Results:
         return records
 
     def keep(self, variant: str, protocol: Protocol, n: int, record: Record) -> None:
-        """Write one record."""
+        """Writes the record of one sample."""
         path = self._scene(variant, protocol, n).relative_to(self.root)
         self.write(str(path), strict_json.dump(record.to_json()))
 
     def keep_output(self, protocol: Protocol, n: int, output: Output) -> None:
-        """Write what the first variant predicts, for the others."""
+        """Writes the first variant's prediction, to which those of other variants are compared."""
         arrays = {k: x for k, x in vars(output).items() if x is not None}
         path = self._prediction(protocol, n)
         with atomic_write(path, overwrite=True) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
     def has_output(self, protocol: Protocol, n: int) -> bool:
-        """Whether there is a prediction of the first variant."""
+        """Returns whether the prediction of the first variant is there."""
         return self._prediction(protocol, n).exists()
 
     def output(self, protocol: Protocol, n: int) -> Output | None:
-        """What the first variant predicts; None where it failed.
+        """Reads the first variant's prediction of a sample; None where it failed.
 
         Raises:
             InputError: the file is damaged.
@@ -158,12 +158,12 @@ class Results:
             return Output(**{name: file.read(name) for name in file.names})
 
     def keep_thumbnails(self, variant: str, protocol: Protocol, n: int, shown: Thumbnails) -> None:
-        """Write what pictures of a sample are made from; `variant` may be `TRUTH`."""
+        """Writes the thumbnails of a sample for its pictures; `variant` may be `TRUTH`."""
         path = self._shown(variant, protocol, n).relative_to(self.root)
         self.write(str(path), pack(shown))
 
     def has_shown(self, variant: str, protocol: Protocol, n: int) -> bool:
-        """Whether there are pictures of a sample, by this variant."""
+        """Returns whether the thumbnails of a sample by this variant are there."""
         return self._shown(variant, protocol, n).exists()
 
     def _scene(self, variant: str, protocol: Protocol, n: int) -> Path:
@@ -178,14 +178,14 @@ class Results:
 
 
 def folder_name(protocol: Protocol) -> str:
-    """Of one protocol with a number of views."""
+    """Returns the folder name of one protocol with a number of views."""
     return _folder(protocol.name, protocol.views)
 
 
 def thumbnail_scenes(
     root: Path, results: Sequence[Mapping[str, Any]], count: int
 ) -> list[SceneFigures]:
-    """What the page of an evaluation shows in pictures, by protocol.
+    """Reads the scenes that the page of an evaluation shows in pictures, by protocol.
 
     Args:
         root: the folder of the evaluation.
@@ -217,7 +217,7 @@ def thumbnail_scenes(
 
 
 def _belong_together(record: Record, truth: Thumbnails | None, shown: Thumbnails | None) -> bool:
-    """Whether what one picture is drawn from is of the same views, at the same size."""
+    """Returns whether record and thumbnails of a scene are of the same views, at the same size."""
     both = [one for one in (truth, shown) if one is not None]
     return (
         all(one.views.max() < len(record.frames) for one in both)
@@ -232,7 +232,7 @@ def _folder(protocol: str, views: int) -> str:
 
 
 def _difference(there: Any, now: Any, where: str = "") -> str:
-    """The first setting that differs."""
+    """Returns a text about the first setting that differs."""
     if isinstance(there, dict) and isinstance(now, dict):
         for name in sorted(there.keys() | now.keys()):
             if there.get(name) != now.get(name):

@@ -1,4 +1,4 @@
-"""The metrics of one scene."""
+"""The metrics of one evaluated scene."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,13 +22,13 @@ NO_CAMERA_HEAD = "the model has no camera head"
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What is measured, and after which alignment.
+    """Settings of the metrics: what is measured, and after which alignment.
 
     Attributes:
         alignment: of depth, see `metrics.align_depth`.
         scope: one alignment for the scene or one for each view.
         points: whether point clouds are compared.
-        icp: rounds of it before they are, see `metrics.point_metrics`.
+        icp: rounds of ICP before point clouds are compared, see `metrics.point_metrics`.
         compat: lite3r: also Lite3R's metrics as they are coded, see `metrics.compat_lite3r`.
         wrong_partner: whether the first view's depth is predicted once more, with the other views
             of another scene: a model that uses them gets worse.
@@ -43,7 +43,7 @@ class ScoreOptions:
 
 
 def in_unit(sample: Sample) -> Sample:
-    """The sample in the frame of its first camera, and in a unit that scenes can share.
+    """Normalizes a sample to the frame of its first camera and to a unit that scenes can share.
 
     With depth the unit is the mean distance of the true points from the first camera; without, the
     distance of the camera that is farthest from it.
@@ -60,7 +60,9 @@ def in_unit(sample: Sample) -> Sample:
 
 
 def score(sample: Sample, true: Sample, output: Output, options: ScoreOptions) -> m.Metrics:
-    """All metrics of a prediction but those of the wrong partner and of the mean pose.
+    """Computes the metrics of a prediction that need no other scene.
+
+    These are all metrics but those of the wrong partner and of the mean pose.
 
     Args:
         sample: as the dataset has it.
@@ -98,7 +100,7 @@ def score(sample: Sample, true: Sample, output: Output, options: ScoreOptions) -
 
 
 def first_view_abs_rel(true: Sample, output: Output, options: ScoreOptions) -> m.Value:
-    """abs_rel of the first view alone, aligned by itself; `true` as for `score`."""
+    """Computes abs_rel of the first view alone, aligned by itself; `true` is as for `score`."""
     if true.depth is None or true.mask is None:
         return m.NotAvailable(NO_DEPTH)
     if output.depth is None:

@@ -1,4 +1,4 @@
-"""Means over scenes with bootstrap intervals, and what is missing from them."""
+"""Means over scenes with bootstrap intervals, and counts of scenes without a value."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from lite3r_jax.metrics import NotAvailable
 LEVEL = 0.95
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Numbers of scenes, [R, N], to R values, one for each draw of N scenes."""
+"""A function of numbers of scenes, [R, N], that gives R values, one for each draw of N scenes."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that stands for many scenes.
+    """A statistic over scenes, with its bootstrap interval.
 
     Attributes:
         value: the number; None if no scene defines it.
@@ -36,7 +36,7 @@ class Estimate:
     missing: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
+        """Returns all fields as a JSON object."""
         return {
             "value": self.value,
             "low": self.low,
@@ -49,7 +49,7 @@ class Estimate:
 def summarize(
     records: Sequence[Record], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Every metric over all scenes that did not fail.
+    """Estimates every metric over all scenes that did not fail.
 
     Most are means of the scenes' values. rotation_median_deg and direction_median_deg, and those of
     the mean pose, are medians of all pairs of all scenes. wrong_partner_ratio is the mean of
@@ -90,7 +90,7 @@ def paired_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of `values` less that of `others`, both of the same scenes in the same order.
+    """Estimates the mean of `values` less that of `others`, of the same scenes in the same order.
 
     Scenes are drawn with both of their values, so that how hard a scene is does not widen the
     interval, which is what tells two models of one table apart.
@@ -105,7 +105,7 @@ def paired_difference(
 
 
 def _numbers(records: Sequence[Record], *names: str) -> np.ndarray:
-    """[N, names] of the records that have all of them."""
+    """Returns the values [N, names] of the records that have all the named metrics."""
     rows = ([record.metrics.get(name) for name in names] for record in records)
     rows = [row for row in rows if all(isinstance(value, float) for value in row)]
     return np.array(rows, np.float64).reshape(-1, len(names))
@@ -121,7 +121,7 @@ def _ratio(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _median(errors: Sequence[np.ndarray], draws: np.ndarray) -> np.ndarray:
-    """Of all elements of the drawn arrays."""
+    """Returns the median of all elements of the drawn arrays, for each draw."""
     return np.array([np.median(np.concatenate([errors[n] for n in draw])) for draw in draws])
 
 

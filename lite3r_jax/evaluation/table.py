@@ -50,7 +50,10 @@ BASELINES = {"baseline: constant depth": "constant_depth_", "baseline: mean pose
 
 
 def to_json(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
-    """Every variant of one protocol: summary, failures, per-scene files excepted."""
+    """Returns the results of every variant on one protocol as JSON: summary and failures.
+
+    Per-scene records are not included.
+    """
     return [
         {
             "variant": variant,
@@ -70,10 +73,10 @@ def to_json(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Block:
-    """One protocol with a number of views.
+    """The tables of one protocol with one number of views.
 
     Attributes:
-        title: which, with size and number of samples.
+        title: the protocol, with views, size and number of samples.
         tables: what a table is of, "" for the main one -> its cells, the head first.
         notes: what is missing and what failed, with reasons.
     """
@@ -84,7 +87,7 @@ class Block:
 
 
 def blocks(entries: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """The tables of all results.
+    """Makes the tables of all results, one block for each protocol and number of views.
 
     Args:
         entries: of `to_json`, of any protocols.
@@ -97,7 +100,7 @@ def blocks(entries: Sequence[Mapping[str, Any]]) -> list[Block]:
 
 
 def markdown(reports: Mapping[str, Report]) -> str:
-    """Tables of one protocol with a number of views.
+    """Returns the tables of one protocol with a number of views as Markdown.
 
     Args:
         reports: variant -> report, at least one.
@@ -112,7 +115,7 @@ def markdown(reports: Mapping[str, Report]) -> str:
 
 
 def legend(score: Mapping[str, Any]) -> str:
-    """What the columns mean.
+    """Returns a text on what the columns of the tables mean.
 
     Args:
         score: the settings `ScoreOptions`.
@@ -152,7 +155,7 @@ def _block(entries: Sequence[Mapping[str, Any]]) -> Block:
 def _cells(
     columns: Mapping[str, tuple[str, int]], rows: Sequence[tuple[str, Mapping[str, Any], str]]
 ) -> list[list[str]]:
-    """Rows (name, entry, prefix of its metrics); without columns that no row has."""
+    """Makes a table of rows (name, entry, prefix of metrics), without columns that no row has."""
     table = []
     for name, entry, prefix in rows:
         values = [_cell(entry["metrics"].get(prefix + m), d) for m, d in columns.values()]
@@ -175,7 +178,10 @@ def _cell(estimate: Mapping[str, Any] | None, decimals: int) -> str:
 
 
 def _notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is missing and why; rows are named unless it is so in all that have the column."""
+    """Returns notes on missing values and on failures, with the reasons.
+
+    Variants are named unless a value is missing in all that have the column.
+    """
     missing: dict[str, list[str]] = {}
     having: dict[str, int] = {}
     for entry in entries:

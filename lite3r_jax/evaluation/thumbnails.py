@@ -1,4 +1,4 @@
-"""What pictures of one sample are made from, small enough to be kept for every variant."""
+"""Thumbnails of one sample for pictures, small enough to be kept for every variant."""
 
 import io
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from lite3r_jax.npz_file import open_npz
 SIDE = 224
 """Longer side of pictures in pixels; larger maps are thinned to it."""
 VIEWS = 4
-"""Of a sample that are shown, evenly spaced, the first among them."""
+"""Largest number of views of a sample that are shown, evenly spaced, the first among them."""
 MOST = 1 << 26
-"""Bytes of an array of a file."""
+"""Largest number of bytes of an array in a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """The truth about a sample, or what a model says about it.
+    """Small maps and cameras of a sample: its ground truth, or a model's prediction.
 
     Attributes:
         views: int [V], which of the S views of the sample have maps.
@@ -40,7 +40,7 @@ class Thumbnails:
 
 
 def truth(sample: Sample) -> Thumbnails:
-    """Of a sample that is `score.in_unit`."""
+    """Makes the thumbnails of a sample's ground truth, which `score.in_unit` has normalized."""
     views, pick = _chosen(sample.views), _thinning(sample.size)
     images = np.rint(sample.images[views][(slice(None), *pick)] * 255).astype(np.uint8)
     depth = None if sample.depth is None else sample.depth[views][(slice(None), *pick)]
@@ -50,7 +50,7 @@ def truth(sample: Sample) -> Thumbnails:
 
 
 def predicted(output: Output, views: int, size: tuple[int, int]) -> Thumbnails:
-    """Of a prediction for so many images of that (height, width)."""
+    """Makes the thumbnails of a prediction for so many views of (height, width) `size`."""
     chosen = _chosen(views)
     depth = output.depth
     if depth is not None:
@@ -62,14 +62,14 @@ def predicted(output: Output, views: int, size: tuple[int, int]) -> Thumbnails:
 
 
 def pack(shown: Thumbnails) -> bytes:
-    """As a compressed NPZ; equal arrays give equal bytes."""
+    """Returns thumbnails as a compressed NPZ; equal arrays give equal bytes."""
     file = io.BytesIO()
     np.savez_compressed(file, **{k: x for k, x in vars(shown).items() if x is not None})
     return file.getvalue()
 
 
 def unpack(path: Path) -> Thumbnails:
-    """What `pack` made.
+    """Reads the thumbnails that `pack` made.
 
     Raises:
         InputError: the file is damaged, or holds other arrays.
@@ -85,11 +85,11 @@ def unpack(path: Path) -> Thumbnails:
 
 _FORMS = {"views": ("<i8", 1), "images": ("|u1", 4), "depth": ("<f4", 3), "extrinsics": ("<f4", 3),
           "intrinsics": ("<f4", 3)}  # fmt: skip
-"""Array -> its dtype and number of axes."""
+"""Name of an array -> its dtype and number of axes."""
 
 
 def _check(shown: Thumbnails) -> None:
-    """Refuse arrays that do not belong together."""
+    """Raises if arrays are not the thumbnails of one sample."""
     count = len(shown.views)
     cameras = [x for x in (shown.extrinsics, shown.intrinsics) if x is not None]
     maps = [x for x in (shown.images, shown.depth) if x is not None]
@@ -114,7 +114,10 @@ def _check(shown: Thumbnails) -> None:
 
 
 def _invertible(intrinsics: np.ndarray) -> bool:
-    """Whether none is singular; predictions may hold an infinite focal length, which is not."""
+    """Returns whether no matrix of intrinsics is singular.
+
+    Predictions may hold an infinite focal length, which is not singular.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         return bool(np.linalg.det(intrinsics).all())
 
@@ -130,7 +133,10 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _thinning(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the nearest pixels: what is shown is what was said, not a mean over an edge."""
+    """Returns indices of the nearest pixels, by which maps are made smaller without averages.
+
+    An average over an edge would be a depth that was not predicted.
+    """
     rows, columns = (
         ((np.arange(small) + 0.5) * full / small).astype(int)
         for small, full in zip(_small(size), size, strict=True)

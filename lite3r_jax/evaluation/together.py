@@ -1,4 +1,4 @@
-"""Predictions that several processes compute together; the first has the images and the results."""
+"""Predictions that several processes compute together; process 0 has images and results."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,10 +13,10 @@ _END = -1  # in the place of the number of a model
 
 
 def shared(number: int, predict: Predict) -> Predict:
-    """A predictor whose every call the other processes take part in; process 0 has it.
+    """Wraps a predictor of process 0 so that the other processes take part in every call.
 
     Args:
-        number: of the model in the sequence that `take_part` has.
+        number: of the model in the sequence that `take_part` gets.
         predict: images [N, S, H, W, 3] to outputs.
     """
     if jax.process_count() == 1:
@@ -36,12 +36,13 @@ def finish() -> None:
 
 
 def take_part(models: Sequence[Callable[[], Predict]]) -> None:
-    """Compute what process 0 predicts, until it calls `finish`; all other processes call this.
+    """Computes what process 0 predicts, until it calls `finish`; all other processes call this.
 
     They need no data: images come from process 0.
 
     Args:
-        models: what makes the predictors, in the order of their numbers; one is kept at a time.
+        models: functions that make the predictors, in the order of their numbers; one predictor is
+            kept at a time.
     """
     assert not is_first()
     made: dict[int, Predict] = {}
@@ -53,12 +54,12 @@ def take_part(models: Sequence[Callable[[], Predict]]) -> None:
 
 
 def _tell(number: int, shape: Sequence[int]) -> list[int]:
-    """What process 0 says is next: the number of a model, and the shape of its images."""
+    """Broadcasts what process 0 says is next: the number of a model, and its images' shape."""
     return from_first(np.array([number, *shape], np.int32)).tolist()
 
 
 def _sent(images: np.ndarray) -> np.ndarray:
-    """The images of process 0, view by view, since a device holds what is sent."""
+    """Broadcasts the images of process 0, view by view, since a device holds what is sent."""
     for scene in images:
         for view in scene:
             view[...] = from_first(view)

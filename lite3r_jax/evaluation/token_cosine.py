@@ -1,4 +1,4 @@
-"""How far the tokens of a model are from those of another one."""
+"""Cosine similarity between the tokens of two models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,13 @@ import numpy as np
 from flax import nnx
 
 TRUNK = "global/blocks"
-"""The tap whose last layer is compared: what the blocks over all views give to the heads."""
+"""The tap whose last layer is compared: output of the blocks over all views, which heads read."""
 
 
 def trunk_tokens(model: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """The tokens that a model gives to its heads, compiled once for each shape of images.
+    """Returns a function from images to the tokens that a model gives to its heads.
+
+    The function is compiled once for each shape of images.
 
     Args:
         model: a backbone with the tap `TRUNK`.
@@ -31,7 +33,7 @@ def trunk_tokens(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """The mean over tokens of the cosine between [..., C] and [..., C], computed in float64."""
+    """Computes the mean over tokens of the cosine between [..., C] and [..., C], in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(((a * b).sum(-1) / np.maximum(length, 1e-30)).mean())

@@ -1,4 +1,4 @@
-"""The models of a table: one for each variant, that is attention x precision."""
+"""The variants of a model in evaluations and benchmarks: attention x precision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,14 @@ HEADS = ("camera", "depth")
 
 @dataclass(frozen=True)
 class Variant:
-    """A model.
+    """A variant of a model: its attention and precision, and whether predictions are refined.
 
     Attributes:
         attention: a plan as text, see `attention.presets.parse_plan`; or student: that of a
             distilled student, or student(SETTING=VALUE,...) with other adjustable settings
             (`AttentionStrategy.adjustable`); or untrained: that of the same student before its
             first step. Plans other than dense take the teacher's weights as they are, too: the
-            parameters that they add have their first values, nothing has learned to use them.
+            parameters that they add have their initial values and are untrained.
         precision: dtype of weights and compute, or a kind of `precision.deploy`.
         refine: whether predictions are refined, see `evaluation.refined`.
     """
@@ -48,12 +48,12 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """ATTENTION-PRECISION, with +refine behind it where predictions are refined."""
+        """Name of the variant: ATTENTION-PRECISION, and +refine if predictions are refined."""
         return f"{self.attention}-{self.precision}" + (f"+{REFINE}" if self.refine else "")
 
     @property
     def of_student(self) -> bool:
-        """Whether there has to be a student."""
+        """Whether the variant needs a distilled student."""
         return self.attention.partition("(")[0] in (STUDENT, UNTRAINED)
 
 
@@ -65,7 +65,7 @@ def parse_variants(
     *,
     refine: bool = False,
 ) -> tuple[Variant, ...]:
-    """Rows from ATTENTION-PRECISION, commas between.
+    """Parses variants, ATTENTION-PRECISION each, with commas between.
 
     ATTENTION is student, untrained, or a plan such as dense or sla_global(keep=0.1); PRECISION is
     float32, bfloat16, fp8_weight_only or fp8_dynamic. With +refine behind it predictions are
@@ -79,8 +79,8 @@ def parse_variants(
         refine: whether there may be variants with +refine.
 
     Raises:
-        InputError: a variant that is none, one twice, none at all, or no student; another than that
-            of the deployed model.
+        InputError: an unknown variant, one twice, none at all, or no student; another variant than
+            that of the deployed model.
     """
     variants = []
     for name in split_plans(text):
@@ -115,14 +115,14 @@ def parse_variants(
 
 
 def held_dtype(variant: Variant) -> Any:
-    """The dtype that weights are loaded in; those that become float8 are rounded once, from it."""
+    """Returns the dtype that weights are loaded in, from which float8 weights are rounded once."""
     return jnp.dtype("float32" if variant.precision.startswith("fp8") else variant.precision)
 
 
 def spec_of(
     variant: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
 ) -> ModelSpec:
-    """The description of the model of a variant; arguments as for `build_variant`.
+    """Returns the `ModelSpec` of a variant; arguments are as for `build_variant`.
 
     Raises:
         InputError: there is no such student.
@@ -145,7 +145,7 @@ def spec_of(
 
 
 def _adjusted(attention: str, student: str) -> Plan:
-    """The plan of a student with the settings in student(SETTING=VALUE,...).
+    """Returns the plan of a student, changed by the settings in student(SETTING=VALUE,...).
 
     Raises:
         InputError: settings that it does not have, or plans of several parts.
@@ -160,7 +160,7 @@ def _adjusted(attention: str, student: str) -> Plan:
 def build_variant(
     variant: Variant, weights: str | Path, student: str = "", *, dtype: Any = None
 ) -> Any:
-    """The model of a variant, with camera and depth head.
+    """Builds the model of a variant, with camera and depth head.
 
     Args:
         variant: which.

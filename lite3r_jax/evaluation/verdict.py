@@ -1,4 +1,4 @@
-"""Sentences about a student beside its teacher, from the results of an evaluation."""
+"""Sentences that compare a student with its teacher, from the results of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ _METRICS = {"abs_rel": ("AbsRel", 4, -1), "auc_30": ("AUC@30", 3, 1)}
 
 
 def verdicts(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence for every variant of a student and protocol that has its teacher beside it.
+    """Returns a sentence for every student variant and protocol evaluated beside its teacher.
 
     A difference counts where the teacher's figure lies outside of the student's bootstrap interval.
 
     Args:
-        entries: of `evaluation.table.to_json`; the first dense one of a protocol is the teacher.
+        entries: of `evaluation.table.to_json`; the first dense entry of a protocol is the teacher.
     """
     teachers: dict[tuple[str, int], Mapping[str, Any]] = {}
     for entry in entries:

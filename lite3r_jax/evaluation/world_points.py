@@ -1,10 +1,12 @@
-"""Depth maps to world points in float64 on the host, for metrics and pictures."""
+"""Unprojection of depth maps in float64 on the host, for metrics and pictures."""
 
 import numpy as np
 
 
 def world_points(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """What `geometry.unproject_to_world` computes, in float64 and view by view.
+    """Unprojects depth maps to world points in float64, as `geometry.unproject_to_world` does.
+
+    Views are computed one after the other.
 
     Args:
         depth: [V, h, w], z in the camera frame; what is not finite gives points that are not.

@@ -1,1 +1,1 @@
-"""From photos to scenes: memory plan, forward pass, run report and the command."""
+"""Reconstruction of scenes from photos: memory plan, forward pass and run report."""

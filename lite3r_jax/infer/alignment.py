@@ -1,6 +1,6 @@
-"""Predictions beside known cameras: the similarity between both, and scenes in the known world.
+"""Aligns predictions with known cameras by a similarity, for scenes in the known world.
 
-As depth_anything_3/api.py and utils/pose_align.py have it, for one and two views as well.
+This follows depth_anything_3/api.py and utils/pose_align.py, and takes one and two views as well.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ ONE_PLACE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-6}
 
 @dataclass(frozen=True)
 class Similarity:
-    """p -> scale * rotation p + translation.
+    """A similarity transform of points: p -> scale * rotation p + translation.
 
     Attributes:
         rotation: [3, 3].
@@ -41,20 +41,20 @@ class Similarity:
     scale: float
 
     def cameras(self, extrinsics: np.ndarray) -> np.ndarray:
-        """World-to-camera [S, 3, 4] of the moved cameras, whose own axes keep their unit."""
+        """Transforms world-to-camera poses to [S, 3, 4]; the cameras' own axes keep their unit."""
         rotation, centers = _poses(extrinsics)
         moved = self.rotation @ rotation
         return _extrinsics(moved, self.points(centers))
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Moved points [N, 3]."""
+        """Applies the transform to points and returns them, [N, 3]."""
         return self.scale * points @ self.rotation.T + self.translation
 
 
 def align(
     prediction: Prediction, extrinsics: Any, intrinsics: Any, world: World = "known"
 ) -> tuple[Prediction, tuple[Similarity, ...]]:
-    """Put known cameras in the place of the predicted ones.
+    """Replaces predicted cameras by known ones, and puts depth and cameras into one world.
 
     Args:
         prediction: with depth and cameras.
@@ -101,7 +101,7 @@ def align(
 
 
 def misfit(known: Any, predicted: Any, fit: Similarity) -> tuple[np.ndarray, np.ndarray]:
-    """How far predicted cameras are from known ones that were moved onto them.
+    """Computes how far predicted cameras are from known cameras that were moved onto them.
 
     Args:
         known: [S, 3, 4] world-to-camera.
@@ -120,11 +120,11 @@ def misfit(known: Any, predicted: Any, fit: Similarity) -> tuple[np.ndarray, np.
 
 
 def fit_cameras(source: Any, target: Any) -> Similarity:
-    """The similarity that moves cameras onto others, view by view.
+    """Fits the similarity that moves cameras onto others, view by view.
 
-    Least squares over their centers (Umeyama, PAMI 1991); of ten or more views those that agree.
-    Centers of one or two views, or on one line, leave the rotation open, which upstream refuses: it
-    is then taken from the cameras' own rotations, and the scale of a single place is 1.
+    The fit is least squares over the centers (Umeyama, PAMI 1991), of ten or more views over those
+    that agree. Centers of one or two views, or on one line, leave the rotation open, which upstream
+    refuses: it is then taken from the cameras' own rotations, and the scale of a single place is 1.
 
     Args:
         source: [S, 3, 4] or [S, 4, 4] world-to-camera.
@@ -141,7 +141,7 @@ def fit_cameras(source: Any, target: Any) -> Similarity:
 
 
 def _consensus(first: Similarity, start: np.ndarray, end: np.ndarray) -> Similarity:
-    """RANSAC over halves of the views, as upstream draws them."""
+    """Refines a fit by RANSAC over random halves of the views, drawn as upstream draws them."""
     rng = np.random.default_rng(RANSAC_SEED)
     count = len(start)
     moved = first.points(start)
@@ -164,14 +164,14 @@ def _consensus(first: Similarity, start: np.ndarray, end: np.ndarray) -> Similar
 
 
 def _is_one_place(centers: np.ndarray, extrinsics: Any) -> bool:
-    """Whether the cameras only turn: a fit to their centers would scale rounding noise."""
+    """Returns whether all cameras stand in one place, where a fit would scale rounding noise."""
     tolerance = ONE_PLACE.get(np.asarray(extrinsics).dtype, ONE_PLACE[np.dtype(np.float32)])
     spread = np.linalg.norm(centers - centers.mean(0), axis=-1).max()
     return bool(spread <= tolerance * np.linalg.norm(centers, axis=-1).max())
 
 
 def _fit_points(start: np.ndarray, end: np.ndarray) -> Similarity | None:
-    """Least squares over points [N, 3]; None where they leave the rotation open."""
+    """Fits a similarity to points [N, 3] by least squares; None if they leave rotation open."""
     covariance = (end - end.mean(0)).T @ (start - start.mean(0)) / len(start)
     first, second, _ = np.linalg.svd(covariance, compute_uv=False)
     if second <= COLLINEAR * max(first, np.finfo(float).tiny):
@@ -187,7 +187,7 @@ def _by_rotations(
     end: np.ndarray,
     scale: float | None,
 ) -> Similarity:
-    """Rotation from the cameras' axes; scale from the spread of their centers if it is None."""
+    """Fits the rotation to the cameras' axes, and a scale of None to the spread of centers."""
     u, _, vt = np.linalg.svd((to_rotation @ from_rotation.swapaxes(1, 2)).sum(0))
     rotation = (u * np.array([1, 1, np.sign(np.linalg.det(u @ vt))])) @ vt
     if scale is None:
@@ -197,13 +197,13 @@ def _by_rotations(
 
 
 def _poses(extrinsics: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Camera-to-world rotations [S, 3, 3] and centers [S, 3], float64."""
+    """Returns camera-to-world rotations [S, 3, 3] and centers [S, 3] of extrinsics, float64."""
     extrinsics = np.asarray(extrinsics, np.float64)[:, :3]
     rotation = extrinsics[..., :3].swapaxes(-1, -2)
     return rotation, -(rotation @ extrinsics[..., 3:])[..., 0]
 
 
 def _extrinsics(rotation: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """World-to-camera [S, 3, 4] of camera-to-world rotations and centers."""
+    """Returns world-to-camera poses [S, 3, 4] from camera-to-world rotations and centers."""
     back = rotation.swapaxes(-1, -2)
     return np.concatenate([back, -(back @ centers[..., None])], -1)

@@ -1,4 +1,4 @@
-"""What a run says about cameras: which are known, and how the model finds the others."""
+"""Camera options of a run: known cameras, and how the model finds unknown ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """Known cameras, and choices of how cameras are found.
+    """Options for known cameras and for how a model finds cameras.
 
-    What a model can be asked for is declared by it: `Backbone.choices` and `Backbone.inputs`.
+    A model declares what it can be asked for in `Backbone.choices` and `Backbone.inputs`.
 
     Attributes:
         known: file or folder with the cameras of all photos of one scene, see
@@ -39,7 +39,7 @@ class CameraOptions:
     choices: str = ""
 
     def heads(self, model: Any) -> tuple[str, ...]:
-        """Heads that are needed besides the usual ones.
+        """Returns the heads of the model that these options need besides the usual ones.
 
         Args:
             model: a model, or its class.
@@ -55,7 +55,7 @@ class CameraOptions:
         return tuple(dict.fromkeys(head for head in needed if head is not None))
 
     def arguments(self, model: Any, known: bool) -> dict[str, Any]:
-        """What the call of a model is given for these options besides images and known cameras.
+        """Returns the arguments of a model's call besides images and known cameras.
 
         Args:
             model: a model, or its class.
@@ -100,7 +100,7 @@ class CameraOptions:
         return options
 
     def with_points(self, model: Any, source: PointSource) -> "CameraOptions":
-        """These options, and the choice of the head's points where they are wanted and are one.
+        """Returns options that also ask for the head's points, if wanted and a choice of the model.
 
         Args:
             model: a model, or its class.
@@ -120,7 +120,7 @@ class CameraOptions:
         return further
 
     def read(self, scenes: Sequence[PhotoSet]) -> KnownCameras | None:
-        """The known cameras, if there are any, checked to have one for every photo.
+        """Reads the known cameras, one for every photo; None if no file of cameras is named.
 
         Raises:
             InputError: as `read_known_cameras` and `KnownCameras.of`; more than one scene.

@@ -1,11 +1,11 @@
-"""A vector for each view of a scene, by which loops of a long video are looked for."""
+"""Descriptor vectors of the views of a scene, by which loops in a long video are found."""
 
 import jax
 import jax.numpy as jnp
 
 
 def describe_views(tokens: jax.Array) -> jax.Array:
-    """A vector for each view: mean and standard deviation over its tokens, float32 [B, S, 2 C].
+    """Returns each view's mean and standard deviation over its tokens, float32 [B, S, 2 C].
 
     Args:
         tokens: [B, S, ..., C].

@@ -1,4 +1,4 @@
-"""A prediction kept on disk while its scene is refined, so that a run that was killed goes on."""
+"""Keeps a prediction on disk while its scene is refined, so that a killed run can go on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from lite3r_jax.files import atomic_write
 from lite3r_jax.npz_file import open_npz
 
 FILE = "prediction.npz"
-"""Its name in the folder in which refinement keeps matches."""
+"""Name of the file of a prediction, in the folder in which refinement keeps matches."""
 # of `Prediction`, number of axes
 _FIELDS = {
     "pose_enc": 3, "extrinsics": 4, "intrinsics": 4, "depth": 5, "depth_conf": 4,
@@ -22,10 +22,10 @@ _FIELDS = {
 
 
 def kept_prediction(work: Path | None, make: Callable[[], Prediction]) -> Prediction:
-    """The prediction in a folder, bit for bit as it was, or a new one, which is then kept there.
+    """Reads the prediction kept in a folder, bit for bit, or makes a new one and keeps it there.
 
-    Of several processes, which compute a pass together, none may leave it out because of files that
-    the others do not see; so there it is always made.
+    With several processes the prediction is always made anew: they compute a pass together, and
+    none may skip it because of files that the others do not see.
 
     Args:
         work: of this scene, model and these settings alone; None: nothing is kept.

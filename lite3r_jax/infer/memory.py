@@ -1,4 +1,4 @@
-"""What a forward pass will need, before it runs, and what would fit if it does not.
+"""Plans the memory of a forward pass before it runs, and finds settings that would fit.
 
 Nothing here is a formula fitted to one model: the pass is compiled for its shape, which has to be
 done anyway, and XLA says what the program will allocate. Views, size, dtype, attention strategy and
@@ -89,12 +89,12 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """Predicted peak."""
+        """Predicted peak of the memory in use, in bytes."""
         return self.held + self.images + self.temporary + self.outputs
 
     @property
     def fits(self) -> bool:
-        """Whether the peak stays under the limit, and what rests on the host has room there."""
+        """Whether the peak is within the limit and the host has room for what is kept there."""
         return self.peak <= self.limit and (self.room is None or self.resting <= self.room)
 
     def __str__(self) -> str:
@@ -188,7 +188,7 @@ class Forward:
     def plan(
         self, views: int, height: int, width: int, frame_chunk: int | None = None
     ) -> MemoryPlan:
-        """Compile for one scene of that shape and say what it will need.
+        """Compiles the pass for one scene of this shape and returns its memory plan.
 
         Args:
             views: number of views.
@@ -209,7 +209,7 @@ class Forward:
     def try_plan(
         self, views: int, height: int, width: int, frame_chunk: int | None = None
     ) -> MemoryPlan:
-        """`plan`, which may also be one that does not fit and cannot be run."""
+        """Returns a plan as `plan` does, or one that does not fit and cannot be run."""
         if frame_chunk is not None:
             chunks = [frame_chunk]
         elif _platform() == "cpu":
@@ -230,7 +230,7 @@ class Forward:
                 return plans[best]
 
     def _plan_of(self, shape: tuple[int, int, int, int, bool]) -> MemoryPlan:
-        """Of (views, height, width, frame_chunk, on_host), whose program is kept if it fits."""
+        """Plans (views, height, width, frame_chunk, on_host); keeps its program if it fits."""
         program = self._programs.get(shape) or self._compile(*shape)
         plan = self._plan(program, *shape)
         if plan.fits:
@@ -238,16 +238,16 @@ class Forward:
         return plan
 
     def place(self, x: Any) -> jax.Array:
-        """Arrays [1, S, ...] of all views on the device, or on the devices that the views are for.
+        """Puts an array [1, S, ...] of all views on the device, or splits it over the devices.
 
-        The last view is there more than once where the devices would not get equally many.
+        The last view is repeated where the devices would not get equally many views.
         """
         if self._mesh is None:
             return jnp.asarray(x)
         return put_views(x, self._mesh, check_views(self._mesh, x.shape[1]))
 
     def __call__(self, images: Any, plan: MemoryPlan, cameras: tuple[Any, ...] = ()) -> Any:
-        """Run the pass.
+        """Runs the forward pass that was planned.
 
         Args:
             images: [1, S, H, W, 3] float32 in [0, 1], of the planned shape; or what `place` made of
@@ -257,9 +257,10 @@ class Forward:
                 empty without.
 
         Returns:
-            Prediction, computed; with `tokens` (it, float32 [1, S, 2 C], see `describe_views`).
-            With a mesh each device has its views, and there may be more of them behind the S that
-            count; `results.on_host` brings these to the host.
+            The computed prediction; with `tokens` a pair of the prediction and descriptors of the
+            views, float32 [1, S, 2 C], see `describe_views`. With a mesh each device has its views,
+            and repeated views may follow the S that count; `mesh.fetch_views` brings the S views to
+            the host.
 
         Raises:
             InputError: the device ran out of memory all the same; with settings that need less.
@@ -279,7 +280,7 @@ class Forward:
             ) from error
 
     def advice(self, plan: MemoryPlan, limit: int) -> str:
-        """Settings near those of `plan` that need at most `limit` bytes, checked by compiling.
+        """Finds settings near those of `plan` that need at most `limit` bytes, by compiling.
 
         Returns:
             One line for people.
@@ -322,7 +323,7 @@ class Forward:
         on_host: bool,
         start: int = 1,
     ) -> int:
-        """The largest n from start to below end whose pass fits, by a few compilations; 0: none."""
+        """Returns the largest n in [start, end) whose pass fits, by a few compilations, or 0."""
 
         def peak(n: int) -> int:
             key = (*shape(n), 1, on_host)
@@ -397,7 +398,7 @@ class Forward:
 def check_weights(
     manifest: Manifest | Deployment, heads: Sequence[str], dtype: Any, limit: int | None = None
 ) -> None:
-    """Refuse weights that do not fit, before they are read.
+    """Raises an error if weights do not fit into memory, before they are read.
 
     Args:
         manifest: of the weights.
@@ -427,7 +428,7 @@ def check_weights(
 
 
 def held() -> int:
-    """Bytes in use now, see `MemoryPlan.held`."""
+    """Returns the bytes that are in use now, of the device or process; see `MemoryPlan.held`."""
     stats = jax.local_devices()[0].memory_stats()
     if stats is not None:
         return stats["bytes_in_use"]
@@ -437,7 +438,10 @@ def held() -> int:
 
 
 def device_limit() -> int:
-    """Bytes that this process may use: the GPU allocator's limit, or what the machine has left."""
+    """Returns the bytes that this process may use: its allocator's limit, or what is free.
+
+    On a GPU the allocator has a limit; on a CPU it is what the process holds and what is left.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats is not None:
         return stats["bytes_limit"]
@@ -447,7 +451,7 @@ def device_limit() -> int:
 
 
 def host_room() -> int:
-    """Bytes of the machine's memory that nobody uses, or what a container leaves of them."""
+    """Returns the free bytes of the machine's memory, at most what a container's limit leaves."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -456,7 +460,7 @@ def host_room() -> int:
 
 
 def peak_process() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Returns the largest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the process that started this one, if it was larger
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
@@ -465,7 +469,7 @@ def peak_process() -> int:
 
 
 def restart_peak() -> bool:
-    """Let `peak_process` begin anew at what is resident now; False where that cannot be done."""
+    """Resets `peak_process` to what is resident now; returns False if that cannot be done."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -474,7 +478,7 @@ def restart_peak() -> bool:
 
 
 def peak_device() -> int | None:
-    """Largest memory in use on the device so far, in bytes; None on a CPU."""
+    """Returns the largest memory in use on the device so far, in bytes; None on a CPU."""
     stats = jax.local_devices()[0].memory_stats()
     return None if stats is None else stats.get("peak_bytes_in_use")
 
@@ -484,7 +488,7 @@ def _platform() -> str:
 
 
 def _control_group() -> int | None:
-    """What a container's limit leaves free (cgroup v2, or v1); None without one."""
+    """Returns the bytes that a container's limit leaves free (cgroup v2 or v1), or None."""
     root = CONTROL_GROUPS
     for folder, limit, usage, cache in (
         (root, "memory.max", "memory.current", "inactive_file"),
@@ -503,5 +507,5 @@ def _control_group() -> int | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an exception of JAX says."""
+    """Returns whether an exception, of Python or of JAX, says that memory ran out."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

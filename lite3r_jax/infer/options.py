@@ -1,4 +1,4 @@
-"""How photos become network images, and how the model runs."""
+"""Options for how photos become network images and for how the model runs."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -13,7 +13,7 @@ from lite3r_jax.models import auto_dtype
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How photos become network images.
+    """Options for how photos become network images.
 
     Attributes:
         mode: crop, pad, square, pixel_limit (of pi^3), or the ways of Depth Anything 3,
@@ -30,14 +30,14 @@ class ImageOptions:
     min_views: int = 1
 
     def of(self, model: Any) -> "ImageOptions":
-        """These, with mode and size of the model where they are left to it."""
+        """Returns these options, with the model's own mode and size where they are left to it."""
         own = model.images_for(model.config)
         mode = own.mode if self.mode == "auto" else self.mode
         size = self.size or own.size_in(mode, model.patch_size)
         return replace(self, mode=cast(Mode, mode), size=size)
 
     def unlike(self, model: Any) -> str:
-        """What is different from what the model was made for, in a line; "" if nothing is."""
+        """Returns a note if images differ from what the model was made for, else an empty text."""
         own, mine = model.images_for(model.config), self.of(model)
         if (mine.mode, mine.size) == (own.mode, own.size):
             return ""
@@ -49,7 +49,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """How the model runs.
+    """Options for how the model runs: dtype, memory and devices.
 
     Attributes:
         dtype: of weights, encoder and trunk; auto: bfloat16 on a GPU, float32 on a CPU.
@@ -75,12 +75,12 @@ class ComputeOptions:
 
     @property
     def jax_dtype(self) -> Any:
-        """The dtype that was chosen."""
+        """The dtype of weights, encoder and trunk, with `auto` resolved for this device."""
         if self.dtype == "auto":
             return auto_dtype()
         return jnp.dtype(self.dtype)
 
     @property
     def limit(self) -> int | None:
-        """`memory_limit` in bytes; None for what the device has."""
+        """Memory that may be used, in bytes; None for what the device has."""
         return int(self.memory_limit * GIB) or None

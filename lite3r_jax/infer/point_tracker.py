@@ -1,4 +1,4 @@
-"""The track head of a model as refinement asks for it."""
+"""Tracks points by the track head of a model, in the form that refinement expects."""
 
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ _COUNTS = 128  # numbers of points are multiples of it, so that little is compil
 
 
 def check_track_head(options: RefineOptions, heads: Collection[str]) -> None:
-    """Refuse to match by a track head that is not there.
+    """Raises an error if matches are to come from a track head that the model lacks.
 
     Args:
         options: of the refinement.
@@ -34,10 +34,10 @@ def check_track_head(options: RefineOptions, heads: Collection[str]) -> None:
 
 
 class ModelTracker:
-    """Follows points by a pass of the model over the views that they may be seen in."""
+    """Tracks points by a pass of the model over the views in which they may be seen."""
 
     def __init__(self, model: Any):
-        """Take a model with a track head; what is compiled for a shape is kept."""
+        """Takes a model with a track head; programs compiled for a shape are kept."""
         graph, self._state = nnx.split(model)
         (name,) = next(each.arrays for each in model.inputs.values() if each.head == TRACK)
 
@@ -49,7 +49,7 @@ class ModelTracker:
         self._follow = jax.jit(follow)
 
     def of(self, images: np.ndarray) -> Any:
-        """A `refine.matching.Tracker` for a scene with these images, uint8 [S, H, W, 3]."""
+        """Returns a `refine.matching.Tracker` for a scene with these images, uint8 [S, H, W, 3]."""
         return partial(self._tracks, images)
 
     def _tracks(

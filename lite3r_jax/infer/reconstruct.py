@@ -1,4 +1,4 @@
-"""Photos to a scene: `reconstruct`, and `Reconstructor` for many scenes with one model."""
+"""Reconstructs scenes from photos: `reconstruct` once, `Reconstructor` for many scenes."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ def reconstruct(
     masks: PointOptions | None = None,
     progress: bool = True,
 ) -> Scene:
-    """Cameras, depth and points of one scene.
+    """Reconstructs cameras, depth and points of one scene.
 
     Every call compiles; use `Reconstructor` for many scenes of one size.
 
@@ -115,7 +115,7 @@ def find_photos(
     video: VideoOptions | None = None,
     progress: Callable[[], object] | None = None,
 ) -> list[PhotoSet]:
-    """The scenes that a user means, see `data.photos.find_scenes`.
+    """Finds the scenes of a source and checks their file names, see `data.photos.find_scenes`.
 
     Raises:
         InputError: as there; a file name that results cannot have.
@@ -133,7 +133,7 @@ def find_photos(
 
 
 class Reconstructor:
-    """A model that reconstructs scene after scene; what was compiled for a shape is kept.
+    """Reconstructs scene after scene with one model; programs compiled for a shape are kept.
 
     Attributes:
         plan: memory plan of the last scene; None before it, and where its prediction was kept.
@@ -156,7 +156,7 @@ class Reconstructor:
         refine: RefineOptions | None = None,
         descriptors: bool = False,
     ):
-        """See `reconstruct`.
+        """Takes the model and the options of all scenes, with the meanings of `reconstruct`.
 
         Args:
             model: likewise.
@@ -247,7 +247,7 @@ class Reconstructor:
         return self._refined(scene, photos.name, progress, masks, work)
 
     def take_part(self, photos: Callable[[], PhotoSet]) -> None:
-        """Compute a scene together with the process that calls this one, and keep nothing.
+        """Computes a scene together with the process that reconstructs it, and keeps no result.
 
         Args:
             photos: opens the scene.
@@ -263,7 +263,7 @@ class Reconstructor:
     def _load(
         self, photos: PhotoSet, progress: Progress
     ) -> tuple[np.ndarray, np.ndarray, PhotoSet, KnownCameras | None]:
-        """Network images, their boxes, and photos and known cameras as these are of them."""
+        """Loads network images and their boxes, with the photos and their known cameras."""
         known = None if self._known is None else self._known.of(photos.photos)
         if known is not None:
             photos = replace(photos, photos=known.photographed(photos.photos))
@@ -285,7 +285,7 @@ class Reconstructor:
         known: KnownCameras | None = None,
         work: Path | None = None,
     ) -> Scene:
-        """Reconstruct a scene from photos that were read before; it is not refined.
+        """Reconstructs a scene from photos that were read before, without refinement.
 
         Args:
             images: float32 [S, H, W, 3] in [0, 1], of `data.photos.load_photos`.
@@ -313,7 +313,7 @@ class Reconstructor:
         photos: PhotoSet,
         known: KnownCameras | None,
     ) -> "Cameras | None":
-        """Known cameras of the network images."""
+        """Returns extrinsics and intrinsics of the network images' known cameras, None without."""
         if known is None:
             return None
         extrinsics, intrinsics = known.matrices(photos.photos, boxes[:, 4:].astype(int))
@@ -322,7 +322,7 @@ class Reconstructor:
     def _predicted(
         self, images: np.ndarray, given: "Cameras | None", progress: Progress
     ) -> Prediction:
-        """The prediction of a scene, on the host."""
+        """Plans and runs the pass of a scene and returns the prediction on the host."""
         views, height, width = images.shape[:3]
         shape = views, height, width
         start = time.perf_counter()
@@ -353,7 +353,7 @@ class Reconstructor:
         masks: PointOptions | None,
         work: Path | None,
     ) -> Scene:
-        """The scene with cameras adjusted to matches, or as it is, which is then said."""
+        """Refines a scene's cameras by matches; logs a warning where the prediction stays."""
         assert self._refine is not None
         steps = self._refine.rounds * scene.views
         with progress.stage("refine", steps, "view") as tick:
@@ -373,7 +373,7 @@ class Reconstructor:
         return refined.scene
 
     def _warn_of_order(self, photos: PhotoSet) -> None:
-        """Say so if attention takes neighboring photos for similar ones and no order is known."""
+        """Warns if attention takes neighboring photos for similar ones and no order is known."""
         plan, sites = self._attention
         specs = [plan.specs(role, n, len(photos.photos)) for role, n in sites.items()]
         names = sorted({spec.name for of in specs for spec in of if spec.views_in_order})
@@ -388,7 +388,7 @@ class Reconstructor:
             )
 
     def _prepared(self, given: "Cameras | None") -> tuple[np.ndarray, ...]:
-        """Known cameras as the model takes them."""
+        """Converts known cameras to what the model takes: normalized, float32, a batch of one."""
         if given is None:
             return ()
         extrinsics, intrinsics = given
@@ -414,7 +414,7 @@ class Reconstructor:
 def to_scene(
     prediction: Prediction, images: np.ndarray, boxes: np.ndarray, photos: PhotoSet
 ) -> Scene:
-    """Bring the prediction of one scene to the host.
+    """Makes a `Scene` on the host from the prediction of one scene.
 
     Args:
         prediction: of a batch of one, with cameras and depth.
@@ -446,7 +446,7 @@ def to_scene(
 
 
 def _masked(scene: Scene, masks: PointOptions) -> np.ndarray | None:
-    """bool [S, H, W], pixels that masks leave out; None where there are no masks."""
+    """Returns the pixels that masks leave out, bool [S, H, W]; None where there are no masks."""
     kinds = parse_masks(masks.mask)
     if not (kinds or masks.mask_folder):
         return None

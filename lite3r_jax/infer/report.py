@@ -1,4 +1,4 @@
-"""What a run was: times, memory, sizes, dtypes, kernels and versions, for the record."""
+"""The record of a run: times, memory, sizes, dtypes, kernels and versions."""
 
 import importlib.metadata
 import json
@@ -21,11 +21,14 @@ from lite3r_jax.scene import UNITS, Scene
 
 FILE_NAME = "report.json"
 SPARSE_FROM_VIEWS = 6
-"""Of 518 x 518 pixels, by the roofline of an H200: with fewer, its launches cost what it saves."""
+"""Number of views of 518 x 518 pixels from which on sparse attention should be faster on a GPU.
+
+By the roofline of an H200: with fewer views, its launches cost what it saves.
+"""
 
 
 def environment() -> dict[str, Any]:
-    """Versions and device."""
+    """Returns versions of Python and packages, and what the device and machine are."""
     device = jax.devices()[0]
     packages = ("lite3r_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
     return {
@@ -49,7 +52,7 @@ def describe_run(
     cameras: Mapping[str, Any] | None = None,
     refinement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is the same for every run on the same photos with the same settings and machine.
+    """Describes what is the same for every run on the same photos, settings and machine.
 
     Args:
         scene: the result.
@@ -82,7 +85,7 @@ def describe_run(
 
 
 def few_views(views: int, size: tuple[int, int], attention: Mapping[str, str]) -> str | None:
-    """What to say where sparse attention has too few tokens to be faster on a GPU, or None.
+    """Returns a note if the views are too few for sparse attention to be faster on a GPU, or None.
 
     Args:
         views: of the scene.
@@ -101,7 +104,7 @@ def few_views(views: int, size: tuple[int, int], attention: Mapping[str, str]) -
 def measure_run(
     plan: MemoryPlan | None, seconds: Mapping[str, float], outputs: Mapping[str, Path], folder: Path
 ) -> dict[str, Any]:
-    """What differs from run to run.
+    """Returns what differs from run to run: times, memory, devices and files written.
 
     Args:
         plan: what was predicted before the run; None where no pass was left to run.
@@ -142,7 +145,7 @@ def write_report(report: Mapping[str, Any], path: Path, *, overwrite: bool = Fal
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The short table for the screen, within its width."""
+    """Formats a report as the short table for the screen, within its width."""
     scene, model, memory = report["scene"], report["model"], report["memory_GiB"]
     size, planned = scene["network_size"], memory["predicted_peak"]
     rows = [
@@ -202,7 +205,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def _refinement(report: Mapping[str, Any]) -> str:
-    """What refining did, in a sentence."""
+    """Describes in a sentence what refinement did to a scene."""
     if not report["refined"]:
         return f"no, the prediction stays: {report['reason']}"
     error, within = report["error_pixels"], report["within_limit"]
@@ -223,6 +226,6 @@ def _gib(size: int) -> float:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Returns the bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -14,7 +14,7 @@ from lite3r_jax.mesh import ViewParts
 
 @dataclass(frozen=True)
 class Sharing:
-    """Views of a scene on several devices.
+    """How several devices share the views of a scene.
 
     Attributes:
         devices: how many.
@@ -30,7 +30,7 @@ class Sharing:
     layers: tuple[tuple[Way, int, int], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """For report.json."""
+        """Returns the sharing as plain data, for report.json."""
         return {
             "mesh": f"view:{self.devices}",
             "views_each": self.views_each,
@@ -43,7 +43,7 @@ class Sharing:
 
 
 def describe_sharing(body: Mapping[str, Any]) -> str:
-    """`Sharing.to_json` in a line."""
+    """Describes data of `Sharing.to_json` in one line of text."""
     ways = ", ".join(
         f"{each['way'] if each['way'] == 'own views' else 'by ' + each['way']} in"
         f" {each['layers']} layers ({each['bytes_received_per_layer'] / 2**20:,.1f} MiB to a device"
@@ -55,14 +55,14 @@ def describe_sharing(body: Mapping[str, Any]) -> str:
 
 
 def without_values(model: Any) -> Any:
-    """The model with shapes in place of its parameters, so that these are not kept by it."""
+    """Returns a model with shapes in place of its parameters, so that it does not keep them."""
     graph, state = nnx.split(model)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     return nnx.merge(graph, shapes)
 
 
 def share_views(model: Any, parts: ViewParts, height: int, width: int) -> Sharing:
-    """How the layers of a model share the views.
+    """Determines how the layers over all views of a model share the views among devices.
 
     Args:
         model: a backbone whose views may be in parts.

@@ -1,1 +1,1 @@
-"""What a run does, one file for each kind: `run(experiment) -> exit code`."""
+"""The runs of the command line, one file for each kind: `run(experiment) -> exit code`."""

@@ -1,4 +1,4 @@
-"""`--mode=bench`: models to latency and memory against views, in tables and charts."""
+"""`--mode=bench`: measures latency and memory of models against views, in tables and charts."""
 
 import contextlib
 import sys
@@ -57,7 +57,7 @@ JSON = "bench.json"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a benchmark has measured.
+    """The results of a benchmark: its tables, measurements and folder.
 
     Attributes:
         folder: of bench.json, bench.md, report.html and the charts.
@@ -73,7 +73,7 @@ class Benchmark:
 
 
 def run(experiment: Experiment) -> int:
-    """`--mode=bench`: exit code 0, or 1 if a variant has no figures at all; see `bench`."""
+    """Runs `--mode=bench`; exit code 0, or 1 if a variant has no figures at all; see `bench`."""
     outcome = bench(experiment)
     if experiment.processes.number > 0:
         for cell in outcome.cells:
@@ -89,12 +89,12 @@ def run(experiment: Experiment) -> int:
 
 
 def bench(experiment: Experiment) -> Benchmark:
-    """Measure every variant, the baselines first, and write tables, charts and one page.
+    """Measures every variant, the baselines first, and writes tables, charts and one page.
 
     Files: bench.json, bench.md, report.html, and NAME.svg for every chart.
 
-    What does not fit or would take too long is left out and listed. Runs in subprocesses mean that
-    this process touches no device.
+    What does not fit or would take too long is left out and listed. With runs in subprocesses this
+    process touches no device.
 
     Of several processes each starts a subprocess for a variant, and these join for as long as it is
     measured. Times and memory are those of the first, which alone writes.
@@ -123,7 +123,7 @@ def bench(experiment: Experiment) -> Benchmark:
 
 
 def _check_processes(experiment: Experiment) -> None:
-    """Refuse what does not go with several processes; these join only in their subprocesses."""
+    """Raises if settings do not go with several processes, which join in subprocesses only."""
     check_together(experiment)
     check_processes(experiment.processes)
     if not experiment.processes.coordinator:
@@ -230,17 +230,18 @@ def measure_together(
     protocol: Protocol,
     identity: Mapping[str, Any],
 ) -> Iterator[Any]:
-    """`measure_variant`, for which this process joins the others if there are several.
+    """Runs `measure_variant` after this process has joined the others, if there are several.
 
     Args:
-        experiment: as there.
-        manifest: as there.
-        variant: as there.
-        protocol: as there.
+        experiment: as for `measure_variant`.
+        manifest: as for `measure_variant`.
+        variant: as for `measure_variant`.
+        protocol: as for `measure_variant`.
         identity: of the model, `CheckedModel.identity`.
 
     Raises:
-        InputError: see there; or processes differ in what they measure, or do not come together.
+        InputError: as `measure_variant`; or processes differ in what they measure, or do not come
+            together.
         Died: see `measure`.
     """
     with joined(experiment.processes):
@@ -259,7 +260,7 @@ def measure_together(
 def measure_variant(
     experiment: Experiment, manifest: Manifest, variant: Variant, protocol: Protocol
 ) -> Iterator[Any]:
-    """Everything about one variant: first a dict with `environment` and `variant`, then its cells.
+    """Measures one variant: yields a dict with `environment` and `variant`, then its cells.
 
     Args:
         experiment: see `run`.
@@ -298,7 +299,7 @@ def measure_variant(
 
 
 def _to_the_end(items: Iterator[Any], variant: Variant, views: Sequence[int]) -> Iterator[Any]:
-    """The items; where the process is killed, cells that say so in place of the rest."""
+    """Yields the items; where the process is killed, cells that say so in place of the rest."""
     left = list(views)
     try:
         for item in items:
@@ -312,11 +313,11 @@ def _to_the_end(items: Iterator[Any], variant: Variant, views: Sequence[int]) ->
 def _evaluation(
     experiment: Experiment, variants: Sequence[Variant], views: Sequence[int]
 ) -> tuple[dict[str, Any] | None, str]:
-    """The report that `bench.quality` names, or None, and its pictures as HTML.
+    """Reads the report that `bench.quality` names, or None, and its pictures as HTML.
 
     Raises:
-        InputError: it is no report of an evaluation, of another backbone, has nothing in common
-            with what is measured, or what lies beside it is damaged.
+        InputError: the file is no report of an evaluation, of another backbone, has nothing in
+            common with what is measured, or a file beside it is damaged.
     """
     if not (name := experiment.bench.quality):
         return None, ""

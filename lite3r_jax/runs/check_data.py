@@ -1,9 +1,10 @@
-"""What a multi-view dataset holds, and everything that is wrong with it.
+"""Checks a multi-view dataset: what it holds, and everything that is wrong with it.
 
-`lite3r check-data SOURCE` prints it. SOURCE is what `train.data.source` and `evaluate.protocols`
-take: blendedmvs:FOLDER, dtu64:FOLDER, capture:FOLDER@depth=FOLDER, photos:FOLDER, synthetic:SPLIT,
-or a folder whose layout tells the dataset. Every file is read. Cameras and depth are compared
-across views, and a contact sheet shows some views of each scene with their depth.
+`lite3r check-data SOURCE` prints the findings. SOURCE is what `train.data.source` and
+`evaluate.protocols` take: blendedmvs:FOLDER, dtu64:FOLDER, capture:FOLDER@depth=FOLDER,
+photos:FOLDER, synthetic:SPLIT, or a folder whose layout tells the dataset. Every file is read.
+Cameras and depth are compared across views, and a contact sheet shows some views of each scene with
+their depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,20 +40,20 @@ _LEAST_OVERLAP, _LEAST_VISIBLE = 0.1, 0.2
 
 @runtime_checkable
 class FileSource(SceneSource, Protocol):
-    """A reader of files, whose frames can be looked at one by one as the files have them."""
+    """A reader of dataset files that gives single frames as the files have them."""
 
     def inventory(self, scene: str) -> Inventory:
-        """Frames of which nothing is missing, and what is missing."""
+        """Returns the frames of a scene of which nothing is missing, and what is missing."""
         ...
 
     def read_frame(self, scene: str, frame: int) -> Frame:
-        """One frame at its own size."""
+        """Reads one frame at its own size."""
         ...
 
 
 @dataclass
 class SceneReport:
-    """What was found in one scene."""
+    """What the check of one scene has found: sizes, depth, agreement of views, and faults."""
 
     scene: str
     frames: int = 0
@@ -64,7 +65,7 @@ class SceneReport:
     sample: Views | None = None
 
     def line(self) -> str:
-        """One line for people."""
+        """Returns the findings as one line for people."""
         sizes = ", ".join(f"{width}x{height}" for width, height in sorted(self.sizes))
         parts = [f"{self.frames} frames" + (f" of {sizes}" if sizes else "")]
         if self.depth_share:
@@ -84,7 +85,7 @@ class SceneReport:
 
 
 def inventory(source: ViewSource, scene: str) -> Inventory:
-    """The frames of a scene, and what is missing from its files if it has files."""
+    """Returns the frames of a scene, and what is missing from its files if it has files."""
     if isinstance(source, FileSource):
         return source.inventory(scene)
     return Inventory(source.frames(scene))
@@ -93,7 +94,7 @@ def inventory(source: ViewSource, scene: str) -> Inventory:
 def check_scene(
     source: ViewSource, scene: str, size: tuple[int, int], tick: Callable[[], object]
 ) -> SceneReport:
-    """Read every file of a scene; faults are collected, not raised.
+    """Reads every file of a scene; faults are collected, not raised.
 
     Args:
         source: the reader.
@@ -146,7 +147,7 @@ def _count(report: SceneReport, size: tuple[int, int], depth: np.ndarray | None)
 def _compare(
     source: ViewSource, report: SceneReport, frames: list[int], pairs: Scores | None
 ) -> None:
-    """Read some frames as a sample and see whether their cameras and depth are of one world."""
+    """Reads some frames of a scene and checks whether their cameras and depth are of one world."""
     views = min(SHOWN_VIEWS, len(frames))
     if views == 0:
         return
@@ -182,7 +183,7 @@ def _compare(
 
 
 def _chosen(frames: list[int], views: int, pairs: Scores | None, scene: str) -> tuple[int, ...]:
-    """Neighbors by pair.txt where that connects enough of them, else by number."""
+    """Chooses frames to compare: neighbors by pair.txt if enough are connected, else by number."""
     options = {"seed": 0, "index": 0, "name": scene}
     if pairs is not None:
         try:
@@ -193,7 +194,7 @@ def _chosen(frames: list[int], views: int, pairs: Scores | None, scene: str) -> 
 
 
 def draw_sheet(reports: Sequence[SceneReport]) -> np.ndarray:
-    """Views of each scene in a row with their depth below: near bright, far dark, gray none.
+    """Draws views of each scene in a row with their depth below: near bright, far dark, gray none.
 
     Returns:
         uint8 [H, W, 3].

@@ -1,4 +1,4 @@
-"""A model to a directory with float8 weights, and to programs that run without this package."""
+"""Writes a model as a directory with float8 weights, and programs that run without this package."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def export_deployment(
     overwrite: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Deployment:
-    """Write a model that runs with float8 weights as a directory, which `load` takes.
+    """Writes a model that runs with float8 weights as a directory, which `load` takes.
 
     The directory is made under a temporary name and appears only when it is complete. Equal inputs
     give equal bytes. Weights are rounded once, from the dtype that they are stored in.

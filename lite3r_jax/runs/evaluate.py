@@ -50,12 +50,12 @@ from lite3r_jax.weights import strict_json
 FREE = ("batch", "pictures", "resamples", "seed", "variants", "protocols", "views")
 """Settings that the result of a sample does not depend on."""
 KEPT = 2 << 30
-"""Bytes of samples that are kept in memory for the next variant."""
+"""Largest number of bytes of samples that are kept in memory for the next variant."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation has measured.
+    """The results of an evaluation: its tables, figures and folder.
 
     Attributes:
         folder: of report.json, report.md and report.html.
@@ -72,7 +72,7 @@ class Evaluation:
 
 
 def run(experiment: Experiment) -> int:
-    """`--mode=eval`: exit code 0, or 1 if some samples failed; see `evaluate`."""
+    """Runs `--mode=eval`; exit code 0, or 1 if some samples failed; see `evaluate`."""
     outcome = evaluate(experiment)
     if not is_first():
         return 0
@@ -84,7 +84,7 @@ def run(experiment: Experiment) -> int:
 
 
 def evaluate(experiment: Experiment) -> Evaluation:
-    """Evaluate every variant on every protocol: report.json, report.md and report.html.
+    """Evaluates every variant on every protocol; writes report.json, report.md and report.html.
 
     Samples that are done already are not done again, so that a run that was stopped goes on, and
     variants and protocols can be added. Other settings or weights are refused. Samples that fail
@@ -178,7 +178,7 @@ def _variants(experiment: Experiment) -> tuple[Variant, ...]:
 def _agreed_models(
     experiment: Experiment, variants: Sequence[Variant]
 ) -> dict[Variant, CheckedModel]:
-    """`check_models`, which have to be the same in all processes; all have to call it."""
+    """Runs `check_models` and raises if processes differ in the models; all have to call it."""
     options, compute = experiment.evaluate, experiment.compute
     models = check_models(experiment, variants, options.student, dtype=compute.jax_dtype)
     same = settings(experiment, models)
@@ -194,7 +194,7 @@ def _agreed_models(
 
 
 def _follow(experiment: Experiment) -> Evaluation:
-    """What all processes but the first do."""
+    """Takes part in the predictions of process 0; all other processes call this."""
     variants = _variants(experiment)
     _agreed_models(experiment, variants)
     take_part([partial(_Lazy, experiment, variant) for variant in variants])
@@ -204,7 +204,7 @@ def _follow(experiment: Experiment) -> Evaluation:
 def check_models(
     experiment: Experiment, variants: Sequence[Variant], student: str, *, dtype: Any = None
 ) -> dict[Variant, CheckedModel]:
-    """The models of all variants, before weights are read.
+    """Checks the models of all variants, before weights are read.
 
     Args:
         experiment: `weights` and `backbone` count.
@@ -224,7 +224,7 @@ def check_models(
 
 
 def settings(experiment: Experiment, models: Mapping[Variant, CheckedModel]) -> dict[str, Any]:
-    """What the result of a sample depends on.
+    """Returns everything that the result of a sample depends on: settings and hashes of weights.
 
     Raises:
         InputError: weights do not fit into memory.

@@ -1,4 +1,4 @@
-"""`--mode=export`: a reconstructed scene to files of other formats."""
+"""`--mode=export`: writes a reconstructed scene to files of other formats."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lite3r_jax.runs.view import read_scene
 
 
 def run(experiment: Experiment) -> int:
-    """Write a scene that was reconstructed before in `formats`; no model is needed.
+    """Writes a scene that was reconstructed before to the files of `formats`; needs no model.
 
     Args:
         experiment: `input` is predictions.npz or a folder of results with one in it; `output`,

@@ -1,4 +1,4 @@
-"""Whether images have the size that weights were made for."""
+"""Checks whether images have the size that weights were made for."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from lite3r_jax.models import CheckedModel
 
 
 def size_note(model: CheckedModel, sizes: Iterable[tuple[int, int]]) -> str:
-    """Say which images are not of the size that the weights were made for; "" if none.
+    """Returns a note on images of another size than the weights were made for; "" if none.
 
     Args:
         model: whose weights.

@@ -1,4 +1,4 @@
-"""A long video to a folder of results: chunks, their joining, and the files of the whole."""
+"""Reconstructs a long video in chunks, joins them, and writes the results of the whole."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_chunked(experiment: Experiment) -> None:
-    """Refuse settings that do not go with `video.chunk`.
+    """Raises if settings do not go with `video.chunk`.
 
     Raises:
         InputError: naming the setting.
@@ -44,14 +44,14 @@ def check_chunked(experiment: Experiment) -> None:
 
 
 def refuse_chunks(experiment: Experiment, what: str) -> None:
-    """Refuse `video.chunk` where a scene is not written but held in memory.
+    """Raises if `video.chunk` is set where a scene is not written but held in memory.
 
     Args:
         experiment: the settings.
-        what: that holds it, for the message.
+        what: what holds the scene, for the message.
 
     Raises:
-        InputError: it is set.
+        InputError: `video.chunk` is set.
     """
     if experiment.video.chunk:
         raise InputError(
@@ -61,7 +61,7 @@ def refuse_chunks(experiment: Experiment, what: str) -> None:
 
 
 def run_chunks(run: "SceneRun", frames: Frames, folder: ResultFolder, progress: Progress) -> None:
-    """Reconstruct a long video and write its results.
+    """Reconstructs a long video and writes its results.
 
     Args:
         run: the model and the settings.
@@ -70,7 +70,8 @@ def run_chunks(run: "SceneRun", frames: Frames, folder: ResultFolder, progress: 
         progress: takes the time of every stage.
 
     Raises:
-        InputError: as `reconstruct_chunks` and `write_part`; results of something else are there.
+        InputError: as `reconstruct_chunks` and `write_part`; the folder has results of something
+            else.
     """
     from lite3r_jax.runs.reconstruct import titled
 
@@ -131,7 +132,7 @@ def run_chunks(run: "SceneRun", frames: Frames, folder: ResultFolder, progress: 
 def _describe(
     run: "SceneRun", frames: Frames, video: LongVideo, parts: list[Part]
 ) -> dict[str, Any]:
-    """The report of the run without what was measured; of the frames the first and the last."""
+    """Returns the report of a run without measurements; it has the first and the last frame."""
     ends = parts[0].ends(frames)
     report = reports.describe_run(
         ends, model=run.description, settings=run.settings, ignored=frames.ignored
@@ -141,7 +142,7 @@ def _describe(
 
 
 def summary(video: LongVideo, parts: list[Part]) -> list[str]:
-    """What became of the chunks, in lines for the screen."""
+    """Returns lines for the screen on the chunks of a video: joints, loops, drift, refinement."""
     facts = video.facts
     count, good = len(video.chunks), facts["joints"]["count"]
     lines = [
@@ -172,7 +173,7 @@ def summary(video: LongVideo, parts: list[Part]) -> list[str]:
 
 
 def _warnings(video: LongVideo, parts: list[Part]) -> list[str]:
-    """What did not join."""
+    """Returns warnings about chunks that did not join."""
     lines = [
         f"chunk {each['chunk']} ({video.facts['chunks'][each['chunk']]['first_frame']} and after)"
         f" does not fit the one before: {each['fault']}"

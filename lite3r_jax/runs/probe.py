@@ -1,4 +1,4 @@
-"""`--mode=probe`: which layers lose quality when they alone attend to less, and a plan."""
+"""`--mode=probe`: finds layers that lose quality with cheaper attention, and proposes a plan."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,19 +27,19 @@ from lite3r_jax.runs.evaluate import Evaluation, evaluate
 from lite3r_jax.weights import strict_json
 
 ERRORS = ("abs_rel", "rotation_median_deg", "direction_median_deg", "ate")
-"""Metrics of an evaluation that are smaller the better, which decide."""
+"""Metrics of an evaluation by which layers are judged; smaller is better."""
 _DENSE = "dense-float32"
 _TOKENS = "tokens.json"
 
 
 @dataclass(frozen=True)
 class ProbedLayer:
-    """What a layer loses when it alone has the other attention.
+    """Error ratios of the model when one layer alone has the probed attention, not dense.
 
     Attributes:
         layer: its number among those of the role.
         ratios: protocol -> metric -> error over that of dense attention.
-        sensitive: whether one of them is above the threshold.
+        sensitive: whether one of the ratios is above the threshold.
         cosine: protocol -> mean cosine between the tokens behind the last layer over all views and
             those of dense attention; empty where it was not measured.
     """
@@ -51,16 +51,16 @@ class ProbedLayer:
 
     @property
     def worst(self) -> float:
-        """The largest of the ratios."""
+        """The largest of the error ratios."""
         return max(value for of in self.ratios.values() for value in of.values())
 
 
 @dataclass(frozen=True)
 class Step:
-    """A plan with the other attention in some layers.
+    """A plan with the probed attention in some layers: its cost and largest error ratio.
 
     Attributes:
-        layers: those, in order.
+        layers: numbers of these layers, in order.
         operations: of a whole pass, as a share of those with dense attention.
         worst: the largest error ratio of the layer among them that loses most, alone.
     """
@@ -93,7 +93,7 @@ class Probing:
 
 
 def run(experiment: Experiment) -> int:
-    """`--mode=probe`: exit code 0; see `probe`."""
+    """Runs `--mode=probe`; exit code 0; see `probe`."""
     result = probe(experiment)
     for layer in () if experiment.quiet else result.layers:
         note = "sensitive" if layer.sensitive else ""
@@ -110,7 +110,7 @@ def run(experiment: Experiment) -> int:
 
 
 def probe(experiment: Experiment) -> Probing:
-    """Evaluate the model with another attention in one layer at a time, and propose a plan.
+    """Evaluates the model with another attention in one layer at a time, and proposes a plan.
 
     A layer is sensitive if one of `ERRORS` grows by more than the threshold, as Spark3R finds its
     layers (arXiv 2605.06270). The plan has the other attention in all layers that are not
@@ -190,7 +190,7 @@ def probe(experiment: Experiment) -> Probing:
 def cost_curve(
     probed: Sequence[ProbedLayer], cost: Callable[[tuple[int, ...]], float]
 ) -> list[Step]:
-    """Plans with more and more layers, those that lose least first.
+    """Returns plans with the probed attention in more and more layers, least harmful ones first.
 
     Args:
         probed: the layers.
@@ -210,7 +210,7 @@ def cost_curve(
 def compare(
     results: Sequence[Mapping[str, Any]], rows: Mapping[int, str], threshold: float
 ) -> list[ProbedLayer]:
-    """The error ratios of every layer.
+    """Computes the ratios of every layer's errors to those of dense attention.
 
     Args:
         results: of `evaluate`, with the row dense-float32 among them.
@@ -260,7 +260,7 @@ def _abstract(checked: CheckedModel, plan: Plan) -> Any:
 
 
 def _layers(model: Any, rule: Rule, text: str) -> tuple[int, ...]:
-    """Those to probe: all of the role, or those that the settings name."""
+    """Returns the layers to probe: all of the rule's role, or those that the settings name."""
     depth = model.sites.get(rule.role, 0)
     asked = [part.strip() for part in text.split(",") if part.strip()]
     if wrong := [part for part in asked if not part.isdecimal() or int(part) >= depth]:
@@ -272,7 +272,7 @@ def _layers(model: Any, rule: Rule, text: str) -> tuple[int, ...]:
 
 
 def _cost(experiment: Experiment, checked: CheckedModel) -> tuple[Callable[[Plan], float], int]:
-    """A plan to its operations as a share of dense ones, and of how many views they are."""
+    """Returns a function from a plan to its share of dense operations, and the number of views."""
     options = experiment.evaluate
     (source, views), *_ = sorted(options.tasks(), key=lambda task: -task[1])
     size = open_protocol(source, views=views, size=options.pixels(), scenes=1)[0].size
@@ -282,7 +282,7 @@ def _cost(experiment: Experiment, checked: CheckedModel) -> tuple[Callable[[Plan
 
 
 def _evaluated(experiment: Experiment, rows: Sequence[str]) -> Evaluation:
-    """Dense attention and these.
+    """Evaluates dense attention and the named variants.
 
     Raises:
         InputError: see `probe`.
@@ -301,9 +301,9 @@ def _evaluated(experiment: Experiment, rows: Sequence[str]) -> Evaluation:
 def _cosines(
     experiment: Experiment, checked: CheckedModel, rule: Rule, rows: Mapping[int, str]
 ) -> dict[int, dict[str, float]]:
-    """Layer -> protocol -> mean cosine of tokens, as far as samples of it are asked for.
+    """Computes layer -> protocol -> mean cosine of tokens, as far as samples are asked for.
 
-    What is done stands in a file of the folder, row by row.
+    Cosines that are done are kept in a file of the folder, row by row.
     """
     options, folder = experiment.evaluate, Path(experiment.output)
     wanted = experiment.probe.tokens
@@ -357,7 +357,7 @@ def _means(
     rows: Mapping[int, str],
     samples: Mapping[str, Collection[str]],
 ) -> dict[int, dict[str, float]]:
-    """Layer -> protocol -> mean over its samples, of row -> sample -> value."""
+    """Averages row -> sample -> value to layer -> protocol -> mean over its samples."""
     return {
         layer: {
             protocol: sum(done[row][name] for name in names) / len(names)

@@ -1,4 +1,4 @@
-"""Recipes to the settings of a run: by name from the package, or from a file."""
+"""Loads recipes, the settings of runs: by name from the package, or from a file."""
 
 import importlib.util
 import inspect
@@ -16,12 +16,12 @@ from lite3r_jax.weights.manifest import read_manifest
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the package."""
+    """Returns the names of the recipes that come with the package."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(recipes.__path__)))
 
 
 def load_recipe(text: str) -> Experiment:
-    """The settings of a recipe.
+    """Loads the settings of a recipe.
 
     Args:
         text: NAME or NAME:VARIANT of a recipe of the package, such as "vggt:tiny"; or PATH.py or
@@ -50,7 +50,7 @@ def load_recipe(text: str) -> Experiment:
 
 
 def settings_for(weights: str, *, training: bool = False) -> Experiment:
-    """The settings that fit these weights: those of the recipe of their backbone.
+    """Returns the settings that fit given weights: those of the recipe of their backbone.
 
     Args:
         weights: as for `load`; "" for VGGT.

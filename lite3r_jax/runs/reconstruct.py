@@ -1,4 +1,4 @@
-"""`--mode=reconstruct`: inputs to folders of results, scene by scene."""
+"""`--mode=reconstruct`: reconstructs the scenes of an input, each into a folder of results."""
 
 import copy
 import sys
@@ -38,13 +38,12 @@ from lite3r_jax.weights import hub
 from lite3r_jax.weights.load import BUNDLED
 
 DEFAULT_OUTPUT = "lite3r_output"
-"""Where results go unless the settings say otherwise: beside other things that were made here, and
-never into a folder of photos."""
+"""Folder of results unless the settings name one: in the working directory, not among photos."""
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """What was reconstructed.
+    """The outcome of reconstructing an input, scene by scene.
 
     Attributes:
         folders: scene -> folder of its results.
@@ -56,12 +55,12 @@ class Reconstructions:
 
 
 def run(experiment: Experiment) -> int:
-    """`--mode=reconstruct`: exit code 0, or 1 if some scenes of several failed."""
+    """Runs `--mode=reconstruct`; exit code 0, or 1 if some scenes of several failed."""
     return 1 if reconstruct_files(experiment).failures else 0
 
 
 def reconstruct_files(experiment: Experiment) -> Reconstructions:
-    """Reconstruct and export every scene of the input.
+    """Reconstructs and exports every scene of the input.
 
     What can be known to fail is found out before anything is computed. Of several scenes one that
     fails does not keep the others from being done; its error goes to stderr. Scenes that were done
@@ -164,7 +163,7 @@ def _reconstruct_files(
 
 
 class SceneRun:
-    """The model, and what it does with a scene: photos to a folder of results."""
+    """Reconstructs scenes with one model: photos to a folder of results."""
 
     def __init__(
         self,
@@ -174,7 +173,7 @@ class SceneRun:
         formats: tuple[str, ...],
         several: bool = False,
     ):
-        """See `reconstruct_files`.
+        """Prepares the reconstruction of scenes; see `reconstruct_files`.
 
         Args:
             experiment: the settings.
@@ -198,7 +197,7 @@ class SceneRun:
         self._set(experiment, formats)
 
     def like(self, experiment: Experiment, formats: tuple[str, ...]) -> "SceneRun":
-        """The same model and compiled programs, with other settings of input, output and export."""
+        """Returns a copy with the same model and programs, and other input, output and export."""
         other = copy.copy(self)
         other._set(experiment, formats)
         return other
@@ -208,7 +207,7 @@ class SceneRun:
         self.experiment, self.formats = experiment, formats
 
     def __call__(self, photos: PhotoSet, folder: ResultFolder, progress: Progress) -> None:
-        """Reconstruct a scene and write its results.
+        """Reconstructs a scene and writes its results.
 
         Args:
             photos: of the scene.
@@ -263,7 +262,7 @@ class SceneRun:
             print(reports.summary(report), flush=True)
 
     def _export_options(self, photos: PhotoSet) -> exports.ExportOptions:
-        """With the scene's own masks, where there are several scenes, and its name as title."""
+        """Returns export options with a scene's name as title and, of several scenes, its masks."""
         options = titled(self.experiment.export, photos.name)
         masks = options.points.mask_folder
         if not (self.several and masks):
@@ -279,7 +278,7 @@ def result_folders(
     formats: tuple[str, ...],
     checked: CheckedModel,
 ) -> dict[str, ResultFolder]:
-    """Scene -> its folder: `output` itself for one scene, else a folder in it."""
+    """Returns scene -> its folder: `output` itself for one scene, else a folder in it."""
     output = Path(experiment.output or DEFAULT_OUTPUT)
     alone = bool(experiment.output) and len(scenes) == 1
     model = checked.facts()
@@ -300,7 +299,7 @@ def _closing(
     formats: tuple[str, ...],
     before: int,
 ) -> list[str]:
-    """The last lines: what to open, and of several scenes how many there are and which failed."""
+    """Returns the last lines: what to open, and of several scenes how many are done or failed."""
     if len(done) + len(failures) == 1:
         return [f"open {exports.to_look_at(folder, formats)}" for folder in done.values()]
     lines = []
@@ -314,7 +313,7 @@ def _closing(
 
 
 def about_bundled(name: str) -> str:
-    """What a model of the package is, and what to take for photos."""
+    """Returns a text on a model of the package, and on the weights to take for photos instead."""
     repo = "facebook/VGGT-1B"
     model = hub.known()[repo].model
     return (
@@ -325,13 +324,13 @@ def about_bundled(name: str) -> str:
 
 
 def _open(path: Path) -> None:
-    """Open a file in the user's browser, or say that there is none."""
+    """Opens a file in the user's browser, or says that there is none."""
     if not webbrowser.open(path.absolute().as_uri()):
         print(f"--open: no browser was found on this machine; open {path}", file=sys.stderr)
 
 
 def find(experiment: Experiment) -> list[UnopenedScene]:
-    """The scenes of the input, not opened yet.
+    """Returns the scenes of the input, not opened yet.
 
     Raises:
         InputError: there is none.
@@ -346,10 +345,11 @@ def find(experiment: Experiment) -> list[UnopenedScene]:
 
 
 def open_scene(experiment: Experiment, unopened: UnopenedScene, progress: Progress) -> PhotoSet:
-    """The photos of a scene.
+    """Opens the photos of a scene.
 
     Raises:
-        InputError: it has too few, a video cannot be read, or results cannot have such names.
+        InputError: the scene has too few photos, a video cannot be read, or results cannot have
+            such names.
     """
     with progress.stage("find photos") as tick:
         photos = unopened.open(tick)
@@ -360,7 +360,7 @@ def open_scene(experiment: Experiment, unopened: UnopenedScene, progress: Progre
 def open_any(
     experiment: Experiment, unopened: UnopenedScene, progress: Progress
 ) -> "PhotoSet | Frames":
-    """The photos of a scene; or of a video that is longer than a chunk, frames to be read later.
+    """Opens the photos of a scene; for a video longer than a chunk, frames to be read later.
 
     Raises:
         InputError: as `open_scene`; `video.chunk` is set for photos whose names tell no order.
@@ -377,7 +377,7 @@ def open_any(
 
 
 def described(photos: "PhotoSet | Frames", video: VideoOptions) -> str:
-    """How much a scene has, and where chunks were asked for, how it is run."""
+    """Returns a text on how much a scene has, and on its chunks where chunks were asked for."""
     if isinstance(photos, PhotoSet):
         one = f", one pass, since a chunk has {video.chunk}" if video.chunk else ""
         return f"{len(photos.photos)} views{one}"
@@ -391,7 +391,7 @@ def described(photos: "PhotoSet | Frames", video: VideoOptions) -> str:
 def known_cameras(
     experiment: Experiment, scenes: Sequence[UnopenedScene], opened: Mapping[str, PhotoSet]
 ) -> KnownCameras | None:
-    """Known cameras of the scene, where there are any.
+    """Reads the known cameras of the scene; None where there are none.
 
     Args:
         experiment: the settings.
@@ -399,8 +399,8 @@ def known_cameras(
         opened: name -> photos, if it is one scene.
 
     Raises:
-        InputError: they cannot be read, do not fit the photos, or there are several scenes; the
-            backbone does not have what is asked of cameras.
+        InputError: the cameras cannot be read, do not fit the photos, or there are several scenes;
+            the backbone does not have what is asked of cameras.
     """
     if experiment.cameras != CameraOptions():
         model = get_backbone(experiment.backbone).model
@@ -414,14 +414,14 @@ def known_cameras(
 
 
 def refinement_of(experiment: Experiment) -> RefineOptions | None:
-    """How cameras are refined; None where they are not."""
+    """Returns how cameras are refined; None where they are not."""
     return experiment.refine if experiment.refine.on else None
 
 
 def _check_masks(
     experiment: Experiment, scenes: Sequence[UnopenedScene], opened: Mapping[str, PhotoSet]
 ) -> None:
-    """Refuse masks that are missing or do not fit; of several scenes only missing folders.
+    """Raises if masks are missing or do not fit; of several scenes only if folders are missing.
 
     Raises:
         InputError: naming the folder or the mask.
@@ -439,7 +439,7 @@ def _check_masks(
 
 
 def check(experiment: Experiment, points: PointSource, progress: Progress) -> CheckedModel:
-    """The model, before its weights are read.
+    """Checks the model of an experiment, before its weights are read.
 
     Args:
         experiment: `weights`, `student`, `attention`, `precision`, `backbone`, `cameras` and
@@ -463,7 +463,7 @@ def check(experiment: Experiment, points: PointSource, progress: Progress) -> Ch
 def build(
     experiment: Experiment, checked: CheckedModel, points: PointSource, progress: Progress
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The model with the heads that are needed, and its description for the report.
+    """Builds the model with the heads that are needed, and describes it for the report.
 
     Args:
         experiment: as for `check`, and `quiet`.
@@ -493,7 +493,7 @@ def _heads(experiment: Experiment, checked: CheckedModel, points: PointSource) -
 
 
 def titled(options: exports.ExportOptions, name: str) -> exports.ExportOptions:
-    """With the name of the scene as the title of the page, unless another was asked for."""
+    """Returns options whose page has the scene's name as title, unless another was asked for."""
     if options.page.title != exports.PageOptions.title:
         return options
     return replace(options, page=replace(options.page, title=name))

@@ -1,4 +1,4 @@
-"""Folders of results: what they were made of, which are done, what of older runs goes."""
+"""Result folders: what results were made of, which are done, and removal of older results."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ from lite3r_jax.weights import strict_json
 DEPENDS_ON = ("backbone", "formats", "images", "video", "cameras", "compute", "refine", "export")
 """Settings and groups of settings that results depend on, besides the model and the input."""
 REFINING = "refining"
-"""Folder in the folder of results of what a refinement that goes on or was stopped has so far."""
+"""Folder inside of a result folder that keeps the state of an unfinished refinement."""
 State = Literal["new", "done", "unfinished", "other"]
 
 
 def made_of(experiment: Experiment, model: Mapping[str, Any], files: Sequence[str]) -> str:
-    """What results are made of, as a hash: settings, model, and the files of the input.
+    """Returns a hash of what results are made of: settings, model, and the files of the input.
 
     Args:
         experiment: the settings.
@@ -53,12 +53,12 @@ def made_of(experiment: Experiment, model: Mapping[str, Any], files: Sequence[st
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """The folder of one scene.
+    """The folder of one scene's results, and the state of the run that writes it.
 
     Attributes:
-        path: of it.
-        formats: that it will have.
-        key: `made_of`.
+        path: of the folder.
+        formats: that the folder will have.
+        key: hash from `made_of`.
     """
 
     path: Path
@@ -66,20 +66,21 @@ class ResultFolder:
     key: str
 
     def planned(self) -> list[Path]:
-        """All files and folders that will be in it."""
+        """Returns the paths of all files and folders that the folder of a finished run has."""
         own = long_video.planned if self._in_chunks() else exports.planned
         return [*own(self.path, self.formats), self.path / reports.FILE_NAME]
 
     def existing(self) -> list[Path]:
-        """Those that are there, and what a run in chunks that was stopped has left."""
+        """Returns the planned paths that exist, and what a stopped run in chunks has left."""
         chunks = [self.path / CHUNKS] if self._in_chunks() else []
         every = dict.fromkeys([*self.planned(), *chunks])
         return [path for path in every if os.path.lexists(path)]
 
     def state(self) -> State:
-        """new: nothing is there; done: all is, of the same settings, model and input.
+        """Returns the state of the folder: new, done, unfinished or other.
 
-        unfinished: a run with the same began and was stopped; other: something else is there.
+        new: nothing is there; done: all is, of the same settings, model and input; unfinished: a
+        run with the same began and was stopped; other: something else is there.
         """
         existing = self.existing()
         if not existing:
@@ -92,17 +93,20 @@ class ResultFolder:
 
     @property
     def refining(self) -> Path:
-        """Where prediction and matches are kept meanwhile, of these settings and files alone."""
+        """Folder that keeps prediction and matches during a refinement.
+
+        Its name is `key`: it is of these settings and files alone.
+        """
         return self.path / REFINING / self.key
 
     def begin(self, *, chunks: bool = False, refining: bool = False) -> frozenset[str]:
-        """Note that a run has begun; gives the formats of the run before.
+        """Writes that a run has begun into the report; returns the formats of the run before.
 
         Args:
-            chunks: whether it is of a video in chunks. Those of other settings, weights or videos
-                go.
+            chunks: whether the run is of a video in chunks. Chunks of other settings, weights or
+                videos are deleted.
             refining: whether prediction and matches will be kept in `refining`. Those of other
-                settings go.
+                settings are deleted.
         """
         report = self._report()
         if report.get("made_of") != self.key:
@@ -119,7 +123,7 @@ class ResultFolder:
         return frozenset(names & set(exports.FORMATS))
 
     def finish(self, report: Mapping[str, Any], older: frozenset[str]) -> None:
-        """Write the report; formats of older runs that this one does not have go."""
+        """Writes the report, and deletes formats of older runs that this run does not have."""
         self._forget_matches()
         mine = set(self.planned())
         for path in exports.planned(self.path, sorted(older)) if older else ():
@@ -129,7 +133,7 @@ class ResultFolder:
         reports.write_report(whole, self.path / reports.FILE_NAME, overwrite=True)
 
     def give_up(self) -> None:
-        """The scene failed: what `begin` made goes, if nothing else was written."""
+        """Deletes what `begin` made after the scene failed, if nothing else was written."""
         self._forget_matches()
         if self.existing() == [self.path / reports.FILE_NAME]:
             with suppress(OSError):
@@ -137,7 +141,7 @@ class ResultFolder:
                 self.path.rmdir()
 
     def forget_chunks(self) -> None:
-        """Delete chunks that a run wrote, and results of parts that did not hang together."""
+        """Deletes chunks that a run wrote, and results of parts that did not join."""
         if not self._in_chunks():
             return  # folders of these names are somebody else's
         for name in (CHUNKS, PARTS):
@@ -158,7 +162,7 @@ class ResultFolder:
 
 
 def refuse_other(folders: Sequence[ResultFolder]) -> None:
-    """Refuse folders with results of something else.
+    """Raises if folders have results of other settings, weights or photos.
 
     Raises:
         InputError: naming what is there.

@@ -1,4 +1,4 @@
-"""`--mode=serve`: a web page and a JSON API to reconstruct with, until it is interrupted."""
+"""`--mode=serve`: serves a web page and a JSON API for reconstructions, until interrupted."""
 
 import asyncio
 import socket
@@ -28,13 +28,13 @@ from lite3r_jax.viewer.access import is_loopback
 from lite3r_jax.weights.load import BUNDLED
 
 DEFAULT_OUTPUT = "lite3r_served"
-"""Where scenes are kept unless the settings say otherwise."""
+"""Folder of the service's scenes unless the settings name one."""
 _FIELDS = {"attention": "attention.plan", "size": "images.size", "formats": "formats"}
 _FIELDS |= {"fps": "video.fps"}
 
 
 def run(experiment: Experiment) -> int:
-    """Serve until interrupted.
+    """Serves the web page and the API until interrupted.
 
     Args:
         experiment: `weights` is the model, `serve.models` are others to choose from; `output` keeps
@@ -62,15 +62,15 @@ def run(experiment: Experiment) -> int:
 
 
 class Service:
-    """The service, as a context manager that ends it.
+    """The web service, as a context manager that ends it.
 
     Attributes:
         url: its address.
-        scenes: what it has.
+        scenes: all scenes of the service.
     """
 
     def __init__(self, experiment: Experiment, engine: Callable[[Any], Engine] = Process):
-        """Take the output folder and the port; nothing is answered yet.
+        """Takes the output folder and the port; no request is answered yet.
 
         Args:
             experiment: see `run`.
@@ -114,7 +114,7 @@ class Service:
 
         class Server(uvicorn.Server):
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                """Before the signal that ended it is given to who waits for it in haste."""
+                """Closes the scenes too, before uvicorn raises the signal that ended it again."""
                 await super().shutdown(sockets)
                 await asyncio.to_thread(scenes.close)
 
@@ -122,14 +122,14 @@ class Service:
         self._thread: threading.Thread | None = None
 
     def settings(self, record: Record, folder: Path) -> Experiment:
-        """The settings that a scene is reconstructed with.
+        """Returns the settings that a scene is reconstructed with.
 
         Args:
             record: of the scene.
-            folder: of it.
+            folder: of the scene.
 
         Raises:
-            InputError: they are wrong, of another version for instance.
+            InputError: the settings are wrong, of another version for instance.
         """
         asked = self._checked(record.settings)
         page = replace(asked.export.page, title=record.name)
@@ -143,17 +143,17 @@ class Service:
         )
 
     def run(self) -> None:
-        """Answer until SIGINT or SIGTERM, which go on as they would have without the service."""
+        """Answers requests until SIGINT or SIGTERM, which go on as without the service."""
         self.scenes.start()
         self._server.run(self._sockets)
 
     def start(self) -> None:
-        """Answer in a thread, and return at once; for tests and programs."""
+        """Answers requests in a thread, and returns at once; for tests and programs."""
         self._thread = threading.Thread(target=self.run, name="service", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End; a scene that is being computed waits for the next start."""
+        """Ends the service; a scene that is being computed waits for the next start."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(10)
@@ -172,7 +172,7 @@ class Service:
         self.close()
 
     def _checked(self, asked: Mapping[str, str]) -> Experiment:
-        """The settings of the model that was asked for, with what was asked for besides."""
+        """Returns the settings of the requested model, with the other requested settings."""
         model = asked.get("model", "")
         if model not in self._bases:
             raise InputError(f"model: {model!r} is not served any more; send it again")
@@ -206,7 +206,7 @@ class Service:
 
 
 def _bases(experiment: Experiment) -> dict[str, Experiment]:
-    """Model -> the settings that scenes with it begin with, the first model first.
+    """Returns model -> the settings that scenes with it begin with, the first model first.
 
     Weights that are not here yet are fetched.
 
@@ -235,10 +235,10 @@ def _bases(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there, closed at the end of a `with`.
+    """Opens a socket that listens at a host and port; a `with` closes it at its end.
 
     Raises:
-        InputError: it cannot.
+        InputError: the port cannot be listened on.
     """
     listening = None
     try:

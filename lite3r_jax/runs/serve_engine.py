@@ -43,10 +43,10 @@ _CANCEL = "cancel"
 
 
 class Process:
-    """The engine of `service.scenes`: the process, as the service sees it."""
+    """Implements `service.scenes.Engine` with a process that keeps one model loaded."""
 
     def __init__(self, settings: Callable[[Record, Path], Experiment]):
-        """No process is started yet.
+        """Takes what makes the settings of scenes; no process is started yet.
 
         Args:
             settings: scene and its folder -> settings of its reconstruction, checked.
@@ -64,7 +64,7 @@ class Process:
         report: Callable[[SceneProgress], None],
         cancelled: threading.Event,
     ) -> Made:
-        """See `service.scenes.Engine`."""
+        """Implements `service.scenes.Engine.compute`: has the process write a scene's results."""
         pipe = self._running()
         names = {each.stored: each.name for each in record.files}
         asked: float | None = None
@@ -97,7 +97,7 @@ class Process:
             raise InputError(f"the scene could not be computed: {_reason(code)}") from error
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """Implements `service.scenes.Engine.close`: ends the process, whatever it is doing."""
         self._closed = True
         self._end()
 
@@ -164,7 +164,7 @@ def _work(pipe: Connection, backbones: tuple[tuple[str, str], ...]) -> None:
 
 
 def _add(formats: str, experiment: Experiment, progress: "_Reported") -> Made:
-    """Write a scene that was reconstructed before in further formats."""
+    """Writes a scene that was reconstructed before in further formats."""
     folder, names = Path(experiment.output), exports.parse_formats(formats)
     with progress.stage("read the scene"):
         (saved,) = exports.planned(folder, ("npz",))
@@ -205,7 +205,7 @@ def _end_with_parent() -> None:
 
 
 class _Kept:
-    """The model that is loaded, and its programs for the last settings of images."""
+    """Keeps the loaded model, and its programs for the last settings of images."""
 
     def __init__(self):
         self._key: Any = None
@@ -214,7 +214,7 @@ class _Kept:
         self._run: SceneRun | None = None
 
     def reconstruct(self, experiment: Experiment, progress: "_Reported") -> Made:
-        """Reconstruct the scene of these settings into `experiment.output`."""
+        """Reconstructs the scene of these settings into `experiment.output`."""
         formats = exports.parse_formats(experiment.formats)
         scenes = find(experiment)
         if len(scenes) != 1:
@@ -232,7 +232,7 @@ class _Kept:
     def _of(
         self, experiment: Experiment, formats: tuple[str, ...], progress: Progress
     ) -> tuple[SceneRun, CheckedModel]:
-        """What reconstructs with these settings; another model takes the place of the last one."""
+        """Returns the run and model for these settings; a new model takes the last one's place."""
         points = experiment.export.points.source
         spec = experiment.model_spec(), experiment.backbone, points, experiment.cameras
         if self._key != spec or self._built is None or self._checked is None:
@@ -248,7 +248,7 @@ class _Kept:
 
 
 class _Reported(Progress):
-    """Stages that are told to the service, and end where it cancels the scene."""
+    """Progress that is told to the service, and that raises when the service cancels a scene."""
 
     def __init__(self, pipe: Connection):
         super().__init__(show=True)  # so that the time of a pass is estimated
@@ -258,10 +258,10 @@ class _Reported(Progress):
     def stage(
         self, name: str, total: int | None = None, unit: str = "", expected: float | None = None
     ) -> Iterator[Tick]:
-        """See `Progress.stage`.
+        """Implements `Progress.stage`: tells the steps of a stage to the service.
 
         Raises:
-            Cancelled: at the begin of a stage, and from its ticks.
+            Cancelled: at the beginning of a stage, and from its ticks.
         """
         self._check()
         self._tell(SceneProgress(name, 0, total, unit, expected))

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from lite3r_jax.runs.reconstruct import Reconstructions
 
 NO_MORE = -1
-"""In the place of the number of a scene."""
+"""Sent in place of the number of a scene when there are no more scenes."""
 _ALIKE = ("backbone", "images", "video", "cameras", "compute")
 
 
 def check_together(experiment: Experiment) -> None:
-    """Refuse settings that do not go with several processes.
+    """Raises if settings do not go with several processes.
 
     Raises:
         InputError: naming the setting.
@@ -52,10 +52,10 @@ def check_together(experiment: Experiment) -> None:
 
 
 def next_scene(number: int) -> int:
-    """The number of the scene that all processes compute now, as process 0 has it; or `NO_MORE`.
+    """Broadcasts from process 0 the number of the scene that all compute now, or `NO_MORE`.
 
     Args:
-        number: counts in process 0 only.
+        number: of the scene, or `NO_MORE`; it counts in process 0 only.
     """
     return every_value(number)[0]
 
@@ -66,7 +66,7 @@ def same_everywhere(
     scenes: Sequence[UnopenedScene],
     known: KnownCameras | None,
 ) -> None:
-    """Refuse processes that would compute something else; all have to call it.
+    """Raises if processes would compute different scenes; all processes have to call it.
 
     Settings, weights, versions, known cameras, and names and sizes of the photos count; where their
     files lie does not.
@@ -78,7 +78,7 @@ def same_everywhere(
         known: cameras of the photos, where there are any.
 
     Raises:
-        InputError: naming a process with others.
+        InputError: naming a process that differs from process 0.
     """
     if jax.process_count() == 1:
         return
@@ -99,13 +99,13 @@ def same_everywhere(
 
 
 def follow(experiment: Experiment) -> "Reconstructions":
-    """What all processes but the first do: compute the scenes that it names, and write nothing.
+    """Computes the scenes that process 0 names, and writes nothing; all other processes call it.
 
     Args:
         experiment: the settings of all.
 
     Returns:
-        Without folders; the scenes that failed.
+        The scenes that failed, without folders.
 
     Raises:
         InputError: as `reconstruct_files`.

@@ -1,4 +1,4 @@
-"""`--mode=train`: a backbone, or a student beside its teacher, and data to checkpoints."""
+"""`--mode=train`: trains a backbone, or distills a student, and writes checkpoints."""
 
 import shlex
 import sys
@@ -76,7 +76,7 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True)
 class Training:
-    """How a training ended.
+    """The outcome of a training: how it ended, and what it has written.
 
     Attributes:
         reason: "done"; or "terminated" by SIGTERM or "interrupted" by Ctrl-C with everything saved,
@@ -95,7 +95,7 @@ class Training:
 
 
 def run(experiment: Experiment) -> int:
-    """`--mode=train`, which distils if `distill.plan` is set; see `train_any`.
+    """Runs `--mode=train`, which distills if `distill.plan` is set; see `train_any`.
 
     Returns:
         Exit code: 0 when all steps are done, 75 after SIGTERM and 130 after Ctrl-C with
@@ -114,7 +114,7 @@ def run(experiment: Experiment) -> int:
 
 
 def _closing(experiment: Experiment, ended: Training) -> list[str]:
-    """What there is now, how good it is, and what to do with it."""
+    """Returns the last lines: what was written, how good a student is, and how to use it."""
     if ended.result is None:
         return []
     result = shlex.quote(str(ended.result))
@@ -136,7 +136,7 @@ def _closing(experiment: Experiment, ended: Training) -> list[str]:
 
 
 def train(experiment: Experiment) -> Training:
-    """Train a backbone, or continue a run, in the folder `output`.
+    """Trains a backbone, or continues a run, in the folder `output`.
 
     When it is done `weights/` of that folder is what `load` takes.
 
@@ -157,7 +157,7 @@ def train(experiment: Experiment) -> Training:
 
 
 def distill(experiment: Experiment) -> Training:
-    """Train a student beside its teacher, or continue a run, in the folder `output`.
+    """Trains a student beside its teacher, or continues a run, in the folder `output`.
 
     When it is done `student/` of that folder is what was trained, and `distill.final_variants` are
     evaluated into `evaluation/`.
@@ -178,11 +178,11 @@ def distill(experiment: Experiment) -> Training:
 
 
 def train_any(experiment: Experiment) -> Training:
-    """`distill` if `distill.plan` is set, otherwise `train`; by `processes`, if there are several.
+    """Distills if `distill.plan` is set, else trains; with `processes`, if there are several.
 
     Raises:
-        InputError: see there.
-        Diverged: see there.
+        InputError: as `distill` and `train`.
+        Diverged: as `distill` and `train`.
     """
     keep_freed_memory()  # before JAX has devices, whose threads would have heaps by then
     with joined(experiment.processes):
@@ -285,7 +285,7 @@ def _train_any(experiment: Experiment) -> Training:
 
 
 def check_distillation(experiment: Experiment) -> None:
-    """Refuse what no distillation can start from, before anything is read.
+    """Raises if no distillation can start from the settings, before anything is read.
 
     Raises:
         InputError: naming the setting, and what to do.
@@ -313,7 +313,7 @@ def check_distillation(experiment: Experiment) -> None:
 
 
 def check_unlabeled(experiment: Experiment) -> None:
-    """Refuse an objective that data without cameras, or without depth, cannot have.
+    """Raises if the objective needs cameras or depth that the data does not have.
 
     Raises:
         InputError: naming the settings that can; a source that is not set or not known.
@@ -341,14 +341,14 @@ def check_unlabeled(experiment: Experiment) -> None:
 
 
 def _comparison(experiment: Experiment) -> Experiment:
-    """The evaluation of a finished student."""
+    """Returns the settings of the evaluation of a finished student."""
     out, variants = Path(experiment.output), experiment.distill.final_variants
     evaluate = replace(experiment.evaluate, variants=variants, student=str(out / STUDENT))
     return replace(experiment, output=str(out / EVALUATION), evaluate=evaluate)
 
 
 def build_distillation(experiment: Experiment, task: LossFn) -> Distillation:
-    """Student and teacher.
+    """Builds student and teacher, with the loss between them.
 
     Raises:
         InputError: settings and weights do not fit together.
@@ -374,7 +374,7 @@ def build_distillation(experiment: Experiment, task: LossFn) -> Distillation:
 
 
 def recomputing(loss_fn: LossFn) -> LossFn:
-    """The loss with `remat` in the forward pass of the model."""
+    """Wraps a loss to recompute activations in the backward pass of the model (`remat`)."""
 
     def loss(model: Any, batch: Any, key: jax.Array) -> Any:
         return loss_fn(partial(model, remat=True), batch, key)
@@ -387,7 +387,7 @@ def _heads(options: TrainOptions) -> tuple[str, ...]:
 
 
 def _checked(spec: ModelSpec, experiment: Experiment) -> CheckedModel:
-    """The model, once it was said where images are not of the size that its weights are for."""
+    """Checks the model, and prints a note on images of another size than its weights are for."""
     model = check_model(spec, experiment.backbone)
     buckets = parse_buckets(experiment.train.data.buckets)
     if note := size_note(model, ((bucket.height, bucket.width) for bucket in buckets)):
@@ -396,7 +396,7 @@ def _checked(spec: ModelSpec, experiment: Experiment) -> CheckedModel:
 
 
 def build(experiment: Experiment) -> nnx.Module:
-    """The model: converted weights, or random ones for a config.
+    """Builds the model: with converted weights, or with random ones for a config.
 
     Raises:
         InputError: neither or both are given, or they cannot be read.
@@ -422,7 +422,7 @@ def build(experiment: Experiment) -> nnx.Module:
 def open_data(
     options: TrainOptions, video: VideoOptions | None = None
 ) -> tuple[Pipeline, Pipeline]:
-    """Batches to train on, and those of held-out scenes.
+    """Opens the batches to train on, and those of held-out scenes.
 
     Args:
         options: of the run.
@@ -480,7 +480,7 @@ def open_data(
 
 
 def check_depth(options: TrainOptions, sources: Sequence[TrainingSource]) -> None:
-    """Refuse settings that need depth where a source has cameras alone.
+    """Raises if settings need depth where a source has cameras alone.
 
     Raises:
         InputError: naming the source and the settings that can do without.

@@ -1,4 +1,4 @@
-"""`--mode=view`: a scene in the browser, from results or from photos."""
+"""`--mode=view`: shows a scene in the browser, from results or from photos."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from lite3r_jax.scene import Scene
 
 
 def run(experiment: Experiment) -> int:
-    """Show a scene until interrupted.
+    """Shows a scene in the browser until interrupted.
 
     Args:
         experiment: `input` is predictions.npz, a folder of results with one in it, a folder of
@@ -57,7 +57,7 @@ def run(experiment: Experiment) -> int:
 
 
 def batch(given: Path) -> list[Path]:
-    """The folders of results that a run on several scenes, or in chunks, has written in there."""
+    """Returns the result folders inside of a folder, of several scenes or of a video's chunks."""
     if saved_scene(given) is not None or not given.is_dir():
         return []
     folders = [folder for folder in (given, given / CHUNKS) if folder.is_dir()]
@@ -66,7 +66,7 @@ def batch(given: Path) -> list[Path]:
 
 
 def saved_scene(given: Path) -> Path | None:
-    """The predictions.npz that a path means: itself, or the one in a folder of results."""
+    """Returns the predictions.npz that a path means, itself or in a result folder; or None."""
     (inside,) = exports.planned(given, ("npz",))
     if given.suffix.lower() == ".npz":
         return given
@@ -74,10 +74,10 @@ def saved_scene(given: Path) -> Path | None:
 
 
 def read_scene(given: Path) -> Scene:
-    """A scene that was reconstructed before.
+    """Reads a scene that was reconstructed before.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is no such scene, or it cannot be read.
     """
     path = saved_scene(given)
     if path is None:

@@ -52,7 +52,7 @@ def refusal(
     setting: str = "view.allowed_hosts",
     what: str = "viewer",
 ) -> str | None:
-    """Why a connection is refused, None where it is not.
+    """Returns why a connection is refused; None where it is allowed.
 
     A page of another origin is refused. So is a name that only a DNS server made up for this
     machine (DNS rebinding): where the server listens on loopback, `Host` has to be a name of
@@ -63,8 +63,8 @@ def refusal(
         headers: of the request; `Host` and `Origin` count. Names are as the mapping compares them.
         host: address that the server listens on.
         allowed_hosts: further names, with commas between.
-        setting: that has these names, for the message.
-        what: is reached, for the message.
+        setting: that has the further names, for the message.
+        what: what is reached, for the message.
     """
     asked = headers.get("Host", "")
     name = _name(asked)
@@ -81,7 +81,7 @@ def refusal(
 
 @functools.cache
 def _names_of_this_machine() -> frozenset[str]:
-    """Asked for once, since it may need a name server."""
+    """Returns the host names of this machine; cached, since a name server may be asked."""
     return frozenset({socket.gethostname().lower(), socket.getfqdn().lower()})
 
 
@@ -93,7 +93,7 @@ def _name(netloc: str) -> str:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or address can be reached from this machine only."""
+    """Returns whether a name or address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -101,7 +101,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _is_address(name: str, host: str) -> bool:
-    """Whether a server that is not on loopback is asked for by its number."""
+    """Returns whether a request names a server that is not on loopback by an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ViewerOptions:
-    """What the viewer starts with.
+    """Settings that the viewer starts with.
 
     Attributes:
         points: which points. The viewer holds points of every confidence, and its slider starts
@@ -109,7 +109,7 @@ def serve(
     options: ViewerOptions | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> Viewer:
-    """Serve the scene and return at once.
+    """Serves a scene to browsers and returns its running viewer at once.
 
     Browsers see points with confidence, number and size under sliders, the cameras with their
     photos, and a switch for each view; a click on a camera looks through it. They can change what
@@ -140,7 +140,7 @@ def serve(
 
     class Server(viser.ViserServer):
         def request_share_url(self, verbose: bool = True) -> None:
-            """No tunnel to elsewhere, although any browser could ask for one."""
+            """Opens no public tunnel, although any browser could ask for one."""
 
     server = Server(host=host, port=port, label=options.title, verbose=False)
     if server.get_port() != port:
@@ -159,7 +159,7 @@ def serve(
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port if it can be listened on; viser itself would silently take another one."""
+    """Returns the port if it can be listened on; viser itself would silently take another one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -175,7 +175,7 @@ def _free_port(host: str, port: int) -> int:
 
 
 class _Shown:
-    """The scene and the controls of one server."""
+    """The scene that one server shows, and its controls."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class _Shown:
         self._worker.join()
 
     def _place_camera(self, scene: Scene, size: float) -> None:
-        """Start behind and above the first camera."""
+        """Places the camera of new browsers behind and above the first camera."""
         first = scene.camera_to_world[0]
         up, eye = -first[:, 1], first[:, 3]
         center = np.median(self._cloud.xyz, axis=0).astype(np.float64)
@@ -311,13 +311,13 @@ class _Shown:
 
 
 def _bounded(slider: Any) -> float:
-    """The value of a slider, within its ends: a browser can send any number."""
+    """Returns the value of a slider, within its ends: a browser can send any number."""
     value = slider.value
     return min(max(value, slider.min), slider.max) if math.isfinite(value) else slider.min
 
 
 def _look_through(event: Any) -> None:
-    """Put the camera of the browser that clicked where the camera of the view is."""
+    """Moves the camera of the browser that clicked to where the camera of the view is."""
     camera, frustum = event.client.camera, event.target
     with event.client.atomic():
         camera.wxyz = frustum.wxyz

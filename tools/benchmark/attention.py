@@ -1,4 +1,4 @@
-"""Time and memory of the attention of one VGGT-1B global layer, dense and sparse, in the same run.
+"""Measures attention of one VGGT-1B global layer, dense and sparse in one run: time and memory.
 
     python -m tools.benchmark.attention --views 8 16 32
     python -m tools.benchmark.attention --plan h200 --grid 37 37 --views 2 8 32 100 --dtype bfloat16
@@ -44,7 +44,7 @@ PLANS = {"h200": "NVIDIA H200", **{name: chip.kind for name, chip in tpu.CHIPS.i
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, and print one line per compiled call."""
+    """Parses the command line and prints one line per compiled call."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +87,10 @@ def main(argv: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def target(device: str | None) -> Iterator[None]:
-    """Choose for a described device on which kernels are proven; for this one if there is none."""
+    """Selects a described device for a `with` block, on which all kernels count as proven.
+
+    None selects the device of this machine, and leaves proofs of kernels as they are.
+    """
     if device is None:
         yield
         return
@@ -102,7 +105,7 @@ def target(device: str | None) -> Iterator[None]:
 
 
 def compile_for(device: str | None, call: Callable[..., Any], *args: Any) -> Any:
-    """`call` of described arrays, compiled for a described device or for this one."""
+    """Compiles `call` of described arrays for a described device, or for this one."""
     if device is None:
         return jax.jit(call).lower(*args).compile()
     from jax.experimental import topologies
@@ -124,7 +127,7 @@ def compile_for(device: str | None, call: Callable[..., Any], *args: Any) -> Any
 
 
 def measure(compiled: Any, shape: jax.ShapeDtypeStruct, runs: int) -> tuple[float, float]:
-    """Wall and CPU seconds of the run with the least wall time."""
+    """Returns wall and CPU seconds of the run with the least wall time."""
     rng = np.random.default_rng(0)
     args = [jnp.asarray(rng.standard_normal(shape.shape), shape.dtype) for _ in range(4)]
     times = []

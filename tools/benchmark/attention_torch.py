@@ -26,7 +26,7 @@ HEADS, HEAD_DIM = 16, 64
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, measure, print."""
+    """Parses the command line, times the attention and prints its milliseconds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def dense(q: Any, k: Any, v: Any, up: Any, keep: float) -> Callable[[], None]:
-    """A call of PyTorch's own attention, with its gradient where there is a cotangent."""
+    """Returns a call of PyTorch's own attention, with its gradient where there is a cotangent."""
     del keep
 
     def call() -> None:
@@ -58,7 +58,7 @@ def dense(q: Any, k: Any, v: Any, up: Any, keep: float) -> Callable[[], None]:
 
 
 def sla(q: Any, k: Any, v: Any, up: Any, keep: float) -> Callable[[], None]:
-    """A call of SLA's own module."""
+    """Returns a call of the module of github.com/thu-ml/SLA, with its gradient as for `dense`."""
     from sparse_linear_attention.core import (  # pyright: ignore[reportMissingImports]
         SparseLinearAttention,
     )
@@ -77,7 +77,7 @@ def sla(q: Any, k: Any, v: Any, up: Any, keep: float) -> Callable[[], None]:
 
 
 def cudnn(q: Any, k: Any, v: Any, up: Any, keep: float) -> Callable[[], None]:
-    """A call of cuDNN frontend's block-sparse attention."""
+    """Returns a call of cuDNN frontend's block-sparse attention, with gradient as for `dense`."""
     from cudnn import BSA  # pyright: ignore[reportMissingImports]
 
     blocks = q.shape[2] // 64
@@ -101,7 +101,7 @@ ATTENTION = {"dense": dense, "sla": sla, "cudnn": cudnn}
 
 
 def milliseconds(call: Callable[[], None], wait: Callable[[], None]) -> float:
-    """As `benchmarking.device_check.rows.milliseconds`."""
+    """Times one call of many, as `benchmarking.device_check.rows.milliseconds` does."""
     for _ in range(2):
         start = time.perf_counter()
         call()

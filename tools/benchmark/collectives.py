@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other, read from its HLO text."""
+"""Reads from its HLO text what the devices of a compiled program send each other."""
 
 import math
 import re
@@ -13,7 +13,7 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce
 
 @dataclass(frozen=True)
 class Collective:
-    """An instruction.
+    """A collective instruction of a compiled program.
 
     Attributes:
         kind: one of `KINDS`.
@@ -27,7 +27,7 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a program.
+    """Lists the collective instructions of a compiled program.
 
     Args:
         text: `jax.stages.Compiled.as_text()`.
@@ -66,10 +66,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _turns(loop: str, around: list[str], bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs, 0 where that is not known.
+    """Returns how often a loop runs, 0 where that is not known.
 
-    The compiler for GPUs notes it; for TPUs it is read from what JAX makes of a scan: a counter
-    that goes up by one from a constant as long as it is below another one.
+    The compiler for GPUs notes the number; for TPUs it is read from what JAX makes of a scan: a
+    counter that goes up by one from a constant as long as it is below another constant.
 
     Args:
         loop: the instruction.
@@ -95,12 +95,12 @@ def _turns(loop: str, around: list[str], bodies: dict[str, list[str]]) -> int:
 
 
 def _definition(lines: list[str], name: str) -> str:
-    """The instruction of that name; "" where it is none of these."""
+    """Returns the line that defines the instruction `name`, "" where none of the lines does."""
     return next((x for x in lines if re.match(rf"\s*(ROOT )?%?{re.escape(name)} = ", x)), "")
 
 
 def _constant(lines: list[str], name: str) -> int | None:
-    """The integer that an instruction is, perhaps a copy of it."""
+    """Returns the integer of a constant instruction or of a copy of one, None for any other."""
     line = _definition(lines, name)
     while copied := re.search(r" copy\(%?([\w.\-]+)\)", line):
         line = _definition(lines, copied[1])
@@ -115,7 +115,7 @@ _CALLED = re.compile(
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """(lines of every computation by its name, name of the one that is run)."""
+    """Splits a program: (lines of every computation by its name, name of the one that is run)."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -129,7 +129,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _with_collectives(bodies: dict[str, list[str]]) -> set[str]:
-    """Names of the computations that have some, or call one that has."""
+    """Returns names of computations that have collectives, or call one that has."""
     calls = {
         name: {inner for line in lines for called in _CALLED.findall(line)
                for inner in re.findall(r"[\w.\-]+", called)}
@@ -145,7 +145,7 @@ def _with_collectives(bodies: dict[str, list[str]]) -> set[str]:
 
 
 def _bytes(shape: str) -> int:
-    """f32[2,3]{1,0} or a tuple of such -> their bytes."""
+    """Returns the bytes of an HLO type, such as f32[2,3]{1,0}, or of a tuple of types."""
     total = 0
     for kind, bits, sizes in re.findall(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]", shape):
         width = 1 if kind == "pred" else math.ceil(int(bits) / 8)
@@ -154,7 +154,7 @@ def _bytes(shape: str) -> int:
 
 
 def summary(collectives: list[Collective]) -> str:
-    """Number and bytes by kind."""
+    """Formats the number and bytes of collectives by kind."""
     parts = []
     for kind in sorted({one.kind for one in collectives}):
         of_kind = [one for one in collectives if one.kind == kind]
@@ -165,7 +165,7 @@ def summary(collectives: list[Collective]) -> str:
 
 
 def described(count: int) -> list[Any]:
-    """H200s that are not there."""
+    """Returns descriptions of H200s to compile for, without having any."""
     from jax.experimental import topologies
 
     text = (Path(__file__).parent / "h200.txtpb").read_text()

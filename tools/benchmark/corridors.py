@@ -1,4 +1,4 @@
-"""Rooms joined by corridors in a ring, exactly: a walk through them, depth, and worse predictions.
+"""A synthetic world of rooms and corridors in a ring: a walk, exact depth, worse predictions.
 
 The joining of long videos is measured on it apart from any model: `DegradedTruth` gives for every
 chunk the true geometry, moved by a random similarity, bent and scaled a little along the chunk (as
@@ -22,7 +22,7 @@ _MIDDLE = (np.array([4.0, -1.2, 4.0]), np.array([20.0, 1.5, 12.0]))
 
 
 def _boxes() -> np.ndarray:
-    """What stands in the ring: the block in its middle, door posts, and furniture; [N, 2, 3]."""
+    """Returns the boxes in the ring, [N, 2, 3]: block in its middle, door posts and furniture."""
     boxes = [_MIDDLE]
     for x in (6.0, 10.0, 14.0, 18.0):
         for z in ((0.0, 0.9), (15.1, 16.0)):
@@ -44,13 +44,13 @@ _BOXES = _boxes()
 
 
 def name_of(number: int) -> str:
-    """Name of a frame."""
+    """Returns the file name of a frame by its number."""
     return f"frame_{number:06d}.jpg"
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk along the ring.
+    """A walk of a camera along the ring of corridors.
 
     Attributes:
         frames: how many.
@@ -62,11 +62,11 @@ class Walk:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the frames."""
+        """File names of all frames of the walk."""
         return tuple(name_of(number) for number in range(self.frames))
 
     def poses(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Camera-to-world rotations [S, 3, 3] and centers [S, 3] of frames."""
+        """Returns camera-to-world rotations [S, 3, 3] and centers [S, 3] of frames."""
         way = np.asarray(numbers, np.float64) / max(self.frames - 1, 1) * self.laps * _length()
         ground, heading = _ring(way)
         sway = 0.15 * np.sin(2 * np.pi * way / 3.1)
@@ -86,7 +86,7 @@ _RADIUS = 1.5
 
 
 def _ring(way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places (x, z) and headings (0 along z, towards x) on a rectangle with round corners."""
+    """Returns places (x, z) and headings (0 along z, towards x) on a rounded rectangle."""
     sides = [20 - 2 * _RADIUS, 12 - 2 * _RADIUS] * 2
     place, heading = np.array([2 + _RADIUS, 2.0]), np.pi / 2  # begins along x
     left = np.mod(way, _length())
@@ -112,14 +112,14 @@ def _ring(way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def intrinsics() -> np.ndarray:
-    """[3, 3] of all frames."""
+    """Returns the intrinsics [3, 3] that all frames have."""
     return np.array(
         [[0.7 * WIDTH, 0, WIDTH / 2 - 0.5], [0, 0.7 * WIDTH, HEIGHT / 2 - 0.5], [0, 0, 1]]
     )
 
 
 def depth_maps(rotation: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """z of the first surface that the ray of each pixel meets: float64 [S, H, W]."""
+    """Returns z of the first surface that the ray of each pixel meets, float64 [S, H, W]."""
     k = intrinsics()
     v, u = np.mgrid[:HEIGHT, :WIDTH]
     rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1)
@@ -141,7 +141,7 @@ def depth_maps(rotation: np.ndarray, center: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Faults:
-    """How much worse than the truth predictions are.
+    """Sizes of the errors by which predictions are worse than the truth.
 
     Attributes:
         drift: what is wrong in the same way in every chunk, as it is of models: growth of the
@@ -162,12 +162,12 @@ class Faults:
 
 
 class DegradedTruth:
-    """True geometry of a walk, made worse; a `long_video.run.Predictor`."""
+    """The true geometry of a walk with errors added, as a `long_video.run.Predictor`."""
 
     def __init__(
         self, walk: Walk, faults: Faults = Faults(), *, seed: int = 0, broken: Sequence[int] = ()
     ):
-        """Of a walk.
+        """Takes the walk and the errors of the predictions.
 
         Args:
             walk: that is seen.
@@ -179,17 +179,17 @@ class DegradedTruth:
         self.calls: list[tuple[int, ...]] = []
 
     def photos(self, photos: Sequence[Any]) -> tuple[Scene, np.ndarray | None]:
-        """See `long_video.run.Predictor`."""
+        """Implements `Predictor.photos`: returns the predicted scene and descriptors of frames."""
         numbers = [int(photo.name[6:12]) for photo in photos]
         self.calls.append(tuple(numbers))
         return self.scene(numbers), self.descriptors(numbers)
 
     def again(self, views: Scene) -> Scene:
-        """See `long_video.run.Predictor`."""
+        """Implements `Predictor.again`: returns another prediction of views seen before."""
         return self.scene([int(name[6:12]) for name in views.names])
 
     def scene(self, numbers: Sequence[int]) -> Scene:
-        """The prediction of some frames: the same for the same frames."""
+        """Returns the predicted scene of some frames, the same for the same frames."""
         rng = np.random.default_rng([self.seed, zlib.crc32(repr(list(numbers)).encode())])
         faults, count = self.faults, len(numbers)
         rotation, center = self.walk.poses(numbers)
@@ -231,7 +231,7 @@ class DegradedTruth:
         return moved(scene, random)
 
     def descriptors(self, numbers: Sequence[int]) -> np.ndarray:
-        """What frames look like: alike where places and directions are. float64 [S, 128]."""
+        """Returns descriptors of frames, float64 [S, 128]: alike where place and direction are."""
         rotation, center = self.walk.poses(numbers)
         rng = np.random.default_rng(11)
         where = np.concatenate([center / 1.5, 1.5 * rotation[..., 2]], -1)
@@ -241,22 +241,22 @@ class DegradedTruth:
 
 
 class WalkFrames:
-    """The frames of a walk, whose photos are names alone; a `long_video.frames.Frames`."""
+    """The frames of a walk as `long_video.frames.Frames`, whose photos are names alone."""
 
     def __init__(self, walk: Walk):
-        """Args: walk: whose frames they are."""
+        """Takes the walk whose frames are to be listed."""
         self.name, self.names = "corridors", walk.names
         self.ignored: tuple[str, ...] = ()
 
     def photos(self, start: int, stop: int) -> tuple[Any, ...]:
-        """See `Frames`."""
+        """Implements `Frames.photos`: returns photos that have names and no pixels."""
         from lite3r_jax.data.photos import SourcePhoto
 
         return tuple(SourcePhoto(name, b"", name) for name in self.names[start:stop])
 
 
 def trajectory_error(walk: Walk, centers: np.ndarray) -> tuple[float, float]:
-    """Absolute trajectory error of all frames after a similarity, and the length of the path.
+    """Returns the absolute trajectory error after a similarity, and the length of the path.
 
     Args:
         walk: the truth.

@@ -30,7 +30,7 @@ COLORS = Augmentation(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, gra
 
 
 def main() -> None:
-    """Parse, run, print one line per measurement."""
+    """Parses the command line, runs, and prints one line per measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,13 +85,13 @@ def main() -> None:
 
 
 def ours(pipeline: Pipeline, batches: int) -> float:
-    """Batches per second of the pipeline."""
+    """Measures the batches per second of this package's pipeline."""
     with iter(pipeline) as iterator:
         return timed(iterator, batches, pipeline.options.workers)
 
 
 def original(root: Path, pipeline: Pipeline, batches: int) -> float:
-    """Batches per second of the original's recipe, reading the same frames."""
+    """Measures batches per second of the original's recipe, which reads the same frames."""
     from tools.benchmark.data_torch import loader
 
     workers, bucket = pipeline.options.workers, pipeline.options.buckets[0]
@@ -106,7 +106,7 @@ def original(root: Path, pipeline: Pipeline, batches: int) -> float:
 
 
 def timed(batches: Iterable[object], count: int, workers: int) -> float:
-    """Batches per second after the first ones."""
+    """Measures batches per second after the first ones, which warm up the workers."""
     iterator = iter(batches)
     for _ in range(warm_up(workers)):
         next(iterator)
@@ -117,12 +117,12 @@ def timed(batches: Iterable[object], count: int, workers: int) -> float:
 
 
 def warm_up(workers: int) -> int:
-    """How many batches come before the clock starts: those that queues may hold, and one."""
+    """Returns how many batches come before the clock starts: all that queues may hold, and one."""
     return 2 * PREFETCH * workers + 1
 
 
 def _compare(root: Path, item: tuple[Path, tuple[int, ...]], size: int, rows) -> None:
-    """The recipe is what our reader gives with compat="lite3r"."""
+    """Checks that the recipe gives what this package's reader gives with compat="lite3r"."""
     scene, frames = item
     wanted = BlendedMVS(root, compat="lite3r").read(scene.name, frames, (size, size))
     got = rows.dataset[0]

@@ -20,7 +20,7 @@ Item = tuple[Path, tuple[int, ...]]  # folder of a scene, its frames
 
 
 class Recipe(Dataset):
-    """Samples as dicts of tensors, images [S, 3, H, W]."""
+    """A dataset for PyTorch by the original's recipe: dicts of tensors, images [S, 3, H, W]."""
 
     def __init__(self, items: Sequence[Item], size: int):
         self.items, self.size = items, size
@@ -67,7 +67,7 @@ class Recipe(Dataset):
 
 
 def loader(items: Sequence[Item], size: int, batch: int, workers: int, prefetch: int) -> DataLoader:
-    """Batches of the items in order."""
+    """Returns a PyTorch DataLoader of batches of the items, in order."""
     return DataLoader(
         Recipe(items, size),
         batch_size=batch,
@@ -86,7 +86,7 @@ def _pfm(path: Path) -> np.ndarray:
 
 
 def _cam(path: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """(extrinsics, intrinsics, least depth, what the original takes for the largest)."""
+    """Reads (extrinsics, intrinsics, least depth, what the original takes for the largest)."""
     numbers = np.array(re.findall(r"[-+]?\d[-+.\deE]*", path.read_text()), np.float32)
     extrinsics, intrinsics = numbers[:16].reshape(4, 4), numbers[16:25].reshape(3, 3)
     return extrinsics, intrinsics, float(numbers[25]), float(numbers[27])

@@ -1,4 +1,4 @@
-"""Time of writing points to PLY, GLB and COLMAP, against the method of the original's scripts.
+"""Times writing points to PLY, GLB and COLMAP, against the method of the original's scripts.
 
     python -m tools.benchmark.exports [--points 5000000] [--views 20] [--repeats 3]
 
@@ -32,7 +32,7 @@ SIZE = 518
 
 
 def make_scene(views: int) -> Scene:
-    """Cameras on an arc before a wavy wall, with images of noise."""
+    """Makes a scene of cameras on an arc, with random depth and images of noise."""
     rng = np.random.default_rng(0)
     maps = (views, SIZE, SIZE)
     angle = np.linspace(-0.5, 0.5, views)
@@ -55,7 +55,7 @@ def make_scene(views: int) -> Scene:
 
 
 def loop_ply(cloud: PointCloud, path: Path) -> None:
-    """PLY by a struct.pack per point."""
+    """Writes PLY by a struct.pack per point."""
     with path.open("wb") as file:
         names = ["float x", "float y", "float z", "uchar red", "uchar green", "uchar blue"]
         lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud)}"]
@@ -66,7 +66,7 @@ def loop_ply(cloud: PointCloud, path: Path) -> None:
 
 
 def trimesh_glb(scene: Scene, cloud: PointCloud, path: Path) -> None:
-    """GLB by trimesh, a cone with four sides per camera."""
+    """Writes GLB by trimesh, a cone with four sides per camera."""
     import trimesh
     from trimesh.visual import ColorVisuals
 
@@ -83,7 +83,7 @@ def trimesh_glb(scene: Scene, cloud: PointCloud, path: Path) -> None:
 
 
 def pycolmap_model(scene: Scene, cloud: PointCloud, images: ImageSet, folder: Path) -> None:
-    """COLMAP by a pycolmap.Reconstruction, point by point, then image by image."""
+    """Writes COLMAP by a pycolmap.Reconstruction, point by point, then image by image."""
     import pycolmap
 
     folder.mkdir()
@@ -113,7 +113,7 @@ def pycolmap_model(scene: Scene, cloud: PointCloud, images: ImageSet, folder: Pa
 
 
 def loop_colmap(cloud: PointCloud, images: ImageSet, folder: Path) -> None:
-    """points3D.bin and the observations of images.bin by a struct.pack per point."""
+    """Writes points3D.bin and the observations of images.bin by a struct.pack per point."""
     folder.mkdir()
     pixels = images.pixels(cloud.view, cloud.pixel) + 0.5
     with (folder / "points3D.bin").open("wb") as file:
@@ -129,7 +129,7 @@ def loop_colmap(cloud: PointCloud, images: ImageSet, folder: Path) -> None:
 
 
 def fastest(function: Callable[[Path], None], folder: Path, repeats: int) -> float:
-    """Seconds of the fastest of some runs, each to a path of its own that is removed after it."""
+    """Returns seconds of the fastest of some runs; each writes a path, which is then removed."""
     seconds = []
     for number in range(repeats):
         path = folder / f"out{number}"
@@ -141,7 +141,7 @@ def fastest(function: Callable[[Path], None], folder: Path, repeats: int) -> flo
 
 
 def main() -> None:
-    """Print a table of times."""
+    """Times all writers and prints a table."""
     parser = argparse.ArgumentParser(description="Time of writing points to files")
     parser.add_argument("--points", type=int, default=5_000_000)
     parser.add_argument("--views", type=int, default=20)

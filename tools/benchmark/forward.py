@@ -1,4 +1,4 @@
-"""Time a forward pass and its memory on this machine, or plan it for a device that is not here.
+"""Measures time and memory of a forward pass here, or plans its memory for a described device.
 
     python -m tools.benchmark.forward WEIGHTS --views 2 --height 392 --width 518
     python -m tools.benchmark.forward --backbone da3 --views 2 --height 378 --width 504
@@ -66,7 +66,7 @@ GIB = 2**30
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, run, print one line per measurement."""
+    """Parses the command line, runs, and prints one line per measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Plan, or load and measure."""
+    """Plans a pass for a described device, or loads a model and measures it on this machine."""
     backbone = get_backbone(args.backbone)
     known = [head for head in ("camera", "depth", "point") if head in backbone.heads]
     heads = tuple(args.heads.split(",")) if args.heads else tuple(known)
@@ -140,11 +140,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def planned(row: Variant, device: str = "h200", dense: AttentionStrategy | None = None) -> Plan:
-    """The attention of a row as a device computes it, on a machine without one.
+    """Returns the attention of a row as a described device would choose it.
 
     Args:
-        row: whose.
-        device: for which.
+        row: the model whose attention it is.
+        device: the described device.
         dense: in the place of dense attention. By default what is best on a TPU, and plain JAX for
             a GPU, which cuDNN's attention needs to be compiled.
     """
@@ -167,7 +167,7 @@ def _by(kernels: str, spec: AttentionStrategy, dense: AttentionStrategy) -> Atte
 
 
 def as_row(model: Any, row: Variant) -> Any:
-    """The abstract model with the weights of a row."""
+    """Returns the abstract model with weights as a row has them, in float8 for some rows."""
     if not row.precision.startswith("fp8"):
         return model
     kind = cast(Kind, row.precision)
@@ -175,7 +175,7 @@ def as_row(model: Any, row: Variant) -> Any:
 
 
 def measure(forward: Forward, views: int, args: argparse.Namespace) -> None:
-    """Compile and run one shape."""
+    """Compiles the pass for one number of views, runs it and prints times and memory."""
     rng = np.random.default_rng(0)
     images = forward.place(rng.random((1, views, args.height, args.width, 3), dtype=np.float32))
     start = time.perf_counter()
@@ -194,7 +194,7 @@ def measure(forward: Forward, views: int, args: argparse.Namespace) -> None:
 
 
 def memory() -> str:
-    """Peak so far, of the process and, where it is known, of the device."""
+    """Formats the peak so far, of the process and, where it is known, of the device."""
     text = f"peak RSS {peak_process() / GIB:.2f} GiB"
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
@@ -202,7 +202,7 @@ def memory() -> str:
 
 
 def random_model(abstract: Any, known: dict[Any, jax.Array] | None = None) -> Any:
-    """The model with kernels N(0, 0.02^2) and norms at one.
+    """Fills an abstract model with kernels N(0, 0.02^2), biases of zero and norms of one.
 
     Args:
         abstract: the model without values.
@@ -228,7 +228,7 @@ def _random(path: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> jax.Ar
 
 
 def plan(args: argparse.Namespace, model: Any, what: str, heads: Sequence[str]) -> None:
-    """Compile an abstract model for the described device and print memory plans."""
+    """Compiles an abstract model for the described device and prints memory plans."""
     print(f"jax {jax.__version__}, compiled for {args.plan}, {what}")
     needs = []
     for views in args.views:
@@ -285,7 +285,7 @@ def lower(
     on_host: bool = False,
     split_weights: bool = False,
 ) -> jax.stages.Lowered:
-    """The forward pass of an abstract model over images of that shape, for described devices."""
+    """Lowers the pass of an abstract model over images of this shape, for described devices."""
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -326,7 +326,7 @@ def lower(
 def lower_in_parts(
     model: Any, shape: tuple[int, ...], devices: Sequence[Any], call: Mapping[str, Any]
 ) -> jax.stages.Lowered:
-    """`lower` for devices that share the views, with further arguments of the call."""
+    """Lowers the pass for devices that share the views, with arguments `call` of the model."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     mesh = make_view_mesh(f"view:{len(devices)}", devices)

@@ -16,7 +16,7 @@ import torch
 
 
 def main() -> None:
-    """Build, run, print one line per forward pass."""
+    """Builds the original model, runs it and prints one line per forward pass."""
     parser = argparse.ArgumentParser(description="Time the original PyTorch VGGT or pi^3.")
     parser.add_argument("--backbone", choices=("vggt", "pi3"), default="vggt")
     parser.add_argument("--views", type=int, default=2)

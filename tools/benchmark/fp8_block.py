@@ -1,4 +1,4 @@
-"""Kernels of one block with float8 weights, and what they read and write, without a GPU.
+"""Counts kernels of one block with float8 weights, and their bytes read and written, without a GPU.
 
     JAX_PLATFORMS=cpu python -m tools.benchmark.fp8_block --views 2 8 32
 
@@ -37,7 +37,7 @@ _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element"}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One instruction of the program.
+    """One kernel of a compiled program, with the bytes that it reads and writes.
 
     Attributes:
         name: of a custom call's target, or of the instruction.
@@ -53,10 +53,10 @@ class Kernel:
 
 
 class Sum(AttentionCore):
-    """Stands for attention: reads q, k and v, writes o."""
+    """A stand-in for attention, which reads q, k and v and writes o."""
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """q + k + v."""
+        """Returns q + k + v in the place of attention."""
         return inputs.q + inputs.k + inputs.v
 
 
@@ -68,7 +68,7 @@ class Part(nnx.Module):
 
 
 def part(form: str, config: BlockConfig = CONFIG) -> Any:
-    """The abstract model in one of `FORMS`."""
+    """Builds the abstract model of one block in one of `FORMS`."""
 
     def build() -> Any:
         model = Part(config, nnx.Rngs(0))
@@ -80,7 +80,7 @@ def part(form: str, config: BlockConfig = CONFIG) -> Any:
 
 
 def lower(form: str, views: int, mesh: jax.sharding.Mesh, config: BlockConfig = CONFIG) -> Any:
-    """The block as a global layer over that many views of 518 x 518, lowered for a mesh."""
+    """Lowers the block, as a global layer over so many views of 518 x 518, for a mesh."""
     layout = TokenLayout(views, 5, (37, 37), "global")
     graph, state = nnx.split(part(form, config))
     here = NamedSharding(mesh, PartitionSpec())
@@ -102,7 +102,7 @@ def lower(form: str, views: int, mesh: jax.sharding.Mesh, config: BlockConfig = 
 
 
 def kernels(text: str) -> list[Kernel]:
-    """What the entry of an optimized program runs, in order.
+    """Lists the kernels that the entry of an optimized program runs, in order.
 
     Args:
         text: `jax.stages.Compiled.as_text()`, without loops.
@@ -128,7 +128,7 @@ def kernels(text: str) -> list[Kernel]:
 
 
 def _size(shape: str) -> int:
-    """Bytes of all arrays in a type."""
+    """Returns the bytes of all arrays in an HLO type."""
     return sum(
         _BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
         for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape)
@@ -136,7 +136,7 @@ def _size(shape: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a table for every number of views."""
+    """Counts the kernels of all forms and prints a table for every number of views."""
     from jax.experimental import topologies
 
     parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""How many kernels a program launches on an H200, counted in its compiled form, without a GPU.
+"""Counts the kernels that a program launches on an H200, in its compiled form, without a GPU.
 
     JAX_PLATFORMS=cpu python -m tools.benchmark.launches --views 2 8 32
 
@@ -44,7 +44,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
 
 
 def launches(text: str) -> int:
-    """Kernels that an optimized program launches in one call.
+    """Counts the kernels that an optimized program launches in one call.
 
     Args:
         text: `jax.stages.Compiled.as_text()`.
@@ -85,7 +85,7 @@ def launches(text: str) -> int:
 
 
 def operations(text: str) -> Counter[str]:
-    """How often each kind of instruction that is a kernel stands in a program, loops once."""
+    """Counts the instructions of a program that are kernels, by kind; those in loops once."""
     bodies, _ = _computations(text)
     kinds: Counter[str] = Counter()
     for name, lines in bodies.items():
@@ -100,7 +100,7 @@ def operations(text: str) -> Counter[str]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of every computation by name, and the name of the entry."""
+    """Returns the lines of every computation of a program by name, and the entry's name."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -113,7 +113,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def camera_head(views: int) -> Any:
-    """The camera head of VGGT-1B over that many views, compiled."""
+    """Compiles the camera head of VGGT-1B over so many views."""
     kinds = {"plan": Plan(), "param_dtype": jnp.float32}
     head = nnx.eval_shape(
         lambda: IterativeCameraHead(CameraConfig(), 2048, **kinds, rngs=traced_rngs(0))
@@ -124,14 +124,14 @@ def camera_head(views: int) -> Any:
 
 
 def layer(spec: Any, batch: int, views: int, dtype: str, call: Any = forward) -> Any:
-    """Attention of `batch` sequences of that many views from q, k and v to o, compiled."""
+    """Compiles attention from q, k and v to o, of `batch` sequences of so many views."""
     layout = TokenLayout(views, 5, (37, 37), "frame" if views == 1 else "global")
     x = jax.ShapeDtypeStruct((batch, layout.tokens, 16, 64), dtype)
     return compile_for("h200", call(spec, layout), x, x, x, x)
 
 
 def block(spec: Any, views: int) -> Any:
-    """A block of VGGT-1B over all views, bfloat16 with qk-norm and RoPE, compiled."""
+    """Compiles a block of VGGT-1B over all views, in bfloat16 with qk-norm and RoPE."""
     config = BlockConfig(dim=1024, heads=16, qk_norm=True)
     kinds = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
     graph, state = nnx.split(nnx.eval_shape(lambda: Block(config, **kinds, rngs=traced_rngs(0))))
@@ -148,7 +148,7 @@ def block(spec: Any, views: int) -> Any:
 
 
 def parts(views: int) -> dict[str, Callable[[], Any]]:
-    """Name -> what compiles it."""
+    """Returns the parts of VGGT-1B by name, each as a function that compiles it."""
     return {
         "camera head": partial(camera_head, views),
         "frame layer, float32": partial(layer, Dense(), views, 1, "float32"),
@@ -163,7 +163,7 @@ def parts(views: int) -> dict[str, Callable[[], Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a table."""
+    """Compiles the parts and prints a table of their launches and temporary memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

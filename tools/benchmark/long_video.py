@@ -1,4 +1,4 @@
-"""Long videos: accuracy and time of joining without a model, memory with the small one, its error.
+"""Measures long videos: accuracy and time of joining chunks, memory, error of the small model.
 
     python -m tools.benchmark.long_video joining --frames 10000 --chunk 100
     python -m tools.benchmark.long_video accuracy
@@ -35,12 +35,12 @@ from tools.benchmark.corridors import DegradedTruth, Faults, Walk, WalkFrames, t
 
 
 class Timed(DegradedTruth):
-    """Counts the time that its predictions take."""
+    """A `DegradedTruth` that adds up the seconds that its predictions take."""
 
     seconds = 0.0
 
     def photos(self, photos):
-        """See `DegradedTruth`."""
+        """Implements `Predictor.photos` as `DegradedTruth` does, and adds the time to `seconds`."""
         start = time.perf_counter()
         try:
             return super().photos(photos)
@@ -48,7 +48,7 @@ class Timed(DegradedTruth):
             self.seconds += time.perf_counter() - start
 
     def again(self, views):
-        """See `DegradedTruth`."""
+        """Implements `Predictor.again` as `DegradedTruth` does, and adds the time to `seconds`."""
         start = time.perf_counter()
         try:
             return super().again(views)
@@ -57,7 +57,7 @@ class Timed(DegradedTruth):
 
 
 def walked(walk: Walk, faults: Faults, seed: int, options: VideoOptions) -> dict[str, float]:
-    """Figures of one walk."""
+    """Joins the chunks of one walk; returns errors, numbers of chunks and loops, and times."""
     predictor, frames, progress = Timed(walk, faults, seed=seed), WalkFrames(walk), Progress(False)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -79,7 +79,7 @@ def walked(walk: Walk, faults: Faults, seed: int, options: VideoOptions) -> dict
 
 
 def room_video(path: Path, frames: int, scene: int = 0, shown: int = 48) -> np.ndarray:
-    """Write a video that goes back and forth through a room; the cameras' centers [frames, 3]."""
+    """Writes a video back and forth through a room; returns the camera centers [frames, 3]."""
     import cv2
 
     from lite3r_jax.data.synthetic.source import SyntheticScenes
@@ -97,7 +97,7 @@ def room_video(path: Path, frames: int, scene: int = 0, shown: int = 48) -> np.n
 
 
 def reconstruct_file(video: Path, out: Path, *more: str) -> None:
-    """`lite3r reconstruct` with the small model."""
+    """Reconstructs a video file with the small model, as `lite3r reconstruct` does."""
     from lite3r_jax.cli.lite3r import main as lite3r
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -107,7 +107,10 @@ def reconstruct_file(video: Path, out: Path, *more: str) -> None:
 
 
 def memory(frames: int, chunk: int, points: int) -> None:
-    """One line: peak of this process, and merged points, at most so many of each part."""
+    """Reconstructs a video and prints this process's peak of memory and the merged points.
+
+    Of each part there are at most `points` points; 0: as many as by default.
+    """
     with tempfile.TemporaryDirectory() as folder:
         video, out = Path(folder) / "room.mp4", Path(folder) / "out"
         command = [sys.executable, "-m", "tools.benchmark.long_video", "video", str(video)]
@@ -127,7 +130,7 @@ def memory(frames: int, chunk: int, points: int) -> None:
 
 
 def model(scenes: int, frames: int, chunk: int) -> None:
-    """A line for each room: error of one pass and of chunks."""
+    """Prints a line for each room: trajectory error of one pass and of chunks."""
     from lite3r_jax.geometry import apply_sim3, fit_sim3
 
     for scene in range(scenes):
@@ -155,7 +158,7 @@ def model(scenes: int, frames: int, chunk: int) -> None:
 
 
 def main() -> None:
-    """Parse, run, print."""
+    """Parses the command line, runs one of the measurements and prints it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-r"""Attention for many views, row beside row: time and memory here, or planned for an H200.
+r"""Compares models by time and memory for many views on this machine, or planned for an H200.
 
     python -m tools.benchmark.many_views --rows dense-float32,spark3r-float32 --views 128 \
         --height 112 --width 140
@@ -61,7 +61,7 @@ ROWS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, and print a table row for every number of views and model."""
+    """Parses the command line and prints a table row for every number of views and model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def abstract(row: Variant, attention: Plan, sizes: Path | None = None, name: str = "vggt") -> Any:
-    """The backbone of a row, of its published size or those in a JSON file, without values."""
+    """Builds a row's backbone without values, of its published size or those in a JSON file."""
     low = row.precision.startswith("fp8")
     kinds = {
         "dtype": jnp.dtype("bfloat16" if low else row.precision),
@@ -104,7 +104,7 @@ def abstract(row: Variant, attention: Plan, sizes: Path | None = None, name: str
 
 
 def plan(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
-    """Compile every row for the described device.
+    """Compiles every row for the described device and prints its plan.
 
     Raises:
         InputError: sizes that the estimate is not for, or a row without rates.
@@ -142,13 +142,13 @@ def plan(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
 
 
 def between_tokens(work: Work) -> int:
-    """Operations of layers over all views between queries, keys and values."""
+    """Counts operations between queries, keys and values in the layers over all views."""
     return sum(number for kind, number in work.parts["global"].items() if kind != "layers")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One pass: seconds of the clock and of the processor, and bytes in use at most."""
+    """Figures of one pass: seconds of clock and processor, and most bytes in use."""
 
     wall: float
     cpu: float
@@ -156,7 +156,7 @@ class Turn:
 
 
 def measure(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
-    """Run the rows in turns."""
+    """Runs the models of all rows in turns and prints tables of their time and memory."""
     kind = jax.devices()[0].device_kind
     on_cpu = jax.default_backend() == "cpu"
     print(
@@ -193,7 +193,7 @@ def measure(args: argparse.Namespace, rows: tuple[Variant, ...]) -> None:
 
 
 def compile_here(graph: Any, state: Any, images: jax.Array, frame_chunk: int) -> Any:
-    """The program of a model for these images."""
+    """Compiles the forward pass of a model over images for this machine."""
 
     def forward(state: Any, images: jax.Array) -> Any:
         return nnx.merge(graph, state)(images, frame_chunk=frame_chunk)[0]
@@ -202,7 +202,7 @@ def compile_here(graph: Any, state: Any, images: jax.Array, frame_chunk: int) ->
 
 
 def one_pass(program: Any, state: Any, images: jax.Array) -> Turn:
-    """Time and memory of one pass."""
+    """Runs one pass and returns its time and memory."""
     gc.collect()
     give_back_freed_memory()
     restart_peak()
@@ -218,7 +218,7 @@ def table(
     turns: Mapping[Variant, list[Turn]],
     on_cpu: bool,
 ) -> str:
-    """The rows of one number of views, against the first."""
+    """Formats the rows of one number of views, compared with the first row."""
     lines = [
         "",
         "| views | model | TFLOP | time | times | of operations | peak |",

@@ -1,4 +1,4 @@
-"""Compare the memory plan with what a forward pass then takes.
+"""Compares the memory plan of a forward pass with the memory that the pass then takes.
 
     python -m tools.benchmark.memory WEIGHTS --views 2 8 32 --height 392 --width 518
 
@@ -19,7 +19,7 @@ from lite3r_jax.infer.memory import GIB, Forward, peak_device, peak_process
 
 
 def main() -> None:
-    """Parse, run one process per number of views, print one line each."""
+    """Parses the command line and runs one process per number of views, to print a line each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Load, plan, run and compare."""
+    """Loads a model, plans a pass, runs it and prints planned and measured memory."""
     (views,) = args.views
     model = load(
         args.weights, heads=args.heads.split(","), dtype=args.dtype, param_dtype=args.dtype

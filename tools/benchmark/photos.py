@@ -1,4 +1,4 @@
-"""Time loading and preprocessing of photos against one Pillow loop, as the original script does it.
+"""Times loading and preprocessing of photos against the original script's way, a Pillow loop.
 
     python -m tools.benchmark.photos FOLDER --photos 100 --runs 3
 
@@ -23,7 +23,7 @@ DIFFERENT = 4
 
 
 def main() -> None:
-    """Parse, run, print one line per measurement."""
+    """Parses the command line, runs, and prints one line per measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def pillow_loop(paths: list[Path]) -> np.ndarray:
-    """Mode crop of load_and_preprocess_images (vggt/utils/load_fn.py), photo after photo.
+    """Loads photos one by one in mode crop of load_and_preprocess_images (vggt/utils/load_fn.py).
 
     Returns:
         float32 [S, 3, H, W] in [0, 1].
@@ -78,7 +78,7 @@ def pillow_loop(paths: list[Path]) -> np.ndarray:
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:
-    """Photos with the spectrum of natural ones, amplitude ~ 1 / frequency, and some noise."""
+    """Makes photos with the spectrum of natural ones, amplitude ~ 1 / frequency, and some noise."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"photo{i:04d}.jpg" for i in range(count)]
     for k in range(min(DIFFERENT, count)):

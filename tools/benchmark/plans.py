@@ -1,4 +1,4 @@
-"""Memory plans of programs for devices that are not here: a record of them, and tables of it.
+"""Records memory plans of programs for devices that are not here, and makes tables of them.
 
     PYTHONPATH=.venv/tpu JAX_PLATFORMS=cpu python -m tools.benchmark.plans docs/tpu_plans.jsonl \
         --compile --backbone vggt --chip v5e --views 2 8
@@ -37,10 +37,10 @@ BEGIN, END = "<!-- plans of TPUs: begin -->", "<!-- plans of TPUs: end -->"
 
 @dataclass(frozen=True)
 class Found:
-    """A compiled program.
+    """A program that was compiled, with its memory plan and the time it took.
 
     Attributes:
-        program: it.
+        program: the compiled program.
         memory: XLA's plan of one device.
         wall: seconds of compiling.
         cpu: processor time of this process meanwhile, seconds.
@@ -53,13 +53,13 @@ class Found:
 
     @property
     def text(self) -> str:
-        """Its HLO."""
+        """HLO text of the program."""
         return self.program.as_text() or ""
 
 
 @dataclass(frozen=True)
 class TooLarge:
-    """A program that the compiler refused because its device has not the memory.
+    """A program that the compiler refused because its device has too little memory.
 
     Attributes:
         needs: bytes that it would take, 0 where the compiler does not say.
@@ -72,14 +72,14 @@ class TooLarge:
     cpu: float
 
     def __str__(self) -> str:
-        """For people."""
+        """Describes in words the memory that the program needs and the device has."""
         return f"does not fit: needs {self.needs / GIB:.2f} of {self.has / GIB:.2f} GiB"
 
 
 def compiled(
     lowered: jax.stages.Lowered, device: str | None, row: Mapping[str, Any], record: Path | None
 ) -> Found | TooLarge:
-    """Compile a program for its described device, and append its plan to a record.
+    """Compiles a program for its described device and appends its plan to a record.
 
     Args:
         lowered: the program.
@@ -114,7 +114,7 @@ def compiled(
 
 
 def _exhausted(message: str) -> tuple[int, int]:
-    """(needed, had) bytes of "Used 21.32G of 15.75G hbm"; 0 where it says something else."""
+    """Reads (needed, had) bytes from "Used 21.32G of 15.75G hbm"; 0 from any other message."""
     said = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])", message)
     if said is None:
         return 0, 0
@@ -164,7 +164,7 @@ class Forward:
     views: int
 
     def command(self) -> list[str]:
-        """Arguments of `tools.benchmark.forward`."""
+        """Returns the arguments of `tools.benchmark.forward` for this row."""
         sizes = ["--height", str(self.height), "--width", str(self.width)]
         row = f"{self.attention}-bfloat16"
         return [
@@ -173,7 +173,7 @@ class Forward:
         ]  # fmt: skip
 
     def is_of(self, line: Mapping[str, Any]) -> bool:
-        """Whether a line of the record is it."""
+        """Returns whether a line of the record is the plan of this row."""
         return (
             line["program"] == "forward"
             and line.get("effort") == EFFORT
@@ -200,7 +200,7 @@ class Step:
     views: int
 
     def command(self) -> list[str]:
-        """Arguments of `tools.benchmark.train_memory`."""
+        """Returns the arguments of `tools.benchmark.train_memory` for this row."""
         names = zip(("--data", "--fsdp", "--view"), self.mesh, strict=True)
         axes = [word for name, size in names for word in (name, str(size))]
         return [
@@ -209,7 +209,7 @@ class Step:
         ]  # fmt: skip
 
     def is_of(self, line: Mapping[str, Any]) -> bool:
-        """Whether a line of the record is it."""
+        """Returns whether a line of the record is the plan of this row."""
         return (
             line["program"] == "distill"
             and line.get("effort") == EFFORT
@@ -224,7 +224,7 @@ MODELS = {"vggt": ("VGGT-1B", 518, 518), "da3": ("DA3-Large", 378, 504)}
 ATTENTION = ("dense", "sla_global(keep=0.1)")
 VIEWS = (2, 8, 32, 100)
 EFFORT = -1.0
-"""`jax_exec_time_optimization_effort` of the tables."""
+"""Value of `jax_exec_time_optimization_effort` for all rows of the tables."""
 FORWARD = tuple(
     Forward(backbone, height, width, attention, chip, views)
     for backbone, (_, height, width) in MODELS.items()
@@ -240,7 +240,7 @@ STEPS = tuple(
 
 
 def read(record: Path) -> list[dict[str, Any]]:
-    """The lines of a record.
+    """Reads the lines of a record, one JSON object each.
 
     Raises:
         InputError: one of them is no JSON object.
@@ -258,7 +258,7 @@ def read(record: Path) -> list[dict[str, Any]]:
 
 
 def tables(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown of the forward passes and of the steps; of a row's several lines the last counts."""
+    """Formats forward passes and steps as Markdown; of several lines of a row the last counts."""
     lines = list(lines)
 
     def line_of(row: Forward | Step) -> Mapping[str, Any] | None:
@@ -313,7 +313,7 @@ def _step_cells(line: Mapping[str, Any] | None) -> list[str]:
 
 
 def rewrite(page: Path, text: str) -> None:
-    """Put a text between the marks of a page.
+    """Replaces the text between the two marks of a page.
 
     Raises:
         InputError: the page has not both marks, once each and in order.
@@ -326,7 +326,7 @@ def rewrite(page: Path, text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compile what is missing, then print the tables or write them into a page."""
+    """Compiles what is missing, then prints the tables or writes them into a page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

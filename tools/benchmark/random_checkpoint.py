@@ -1,4 +1,4 @@
-"""A checkpoint of random numbers under upstream names, for measuring without the published weights.
+"""Writes a checkpoint of random numbers under upstream names, to measure without published weights.
 
     python -m tools.benchmark.random_checkpoint vggt OUT.safetensors [--config FILE] [--seed 0]
 
@@ -26,7 +26,7 @@ PUBLISHED = {"vggt": (1797, 1_256_537_516), "da3": (637, 410_941_767), "pi3": (1
 
 
 def write_random(backbone: str, out: Path, config: dict | None = None, seed: int = 0) -> FileRecord:
-    """Write the checkpoint, one tensor at a time.
+    """Writes a checkpoint of random numbers under upstream names, one tensor at a time.
 
     Weights are N(0, 1/fan_in), norms 1, biases 0, LayerScale 1 in the encoder and 0.01 elsewhere
     (as upstream initializes them), tokens and position embedding N(0, 0.02^2), every field of view
@@ -92,7 +92,7 @@ def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for bad input."""
+    """Writes the checkpoint that the command line names; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(description="Write a checkpoint of random numbers.")
     parser.add_argument("backbone", choices=backbone_names())
     parser.add_argument("out", type=Path)

@@ -1,4 +1,4 @@
-"""How much refinement wins back of disturbed cameras, on generated scenes with exact truth.
+"""Measures how far refinement corrects disturbed cameras, on generated scenes with exact truth.
 
     python -m tools.benchmark.refine [--scenes 10] [--seeds 3] [--degrees 1,2,5] [--views 8]
                                      [--size 448] [--split test] [--first 0] [--matches klt|sift]
@@ -43,7 +43,7 @@ DEPTH_ERROR = 0.05
 
 
 def scene_of(sample: Sample) -> Scene:
-    """A sample with depth as a scene that was reconstructed without an error."""
+    """Makes a scene of a sample with depth, as if it was reconstructed without an error."""
     assert sample.depth is not None
     views, (height, width) = sample.views, sample.size
     images = np.rint(sample.images * 255).astype(np.uint8)
@@ -61,7 +61,7 @@ def scene_of(sample: Sample) -> Scene:
 
 
 def drawn(source: SyntheticScenes, name: str, size: tuple[int, int], keep: Path | None) -> Sample:
-    """All frames of a generated scene, read from the folder if they were drawn before."""
+    """Draws all frames of a generated scene, or reads them from a folder if drawn before."""
     frames = source.frames(name)
     if keep is None:
         return source.read(name, frames, size)
@@ -80,7 +80,10 @@ def drawn(source: SyntheticScenes, name: str, size: tuple[int, int], keep: Path 
 
 
 def disturbed(scene: Scene, degrees: float, seed: int, depth_error: float = DEPTH_ERROR) -> Scene:
-    """The scene as a model might have predicted it, see above."""
+    """Returns a scene with errors in cameras and depth, as a model might have predicted it.
+
+    The docstring of the module says how large the errors are.
+    """
     import cv2
     from scipy.spatial.transform import Rotation
 
@@ -111,7 +114,10 @@ def disturbed(scene: Scene, degrees: float, seed: int, depth_error: float = DEPT
 
 
 def camera_errors(scene: Scene, truth: Scene) -> dict[str, float]:
-    """Medians over pairs of views in degrees, and of the relative errors of focal length, depth."""
+    """Returns median errors of rotations, directions, focal lengths and depth of a scene.
+
+    Rotations and directions are of pairs of views, in degrees; the other errors are relative.
+    """
     off = pair_errors(scene.extrinsics, truth.extrinsics)
     focal = scene.intrinsics[:, 0, 0] / truth.intrinsics[:, 0, 0]
     valid = truth.depth > 0
@@ -126,10 +132,11 @@ def camera_errors(scene: Scene, truth: Scene) -> dict[str, float]:
 
 
 def color_psnr(scene: Scene) -> float:
-    """PSNR in decibels of each view's colors, looked up where its points are in the next view.
+    """Returns the PSNR in dB of each view's colors where its points are in the next view.
 
     Points come from the depth of the view; those that the next view does not see at about its own
-    depth are left out. It is what a splat or a mesh has to live with, without training one.
+    depth are left out. A splat or a mesh would have to live with this error, which is found without
+    training one.
     """
     import cv2
 
@@ -156,7 +163,10 @@ def color_psnr(scene: Scene) -> float:
 
 
 def colmap_error(scene: Scene) -> float:
-    """Median reprojection error in pixels of the COLMAP model of a refined scene, read back."""
+    """Returns the median reprojection error in pixels of a refined scene's COLMAP model.
+
+    The model is written and read back.
+    """
     import pycolmap
 
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +183,7 @@ def colmap_error(scene: Scene) -> float:
 
 
 def measured(truth: Scene, degrees: float, seed: int, options: RefineOptions) -> dict[str, Any]:
-    """What refining a disturbed scene gives, as plain data; `row` makes a row of several."""
+    """Refines a disturbed scene and returns errors before and after, and times, as plain data."""
     start = disturbed(truth, degrees, seed)
     began, clock = time.process_time(), time.perf_counter()
     refined = refine(start, options)
@@ -192,7 +202,7 @@ def measured(truth: Scene, degrees: float, seed: int, options: RefineOptions) ->
 
 
 def row(degrees: float, runs: Sequence[dict[str, Any]]) -> str:
-    """A row of the table: medians over scenes and seeds."""
+    """Formats a row of the table: medians over scenes and seeds."""
 
     def spread(name: str) -> str:
         one, two = (np.array([run[when][name] for run in runs]) for when in ("before", "after"))
@@ -218,7 +228,7 @@ def row(degrees: float, runs: Sequence[dict[str, Any]]) -> str:
 
 
 def kept(keep: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a run that are in the folder, or those of a new one, which are then kept."""
+    """Reads the figures of a run from a folder, or makes new ones and keeps them there."""
     if keep is None:
         return make()
     path = keep / f"{name}.json"
@@ -229,7 +239,7 @@ def kept(keep: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure."""
+    """Measures refinement at all disturbances and prints the table."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark.refine", description=(__doc__ or "").partition("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""An estimate of the time of a pass of VGGT-1B on an H200, from what it computes. Nothing is run.
+"""Estimates the time of a pass of VGGT-1B on an H200 from what it computes; nothing is run.
 
 Rates are what kernels of each kind are assumed to reach on that device, below its peaks (989
 TFLOP/s in bfloat16, 1,979 in float8, 4.8 TB/s). A pass takes the sum of its parts, since they
@@ -52,7 +52,7 @@ WINDOW_PASSES = 10  # over q, k, v and the output: orders of windows, two softma
 
 
 def check_row(row: Variant) -> None:
-    """Refuse what no rate is known for.
+    """Raises an error if there are no rates for the attention or precision of a row.
 
     Raises:
         InputError: with what there are rates for.
@@ -67,7 +67,7 @@ def check_row(row: Variant) -> None:
 
 
 def estimate(work: Work, row: Variant, views: int, number: int) -> float:
-    """Seconds of a pass of VGGT-1B, camera and depth heads, 518 x 518.
+    """Estimates the seconds of a pass of VGGT-1B with camera and depth heads, 518 x 518.
 
     Args:
         work: its operations.
@@ -103,7 +103,10 @@ def estimate(work: Work, row: Variant, views: int, number: int) -> float:
 
 
 def _speed3r(spec: Speed3R, views: int, channels: int) -> float:
-    """Seconds of one layer over all views between queries, keys and values, without launches."""
+    """Estimates the seconds of Speed3R between q, k and v in one layer over all views.
+
+    Launches are not included.
+    """
     layout = TokenLayout(views, 5, (37, 37), "global")
     of = spec.selection(layout, layout)
     places, windows, tokens = of.query.places, len(of.query.tokens), layout.tokens
@@ -123,7 +126,7 @@ def _speed3r(spec: Speed3R, views: int, channels: int) -> float:
 
 @dataclass(frozen=True)
 class OneLaunch(Dense):
-    """Stands for flash attention of cuDNN: one kernel that takes q, k and v and gives o.
+    """A stand-in for cuDNN's flash attention: one kernel that takes q, k and v and gives o.
 
     What it gives is not attention. It is for programs that are compiled and not run; in float32,
     which cuDNN does not take, it is the blocked form.
@@ -133,16 +136,16 @@ class OneLaunch(Dense):
     implementation: Any = "blocked"
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> DenseCore:
-        """A core without parameters."""
+        """Implements `AttentionStrategy.build`: returns a core without parameters."""
         del heads, head_dim, param_dtype, rngs
         return OneLaunchCore(self)
 
 
 class OneLaunchCore(DenseCore):
-    """See `OneLaunch`."""
+    """The core of `OneLaunch`, which runs one kernel in the place of attention."""
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """[B, Tq, N, D] of no meaning."""
+        """Returns an array [B, Tq, N, D] of no meaning, or in float32 blocked attention."""
         if inputs.q.dtype == jnp.float32:
             return super().__call__(inputs)
         return _stand_in(inputs.q, inputs.k, inputs.v)
@@ -150,7 +153,7 @@ class OneLaunchCore(DenseCore):
 
 @contextlib.contextmanager
 def dense_in_one_launch() -> Iterator[None]:
-    """Inside, Speed3R's branches that are dense attention are that kernel, too."""
+    """Replaces dense attention in Speed3R's branches by one kernel, within a `with` block."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, *_: Any) -> jax.Array:
         return _stand_in(q, k, v)

@@ -1,4 +1,4 @@
-"""How often the sky is found, on generated scenes, and pictures of what is taken for sky in photos.
+"""Measures how well sky is found in generated scenes, or draws what is taken for sky in photos.
 
     python -m tools.benchmark.sky [--scenes 24] [--views 4] [--size 280x518]
     python -m tools.benchmark.sky --photos FOLDER --out FOLDER
@@ -25,7 +25,7 @@ SPLITS = "sky,test,new_textures,wide_baseline,low_texture,repetitive,floating"
 
 
 def measure(split: str, scenes: int, views: int, size: tuple[int, int]) -> str:
-    """A row of the table."""
+    """Measures how well the sky of a split is found; returns its row of the table."""
     source = SyntheticScenes(split, count=scenes, frames=8, first=FIRST)  # pyright: ignore[reportArgumentType]
     both = taken = true = pixels = wrong = 0
     seconds = 0.0
@@ -48,7 +48,7 @@ def measure(split: str, scenes: int, views: int, size: tuple[int, int]) -> str:
 
 
 def draw(photos: str, out: Path) -> None:
-    """Write every photo at network size with what is taken for sky in red."""
+    """Writes every photo at network size, with what is taken for sky in red."""
     from PIL import Image
 
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def draw(photos: str, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure or draw."""
+    """Measures generated scenes and prints a table, or draws the sky of photos."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark.sky", description=(__doc__ or "").partition("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""What cameras are worth to a splat: Gaussians trained on a few views, looked at from others.
+"""Compares cameras by Gaussian splats that are trained with them and rendered from held-out views.
 
     python -m tools.benchmark.splat [--scenes 3] [--degrees 2] [--size 64] [--steps 300]
 
@@ -37,11 +37,11 @@ _BLUR = 0.3  # variance in pixels that is added to every Gaussian, as in 3DGS
 _NEAR = 1e-2  # of the median depth, before which nothing is drawn
 
 Splats = dict[str, jax.Array]
-"""center [N, 3], log_scale [N], color [N, 3] and opacity [N], both before their sigmoid."""
+"""Gaussians: center [N, 3], log_scale [N], color [N, 3] and opacity [N], the last two as logits."""
 
 
 def render(splats: Splats, pose: jax.Array, lens: jax.Array, size: int, near: float) -> jax.Array:
-    """An image [size, size, 3] of the Gaussians; pose [3, 4] world to camera, lens [3, 3]."""
+    """Renders Gaussians to an image [size, size, 3]; pose [3, 4] world to camera, lens [3, 3]."""
     camera = splats["center"] @ pose[:, :3].T + pose[:, 3]
     z = jnp.maximum(camera[:, 2], near)
     x, y = camera[:, 0] / z, camera[:, 1] / z
@@ -82,7 +82,10 @@ def render(splats: Splats, pose: jax.Array, lens: jax.Array, size: int, near: fl
 
 
 def reduced(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images float32 [S, size, size, 3] in [0, 1], intrinsics [S, 3, 3] in their pixels)."""
+    """Reduces a scene to images [S, size, size, 3] in [0, 1] and their intrinsics [S, 3, 3].
+
+    Images are float32; intrinsics are in pixels of these images.
+    """
     factor = scene.size[0] // size
     blocks = scene.images.reshape(scene.views, size, factor, size, factor, 3)
     k = scene.intrinsics.astype(np.float64)
@@ -92,7 +95,7 @@ def reduced(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def beginning(scene: Scene, views: Sequence[int], size: int, count: int) -> Splats:
-    """Gaussians at pixels of the views, where depth and cameras of the scene have them."""
+    """Places Gaussians at pixels of the views, where depth and cameras of the scene have them."""
     cameras, rng = Cameras.of(scene), np.random.default_rng(0)
     points = np.concatenate([surface_points(scene, cameras, view) for view in views])
     colors = scene.images[list(views)].reshape(-1, 3) / 255
@@ -111,7 +114,7 @@ def beginning(scene: Scene, views: Sequence[int], size: int, count: int) -> Spla
 
 
 def trained(scene: Scene, size: int, steps: int, count: int) -> tuple[Splats, float]:
-    """(Gaussians trained on the views that are not held out, PSNR in dB on those that are)."""
+    """Trains Gaussians on views that are not held out; returns them and PSNR in dB on the rest."""
     images, lenses = reduced(scene, size)
     views = [view for view in range(scene.views) if view not in HELD_OUT]
     splats = beginning(scene, views, size, count)
@@ -143,7 +146,7 @@ def trained(scene: Scene, size: int, steps: int, count: int) -> tuple[Splats, fl
 def compared(
     truth: Scene, degrees: float, seed: int, size: int, steps: int, count: int
 ) -> tuple[dict[str, float], list[Scene]]:
-    """(PSNR in dB with predicted, refined and true cameras, the three scenes)."""
+    """Returns the PSNR in dB with predicted, refined and true cameras, and the three scenes."""
     start = disturbed(truth, degrees, seed)
     sets = {"predicted": start, "refined": refine(start).scene, "true": truth}
     values = {name: trained(scene, size, steps, count)[1] for name, scene in sets.items()}
@@ -151,7 +154,7 @@ def compared(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure."""
+    """Compares the cameras of all scenes and prints a table."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark.splat", description=(__doc__ or "").partition("\n")[0]
     )

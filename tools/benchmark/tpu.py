@@ -1,4 +1,4 @@
-"""TPUs that are only described: compiling for them without one, and what came out of it.
+"""Compiles programs for TPUs that are only described, on machines without one.
 
 XLA's compiler for TPUs is libtpu, in the version that `jax[tpu]` names for this jax. `make
 test-tpu-compile` puts it into a folder of its own, since with it among the packages jax looks for
@@ -23,7 +23,7 @@ from lite3r_jax.kernels import proofs
 
 @dataclass(frozen=True)
 class Chip:
-    """A kind of TPU.
+    """A kind of TPU chip.
 
     Attributes:
         kind: as jax names it.
@@ -50,7 +50,7 @@ CHIPS = MappingProxyType(
 
 
 def devices(chip: str, count: int) -> list[Any]:
-    """Described TPUs of the smallest slice that has so many.
+    """Returns described TPUs of the smallest slice that has `count` chips.
 
     Args:
         chip: name in `CHIPS`.
@@ -81,7 +81,7 @@ def devices(chip: str, count: int) -> list[Any]:
 
 
 def mesh(chip: str) -> jax.sharding.Mesh:
-    """One described TPU as a mesh of one axis, "x"; see `devices`."""
+    """Returns one described TPU as a mesh of one axis, "x"; see `devices`."""
     return jax.sharding.Mesh(np.array(devices(chip, 1)), ("x",))
 
 
@@ -99,7 +99,7 @@ def _library() -> Path:
 
 @contextmanager
 def traced_for(chip: str) -> Iterator[None]:
-    """What is traced inside is for that TPU, and every kernel counts as proven on it."""
+    """Makes a `with` block trace for a described TPU, on which all kernels count as proven."""
     row = CHIPS[chip]
     device = jax.sharding.AbstractDevice(row.kind, num_cores=row.cores, platform="tpu")
     with (
@@ -110,7 +110,7 @@ def traced_for(chip: str) -> Iterator[None]:
 
 
 def lower(chip: str, call: Callable[..., Any], *args: Any) -> jax.stages.Lowered:
-    """`call`, or a jitted function, of described arguments on a `mesh`, for that chip."""
+    """Lowers `call`, or a jitted function, of described arguments on a `mesh`, for a chip."""
     jitted: Any = call if hasattr(call, "trace") else jax.jit(call)
     with traced_for(chip):
         return jitted.trace(*args).lower(lowering_platforms=("tpu",))

@@ -1,4 +1,4 @@
-"""What the TPU kernels of attention move and multiply, counted and compiled without a TPU.
+"""Counts what TPU kernels of attention move and multiply, and compiles them, without a TPU.
 
     python -m tools.benchmark.tpu_kernels --views 2 8 32 100
     PYTHONPATH=.venv/tpu JAX_PLATFORMS=cpu python -m tools.benchmark.tpu_kernels --views 8 \
@@ -46,7 +46,7 @@ LANES = 128
 
 @dataclass(frozen=True)
 class Work:
-    """Of all programs of a kernel in one call of the operator.
+    """Bytes and operations of all programs of a kernel in one call of the operator.
 
     Attributes:
         kernel: its name.
@@ -72,7 +72,7 @@ class Work:
 
 
 def random_table(case: Case) -> np.ndarray:
-    """[H, Mq, K] int32: the blocks that are always kept, and as many others as its budget."""
+    """Draws [H, Mq, K] int32: blocks that are always kept, and as many others as the budget."""
     rng = np.random.default_rng(0)
     free = case.k_blocks - case.always
     shape = (case.batch * case.heads, case.q_blocks)
@@ -83,7 +83,7 @@ def random_table(case: Case) -> np.ndarray:
 
 
 def count(case: Case, ids: np.ndarray, dtype: str, tiles: TpuTiles | None = None) -> list[Work]:
-    """The work of the three kernels.
+    """Counts the bytes and operations of the operator's three kernels.
 
     Args:
         case: sizes.
@@ -127,7 +127,7 @@ def count(case: Case, ids: np.ndarray, dtype: str, tiles: TpuTiles | None = None
 
 @dataclass(frozen=True)
 class _Programs:
-    """Of one kernel.
+    """Numbers of the programs of one kernel, and of the blocks that they use.
 
     Attributes:
         programs: that have work.
@@ -147,7 +147,7 @@ class _Programs:
 
 
 def _by_rows(plan: Plan, ids: np.ndarray, width: int) -> _Programs:
-    """Of the kernels whose programs go over the key blocks of a query block."""
+    """Counts programs of kernels that go over the key blocks of a query block."""
     table = np.asarray(plan.table(jnp.asarray(ids)))
     groups, calls, heads, rows, _ = table.shape
     lists = table.reshape(groups * calls, heads, rows * plan.steps, plan.entries)
@@ -163,7 +163,7 @@ def _by_rows(plan: Plan, ids: np.ndarray, width: int) -> _Programs:
 
 
 def _by_keys(plan: Plan, ids: np.ndarray, q_block: int) -> _Programs:
-    """Of the kernel whose programs go over the query blocks of a key block."""
+    """Counts programs of the kernel that goes over the query blocks of a key block."""
     split = plan.of_queries(jnp.asarray(ids), plan.columns)
     entries, programs, grid, computed, fetched, rows = plan.query_entries, 0, 0, 0, 0, 0
     steps = plan.steps_of_keys
@@ -183,12 +183,12 @@ def _by_keys(plan: Plan, ids: np.ndarray, q_block: int) -> _Programs:
 
 
 def _changes(blocks: np.ndarray) -> int:
-    """Fetches of [programs, entries]: an entry is fetched where it changes, and first of all."""
+    """Counts fetches of blocks [programs, entries]: those that change, and all of the first."""
     return blocks.shape[1] + int((blocks[1:] != blocks[:-1]).sum())
 
 
 def arguments(case: Case, dtype: str, sharding: Any = None) -> list[jax.ShapeDtypeStruct]:
-    """q, k, v, proj_lin, the critical table and a cotangent, for `both`."""
+    """Describes the arguments of `both`: q, k, v, proj_lin, critical table and a cotangent."""
     like = partial(jax.ShapeDtypeStruct, sharding=sharding)
     d = case.head_dim
     q, k = ((case.batch, t, case.heads, d) for t in (case.q_tokens, case.k_tokens))
@@ -198,7 +198,10 @@ def arguments(case: Case, dtype: str, sharding: Any = None) -> list[jax.ShapeDty
 
 
 def both(case: Case, tiles: TpuTiles | None = None) -> Any:
-    """(q, k, v, proj_lin, critical, cotangent) -> o and the gradients of the first four."""
+    """Returns a function (q, k, v, proj_lin, critical, cotangent) -> o and gradients.
+
+    The gradients are those of q, k, v and proj_lin.
+    """
 
     def call(q: Any, k: Any, v: Any, w: Any, critical: Any, up: Any) -> Any:
         none = jnp.zeros((*case.table_shape[:3], 0), jnp.int32)
@@ -221,14 +224,14 @@ def both(case: Case, tiles: TpuTiles | None = None) -> Any:
 
 
 def products(case: Case, dtype: str, tiles: TpuTiles | None = None) -> dict[str, int]:
-    """Operations of the matrix unit of one program of each kernel that has work, from its code."""
+    """Counts the matrix unit's operations in one program with work of each kernel, by its code."""
     with tpu.traced_for("v5e"):
         traced = jax.jit(both(case, tiles)).trace(*arguments(case, dtype))
     return {name: _multiplied(inner) for name, inner in _kernels(traced.jaxpr.jaxpr)}
 
 
 def _kernels(jaxpr: Any) -> Iterator[tuple[str, Any]]:
-    """(name, code) of every Pallas kernel in a program."""
+    """Yields (name, code) of every Pallas kernel in a program."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             inner = equation.params["jaxpr"]
@@ -260,7 +263,7 @@ def _multiplied(jaxpr: Any) -> int:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a kernel: instructions of its code, whose loops count once.
+    """Numbers of instructions in the compiled code of a kernel, whose loops count once.
 
     Attributes:
         bundles: of instructions that are issued at a time.
@@ -276,7 +279,7 @@ class Compiled:
 
 
 def dumped(folder: Path) -> dict[str, Compiled]:
-    """Of every kernel whose utilization by bundle libtpu wrote there (`dumping`).
+    """Reads the numbers of every kernel whose utilization by bundle libtpu wrote (`dumping`).
 
     The file has a line of names, of the units of a core, and a line of numbers for every bundle.
 
@@ -304,7 +307,7 @@ def dumped(folder: Path) -> dict[str, Compiled]:
 
 
 def dumping(folder: Path) -> None:
-    """Make libtpu write the code of what it compiles; before it is loaded.
+    """Makes libtpu write the code of what it compiles; to be called before libtpu is loaded.
 
     Source of the flags: LIBTPU_INIT_ARGS of libtpu 0.0.42.
     """
@@ -314,7 +317,7 @@ def dumping(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a table of what was counted, and one of what was compiled."""
+    """Prints a table of what was counted, and one of what was compiled."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -348,7 +351,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def compiled(chip: str, case: Case, dtype: str) -> Iterator[tuple[str, Compiled, int]]:
-    """(kernel, its code, temporary bytes of the call) for a chip; in a process without libtpu.
+    """Compiles for a chip and yields (kernel, its code, temporary bytes of the call).
+
+    It has to run in a process that has not loaded libtpu.
 
     Raises:
         InputError: libtpu is not there, or writes no code of kernels.
@@ -372,14 +377,14 @@ def compiled(chip: str, case: Case, dtype: str) -> Iterator[tuple[str, Compiled,
 
 
 def _select(case: Case, q: Any, q_used: Any, k: Any, k_used: Any) -> Any:
-    """The block selection of the case, by its kernel."""
+    """Runs the block selection of the case by its kernel."""
     kept = np.arange(case.always, dtype=np.int32)
     top, bottom = case.budgets
     return select_tpu(q, q_used, k, k_used, kept=kept, top=top, bottom=bottom)
 
 
 def _pooled(case: Case, dtype: str, sharding: Any) -> list[jax.ShapeDtypeStruct]:
-    """Pooled queries and keys [B, N, M, D] and which of them are used [B, M], for `_select`."""
+    """Describes pooled queries and keys [B, N, M, D] and which are used [B, M], for `_select`."""
     like = partial(jax.ShapeDtypeStruct, sharding=sharding)
     q, k = (
         (like((case.batch, case.heads, m, case.head_dim), dtype), like((case.batch, m), bool))

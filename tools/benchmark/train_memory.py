@@ -1,4 +1,4 @@
-"""Memory and communication of a training step, by compiling it for H200s or TPUs without one.
+"""Plans memory and communication of a training step for H200s or TPUs, by compiling without one.
 
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --views 2 8 24
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --data 1 --fsdp 4 --views 8
@@ -60,7 +60,7 @@ GIB = 2**30
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, compile, print one line per number of views."""
+    """Parses the command line, compiles, and prints one line per number of views."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compile the step for every number of views, print what XLA says of it."""
+    """Compiles the training step for every number of views and prints XLA's memory plan of it."""
     count = args.data * args.fsdp * args.view
     on_tpus = args.plan in tpu.CHIPS
     devices = None
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make(args: argparse.Namespace, mesh: Mesh) -> Trainer:
-    """The run, of a model without arrays."""
+    """Makes the trainer of a model without arrays."""
     model = abstract(args, Plan() if args.here else Plan(default=Dense("blocked")), args.dtype)
     return make_trainer(
         model,
@@ -151,7 +151,7 @@ def make(args: argparse.Namespace, mesh: Mesh) -> Trainer:
 
 
 def make_distillation(args: argparse.Namespace, mesh: Mesh) -> Trainer:
-    """The run of a student beside its teacher, without arrays."""
+    """Makes the trainer of a student beside its teacher, without arrays."""
     from lite3r_jax.recipes.vggt import get_config
 
     settings = from_config(get_config(args.recipe))
@@ -180,7 +180,7 @@ def make_distillation(args: argparse.Namespace, mesh: Mesh) -> Trainer:
 def abstract(
     args: argparse.Namespace, plan: Plan, dtype: str, change: Callable[[Any], Any] = lambda m: m
 ) -> Any:
-    """A model without arrays, changed."""
+    """Builds a VGGT without arrays, changed by `change`."""
     backbone = get_backbone("vggt")
     config = backbone.default_config
     if args.config is not None:
@@ -195,7 +195,7 @@ def abstract(
 
 
 def loss(frame_chunk: int, remat: bool) -> LossFn:
-    """The multitask loss."""
+    """Returns the multitask loss as a function of model, batch and key."""
     of_task = task_loss(LossOptions(kind="multitask", frame_chunk=frame_chunk))
 
     def of_model(model: Any, batch: Any, key: jax.Array) -> Any:
@@ -207,7 +207,7 @@ def loss(frame_chunk: int, remat: bool) -> LossFn:
 def shapes(
     scenes: int, views: int, size: Sequence[int], mesh: Mesh, accumulate: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `data.pipeline` without its numbers."""
+    """Describes a batch of `data.pipeline` by shapes, dtypes and shardings, without numbers."""
     b, s, height, width = scenes, views, *size
     batch = {
         "images": jax.ShapeDtypeStruct((b, s, height, width, 3), jnp.float32),

@@ -1,4 +1,4 @@
-"""What a training step on this machine consists of, and how fast the whole loop goes.
+"""Measures the parts of a training step on this machine, and the speed of the whole loop.
 
     python -m tools.benchmark.train_speed lite3r_jax/recipes/vggt_tiny_teacher.py
     python -m tools.benchmark.train_speed FILE --buckets 16x4x112x112 --workers 0 1
@@ -46,11 +46,11 @@ from lite3r_jax.training.tasks import make_task
 from lite3r_jax.training.trainer import Trainer, make_trainer
 
 RUNS = 5
-"""Of each part; the fastest counts."""
+"""Number of runs of each part that is timed, of which the fastest counts."""
 
 
 def main() -> None:
-    """Parse, measure the parts, train a little, print."""
+    """Parses the command line, measures the parts and a short training, and prints them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure."""
+    """Measures the parts of a training step and the training loop, and prints their times."""
     if not args.give_back:
         keep_freed_memory()
     experiment = read(args.config)
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read(name: str) -> Experiment:
-    """The experiment of a config file."""
+    """Reads the experiment of a config file, which must be a training without a teacher."""
     path, _, variant = name.partition(":")
     made = runpy.run_path(path)["get_config"](*[variant] if variant else [])
     experiment = from_config(made.to_dict())
@@ -113,7 +113,7 @@ def read(name: str) -> Experiment:
 
 
 def make(experiment: Experiment, steps: int) -> tuple[Trainer, LossFn]:
-    """What the run does, as `--mode=train` makes it, and its objective."""
+    """Makes the trainer of an experiment, as `--mode=train` makes it, and its objective."""
     options = experiment.train
     task = make_task(experiment)
     loss_fn = recomputing(task.loss) if options.remat else task.loss
@@ -131,7 +131,7 @@ def make(experiment: Experiment, steps: int) -> tuple[Trainer, LossFn]:
 
 
 def parts(experiment: Experiment, trainer: Trainer, loss_fn: LossFn) -> dict[str, float]:
-    """Processor seconds of every part of a step, by name."""
+    """Measures the processor seconds of every part of a step, by name."""
     data = replace(experiment.train.data, workers=0, prefetch=0, cache=True)
     pipeline, _ = open_data(replace(experiment.train, data=data))
     pipeline.batch(0)  # compiles the renderer
@@ -169,7 +169,7 @@ def parts(experiment: Experiment, trainer: Trainer, loss_fn: LossFn) -> dict[str
 def vggt_parts(
     model: VGGT, images: jax.Array, frame_chunk: int, fraction: float
 ) -> dict[str, float]:
-    """Gradients of the parts of a VGGT, of the mean square of what they give, by name.
+    """Times gradients of the parts of a VGGT by name, of the mean square of their outputs.
 
     Args:
         model: with heads camera and depth.
@@ -220,7 +220,7 @@ def _once(function: Callable[[], Any]) -> float:
 
 
 def show_parts(seconds: dict[str, float], views: int) -> None:
-    """Print a table of them."""
+    """Prints a table of the seconds of all parts."""
     whole = seconds["step"] + seconds["batch, in memory"]
     print(f"{'part':30s} {'s':>7s} {'ms/view':>8s} {'share':>7s}")
     for name, part in seconds.items():
@@ -231,7 +231,7 @@ def show_parts(seconds: dict[str, float], views: int) -> None:
 def measure(
     experiment: Experiment, trainer: Trainer, workers: int, steps: int
 ) -> tuple[float, float]:
-    """(steps per second, share of the time in which there was no batch)."""
+    """Runs the loop; returns steps per second and the share of time without a batch."""
     data = experiment.train.data
     data = replace(data, workers=workers, prefetch=max(data.prefetch, min(workers, 1)))
     pipeline, _ = open_data(replace(experiment.train, data=data))

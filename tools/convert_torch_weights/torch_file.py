@@ -1,4 +1,4 @@
-"""Reading PyTorch pickles (.pt, .pth, .bin): the only place that needs torch.
+"""Reads PyTorch pickles (.pt, .pth, .bin): the only place that needs torch to convert weights.
 
 `weights_only=True` always, so that nothing in the file is ever executed.
 """
@@ -112,28 +112,28 @@ class TorchFile:
 
     @property
     def label(self) -> str:
-        """The path, for messages."""
+        """Path of the file as text, for messages."""
         return str(self.path)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The one file."""
+        """Paths of the files of the checkpoint: the one file."""
         return (self.path,)
 
     def file_of(self, name: str) -> Path:
-        """The file."""
+        """Implements `TensorSource.file_of`: returns the one file, which holds every tensor."""
         del name
         return self.path
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as an array."""
+        """Implements `TensorSource.read`: returns one tensor as an array."""
         tensor = self._tensors[name].detach().contiguous()
         if tensor.dtype is self._torch.bfloat16:
             return tensor.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     def close(self) -> None:
-        """Release the tensors and with them the mapping."""
+        """Releases the tensors and with them the mapping of the file into memory."""
         self._tensors = {}
 
 

@@ -1,4 +1,4 @@
-"""Times of one attention layer over all views of VGGT-1B: dense, sparse, and choosing blocks."""
+"""Times one attention layer over all views of VGGT-1B: dense, sparse, and block selection."""
 
 import importlib.util
 import subprocess
@@ -30,7 +30,9 @@ PRODUCTS = {"forward": 2, "gradient": 7}
 
 @dataclass(frozen=True)
 class Peer:
-    """Sparse attention of another package, measured where it is installed. None was run here.
+    """Sparse attention of another package, which is measured where it is installed.
+
+    No such package has been run here.
 
     Attributes:
         variant: name of its rows.
@@ -62,12 +64,12 @@ PEERS = (
 
 
 def rows(sizes: Sizes, end: float) -> Iterator[Row]:
-    """Forward and gradient of every implementation beside dense attention, and of the selection."""
+    """Times forward and gradient of every attention, dense and sparse, and the block selection."""
     yield from done(jobs(sizes), end)
 
 
 def jobs(sizes: Sizes) -> Iterator[Job]:
-    """See `rows`; q, k and v are drawn when they are first needed."""
+    """Yields the jobs of `rows`; q, k and v are drawn when they are first needed."""
     first = sizes.views[0], "forward"
     for views in sizes.views:
         layout = TokenLayout(views, SPECIAL, sizes.grid, "global")
@@ -91,7 +93,7 @@ def _timed(call: Callable[..., Any], draw: Callable[[], list[jax.Array]], work: 
 
 
 def _of_peers(layout: TokenLayout, which: str, sizes: Sizes, *, named: bool) -> Iterator[Job]:
-    """Rows of other packages that are installed; `named`: and one for each that is not."""
+    """Yields jobs of other packages that are installed; `named`: also one for each that is not."""
     for peer in PEERS:
         keeps = sizes.keep if _installed(peer.module) else sizes.keep[:1] if named else ()
         for keep in keeps:
@@ -102,7 +104,7 @@ def _of_peers(layout: TokenLayout, which: str, sizes: Sizes, *, named: bool) -> 
 def _by_torch(
     layout: TokenLayout, which: str, peer: Peer | None = None, keep: float = 1.0
 ) -> Figures:
-    """PyTorch's attention, or a peer's, in a process of its own: the package imports neither.
+    """Times PyTorch's attention, or a peer's, in a process of its own, so as to import neither.
 
     Raises:
         ValueError: PyTorch, the peer or the program, which is part of a clone, is not there; or it
@@ -130,7 +132,7 @@ def _installed(module: str) -> bool:
 
 
 def strategies(sizes: Sizes) -> Iterator[tuple[str, AttentionStrategy]]:
-    """By name, dense first."""
+    """Yields the attention strategies to measure by name, dense attention first."""
     yield "dense", Dense()
     yield "dense, plain JAX", Dense("blocked")
     for name in OPERATOR.names:
@@ -140,7 +142,7 @@ def strategies(sizes: Sizes) -> Iterator[tuple[str, AttentionStrategy]]:
 
 
 def selection(name: str, q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
-    """A block map of the tokens as they come."""
+    """Chooses key blocks for the tokens in their given order; returns the block map."""
     del v, up
     columns = -(-k.shape[1] // 64)
     top, _ = budgets(columns, 0.1)
@@ -148,13 +150,13 @@ def selection(name: str, q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array
 
 
 def tokens(layout: TokenLayout, dtype: str = "bfloat16") -> list[jax.Array]:
-    """q, k, v and a cotangent."""
+    """Draws random q, k, v and a cotangent of the output."""
     shape = (1, layout.tokens, HEADS, HEAD_DIM)
     return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 4)]
 
 
 def pairs(layout: TokenLayout, spec: AttentionStrategy) -> float:
-    """Pairs of query and key that the softmax sees, places without a token included."""
+    """Counts pairs of query and key that the softmax sees, places without a token included."""
     if not isinstance(spec, SLA):
         return layout.tokens**2
     keys = blocks(layout, spec.block).views
@@ -165,13 +167,13 @@ def pairs(layout: TokenLayout, spec: AttentionStrategy) -> float:
 
 
 def forward(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
-    """(q, k, v, cotangent) -> o."""
+    """Returns a function (q, k, v, cotangent) -> o, which computes attention."""
     core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     return lambda q, k, v, _: core(AttentionInputs(q, k, v, Layouts.both(layout)))
 
 
 def gradient(spec: AttentionStrategy, layout: TokenLayout) -> Callable[..., Any]:
-    """(q, k, v, cotangent) -> o and the gradients of q, k, v and the strategy's parameters."""
+    """Returns a function (q, k, v, cotangent) -> o and gradients of q, k, v and parameters."""
     core = spec.build(heads=HEADS, head_dim=HEAD_DIM, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     graph, params = nnx.split(core)
 

@@ -1,4 +1,4 @@
-"""Times and peak memory of VGGT-1B and DA3-Large with random weights, and of VGGT's heads."""
+"""Measures VGGT-1B and DA3-Large with random weights, and VGGT's heads: time, peak memory."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,14 +40,14 @@ _SMALL = VGGTConfig(
 
 
 def camera_rows(sizes: Sizes, end: float) -> Iterator[Row]:
-    """The camera head of VGGT, which is float32 and has 4 rounds of 4 layers."""
+    """Times the camera head of VGGT, which is float32 and has 4 rounds of 4 layers."""
     config = _SMALL if sizes.small else VGGTConfig()
     rows = ((n, Row("heads", n, "camera head", "float32")) for n in sizes.views)
     yield from done((Job(row, partial(_camera, config, n)) for n, row in rows), end)
 
 
 def depth_rows(sizes: Sizes, end: float) -> Iterator[Row]:
-    """The depth head of VGGT, with one and with eight frames at a time."""
+    """Times the depth head of VGGT, with one and with eight frames at a time."""
     config = _SMALL if sizes.small else VGGTConfig()
     cases = ((n, c, f"frame_chunk {c}") for n in sizes.views for c in (1, 8))
     jobs = (
@@ -84,7 +84,9 @@ def _camera(config: VGGTConfig, views: int) -> Figures:
 
 
 def model_rows(backbone: str, variant: str, sizes: Sizes, end: float) -> Iterator[Row]:
-    """A model from images to cameras and depth, fewest views first, with its peak memory.
+    """Measures a model from images to cameras and depth, with its peak memory.
+
+    Fewest views come first.
 
     Args:
         backbone: registry name.
@@ -133,7 +135,7 @@ def _random_model(backbone: str, variant: str, *, small: bool) -> Any:
 
 
 def drawn(state: Any) -> Any:
-    """Random numbers in the place of descriptions, drawn on the device: N(0, 0.02^2)."""
+    """Replaces abstract arrays by random numbers N(0, 0.02^2), drawn on the device."""
 
     @partial(jax.jit, static_argnums=(1, 2))
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Times of the four Linears of a block of VGGT-1B, with float8 weights beside bfloat16."""
+"""Times the four Linears of a block of VGGT-1B, with float8 weights beside bfloat16."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +27,7 @@ LINEARS = (
 
 
 class Net(nnx.Module):
-    """What comes before a Linear, and the Linear."""
+    """A Linear with what comes before it: a LayerNorm, GELU or nothing."""
 
     def __init__(self, case: Case, rngs: nnx.Rngs):
         kinds = {"dtype": jnp.dtype(case.dtype), "param_dtype": jnp.dtype(case.dtype), "rngs": rngs}
@@ -36,7 +36,7 @@ class Net(nnx.Module):
         self.gelu = case.before == "gelu"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., K] -> [..., N]."""
+        """Maps inputs [..., K] to outputs [..., N]."""
         if self.norm is not None:
             codes = normed(self.norm, x, self.linear)
             return self.linear(self.norm(x) if codes is None else codes)
@@ -44,12 +44,12 @@ class Net(nnx.Module):
 
 
 def rows(sizes: Sizes, end: float) -> Iterator[Row]:
-    """Every Linear with what comes before it: bfloat16 weights, and float8 in each way."""
+    """Times every Linear with what comes before it, in bfloat16 and in each way of float8."""
     yield from done(jobs(sizes), end)
 
 
 def jobs(sizes: Sizes) -> Iterator[Job]:
-    """See `rows`."""
+    """Yields the jobs that `rows` runs, for every number of views, Linear and kind of weights."""
     for views in sizes.views:
         count = views * (sizes.grid[0] * sizes.grid[1] + SPECIAL)
         for case in LINEARS:
@@ -67,7 +67,7 @@ def _timed(case: Case, name: str, count: int) -> Figures:
 
 
 def _network(case: Case, name: str) -> Any:
-    """A Linear with what comes before it, deployed."""
+    """Builds a Linear with what comes before it, in bfloat16 or deployed with float8 weights."""
     model = Net(case, nnx.Rngs(0))
     if name == "bfloat16":
         return model
@@ -76,7 +76,7 @@ def _network(case: Case, name: str) -> Any:
 
 
 def filled(state: Any) -> Any:
-    """Numbers in the place of descriptions; those of float8 are finite."""
+    """Replaces abstract arrays by random numbers, which are finite in float8, too."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda a: jnp.asarray(rng.standard_normal(a.shape, np.float32) * 0.02, a.dtype), state

@@ -1,4 +1,4 @@
-"""What `lite3r device-check` measures: jobs, the rows that come of them, and their table."""
+"""Jobs of `lite3r device-check`, the rows of figures that they give, and their table."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ COLUMNS = ("part", "views", "what", "variant", "ms", "times faster", "TFLOP/s", 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a job measured.
+    """Time, operations and memory that a job measured.
 
     Attributes:
         ms: milliseconds of one call.
@@ -28,16 +28,16 @@ class Figures:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One line of the table of measurements.
 
     Attributes:
         part: of the check: "attention", ...
         views: of the scene; 0 where there is none.
-        what: is computed.
+        what: what is computed.
         variant: in which way. The first variant of a part, views and what is what others are
             compared with.
         figures: that were measured, or None.
-        note: why there are none.
+        note: why there are no figures.
     """
 
     part: str
@@ -50,14 +50,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """A row and what fills it."""
+    """A row of the table and the function that measures its figures."""
 
     row: Row
     run: Callable[[], Figures]
 
 
 def done(jobs: Iterable[Job], end: float) -> Iterator[Row]:
-    """The rows of jobs, each when it is done; after `end` no job is begun, and rows say so.
+    """Runs jobs and yields their rows; no job begins after `end`, which its row then says.
 
     Args:
         jobs: in the order in which they are done.
@@ -75,7 +75,7 @@ def done(jobs: Iterable[Job], end: float) -> Iterator[Row]:
 
 
 def cells(row: Row, first: Figures | None) -> tuple[str, ...]:
-    """The text of a row, in `COLUMNS`; first: figures of the variant to compare with."""
+    """Returns the text of a row by `COLUMNS`; first: figures of the variant to compare with."""
     views = str(row.views) if row.views else ""
     start = row.part, views, row.what, row.variant
     if row.figures is None:
@@ -92,7 +92,7 @@ def cells(row: Row, first: Figures | None) -> tuple[str, ...]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """All rows in Markdown, as docs/benchmarks.md takes them."""
+    """Formats all rows as a Markdown table, as docs/benchmarks.md takes it."""
     lines = [line(COLUMNS), "|" + "---|" * len(COLUMNS)]
     first: dict[tuple[str, int, str], Figures | None] = {}
     for row in rows:
@@ -102,12 +102,12 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def line(texts: Iterable[str]) -> str:
-    """One line of a Markdown table."""
+    """Formats texts as one line of a Markdown table."""
     return "| " + " | ".join(text.replace("|", "/") for text in texts) + " |"
 
 
 def milliseconds(call: Callable[..., object], arrays: Iterable[object]) -> float:
-    """Of one call among many that are queued, the median of three rounds of about 0.2 s.
+    """Times a call among many that are queued, by the median of three rounds of about 0.2 s.
 
     Args:
         call: is compiled for the arrays.

@@ -1,4 +1,4 @@
-"""The whole check: self-checks of all kernels, then times, each part in a process of its own."""
+"""Runs self-checks of all kernels, then all measurements, each part in its own process."""
 
 import dataclasses
 import sys
@@ -52,7 +52,7 @@ REHEARSES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found.
+    """Results of a device check: proofs of kernels, and rows of measurements.
 
     Attributes:
         proofs: records of the self-checks that could be made.
@@ -64,12 +64,12 @@ class Outcome:
 
     @property
     def failed(self) -> int:
-        """Cases of kernels in which something was wrong."""
+        """Number of kernel cases in which something was wrong."""
         return sum(len(proof.failures) for proof in self.proofs)
 
     @property
     def missing(self) -> int:
-        """Rows without figures."""
+        """Number of rows without figures."""
         return sum(row.figures is None for row in self.rows)
 
 
@@ -82,8 +82,8 @@ def device_check(
 ) -> Outcome:
     """Check the kernels of this package on this machine's GPU or TPU, and measure on it.
 
-    Everything runs in processes of their own, one after the other: a TPU is one's at a time. This
-    one must not have used it before.
+    Everything runs in processes of their own, one after the other, since a TPU can be used by one
+    process at a time. The calling process must not have used it before.
 
     What is done is kept if time runs out or a process dies: self-checks in the user's cache
     directory, and all of it in `record`, which is written anew after each part.
@@ -145,7 +145,7 @@ def device_check(
 
 
 def found_device() -> Device:
-    """The device that a new process finds; this one leaves it and its memory to those that measure.
+    """Returns the device that a new process finds, so that this process does not occupy it.
 
     Raises:
         InputError: jax finds none.
@@ -162,7 +162,7 @@ def _device() -> Iterator[Device]:
 
 
 def _checks(device: Device, end: float, report: Callable[[str], None]) -> Iterator[Proof]:
-    """Records of all kernels; what could not be checked is said."""
+    """Checks all kernels and yields their proofs; reports which could not be checked."""
     run = partial(in_process, end=time.monotonic() + end - time.time())
     for name in CHECKS:
         for row in OPERATORS[name].implementations:
@@ -178,7 +178,7 @@ def _checks(device: Device, end: float, report: Callable[[str], None]) -> Iterat
 
 
 def _rows(part: Part, sizes: Sizes, end: float) -> Iterator[Row]:
-    """The rows of a part, from a process of its own while there is time."""
+    """Yields the rows of a part, measured in a process of its own while there is time."""
     if time.time() >= end:
         yield from part(sizes, end)
         return

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of everything that is measured.
+    """Sizes of the scenes and models that the device check measures.
 
     Attributes:
         views: of scenes, in the order in which they are measured.
@@ -23,7 +23,7 @@ class Sizes:
     platform: str = "cpu"
 
     def measures(self, implementation: str) -> bool:
-        """Whether an implementation has rows: not the definition, nor other devices' kernels."""
+        """Returns whether an implementation has rows: no reference, no other device's kernels."""
         gpu = "triton", "jax_triton", "mosaic"
         kernels = gpu if self.platform == "tpu" else ("tpu",)
         return implementation not in ("reference", *kernels)

@@ -38,17 +38,17 @@ def rows(
     device: Device | None = None,
     interpret: bool = False,
 ) -> Iterator[Row]:
-    """Times of all launches that spill nothing and fit, each compared with the table's own.
+    """Times all kernel launches that fit and spill no registers, against the launch table's own.
 
     The fastest whose results agree with those of the table's own is written into the table of this
     kind of device, in the user's cache directory (`launches.user_table`), as soon as a kernel is
-    through: what is there when time runs out is kept. At the first number of views of `sizes`.
+    through: what is there when time runs out is kept. Views are the first number of `sizes`.
 
     Args:
         sizes: of what is timed.
         end: as `time.time()`, after which nothing is begun.
-        compile_kernel: what a launch takes on a device.
-        device: that is tuned for; the one that is here by default.
+        compile_kernel: says what registers and shared memory a launch takes on a device.
+        device: the one to tune for; by default that of this machine.
         interpret: run the kernels by Triton's interpreter, whose times say nothing.
     """
     device = target.device() if device is None else device
@@ -84,7 +84,7 @@ def rows(
 def _fitting(
     device: Device, call: SlaCall, kernel: str, compiled: Callable[..., compile_triton.Usage]
 ) -> Iterator[tuple[RowsLaunch, launches.Row]]:
-    """Launches that spill nothing and fit, and their rows; the table's own comes first."""
+    """Yields launches that fit and spill no registers, with rows; the table's own comes first."""
     assert call.q_block is not None and device.compute_capability is not None
     dtype = launches.dtype_class(call.dtype)
     own = getattr(launches.launches(device, call), _FIELDS[kernel])
@@ -113,7 +113,7 @@ def _jobs(sizes, problem, found) -> Iterator[Job]:
 
 
 def _keep(device: Device, kept: list[launches.Row]) -> None:
-    """Write what was found, and what an older table says of other kernels."""
+    """Writes the launches that were found, and those of an older table for other kernels."""
     path = launches.user_table(device)
     done = {(row.kernel, row.dtype, row.head_dim, row.q_block) for row in kept}
     older = launches.read(path) if path.exists() else ()
@@ -123,7 +123,7 @@ def _keep(device: Device, kept: list[launches.Row]) -> None:
 
 
 class Problem:
-    """One kernel at a size of use: a layer over all views, keep 0.1."""
+    """One kernel at a realistic size: a layer over all views that keeps 0.1 of the key blocks."""
 
     def __init__(
         self, sizes: Sizes, kernel: str, call: SlaCall, own: Launches, interpret: bool
@@ -134,7 +134,7 @@ class Problem:
         self.wanted: list[np.ndarray] | None = None
 
     def time(self, launch: RowsLaunch) -> Figures:
-        """Time of one call.
+        """Times one call of the kernel with a launch.
 
         Raises:
             ValueError: its results are not those of the table's own launch.
@@ -169,7 +169,7 @@ class Problem:
         return run
 
     def _arrays(self) -> tuple[list[Any], int]:
-        """Arguments of `_run`, and how many pairs of blocks there are."""
+        """Draws the arguments of what `_run` returns, and counts their pairs of blocks."""
         call, rng = self.call, np.random.default_rng(0)
         q_block = call.q_block or 0
         q_blocks, k_blocks = (block_count(self.tokens, size) for size in (q_block, K_BLOCK))

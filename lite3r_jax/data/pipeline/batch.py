@@ -1,4 +1,4 @@
-"""One batch: its arrays, what is in it, and how it is made."""
+"""Training batches: their arrays, the record of their samples, and how they are made."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from lite3r_jax.errors import InputError
 
 @dataclass(frozen=True)
 class SampleId:
-    """What a row of a batch is, for messages and records.
+    """Identity of the sample in one row of a batch, for messages and records.
 
     Attributes:
         index: number of the sample in the run, over all processes.
@@ -36,7 +36,7 @@ class SampleId:
 
 @dataclass(frozen=True)
 class Record:
-    """What travels with the arrays of a batch and never goes to a device.
+    """Metadata of a batch that never goes to a device: its step, samples and faults.
 
     Attributes:
         step: number of the batch.
@@ -51,9 +51,10 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B scenes with S views each: this process's rows of a step. Conventions are those of `Sample`.
+    """A training batch: this process's rows of a step, B scenes with S views each.
 
-    Without truth (see `PipelineOptions`) there are images alone, and the other arrays are None.
+    Conventions are those of `Sample`. Without ground truth (see `PipelineOptions`) there are images
+    alone, and the other arrays are None.
 
     Attributes:
         record: number of the step, names of the samples, faults.
@@ -79,26 +80,26 @@ class Batch:
 
     @property
     def samples(self) -> tuple[SampleId, ...]:
-        """What the rows are."""
+        """Identities of the samples, one for each row."""
         return self.record.samples
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Faults of the data, met while the batch was made."""
+        """Messages of the faults of the data that were met while the batch was made."""
         return self.record.faults
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name: what goes to devices."""
+        """Returns the arrays that go to devices by name, without those that are None."""
         names = ("images", "extrinsics", "intrinsics", "depth", "mask")
         arrays = {name: getattr(self, name) for name in names}
         return {name: array for name, array in arrays.items() if array is not None}
 
 
 class BatchMaker:
-    """Makes any batch of a process from its number; travels to worker processes."""
+    """Callable that makes any batch of a process from its step; can be sent to worker processes."""
 
     def __init__(self, schedule: Schedule, process_index: int, process_count: int):
-        """Choose the rows.
+        """Stores the schedule and which share of each step's rows this process makes.
 
         Args:
             schedule: what is in a step.
@@ -106,7 +107,7 @@ class BatchMaker:
             process_count: how many processes share each step.
 
         Raises:
-            InputError: a process that is none; a batch that cannot be divided among so many.
+            InputError: a process index out of range; a batch that cannot be divided evenly.
         """
         if not 0 <= process_index < process_count:
             raise InputError(
@@ -122,14 +123,14 @@ class BatchMaker:
         self.process_index, self.process_count = process_index, process_count
 
     def rows(self, step: int) -> tuple[Bucket, range]:
-        """(bucket of a step, numbers of the samples that this process has in it)."""
+        """Returns the bucket of a step, and the numbers of the samples this process has in it."""
         bucket, first = self.schedule.at(step)
         count = bucket.batch // self.process_count
         first += self.process_index * count
         return bucket, range(first, first + count)
 
     def __call__(self, step: int) -> Batch:
-        """Read, decode and augment one batch.
+        """Reads, decodes and augments the batch of one step.
 
         Raises:
             InputError: a sample for which all draws are faulty.
@@ -155,7 +156,7 @@ class BatchMaker:
         return Batch(Record(step, tuple(ids), tuple(faults)), **arrays)
 
     def _first_sound(self, index: int, bucket: Bucket, faults: list[str]) -> tuple[Draw, Views]:
-        """The first draw of a sample that can be read; faults of those before are added."""
+        """Returns a sample's first draw that can be read; appends earlier faults to `faults`."""
         met = []
         for draw in self.schedule.draws(index):
             try:

@@ -1,4 +1,4 @@
-"""Batches one after the other, from worker processes, with a state that can be saved."""
+"""Iterators over training batches from worker processes, with a state that can be saved."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """Batches by number, and iterators over them.
+    """Pipeline of training data, which makes any batch from its step and iterates over batches.
 
     Attributes:
         options: as given.
@@ -44,11 +44,11 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Look at the frames of every scene.
+        """Builds the schedule, for which the frames of every scene are listed and checked.
 
         Args:
             parts: the mixture of datasets.
-            options: see there.
+            options: see `PipelineOptions`.
             process_index: which rows of each step to make; `jax.process_index()`.
             process_count: how many processes share each step; `jax.process_count()`.
 
@@ -61,16 +61,16 @@ class Pipeline:
 
     @property
     def samples_per_epoch(self) -> int:
-        """After so many samples, over all processes, every scene of every part came once."""
+        """Number of samples over all processes until each scene of each part came at least once."""
         return self.schedule.samples_per_epoch
 
     def __iter__(self) -> "BatchIterator":
-        """Endless, from step 0. Several iterators do not disturb each other."""
+        """Returns an endless iterator from step 0; several iterators do not disturb each other."""
         return BatchIterator(self)
 
 
 class BatchIterator:
-    """Batches in order; also a context manager, at whose end the workers end.
+    """Endless iterator over batches in order; as a context manager it ends its workers at exit.
 
     A fault of the data (an unreadable file, a scene that does not fit together) is logged once as a
     warning with its file, counted, and the sample replaced by the rule of `Schedule.draws`.
@@ -102,7 +102,7 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         After an error the workers have ended; a further call starts others at the same batch.
 
@@ -140,9 +140,10 @@ class BatchIterator:
         self._faults = faults
 
     def start_prefetch(self) -> None:
-        """Get ready; without workers, batches are made before they are asked for from here on.
+        """Prepares iteration; without worker processes, a thread starts to make batches ahead.
 
-        Workers start with the first batches that are asked for.
+        Workers start with the first batches that are asked for. With `prefetch` 0 nothing is made
+        ahead.
 
         Raises:
             InputError: grain is not installed, and is needed.
@@ -178,7 +179,7 @@ class BatchIterator:
         self._running[0].start_prefetch()
 
     def close(self) -> None:
-        """End the workers. The state stays, and iteration can go on with new ones."""
+        """Ends the workers. The state stays, and iteration can go on with new ones."""
         _end(self._running)
 
     def __enter__(self) -> Self:
@@ -188,7 +189,7 @@ class BatchIterator:
         self.close()
 
     def get_state(self) -> bytes:
-        """What has been given out so far, as JSON.
+        """Returns the number of the next batch and the faults so far as JSON, for a checkpoint.
 
         It does not depend on workers, prefetch and the number of processes; only the counts of
         faults belong to this process.
@@ -202,10 +203,10 @@ class BatchIterator:
         return json.dumps(state).encode()
 
     def set_state(self, state: bytes | str) -> None:
-        """Go on where `get_state` was called.
+        """Restores a state that `get_state` returned, so that its next batch comes next.
 
         Raises:
-            InputError: it is no such state, or of other data, buckets, seed or augmentation.
+            InputError: no such state, or one of other data, buckets, seed or augmentation.
         """
         try:
             values = json.loads(state)
@@ -231,7 +232,7 @@ class BatchIterator:
 
 
 class _From:
-    """Batches from a step on: a sequence, which is what grain calls a source."""
+    """Batches from a step on as a random-access sequence, the form of a data source in grain."""
 
     def __init__(self, make: BatchMaker, start: int):
         self._make, self._start = make, start
@@ -249,9 +250,10 @@ class _From:
 
 
 def _packed(element: tuple[dict[str, np.ndarray], Record]) -> tuple[dict[str, np.ndarray], Record]:
-    """A batch on its way out of a worker, in few bytes, since new shared memory is slow.
+    """Packs a batch into few bytes on its way out of a worker, since new shared memory is slow.
 
-    Images with 8 bits, which all photos are, travel as such. `_unpacked` gives the same floats.
+    Images with 8-bit values, as all photos have, are sent as uint8; `_unpacked` gives the same
+    floats.
     """
     arrays, record = element
     sent = {name: array for name, array in arrays.items() if name != "mask"}
@@ -266,7 +268,7 @@ def _packed(element: tuple[dict[str, np.ndarray], Record]) -> tuple[dict[str, np
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a batch, copied, so that shared memory is given back at once."""
+    """Unpacks the arrays of a batch into copies, so that shared memory is freed at once."""
     copies = {name: np.array(array) for name, array in arrays.items()}
     if copies["images"].dtype == np.uint8:
         copies["images"] = copies["images"] / np.float32(255)
@@ -288,6 +290,9 @@ def _init_worker(index: int, count: int) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """If the first process is killed, nobody reads the queue any more, and writers would wait."""
+    """Ends this worker process as soon as its parent process has ended.
+
+    If the parent is killed, nobody reads the queue any more, and writers would wait.
+    """
     multiprocessing.connection.wait([sentinel])
     os._exit(1)

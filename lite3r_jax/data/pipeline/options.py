@@ -1,4 +1,4 @@
-"""What batches are made of: shapes, datasets, changes, workers."""
+"""Options of the pipeline of training data: shapes, datasets, augmentation and workers."""
 
 import re
 from dataclasses import dataclass, field
@@ -44,12 +44,12 @@ class Bucket:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)."""
+        """(height, width) of the images in pixels."""
         return self.height, self.width
 
 
 def parse_buckets(text: str) -> tuple[Bucket, ...]:
-    """Buckets as settings write them: "8x2x518x518, 4x4x392x518*2".
+    """Parses buckets as settings write them: "8x2x518x518, 4x4x392x518*2".
 
     Args:
         text: batch x views x height x width, and * weight where it is not 1; commas between
@@ -72,7 +72,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One dataset of a mixture.
+    """One dataset of a training mixture, with its weight and its choice of frames.
 
     Attributes:
         source: its scenes.
@@ -101,7 +101,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """How batches are made.
+    """Options of the pipeline of training data: what batches contain and how they are made.
 
     Attributes:
         buckets: shapes; in each cycle of sum(weight) steps every bucket comes just its share of
@@ -149,7 +149,7 @@ class PipelineOptions:
 
 
 def check_weights(name: str, weights: list[int]) -> None:
-    """Refuse weights that are too fine.
+    """Refuses weights of a mixture that sum to more than 10,000.
 
     Raises:
         InputError: they sum to more than 10,000.

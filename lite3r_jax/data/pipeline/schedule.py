@@ -1,4 +1,4 @@
-"""Which scenes and frames a step reads: arithmetic on (seed, step), without files and state.
+"""Computes from (seed, step) which scenes and frames a step reads, without files and state.
 
 A step has a bucket and takes the next `batch` samples of the run; process p of n takes the p-th of
 n equal parts of them. A sample has a number in the run, which gives its part of the mixture and how
@@ -19,14 +19,14 @@ from lite3r_jax.data.views import RenewableSource, Scores
 from lite3r_jax.errors import InputError
 
 ATTEMPTS = 64
-"""How many draws one sample has, before the data counts as unusable."""
+"""Number of draws that are tried for one sample before the data counts as unusable."""
 
 _BUCKETS, _PARTS, _FRAMES, _AUGMENTATION, _REPLACEMENTS, _SCENES = range(6)  # purposes of numbers
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One attempt at one sample.
+    """One choice of a scene for a sample; a faulty one is followed by another attempt.
 
     Attributes:
         index: number of the sample in the run, over all processes.
@@ -44,13 +44,13 @@ class Draw:
 
 
 class Schedule:
-    """The order of everything."""
+    """The order in which buckets, datasets, scenes and frames come, for all steps of a run."""
 
     def __init__(self, parts: Sequence[Part], options: PipelineOptions):
-        """Look at the frames of every scene.
+        """Lists the frames of every scene and checks that there are enough for the buckets.
 
         Args:
-            parts: the mixture.
+            parts: the mixture of datasets.
             options: buckets, seed, augmentation and normalization count.
 
         Raises:
@@ -69,7 +69,7 @@ class Schedule:
         self.digest = self._check()
 
     def _check(self) -> str:
-        """Check each scene; SHA-256 of all that the order depends on."""
+        """Checks each scene; returns the SHA-256 of everything that the order depends on."""
         views = max(bucket.views for bucket in self.options.buckets)
         said = [
             [asdict(bucket) for bucket in self.options.buckets],
@@ -94,7 +94,10 @@ class Schedule:
 
     @property
     def samples_per_epoch(self) -> int:
-        """After so many samples every scene of every part came at least once; of one part, once."""
+        """Number of samples until every scene of every part came at least once.
+
+        With a single part each scene comes exactly once.
+        """
         cycle, counts = sum(part.weight for part in self.parts), []
         for part in self.parts:
             cycles, rest = divmod(len(part.source.scenes), part.weight)
@@ -103,7 +106,7 @@ class Schedule:
         return max(counts)
 
     def at(self, step: int) -> tuple[Bucket, int]:
-        """(bucket of a step, number of its first sample)."""
+        """Returns the bucket of a step and the number of its first sample."""
         buckets = self.options.buckets
         weights = tuple(bucket.weight for bucket in buckets)
         kind, before = _mixed(weights, self._streams[_BUCKETS], step)
@@ -111,14 +114,14 @@ class Schedule:
         return buckets[kind], first
 
     def views(self, step: int) -> int:
-        """How many images all steps before this one have."""
+        """Returns the number of images in all steps before this one."""
         buckets = self.options.buckets
         weights = tuple(bucket.weight for bucket in buckets)
         _, before = _mixed(weights, self._streams[_BUCKETS], step)
         return sum(b.batch * b.views * count for b, count in zip(buckets, before, strict=True))
 
     def draws(self, index: int) -> Iterator[Draw]:
-        """A sample, and what replaces it while there are faults.
+        """Yields the draw of a sample, then the draws that replace it while there are faults.
 
         The first draw is the scene that is next in the order of its epoch. Each further one is any
         scene of the same part, with frames of its own.
@@ -135,7 +138,7 @@ class Schedule:
             yield Draw(index, attempt, epoch, part, scene)
 
     def frames(self, draw: Draw, views: int) -> tuple[int, ...]:
-        """The frames of a draw.
+        """Chooses the frames of a draw, `views` of them.
 
         Raises:
             InputError: the overlap scores of the scene cannot be read or connect too few frames.
@@ -152,7 +155,7 @@ class Schedule:
         )
 
     def uniform(self, draw: Draw) -> Uniform:
-        """The random numbers of the augmentation of a draw."""
+        """Returns the random numbers for the augmentation of a draw."""
         return Uniform(self._streams[_AUGMENTATION], draw.index * ATTEMPTS + draw.attempt)
 
     def _scores(self, part: Part, scene: str) -> Scores | None:
@@ -165,7 +168,7 @@ class Schedule:
 
 
 def _current(part: Part, scene: str, epoch: int) -> str:
-    """The scene that stands in the place of one, see `Part.renew`."""
+    """Returns the scene that stands in place of `scene` in an epoch, see `Part.renew`."""
     if not part.renew:
         return scene
     assert isinstance(part.source, RenewableSource)
@@ -177,7 +180,7 @@ def _name(part: Part, scene: str) -> str:
 
 
 def _mixed(weights: tuple[int, ...], seed: int, position: int) -> tuple[int, tuple[int, ...]]:
-    """(which kind is at a position, how often each kind is before it).
+    """Returns the kind at a position of a weighted mixture, and each kind's count before it.
 
     In each cycle of sum(weights) positions a kind comes as often as its weight says, in random
     order. So what came before is counted without going through it.

@@ -1,1 +1,1 @@
-"""A generated world: textured rooms with cameras in them and exact ground truth."""
+"""Synthetic dataset: generated textured rooms with cameras in them and exact ground truth."""

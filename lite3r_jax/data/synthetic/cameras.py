@@ -1,4 +1,4 @@
-"""Cameras in a room: lenses and paths, drawn at random."""
+"""Random cameras in a synthetic room: their lenses and the paths that they follow."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from lite3r_jax.data.synthetic.splits import Recipe
 
 MARGIN = 0.3  # from cameras to walls
 SIZES = ((576, 768), (576, 768), (768, 576), (512, 768), (576, 576), (432, 768))
-"""(height, width) of the pictures of a scene; sizes that are asked for are cut from the middle."""
+"""Full (height, width) of the images of a scene; requested sizes are cropped from the center."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +31,18 @@ class Cameras:
     size: tuple[int, int]
 
     def extrinsics(self, scale: float) -> np.ndarray:
-        """float64 [V, 3, 4] world-to-camera, in units of which the world has `scale` a unit."""
+        """Returns world-to-camera extrinsics, float64 [V, 3, 4], with lengths times `scale`."""
         shift = -self.rotation @ self.center[..., None] * scale
         return np.concatenate([self.rotation, shift], -1)
 
 
 def draw_cameras(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> Cameras:
-    """Cameras along a path through a room; whether they see anything is not looked at.
+    """Draws cameras along a random path through a room, without checking what they see.
 
     Args:
-        rng: where numbers come from.
-        recipe: what paths there are.
-        room: [3], half sizes.
+        rng: source of random numbers.
+        recipe: kinds and ranges of the paths.
+        room: [3], half sizes of the room.
         count: how many cameras.
     """
     path = rng.choice(recipe.paths)
@@ -56,7 +56,7 @@ def draw_cameras(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> Came
 
 
 def table_cameras(rng: Rng, count: int) -> Cameras:
-    """Cameras in rows on a part of a sphere around a table, for all rooms of `place_on_table`."""
+    """Draws cameras in rows on part of a sphere, around the table of any `place_on_table` room."""
     rows = max(int(np.sqrt(count / 2.5)), 1)
     row, column = np.divmod(np.arange(count), -(-count // rows))
     lift = np.deg2rad(12 + 40 * (row + 0.5) / rows)
@@ -73,7 +73,7 @@ def table_cameras(rng: Rng, count: int) -> Cameras:
 
 
 def look_at(center: np.ndarray, target: np.ndarray, roll: np.ndarray) -> np.ndarray:
-    """World-to-camera rotations [V, 3, 3] of upright cameras, turned about their axis by `roll`."""
+    """Returns world-to-camera rotations [V, 3, 3] of upright cameras, rolled about their axis."""
     forward = target - center
     forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
     right = np.cross([0.0, 1.0, 0.0], forward)
@@ -84,7 +84,7 @@ def look_at(center: np.ndarray, target: np.ndarray, roll: np.ndarray) -> np.ndar
 
 
 def _lens(rng: Rng) -> tuple[tuple[int, int], np.ndarray]:
-    """(size, intrinsics): 40 to 90 degrees along the longer side."""
+    """Draws (size, intrinsics) with a view of 40 to 90 degrees along the longer side."""
     size = rng.choice(SIZES)
     focal = 0.5 * max(size) / np.tan(0.5 * np.deg2rad(rng.uniform(40, 90)))
     off = rng.uniforms(2, low=-0.02, high=0.02)
@@ -107,7 +107,7 @@ def _cameras(
 
 
 def _orbit(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(centers, targets) on an arc around the middle."""
+    """Draws (centers, targets) of cameras on an arc around the middle of a room."""
     small = min(room[0], room[2])
     angle = rng.uniform(0, 2 * np.pi) + rng.uniform(*recipe.arc) * _steps(rng, count)
     radius = rng.uniform(0.65, 1.0) * small - MARGIN
@@ -119,7 +119,7 @@ def _orbit(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> tuple[np.n
 
 
 def _walk(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(centers, targets) of a walk along a bent line, the eye on something far away."""
+    """Draws (centers, targets) of a walk along a bent line, looking at something far away."""
     heading = rng.uniform(0, 2 * np.pi)
     steps = rng.uniform(*recipe.reach) * _steps(rng, count)
     way = heading + rng.uniform(-0.5, 0.5) * steps
@@ -135,7 +135,7 @@ def _walk(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> tuple[np.nd
 def _look_around(
     rng: Rng, recipe: Recipe, room: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(centers, targets) of someone who turns, with the camera at arm's length."""
+    """Draws (centers, targets) of someone who turns, with the camera at arm's length."""
     turn = rng.uniform(0, 2 * np.pi) + rng.uniform(0.7, 1.5) * _steps(rng, count)
     foot = rng.uniforms(3, low=-0.5, high=0.5) * room
     foot[1] = rng.uniform(-0.4, 0.1) * room[1]
@@ -148,7 +148,7 @@ def _look_around(
 def _sphere(
     rng: Rng, recipe: Recipe, room: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(centers, targets) around the middle of a void, from any side and height."""
+    """Draws (centers, targets) of cameras around the middle of a void, from any side and height."""
     del room
     angle = rng.uniform(0, 2 * np.pi) + rng.uniform(*recipe.arc) * _steps(rng, count)
     slope = rng.uniform(-0.5, 0.5) * _steps(rng, count)
@@ -162,7 +162,7 @@ def _sphere(
 
 
 def _along(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(centers, targets) of a walk along a corridor, to the front, the back or slightly aside."""
+    """Draws (centers, targets) of a walk along a corridor, either way, looking roughly ahead."""
     steps = rng.uniform(*recipe.reach) * _steps(rng, count)
     way = rng.choice((-1.0, 1.0))
     start = rng.uniforms(3, low=-0.35, high=0.35) * room
@@ -176,7 +176,7 @@ def _along(rng: Rng, recipe: Recipe, room: np.ndarray, count: int) -> tuple[np.n
 
 
 def _steps(rng: Rng, count: int) -> np.ndarray:
-    """From -0.5 to 0.5, not quite regular."""
+    """Draws increasing positions on a path from -0.5 to 0.5, not quite evenly spaced."""
     even = (np.arange(count) + 0.5) / count - 0.5
     return even + rng.uniforms(count, low=-0.3, high=0.3) / count
 

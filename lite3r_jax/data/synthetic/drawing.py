@@ -1,4 +1,4 @@
-"""Pictures of a world as arrays on the host, by either renderer."""
+"""Renders images and depth of a synthetic world to NumPy arrays, by either renderer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ Renderer = Literal["numpy", "jax"]
 
 
 def cut(cameras: Cameras, views: Sequence[int], size: tuple[int, int]) -> Cameras:
-    """Some of the cameras, cut from the middle of what is planned to (height, width)."""
+    """Returns some of the cameras with images cropped from the center to (height, width)."""
     at, box = list(views), center_box(cameras.size, size)
     return replace(
         cameras,
@@ -29,10 +29,10 @@ def cut(cameras: Cameras, views: Sequence[int], size: tuple[int, int]) -> Camera
 
 
 def check_renderer(renderer: str) -> None:
-    """Refuse what is no renderer.
+    """Refuses a name that is no renderer.
 
     Raises:
-        InputError: it is none.
+        InputError: no such renderer.
     """
     if renderer not in get_args(Renderer):
         raise InputError(f"renderer: expected {' or '.join(get_args(Renderer))}, got {renderer!r}")
@@ -41,7 +41,7 @@ def check_renderer(renderer: str) -> None:
 def draw(
     world: World, cameras: Cameras, *, samples: int = 1, renderer: Renderer = "numpy"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and depth of all cameras.
+    """Renders images and depth of all cameras.
 
     Args:
         world: the room.
@@ -67,7 +67,7 @@ def draw(
 
 
 def _in_jax(world: World, cameras: Cameras, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """View by view, so that a size compiles once for any number of views."""
+    """Renders with JAX view by view, so that a size compiles once for any number of views."""
     import jax
 
     from lite3r_jax.data.synthetic.render import Lens, lens_of, render, stack

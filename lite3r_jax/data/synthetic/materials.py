@@ -12,23 +12,23 @@ ORDINARY = (
     "plaster", "cloth", "planks", "bricks", "tiles", "checks", "stripes", "mosaic", "terrazzo",
     "confetti",
 )  # fmt: skip
-"""Those of training."""
+"""Families of textures that training shows."""
 UNSEEN = ("glyphs", "rings", "zigzag", "contours")
-"""Those that training never shows."""
+"""Families of textures that training never shows."""
 BARE = ("bare",)
-"""Hardly any texture."""
+"""Families with hardly any texture."""
 PHOTOGRAPHS = ("photograph", "photograph", "plaster", "planks", "cloth", "tiles")
-"""A third of the surfaces carry a photograph."""
+"""Families of textures for splits in which a third of the surfaces carry a photograph."""
 REPEATED = ("repeated tiles", "repeated checks", "repeated stripes", "repeated dots")
-"""Cells that are all alike."""
+"""Families of patterns whose cells are all alike."""
 
 
 def draw_material(rng: Rng, family: str, size: float = 1.0) -> Material:
-    """A look of a family.
+    """Draws a random material of a family.
 
     Args:
-        rng: where numbers come from.
-        family: one of those above.
+        rng: source of random numbers.
+        family: name of a family, from one of the lists above.
         size: how large the pattern is; 1 for rooms of some meters.
     """
     dark, bright, accent = _colors(rng)
@@ -75,7 +75,7 @@ def draw_material(rng: Rng, family: str, size: float = 1.0) -> Material:
 
 
 def _colors(rng: Rng) -> list[np.ndarray]:
-    """Dark, bright and accent: hues near each other, often of wood or stone; any accent."""
+    """Draws a dark and a bright color of near hues, often of wood or stone, and any accent."""
     hue = rng.uniform(0.02, 0.14) if rng.chance(0.45) else rng.uniform()
     saturation = 0.6 * rng.uniform() ** 1.5 + 0.04
     dark = _rgb(hue, saturation, rng.uniform(0.15, 0.5))
@@ -87,7 +87,7 @@ def _colors(rng: Rng) -> list[np.ndarray]:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """HSV to RGB; hue counts turns."""
+    """Converts HSV to RGB; hue counts turns."""
     ramp = np.abs((hue + np.array([0.0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1
     return value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
 
@@ -97,7 +97,7 @@ def _plaster(rng: Rng, material: Material) -> Material:
 
 
 def _cloth(rng: Rng, material: Material) -> Material:
-    """Noise that is stretched along one way."""
+    """Changes a material to noise that is stretched along one axis."""
     return material._replace(
         frequency_u=material.frequency_u * rng.uniform(0.6, 1.2),
         frequency_v=material.frequency_v * rng.uniform(2.5, 4),
@@ -250,7 +250,7 @@ def _bare(rng: Rng, material: Material) -> Material:
 
 
 def _repeated(rng: Rng, material: Material) -> Material:
-    """One tone, no noise: all that differs is the pattern."""
+    """Changes a material to one tone with hardly any noise, so that only its pattern varies."""
     return material._replace(dark=material.bright * 0.995, contrast=0.5)
 
 
@@ -267,7 +267,7 @@ def _repeated_stripes(rng: Rng, material: Material) -> Material:
 
 
 def _repeated_dots(rng: Rng, material: Material) -> Material:
-    """A check of small cells with mortar around: dots in rows."""
+    """Changes a material to dots in rows: a check of small cells with mortar around."""
     cell = rng.uniform(0.08, 0.2)
     return _repeated(rng, material)._replace(
         cell_u=cell, cell_v=cell, check=0.8, mortar=cell * 0.4, tint=0.0

@@ -1,4 +1,4 @@
-"""Ground truth in float64: rays, depth, normals, visibility and tracks, in NumPy."""
+"""Exact ground truth by casting rays, in float64: depth, normals, visibility and tracks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from lite3r_jax.data.synthetic.world import FACES, ROOM, World
 
 _BEHIND = 1e-7  # points count as seen up to this share of their distance behind what is seen
 SKY = -1
-"""The primitive that rays hit which leave the room."""
+"""Number in place of a primitive where a ray leaves the room and hits nothing."""
 
 
 def cast(world: World, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follow rays to the first thing that they meet.
+    """Casts rays into a world and finds the first primitive that each ray hits.
 
     Args:
-        world: from inside of the room, outside of all things.
+        world: the room; rays begin inside of it and outside of all things.
         origin: [3, N] or [3, 1].
         direction: [3, N], of any length.
 
@@ -40,7 +40,7 @@ def cast(world: World, origin: np.ndarray, direction: np.ndarray) -> tuple[np.nd
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a camera sees.
+    """One rendered view: its image, depth, normals and the primitive at each pixel.
 
     Attributes:
         image: uint8 [H, W, 3].
@@ -56,19 +56,19 @@ class View:
 
 
 def rays(cameras: Cameras, view: int, pixels: np.ndarray) -> np.ndarray:
-    """Directions in the world [3, N], of depth 1, through pixels [2, N] (u, v)."""
+    """Returns ray directions in the world [3, N], of depth 1, through pixels [2, N] (u, v)."""
     (fx, _, cx), (_, fy, cy), _ = cameras.intrinsics[view]
     u, v = pixels
     return cameras.rotation[view].T @ np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(len(u))])
 
 
 def render(world: World, cameras: Cameras, view: int, *, samples: int = 1) -> View:
-    """One picture at `cameras.size`; `render.render` is faster and less exact.
+    """Renders one view at `cameras.size`; `render.render` is faster and less exact.
 
     Args:
         world: the room.
-        cameras: some.
-        view: the number of one.
+        cameras: V of them.
+        view: number of the camera to render.
         samples: color is the mean of samples x samples rays a pixel; all else is that of the
             middle of the pixel.
     """
@@ -95,7 +95,7 @@ def render(world: World, cameras: Cameras, view: int, *, samples: int = 1) -> Vi
 def _trace(
     world: World, cameras: Cameras, view: int, pixels: np.ndarray, samples: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(color [3, N], depth [N] in the unit of the world, primitive [N], normals [3, N])."""
+    """Returns color [3, N], depth [N] in world units, primitive [N] and normals [3, N]."""
     direction = rays(cameras, view, pixels)
     origin = cameras.center[view][:, None]
     t, primitive = cast(world, origin, direction)
@@ -116,7 +116,7 @@ def _trace(
 
 
 def project(cameras: Cameras, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the world [3, N] to (pixels [2, N], depth [N] in the unit of the world)."""
+    """Projects world points [3, N] to pixels [2, N] and depth [N] in the unit of the world."""
     moved = cameras.rotation[view] @ (points - cameras.center[view][:, None])
     with np.errstate(divide="ignore", invalid="ignore"):
         pixels = (cameras.intrinsics[view] @ moved)[:2] / moved[2]
@@ -124,7 +124,7 @@ def project(cameras: Cameras, view: int, points: np.ndarray) -> tuple[np.ndarray
 
 
 def visible(world: World, cameras: Cameras, view: int, points: np.ndarray) -> np.ndarray:
-    """Whether points on surfaces [3, N] are seen: in front, on the picture, nothing before them."""
+    """Returns which points on surfaces [3, N] a view sees: in front, on the image, not occluded."""
     pixels, depth = project(cameras, view, points)
     height, width = cameras.size
     with np.errstate(invalid="ignore"):
@@ -142,7 +142,8 @@ class Tracks:
 
     Attributes:
         points: float64 [N, 3] in the world frame of the sample, in its units.
-        pixels: float64 [V, N, 2], (u, v) in each view, also where they are hidden; NaN behind it.
+        pixels: float64 [V, N, 2], (u, v) in each view, also of hidden points; NaN behind
+            the camera.
         visible: bool [V, N], whether they are seen.
     """
 
@@ -152,7 +153,7 @@ class Tracks:
 
 
 def tracks(world: World, cameras: Cameras, view: int, pixels: np.ndarray) -> Tracks:
-    """Follow what is seen at some pixels of one view.
+    """Follows the surface points at some pixels of one view through all views.
 
     Args:
         world: the room.
@@ -161,7 +162,7 @@ def tracks(world: World, cameras: Cameras, view: int, pixels: np.ndarray) -> Tra
         pixels: [N, 2], (u, v); none may show the sky.
 
     Raises:
-        ValueError: one shows the sky, which has no position.
+        ValueError: a pixel shows the sky, which has no position.
     """
     direction = rays(cameras, view, np.asarray(pixels, np.float64).T)
     origin = cameras.center[view][:, None]
@@ -179,7 +180,7 @@ def tracks(world: World, cameras: Cameras, view: int, pixels: np.ndarray) -> Tra
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What a coarse grid of rays meets.
+    """Hits of a coarse grid of rays from each of V cameras.
 
     Attributes:
         t: float64 [V, N], depth in the unit of the world, infinite in the sky.
@@ -193,7 +194,7 @@ class Probe:
 
 
 def probe(world: World, cameras: Cameras, grid: tuple[int, int]) -> Probe:
-    """Look through all cameras with few rays.
+    """Casts a coarse grid of rays from every camera.
 
     Args:
         world: the room.
@@ -217,14 +218,14 @@ def probe(world: World, cameras: Cameras, grid: tuple[int, int]) -> Probe:
 def shared(
     world: World, cameras: Cameras, probed: Probe, view: int, others: Sequence[int]
 ) -> np.ndarray:
-    """Share of what each of some other views sees that one view sees as well: [len(others)].
+    """Returns the share of what each other view sees that one view sees too: [len(others)].
 
     Args:
         world: the room.
         cameras: V of them.
-        probed: of `probe`; the sky counts as seen by nobody else.
-        view: the one.
-        others: the others.
+        probed: result of `probe`; the sky counts as seen by nobody else.
+        view: number of the one view.
+        others: numbers of the other views.
     """
     points, t = probed.points[list(others)], probed.t[list(others)]
     hit = np.isfinite(t)

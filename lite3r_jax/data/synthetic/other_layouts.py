@@ -1,4 +1,4 @@
-"""Worlds that are no furnished room: things that float in a void, and corridors."""
+"""Synthetic worlds other than furnished rooms: things that float in a void, and corridors."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,19 @@ from lite3r_jax.data.synthetic.rng import Rng
 from lite3r_jax.data.synthetic.world import BOXES, CYLINDERS, ELLIPSOIDS, ROOM, World
 
 VOID = (5.0, 5.0, 5.0)
-"""Half sizes of the space around things that float; light is set for it, no wall is seen."""
+"""Half sizes of the void in which things float; light is placed by it, but no wall is seen."""
 _THIN = 0.01  # half thickness of quads
 
 
 def place_floating(rng: Rng, families: Sequence[str]) -> World:
-    """Quads, blobs and solids of any size, place and tilt in a void, on a sky all around.
+    """Draws a world of quads, blobs and solids that float in a void, with sky all around.
 
-    Nothing in one view tells how far a thing is: sizes and the grain of textures vary by a factor
-    of seven or more, independently of each other and of the place; nothing stands on anything.
+    Things have any size, place and tilt. Nothing in one view tells how far a thing is: sizes and
+    the grain of textures vary by a factor of seven or more, independently of each other and of the
+    place; nothing stands on anything.
 
     Args:
-        rng: where numbers come from.
+        rng: source of random numbers.
         families: of textures.
     """
     builder = WorldBuilder(rng, families, 1.0)
@@ -48,10 +49,10 @@ def place_floating(rng: Rng, families: Sequence[str]) -> World:
 
 
 def place_corridor(rng: Rng, families: Sequence[str]) -> World:
-    """A long narrow room along z with things on its floor and walls.
+    """Draws a long narrow room along z with things on its floor and walls.
 
     Args:
-        rng: where numbers come from.
+        rng: source of random numbers.
         families: of textures.
     """
     x, y, z = rng.uniform(1.0, 1.8), rng.uniform(1.15, 1.7), rng.uniform(5.0, 9.0)
@@ -65,7 +66,7 @@ def place_corridor(rng: Rng, families: Sequence[str]) -> World:
 
 
 def any_rotation(rng: Rng) -> np.ndarray:
-    """A rotation [3, 3], all alike likely (Shoemake, Uniform random rotations, 1992)."""
+    """Draws a uniformly random rotation [3, 3] (Shoemake, Uniform random rotations, 1992)."""
     u = rng.uniforms(3)
     one, other = 2 * np.pi * u[1], 2 * np.pi * u[2]
     low, high = np.sqrt(1 - u[0]), np.sqrt(u[0])

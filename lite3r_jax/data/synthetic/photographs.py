@@ -1,4 +1,4 @@
-"""Photographs that surfaces of the generated world carry, and how their colors are looked up.
+"""Photographs as textures of synthetic surfaces, and how their colors are looked up.
 
 scikit-image ships them under licenses that allow any use (its `data` module names each: public
 domain or CC0). Each becomes a square of `SIDE` pixels and a pyramid of halved copies of it, between
@@ -19,7 +19,7 @@ Array = Any  # of the module xp
 
 SIDE = 256
 LEVELS = 7
-"""Sides of 256 down to 4 pixels."""
+"""Number of levels of a pyramid, with sides of 256 down to 4 pixels."""
 _SHA256 = {
     "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
     "chelsea.png": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
@@ -35,12 +35,12 @@ _SHA256 = {
 TRAINING = ("astronaut.png", "chelsea.png", "coffee.png", "brick.png", "gravel.png")
 """Photographs that training shows."""
 HELD_OUT = ("rocket.jpg", "camera.png", "grass.png", "ihc.png", "hubble_deep_field.jpg")
-"""As many that it never shows."""
+"""As many photographs that training never shows."""
 
 
 @functools.cache
 def pyramids(names: tuple[str, ...]) -> np.ndarray:
-    """Photographs with their halved copies: uint8 [P, sum of the levels' pixels, 3].
+    """Returns image pyramids of photographs: uint8 [P, sum of the levels' pixels, 3].
 
     Pixels of a level stand row by row, levels from the largest to the smallest.
 
@@ -71,7 +71,7 @@ def pyramids(names: tuple[str, ...]) -> np.ndarray:
 
 
 def _pyramid(path: Path) -> np.ndarray:
-    """The largest square in the middle and its halved copies: uint8 [pixels, 3]."""
+    """Returns the pyramid of a photograph's largest centered square: uint8 [pixels, 3]."""
     from PIL import Image
 
     with Image.open(path) as file:
@@ -91,13 +91,13 @@ def _pyramid(path: Path) -> np.ndarray:
 def look_up(
     xp: ModuleType, photographs: Array, number: Array, x: Array, y: Array, width: Array
 ) -> list[Array]:
-    """Red, green and blue of points on photographs, each [...] in [0, 1].
+    """Returns red, green and blue of points on photographs, each [...] in [0, 1].
 
     Beyond its edges a photograph goes on as its mirror image.
 
     Args:
         xp: numpy or jax.numpy.
-        photographs: of `pyramids`, [P, ..., 3].
+        photographs: result of `pyramids`, [P, ..., 3].
         number: integer [...], which photograph.
         x: [...] from left to right; the photograph is 1 wide.
         y: [...] from above to below.

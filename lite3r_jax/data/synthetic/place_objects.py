@@ -1,4 +1,4 @@
-"""A room and what stands in it, drawn at random."""
+"""Random furnished rooms: the room, and the primitives that stand in it and hang on its walls."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ _GAP = 0.001  # things stand that much inside of what they stand on: no two face
 
 
 class WorldBuilder:
-    """Arrays of a world that are filled one primitive after the other."""
+    """Builder of a `World`, whose arrays are filled one primitive after the other."""
 
     def __init__(self, rng: Rng, families: Sequence[str], size: float):
         self.rng, self.families, self.size = rng, families, size
@@ -35,18 +35,18 @@ class WorldBuilder:
         self.plain = pack(self.material())  # of what is not there: numbers that divide
 
     def material(self):
-        """A material of any of the families."""
+        """Draws a material of any of the builder's families."""
         return draw_material(self.rng, self.rng.choice(self.families), self.size)
 
     def place(self, index: int, center, half, rotation=None) -> None:
-        """Put the primitive of this number somewhere."""
+        """Places the primitive with number `index`, and draws its material."""
         rotation = np.eye(3) if rotation is None else rotation
         self.half[index], self.active[index] = half, True
         self.affine[index] = affine_of(np.asarray(center), np.asarray(half), rotation)
         self.materials[index] = pack(self.material())
 
     def add(self, kind: range, center, half, rotation=None) -> None:
-        """Put a free primitive of a kind somewhere, if there is one."""
+        """Places the next free primitive of a kind, or does nothing if none is left."""
         if self.free[kind]:  # a room that is full takes no more
             self.place(self.free[kind].pop(0), center, half, rotation)
 
@@ -54,10 +54,10 @@ class WorldBuilder:
 def place_objects(
     rng: Rng, families: Sequence[str], *, open_top: bool, scale: float | None
 ) -> World:
-    """A room with furniture around its middle, along its walls and on them.
+    """Draws a room with furniture around its middle, along its walls and on them.
 
     Args:
-        rng: where numbers come from.
+        rng: source of random numbers.
         families: of textures.
         open_top: whether the ceiling is left out.
         scale: of the world; None: such that the room is 0.1 to 100 units wide.
@@ -72,7 +72,7 @@ def place_objects(
 
 
 def place_on_table(rng: Rng, families: Sequence[str], *, scale: float) -> World:
-    """A table with things on it in the middle of a wide room, for cameras all around.
+    """Draws a table with things on it in the middle of a wide room, for cameras all around.
 
     Nothing but the walls is farther than 1.3 from the axis of the room.
     """
@@ -88,12 +88,12 @@ def place_on_table(rng: Rng, families: Sequence[str], *, scale: float) -> World:
 
 
 def finish(builder: WorldBuilder, *, scale: float, void: bool = False) -> World:
-    """The world of a builder, with light drawn at random.
+    """Returns the world that a builder has filled, with light drawn at random.
 
     Args:
-        builder: whose primitives are placed.
+        builder: the builder, with all primitives placed.
         scale: units of the sample per unit of the world.
-        void: whether no wall is there.
+        void: whether there are no walls, floor and ceiling.
     """
     return _world(builder, False, scale, scale, void)
 
@@ -124,7 +124,7 @@ def _world(
 
 
 def build_room(builder: WorldBuilder, half) -> None:
-    """Walls, floor and ceiling."""
+    """Places the room itself, with materials for its walls, floor and ceiling."""
     builder.place(ROOM, (0, 0, 0), half)
     walls, floor, ceiling = builder.material(), builder.material(), builder.material()
     papers = [walls, walls if builder.rng.chance(0.5) else builder.material()]
@@ -134,7 +134,7 @@ def build_room(builder: WorldBuilder, half) -> None:
 
 
 def along_walls(builder: WorldBuilder, room) -> None:
-    """Cupboards, pillars and pictures with their backs to the walls."""
+    """Places cupboards, pillars and pictures with their backs to the walls."""
     rng, (_, high, _) = builder.rng, room
     for _ in range(rng.between(0, 3)):  # cupboards and pillars
         tall = high if rng.chance(0.3) else rng.uniform(0.25, 0.85) * high
@@ -148,7 +148,7 @@ def along_walls(builder: WorldBuilder, room) -> None:
 
 
 def _at_wall(rng: Rng, room, half, y: float) -> tuple[np.ndarray, np.ndarray]:
-    """(center, rotation) of a thing with its back to one of the four walls."""
+    """Draws (center, rotation) of a thing with its back to one of the four walls."""
     wall = rng.below(4)
     along, across = (room[0], room[2]) if wall % 2 == 0 else (room[2], room[0])
     slide = rng.uniform(-1, 1) * max(along - half[0], 0)
@@ -192,7 +192,7 @@ def _table(builder: WorldBuilder, reach: float, floor: float, size: float) -> No
 
 
 def _stand(builder: WorldBuilder, radius: float, floor: float, size: float) -> None:
-    """A thing on the floor or a pile of two; few lean or float."""
+    """Puts a thing, or a pile of two, on the floor at a given radius; few lean or float."""
     kind = builder.rng.choice((BOXES, BOXES, ELLIPSOIDS, CYLINDERS))
     stand(builder, _polar(builder.rng, radius), floor, size, kind)
 
@@ -200,7 +200,7 @@ def _stand(builder: WorldBuilder, radius: float, floor: float, size: float) -> N
 def stand(
     builder: WorldBuilder, center: np.ndarray, floor: float, size: float, kind: range | None = None
 ) -> None:
-    """Put a thing, or a pile of two, on the floor below a point; few lean or float.
+    """Puts a thing, or a pile of two, on the floor below a point; few lean or float.
 
     Args:
         builder: of the world.

@@ -1,4 +1,4 @@
-"""Rays against a world, in NumPy or in JAX.
+"""Intersects rays with the primitives of a synthetic world, in NumPy or in JAX.
 
 Every primitive is a unit one behind an affine map: a box is the cube [-1, 1]^3, an ellipsoid the
 unit ball, a cylinder the unit disc times [-1, 1] along y. A map keeps the parameter t of a ray
@@ -17,7 +17,7 @@ _TINY = 1e-12  # in place of a direction that is parallel to a plane
 
 
 def to_unit(affine: Array, o: Array, d: Array) -> tuple[Array, Array]:
-    """Origins and directions in the unit space of one primitive.
+    """Transforms origins and directions of rays to the unit space of one primitive.
 
     Args:
         affine: [3, 4].
@@ -30,7 +30,7 @@ def to_unit(affine: Array, o: Array, d: Array) -> tuple[Array, Array]:
 
 
 def cut_box(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
-    """(t where the ray enters, t where it leaves) the cube; entering is later if it misses."""
+    """Returns t where rays o + t d enter and leave the cube; the entry is later if a ray misses."""
     near, far = -xp.inf, xp.inf
     for origin, direction in zip(o, d, strict=True):
         low, high = _slab(xp, origin, direction)
@@ -39,23 +39,23 @@ def cut_box(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
 
 
 def cut_ellipsoid(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
-    """As `cut_box` for the ball."""
+    """Returns t where rays o + t d enter and leave the unit ball, as `cut_box` for the cube."""
     return _disc(xp, o, d)
 
 
 def cut_cylinder(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
-    """As `cut_box` for the cylinder."""
+    """Returns t where rays o + t d enter and leave the cylinder, as `cut_box` for the cube."""
     near, far = _disc(xp, [o[0], o[2]], [d[0], d[2]])
     low, high = _slab(xp, o[1], d[1])
     return xp.maximum(near, low), xp.minimum(far, high)
 
 
 CUTS = ((BOXES, cut_box), (ELLIPSOIDS, cut_ellipsoid), (CYLINDERS, cut_cylinder))
-"""Which primitives are of which kind, and how rays cut these."""
+"""Range of the primitives of each kind, and the function that intersects rays with them."""
 
 
 def cut_room(xp: ModuleType, half: Array, open_top: Array, o: Array, d: Array) -> Array:
-    """t where rays from inside reach a wall, floor or ceiling; infinite where that is the sky.
+    """Returns t where rays o + t d from inside reach a wall, floor or ceiling; infinite for sky.
 
     Args:
         xp: numpy or jax.numpy.
@@ -72,7 +72,7 @@ def cut_room(xp: ModuleType, half: Array, open_top: Array, o: Array, d: Array) -
 def nearer(
     xp: ModuleType, cut: tuple[Array, Array], active: Array, number: Array, end: Array, hit: Array
 ) -> tuple[Array, Array]:
-    """(t, primitive) of the first hit so far, after one more primitive was cut."""
+    """Updates (t, primitive) of the first hit so far with the cut of one more primitive."""
     near, far = cut
     closer = active & (near < far) & (near > 0) & (near < end)
     return xp.where(closer, near, end), xp.where(closer, number, hit)
@@ -85,7 +85,7 @@ def _slab(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
 
 
 def _disc(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
-    """The unit circle or ball, from the point of the ray that is nearest to its center.
+    """Intersects rays with the unit circle or ball, from the point nearest to its center.
 
     This form loses no digits for small primitives far away, as b^2 - 4ac would in float32.
     """
@@ -98,7 +98,7 @@ def _disc(xp: ModuleType, o: Array, d: Array) -> tuple[Array, Array]:
 
 
 class Surface(NamedTuple):
-    """Where rays end.
+    """Face, normal and texture coordinates of the points at which rays end.
 
     Attributes:
         face: int32 [...], 0 to 5: the side of a box (2 * axis + whether it is the positive one) or
@@ -115,7 +115,7 @@ class Surface(NamedTuple):
 
 
 def surface(xp: ModuleType, affine: Array, half: Array, primitive: Array, point: Array) -> Surface:
-    """What is at points on primitives.
+    """Computes face, normal and texture coordinates of points on primitives.
 
     Args:
         xp: numpy or jax.numpy.

@@ -1,4 +1,4 @@
-"""Pictures and depth of many views at once, in JAX: for training data that is made on the fly.
+"""Renders images and depth of many views at once in JAX, for training data made on the fly.
 
 Compiled once for each size. Equal to `oracle.render` within float32, except where a ray passes an
 edge closely.
@@ -22,14 +22,14 @@ _NAMES = [field.name for field in fields(World)]
 jax.tree_util.register_dataclass(World, data_fields=_NAMES, meta_fields=[])
 
 STRIP_PIXELS = 1 << 14
-"""About as many pixels are drawn at once: what of them is in the making fits into caches."""
+"""About how many pixels are drawn at once, so that intermediate values fit into caches."""
 
 
 Array = jax.Array | np.ndarray
 
 
 class Lens(NamedTuple):
-    """Cameras as arrays, the leading axes are the same for all.
+    """Cameras as float32 arrays that have the same leading axes.
 
     Attributes:
         rotation: float32 [..., 3, 3], world to camera.
@@ -47,7 +47,7 @@ class Lens(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What cameras see.
+    """Rendered images, depth and normals of many views.
 
     Attributes:
         images: uint8 [..., H, W, 3].
@@ -61,7 +61,7 @@ class Pictures(NamedTuple):
 
 
 def lens_of(cameras: Cameras) -> Lens:
-    """All cameras of a scene: NumPy arrays [V, ...]. For `render` they are stacked, [B, V, ...]."""
+    """Returns all cameras of a scene as NumPy arrays [V, ...]; `render` takes stacks of these."""
     k = cameras.intrinsics
     focal, middle = np.stack([k[:, 0, 0], k[:, 1, 1]], -1), k[:, :2, 2]
     every = (cameras.rotation, cameras.center, focal, middle, cameras.exposure)
@@ -69,7 +69,7 @@ def lens_of(cameras: Cameras) -> Lens:
 
 
 def stack(worlds: Sequence[World]) -> World:
-    """Worlds for `render`: arrays [B, ...] of 32-bit numbers; all have photographs or none."""
+    """Stacks worlds for `render` to 32-bit arrays [B, ...]; all have photographs or none has."""
 
     def of_32_bits(*parts: np.ndarray) -> np.ndarray:
         stacked = np.stack(parts)
@@ -88,14 +88,14 @@ def render(
     chunk: int = 1,
     strip_pixels: int = STRIP_PIXELS,
 ) -> Pictures:
-    """Pictures of B worlds with V cameras each: [B, V, ...].
+    """Renders images, depth and normals of B worlds with V cameras each: [B, V, ...].
 
     Pictures are drawn in strips of rows, so that memory does not grow with their number beyond the
     result. Numbers of worlds and cameras are shapes: each pair of them compiles once.
 
     Args:
-        worlds: of `stack`: arrays [B, ...].
-        lens: [B, V, ...].
+        worlds: result of `stack`: arrays [B, ...].
+        lens: cameras, stacked from those of `lens_of` to [B, V, ...].
         size: (height, width).
         samples: color is the mean of samples x samples rays a pixel; depth and normals are those
             of the middle of the pixel.
@@ -123,7 +123,7 @@ def render(
 
 
 def _strip(world: World, lens: Lens, first: jax.Array, size: tuple[int, int], samples: int):
-    """(three channels, depth, three components of the normal) of some rows."""
+    """Renders some rows: three channels, depth, and three components of the normal."""
     v, u = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in size), indexing="ij")
     v = v + first
     rgb, depth, normals = _trace(world, lens, u, v, samples)

@@ -1,4 +1,4 @@
-"""One seed to one scene: a world and cameras that see enough of it."""
+"""Makes the synthetic scene of a seed: a world, and cameras that see enough of it."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ from lite3r_jax.data.synthetic.splits import RECIPES, Recipe, split_of
 from lite3r_jax.data.synthetic.world import ROOM, World
 
 PROBE = (9, 12)
-"""Rows and columns of the rays by which views are judged and compared."""
+"""Rows and columns of the grid of rays by which views are judged and compared."""
 TABLE_SCALE = 260.0
-"""Millimetres per unit of the world: cameras are 600 mm from the table, as in DTU."""
+"""Millimeters per unit of the world: cameras are 600 mm from the table, as in DTU."""
 _NEAREST, _NEAR = 0.35, 0.8  # no ray may end before the first, few before the second
 _NEAR_SHARE, _WALL_SHARE = 0.2, 0.8  # at most, of the rays of each view
 _THINGS, _THINGS_SHARE = 3, 0.15  # at least: how many, and of the rays of all views together
@@ -26,14 +26,14 @@ _PATHS_A_ROOM, _ROOMS = 4, 250
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A world and V cameras in it."""
+    """A synthetic world and V cameras in it."""
 
     world: World
     cameras: Cameras
 
     @functools.cached_property
     def overlap(self) -> np.ndarray:
-        """Share of what the row's view sees that the column's sees as well: float64 [V, V].
+        """Overlap, float64 [V, V]: share of what the row's view sees that the column's sees too.
 
         It is counted on a coarse grid of rays, but for these it is exact.
         """
@@ -46,10 +46,10 @@ class Scene:
 
 @functools.lru_cache(maxsize=64)  # a scene is asked for once for each of its frames
 def make_scene(seed: int, frames: int) -> Scene:
-    """The scene of a seed: the same on every machine, up to rounding.
+    """Makes the scene of a seed, the same on every machine up to rounding.
 
-    Rooms and paths are drawn until the cameras stand free, and each sees enough of what the next
-    one sees.
+    Rooms and paths are drawn until the cameras stand free, and each sees enough of what the one
+    before it sees.
 
     Args:
         seed: of one of the splits; it decides what the scene is like.
@@ -86,7 +86,7 @@ def _layout(rng: Rng, recipe: Recipe) -> World:
 
 
 def make_table(seed: int, cameras: Cameras) -> Scene:
-    """A table with things on it, for the textures of the seed's split and cameras around it.
+    """Makes the scene of a table with things on it, with the textures of the seed's split.
 
     Args:
         seed: of one of the splits.
@@ -101,7 +101,7 @@ def make_table(seed: int, cameras: Cameras) -> Scene:
 
 
 def _suits(world: World, cameras: Cameras, recipe: Recipe) -> bool:
-    """Whether cameras stand free, see things and not just a wall, and what the next one sees."""
+    """Returns whether cameras stand free, see things and not just a wall, and overlap enough."""
     if _inside(world, cameras.center).any():
         return False
     probed = oracle.probe(world, cameras, PROBE)
@@ -123,7 +123,7 @@ def _suits(world: World, cameras: Cameras, recipe: Recipe) -> bool:
 
 
 def _overlaps(world: World, cameras: Cameras, probed: oracle.Probe, recipe: Recipe) -> bool:
-    """Whether each view sees enough of what the next one sees."""
+    """Returns whether enough of what each view sees is seen by the next view as well."""
     return all(
         oracle.shared(world, cameras, probed, view, [view - 1])[0] >= recipe.overlap
         for view in range(1, len(probed.t))
@@ -131,7 +131,7 @@ def _overlaps(world: World, cameras: Cameras, probed: oracle.Probe, recipe: Reci
 
 
 def _inside(world: World, center: np.ndarray) -> np.ndarray:
-    """Whether points [V, 3] are in a thing or near it, for each: bool [V]."""
+    """Returns bool [V], whether each of the points [V, 3] is in a thing or near one."""
     things = np.flatnonzero(world.active)[1:]
     affine = world.affine[things]
     unit = np.einsum("pij,vj->vpi", affine[..., :3], center) + affine[..., 3]

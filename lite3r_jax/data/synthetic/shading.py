@@ -1,4 +1,4 @@
-"""The color of points in a room, in NumPy or in JAX.
+"""Shading of points in a synthetic room, in NumPy or in JAX.
 
 One lamp with Lambert's law, ambient light that comes more from above, and corners that get less of
 it. None of this depends on the view; a highlight on some surfaces and the exposure do.
@@ -17,7 +17,7 @@ Array = Any  # of the module xp
 _CORNER, _CORNER_REACH = 0.35, 0.3  # how much darker corners are, and how far that reaches
 _GLOSS = 24  # exponent of highlights
 WHITE = 1.2
-"""Brighter samples of a pixel count as this much in their mean."""
+"""Limit of the samples of a pixel: brighter ones count as this much in their mean."""
 
 
 def color(
@@ -30,12 +30,12 @@ def color(
     direction: Array,
     width: Array,
 ) -> list[Array]:
-    """Red, green and blue of points, before exposure.
+    """Computes red, green and blue of points on surfaces, before exposure.
 
     Args:
         xp: numpy or jax.numpy.
-        world: what they are in.
-        place: where on their primitive they are.
+        world: the world that the points are in.
+        place: result of `raycast.surface` for the points.
         materials: [COLUMNS, ...] of the face of each point.
         seeds: uint32 [...], likewise.
         point: [3, ...] in the world.
@@ -69,7 +69,7 @@ def color(
 
 
 def sky(xp: ModuleType, world: World, direction: Array) -> list[Array]:
-    """Red, green and blue where rays leave through the open top, with some clouds."""
+    """Computes red, green and blue of the sky, with some clouds, where rays leave the room."""
     length = xp.sqrt(sum(x * x for x in direction))
     up = xp.clip(-direction[1] / length, 0.05, 1)
     cloud = xp.zeros_like(up)
@@ -85,6 +85,6 @@ def sky(xp: ModuleType, world: World, direction: Array) -> list[Array]:
 
 
 def expose(xp: ModuleType, rgb: list[Array], exposure: Array) -> list[Array]:
-    """Red, green and blue with eight bits: uint8, each [...]."""
+    """Applies exposure and rounds red, green and blue to eight bits: uint8, each [...]."""
     levels = [xp.clip(rgb[i] * exposure[i], 0, 1) * 255 + 0.5 for i in range(3)]
     return [level.astype(xp.uint8) for level in levels]

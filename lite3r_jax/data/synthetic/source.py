@@ -1,4 +1,4 @@
-"""The generated world as a source of samples, made when they are asked for."""
+"""Source of the synthetic dataset, whose samples are made on demand."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from lite3r_jax.errors import InputError
 
 
 class SyntheticScenes:
-    """Generated scenes; see `data.views.SceneSource`."""
+    """Source of the generated scenes of a split; implements `data.views.SceneSource`."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class SyntheticScenes:
         renderer: Renderer = "numpy",
         cache: bool = False,
     ):
-        """Name the scenes; nothing is made yet.
+        """Names the scenes of a split; they are made only on demand.
 
         Args:
             split: which seeds, and so what scenes are like.
@@ -60,10 +60,10 @@ class SyntheticScenes:
         self._drawn: dict[tuple[str, int, tuple[int, int]], tuple[np.ndarray, np.ndarray]] = {}
 
     def seed(self, scene: str) -> int:
-        """The seed of one of `scenes`.
+        """Returns the seed of one of `scenes`, or of a scene that replaces one.
 
         Raises:
-            InputError: it is none of them.
+            InputError: it is none of these.
         """
         split, _, number = scene.rpartition("-")
         if split == self.split and len(number) == 9 and number.isdecimal():
@@ -75,7 +75,7 @@ class SyntheticScenes:
         )
 
     def renewed(self, scene: str, generation: int) -> str:
-        """See `data.views.RenewableSource`: as many seeds further on for every generation.
+        """Implements `RenewableSource.renewed`: each generation is `len(scenes)` seeds further on.
 
         Raises:
             InputError: the split has not so many scenes.
@@ -91,7 +91,7 @@ class SyntheticScenes:
         return f"{split}-{int(number) + generation * count:09d}"
 
     def _forget(self, before: int) -> None:
-        """Drop what is kept of scenes of earlier generations than this one."""
+        """Drops cached scenes and frames of generations before the generation `before`."""
         first = self._first - seeds_of(self.split).start + before * len(self.scenes)
         old = {scene for scene in self._scenes or () if int(scene.rpartition("-")[2]) < first}
         if self._scenes is not None:
@@ -99,12 +99,12 @@ class SyntheticScenes:
             self._drawn = {k: v for k, v in self._drawn.items() if k[0] not in old}
 
     def frames(self, scene: str) -> tuple[int, ...]:
-        """Numbers of the frames: 0 and up."""
+        """Returns the numbers of a scene's frames, from 0."""
         self.seed(scene)
         return tuple(range(self._count))
 
     def scene(self, scene: str) -> Scene:
-        """World, cameras and overlap, for ground truth beyond depth (see `oracle`)."""
+        """Returns world, cameras and overlap, for ground truth beyond depth (see `oracle`)."""
         if self._scenes is None:
             return make_scene(self.seed(scene), self._count)
         if scene not in self._scenes:
@@ -112,14 +112,17 @@ class SyntheticScenes:
         return self._scenes[scene]
 
     def pairs(self, scene: str) -> dict[int, dict[int, float]]:
-        """Share of what two views see that both see, the smaller of both ways, from rays."""
+        """Returns the overlap scores of a scene's frames, counted by rays.
+
+        A score is the share of what one view sees that both see, the smaller of both ways.
+        """
         shared = self.scene(scene).overlap
         shared = np.minimum(shared, shared.T)
         frames = range(self._count)
         return {a: {b: float(shared[a, b]) for b in frames if b != a} for a in frames}
 
     def read_frame(self, scene: str, frame: int) -> Frame:
-        """One frame at the size that its scene was planned for."""
+        """Renders one frame at the full image size of its scene."""
         from PIL import Image
 
         sample = self.read(scene, (frame,), self.scene(scene).cameras.size)
@@ -133,10 +136,10 @@ class SyntheticScenes:
         )
 
     def read(self, scene: str, frames: Sequence[int], size: tuple[int, int]) -> Sample:
-        """Frames of a scene, drawn at (height, width), cut from the middle of what is planned.
+        """Renders frames of a scene at (height, width), cropped from the center of the full size.
 
         Raises:
-            InputError: a scene or frame that is none, or a size that is none.
+            InputError: no such scene or frame, or a size below 1.
         """
         if min(size) < 1:
             raise InputError(f"size: expected height and width of 1 or more, got {size}")
@@ -161,7 +164,7 @@ class SyntheticScenes:
     def _draw(
         self, scene: str, whole: Scene, frames: Sequence[int], size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and depth as `draw` gives them."""
+        """Returns images and depth as `draw` does, from the cache where there is one."""
         how = {"samples": self.samples, "renderer": self.renderer}
         if self._scenes is None:
             return draw(whole.world, cut(whole.cameras, frames, size), **how)

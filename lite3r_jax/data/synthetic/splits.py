@@ -1,4 +1,7 @@
-"""Which seeds are for what, and what a split draws from them. Frozen: seeds name data for ever."""
+"""Frozen splits of the synthetic dataset: their seeds and the recipes of their scenes.
+
+Nothing here may change, since a seed names the same data for ever.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,12 +19,12 @@ CameraPath = Literal["orbit", "walk", "look_around", "sphere", "along"]
 Layout = Literal["room", "floating", "corridor"]
 
 SEEDS = 1_000_000_000
-"""How many seeds a split has: those of split number n are n * SEEDS to (n + 1) * SEEDS - 1."""
+"""Number of seeds of a split; split number n has those from n * SEEDS to (n + 1) * SEEDS - 1."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the scenes of a split are like.
+    """Recipe of a split's scenes: layout, textures, paths of cameras, overlap and sky.
 
     Attributes:
         families: of textures, see `materials`.
@@ -72,7 +75,7 @@ RECIPES: dict[Split, Recipe] = {
 
 
 def seeds_of(split: Split) -> range:
-    """All seeds of a split.
+    """Returns all seeds of a split as a range.
 
     Raises:
         InputError: there is no such split.
@@ -84,10 +87,10 @@ def seeds_of(split: Split) -> range:
 
 
 def split_of(seed: int) -> Split:
-    """The split that a seed belongs to.
+    """Returns the split that a seed belongs to.
 
     Raises:
-        InputError: none.
+        InputError: the seed belongs to none.
     """
     names = get_args(Split)
     if not 0 <= seed < len(names) * SEEDS:

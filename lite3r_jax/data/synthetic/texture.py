@@ -25,7 +25,7 @@ GLYPH = (5, 6)  # dots of a glyph: columns, rows; those at the edge are empty
 
 
 class Material(NamedTuple):
-    """What a surface looks like. Each field is one array [...], colors are three.
+    """Parameters of a surface's texture; each is an array [...], each color three of them.
 
     Lengths are in the unit of the world, frequencies in cells a unit.
 
@@ -91,20 +91,20 @@ COLUMNS = 3 * _COLORS + len(Material._fields) - _COLORS
 
 
 def pack(material: Material) -> np.ndarray:
-    """A look of plain numbers as a row: float64 [COLUMNS]."""
+    """Packs a material of plain numbers into a row: float64 [COLUMNS]."""
     return np.array(
         [*material.dark, *material.bright, *material.accent, *material[_COLORS:]], np.float64
     )
 
 
 def unpack(rows: Array) -> Material:
-    """The look of each point, of `pack`ed rows [COLUMNS, ...]."""
+    """Returns the material of each point from `pack`ed rows [COLUMNS, ...]."""
     colors = [[rows[3 * i + c] for c in range(3)] for i in range(_COLORS)]
     return Material(*colors, *(rows[i] for i in range(3 * _COLORS, COLUMNS)))
 
 
 def hashed(xp: ModuleType, i: Array, j: Array, seed: Array) -> Array:
-    """32 random bits of each lattice point: uint32 of integers stored as floats.
+    """Hashes lattice points, integers stored as floats, to 32 random bits each: uint32.
 
     The finalizer is lowbias32 (nullprogram.com/blog/2018/07/31).
     """
@@ -116,12 +116,12 @@ def hashed(xp: ModuleType, i: Array, j: Array, seed: Array) -> Array:
 
 
 def _share(h: Array, dtype: Any, shift: int = 0) -> Array:
-    """Eight bits of a hash as a number in [0, 1]."""
+    """Returns eight bits of a hash as a number in [0, 1]."""
     return ((h >> np.uint32(shift)) & np.uint32(255)).astype(dtype) * (1 / 255)
 
 
 def value_noise(xp: ModuleType, x: Array, y: Array, seed: Array) -> Array:
-    """Random values in [0, 1) at lattice points, between them a smooth step of each coordinate."""
+    """Computes value noise in [0, 1): random at lattice points, between them smoothstep."""
     i, j = xp.floor(x), xp.floor(y)
     a, b = x - i, y - j
     a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)
@@ -144,7 +144,7 @@ def albedo(
     width: Array,
     photos: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Red, green and blue of points, each [...] in [0, 1].
+    """Computes red, green and blue of points on a texture, each [...] in [0, 1].
 
     Args:
         xp: numpy or jax.numpy.
@@ -180,7 +180,7 @@ def albedo(
 
 
 def _fade(xp: ModuleType, cells: Array) -> Array:
-    """How much of a pattern with so many cells a pixel is left: 1 up to 1/3, 0 from 1."""
+    """Returns the weight of a pattern with `cells` cells a pixel: 1 up to 1/3, 0 from 1."""
     return xp.clip(1.5 - 1.5 * cells, 0, 1)
 
 
@@ -205,7 +205,7 @@ def _noise(
 def _lattice(
     xp: ModuleType, material: Material, seed: Array, a: Array, b: Array, width: Array
 ) -> tuple[Array, list[Array], Array]:
-    """(+1 and -1 in turn, tint of three channels in [-1, 1], mortar in [0, 1])."""
+    """Returns check (+1 and -1 in turn), tint of three channels in [-1, 1], mortar in [0, 1]."""
     x, y = a / material.cell_u, b / material.cell_v
     y = y + material.zigzag * xp.abs(2 * (x - xp.floor(x)) - 1)
     row = xp.floor(y)
@@ -234,7 +234,7 @@ def _lattice(
 def _marks(
     xp: ModuleType, material: Material, seed: Array, a: Array, b: Array, width: Array
 ) -> tuple[Array, list[Array]]:
-    """(opacity in [0, 1], color of three channels)."""
+    """Returns the opacity in [0, 1] and the color of three channels of the marks."""
     x, y = a / material.mark_cell, b / material.mark_cell
     i, j = xp.floor(x), xp.floor(y)
     h = hashed(xp, i, j, seed ^ np.uint32(0x63D83595))
@@ -263,7 +263,7 @@ def _marks(
 
 
 def _glyph(xp: ModuleType, x: Array, y: Array, h: Array, soft: Array) -> Array:
-    """Dots of a small bitmap whose bits are those of a hash; x and y go from -1 to 1."""
+    """Draws dots of a bitmap whose bits are those of a hash; x and y go from -1 to 1."""
     columns, rows = GLYPH
     x, y, soft = 0.5 * (x + 1) * columns - 0.5, 0.5 * (y + 1) * rows - 0.5, soft * (0.5 * rows)
     i, j = xp.floor(x), xp.floor(y)

@@ -1,4 +1,4 @@
-"""What a room is made of: primitives, looks and light, as arrays of one fixed size.
+"""A synthetic world as arrays of fixed size: its primitives, materials and light.
 
 Axes are those of a camera that stands upright: x right, y down, z forward. The middle of the room
 is the origin, its walls stand at `half[0]`. Lengths are about meters; `scale` says how many units
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 ROOM = 0
-"""The primitive that is the room."""
+"""Number of the primitive that is the room."""
 BOXES = range(1, 15)
 ELLIPSOIDS = range(15, 20)
 CYLINDERS = range(20, 25)
@@ -20,7 +20,7 @@ FACES = 6
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A room with what is in it. The counts are fixed: what is not active is not there.
+    """A room with what is in it, as a fixed number of primitives; inactive ones do not exist.
 
     Attributes:
         affine: float64 [PRIMITIVES, 3, 4], from the world to the unit space of each primitive.
@@ -54,7 +54,7 @@ class World:
 
 
 def affine_of(center: np.ndarray, half: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """From the world to the unit space: [3, 4].
+    """Returns the affine map [3, 4] from the world to the unit space of a primitive.
 
     Args:
         center: [3] in the world.
