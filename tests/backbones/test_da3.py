@@ -193,12 +193,12 @@ def test_blocks_run_in_the_order_of_their_upstream_numbers():
     model = DA3(ODD, heads=("camera",), rngs=nnx.Rngs(1))
     images = np.random.default_rng(0).random((1, 2, 28, 42, 3), dtype=np.float32)
     taps = ("trunk/tokens", "camera/tokens")
-    found = model(images, reference="first", taps=taps)[1]
+    tapped = model(images, reference="first", taps=taps)[1]
     names, trunk = name_map(ODD), model.trunk
     frame, scene = TokenLayout(1, 1, (2, 3), "frame"), TokenLayout(2, 1, (2, 3), "global")
     ropes = [rope_table(view_positions(frame, spatial=spatial), 16) for spatial in (True, False)]
     core = Dense().build(heads=2, head_dim=16, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = found["trunk/tokens"]
+    x = tapped["trunk/tokens"]
     local, want = x, []
     for i in range(ODD.depth):
         (pair,) = names.to_here(f"model.backbone.pretrained.blocks.{i}.norm1.bias")
@@ -214,7 +214,7 @@ def test_blocks_run_in_the_order_of_their_upstream_numbers():
             local = x
         if i in ODD.out_layers:
             want.append(jnp.concatenate([local, x], -1)[:, :, 0])
-    np.testing.assert_allclose(found["camera/tokens"], jnp.stack(want, 2), atol=2e-5)
+    np.testing.assert_allclose(tapped["camera/tokens"], jnp.stack(want, 2), atol=2e-5)
 
 
 @pytest.mark.slow

@@ -154,13 +154,13 @@ def test_other_references_agree_with_upstream(golden_da3, parity, tiny_da3, stra
     p, taps = tiny_da3(images, reference=strategy, rays=True, taps=("trunk/reference",))
     group = f"da3/model_strategy_{strategy}"
     parity(group, "ref_b_idx", taps["trunk/reference"], g["ref_b_idx"], 0)
-    found = {
+    outputs = {
         "depth_sub": p.depth[..., ::4, ::4, 0],
         "ray_sub": p.rays[:, :, ::4, ::4],
         "extrinsics": p.extrinsics,
         "intrinsics": p.intrinsics,
     }
-    for key, got in found.items():
+    for key, got in outputs.items():
         parity(group, key, got, g[key], GATE, relative=True)
 
 
@@ -183,12 +183,12 @@ def test_reference_selection_agrees_with_upstream(golden_da3, parity, views):
             parity("da3/mod_refview", key, scores[ours], g[key], gate)
         unit = x[:, :, 0] / np.linalg.norm(x[:, :, 0], axis=-1, keepdims=True)
         cosine = unit @ unit.swapaxes(1, 2) - np.eye(views)
-        found = {
+        similarity = {
             "range": range_of(classes),
             "min": cosine.min(-1),
             "max": cosine.max(-1),
         }
-        for key, got in found.items():
+        for key, got in similarity.items():
             key = f"{here}_saddle_sim_range_sim_{key}"
             parity("da3/mod_refview", key, got, g[key], 2e-6)
     order = reference_first(jnp.asarray(g[f"{here}_order_b_idx"]), views)
@@ -271,16 +271,16 @@ def test_dense_head_agrees_with_upstream(golden_da3, parity, tiny_da3):
         return depth, ray, first | second, aux
 
     depth, ray, main, aux = both([g[f"in_feat{i}"][0] for i in range(4)])
-    found = {"view0_logits_main": depth[:1], "view0_logits_aux": ray[:1]}
-    found["view0_output_conv1"] = main["out_conv1"][:1]
-    found["view0_output_conv1_aux3"] = aux["convs"][:1]
+    outputs = {"view0_logits_main": depth[:1], "view0_logits_aux": ray[:1]}
+    outputs["view0_output_conv1"] = main["out_conv1"][:1]
+    outputs["view0_output_conv1_aux3"] = aux["convs"][:1]
     for i in range(4):
-        found[f"view0_project{i}"] = main[f"project/{i}"][:1]
-        found[f"view0_resize{i}"] = main[f"resize/{i}"][:1]
-        found[f"view0_layer{i + 1}_rn"] = main[f"reassemble/{i}"][:1]
-        found[f"view0_refinenet{i + 1}"] = main[f"refine/{i}"][:1]
-        found[f"view0_refinenet{i + 1}_aux"] = aux[f"refine/{i}"][:1]
-    for key, got in found.items():
+        outputs[f"view0_project{i}"] = main[f"project/{i}"][:1]
+        outputs[f"view0_resize{i}"] = main[f"resize/{i}"][:1]
+        outputs[f"view0_layer{i + 1}_rn"] = main[f"reassemble/{i}"][:1]
+        outputs[f"view0_refinenet{i + 1}"] = main[f"refine/{i}"][:1]
+        outputs[f"view0_refinenet{i + 1}_aux"] = aux[f"refine/{i}"][:1]
+    for key, got in outputs.items():
         parity("da3/mod_dualdpt", key, np.moveaxis(got, -1, 1), g[key], GATE, relative=True)
     values, conf = activate(depth[None], "exp", "expp1")
     parity("da3/mod_dualdpt", "depth", values[..., 0], g["depth"], GATE, relative=True)
@@ -360,7 +360,7 @@ def test_cameras_from_rays_agree_with_upstream(golden_da3, parity):
     w2c, k = jax.jit(lambda *x: cameras_from_rays(*x, size, samples))(g["in_ray"], g["in_ray_conf"])
     poses = geometry.invert_se3(w2c)
     half = np.array([size[1] / 2, size[0] / 2])
-    found = {
+    cameras = {
         "extrinsics": w2c,
         "intrinsics": k,
         "R_c2w": poses[..., :3],
@@ -368,7 +368,7 @@ def test_cameras_from_rays_agree_with_upstream(golden_da3, parity):
         "focal": np.stack([k[..., 0, 0], k[..., 1, 1]], -1) / half,
         "pp": np.asarray(k)[..., :2, 2] / half,
     }
-    for key, got in found.items():
+    for key, got in cameras.items():
         parity("da3/mod_raypose", key, got, g[key], 1e-4, relative=True)
     pairs = [ql(jnp.asarray(a)) for a in g["in_ql_A"]]
     for key, index in (("ql_Q", 0), ("ql_L", 1)):

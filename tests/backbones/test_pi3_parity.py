@@ -99,27 +99,27 @@ def test_heads_agree_with_upstream(golden_pi3, parity, tiny_pi3):
 
     @jax.jit
     def parts(tokens):
-        found = {}
+        outputs = {}
         heads = {
             "point": tiny_pi3.depth_head.point.decoder,
             "conf": tiny_pi3.depth_head.conf.decoder,
             "camera": tiny_pi3.camera_head.decoder,
         }
         for name, decoder in heads.items():
-            found[f"{name}_projects"] = decoder.projects(tokens)
-            found[f"{name}_hidden"] = decoder.out(decoder.stream(tokens, LAYOUT, 3)[0])
+            outputs[f"{name}_projects"] = decoder.projects(tokens)
+            outputs[f"{name}_hidden"] = decoder.out(decoder.stream(tokens, LAYOUT, 3)[0])
         point = tiny_pi3.depth_head.point
         raw, _ = point(tokens, LAYOUT, 3)
-        found["point_raw"] = raw.reshape(g["point_raw"].shape)
+        outputs["point_raw"] = raw.reshape(g["point_raw"].shape)
         head = tiny_pi3.camera_head
         x, _ = head.decoder(tokens, LAYOUT, 3)
-        found["camera_res0"] = head.units[0](x)
-        found["camera_res1"] = head.units[1](found["camera_res0"])
-        found["camera_pool"] = found["camera_res1"].mean(1)
-        mlp = nnx.relu(head.fc2(nnx.relu(head.fc1(found["camera_pool"]))))
-        found["camera_mlp"] = mlp
-        found["camera_t"], found["camera_rot9"] = jnp.split(head.pose(x), [3], -1)
-        return found
+        outputs["camera_res0"] = head.units[0](x)
+        outputs["camera_res1"] = head.units[1](outputs["camera_res0"])
+        outputs["camera_pool"] = outputs["camera_res1"].mean(1)
+        mlp = nnx.relu(head.fc2(nnx.relu(head.fc1(outputs["camera_pool"]))))
+        outputs["camera_mlp"] = mlp
+        outputs["camera_t"], outputs["camera_rot9"] = jnp.split(head.pose(x), [3], -1)
+        return outputs
 
     gates = {"projects": 5e-7, "raw": 3e-5, "mlp": 5e-5, "t": 5e-5, "rot9": 5e-5}
     for key, got in parts(g["decoder_out"]).items():
@@ -163,8 +163,8 @@ def test_attention_agrees_with_upstream(golden_pi3, parity, tiny_pi3, prefix):
         q, k, v = block.attn.project(block.norm1(x), rope)
         return q, k, v, dense_attention(q, k, v)
 
-    found = attended(stream_of(golden_pi3("outputs")))
-    for name, got in zip("qkvo", found, strict=True):
+    tensors = attended(stream_of(golden_pi3("outputs")))
+    for name, got in zip("qkvo", tensors, strict=True):
         key = f"{prefix}_{name}"
         parity("pi3/attention_taps", key, got.swapaxes(1, 2), g[key], 5e-5)
 
@@ -177,9 +177,9 @@ def gradients(tiny_pi3, images):
     taps = ("depth/points", "depth/conf_logits", "camera/camera_to_world")
 
     def objective(params, images):
-        p, found = nnx.merge(graph, params)(images, world="model", points=True, taps=taps)
-        poses = found["camera/camera_to_world"]
-        squares = (found["depth/points"], p.world_points, found["depth/conf_logits"])
+        p, tapped = nnx.merge(graph, params)(images, world="model", points=True, taps=taps)
+        poses = tapped["camera/camera_to_world"]
+        squares = (tapped["depth/points"], p.world_points, tapped["depth/conf_logits"])
         total = sum(jnp.mean(x**2) for x in (*squares, poses[..., 3]))
         return total + jnp.mean(p.depth_conf) + jnp.mean(poses[..., :3] * weight)
 
@@ -210,7 +210,7 @@ def test_every_parameter_gradient_agrees_with_upstream(parity, gradients):
     errors = {"first": [], "last": [], "absmax": [], "l2": [], "sum": []}
     for name, want in wanted.items():
         got = upstream[name].astype(np.float64)
-        found = {
+        statistics = {
             "first": got.flat[0],
             "last": got.flat[-1],
             "absmax": np.abs(got).max(),
@@ -218,12 +218,12 @@ def test_every_parameter_gradient_agrees_with_upstream(parity, gradients):
             "sum": got.sum(),
         }
         scale = want["absmax"]
-        for key, value in found.items():
+        for key, value in statistics.items():
             size = {"l2": want["l2"], "sum": scale * np.sqrt(got.size)}.get(key, scale)
             errors[key].append(abs(value - want[key]) / size)
-    for key, found in errors.items():
-        name = f"{key} of {len(found)} parameters"
-        parity("pi3/param_grads", name, np.array(found), np.zeros(len(found)), 2e-4)
+    for key, relative in errors.items():
+        name = f"{key} of {len(relative)} parameters"
+        parity("pi3/param_grads", name, np.array(relative), np.zeros(len(relative)), 2e-4)
 
 
 def test_the_nearest_rotation_agrees_with_upstream(golden_pi3, parity):

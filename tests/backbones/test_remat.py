@@ -60,17 +60,17 @@ def test_the_whole_model_keeps_less_and_gives_the_same(tiny_dir, tiny_images):
         poses = (taps["camera/pose_enc"] ** 2).mean()
         return poses + (prediction.depth**2).mean() + jnp.log(prediction.depth_conf).mean()
 
-    found, memory = [], []
+    outcomes, memory = [], []
     for remat in (False, True):
         call = jax.jit(jax.value_and_grad(loss), static_argnums=2)
         compiled = call.lower(params, images, remat).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
-        found.append(compiled(params, images))
+        outcomes.append(compiled(params, images))
     assert memory[1] < memory[0] / 2
     # GELU has its forms with and without a gradient, which differ by rounding
-    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
-    for path, want in found[0][1].items():
+    np.testing.assert_allclose(outcomes[1][0], outcomes[0][0], rtol=1e-6)
+    for path, want in outcomes[0][1].items():
         scale = np.abs(want).max()
         np.testing.assert_allclose(
-            found[1][1][path], want, rtol=0, atol=1e-5 * scale + 1e-7, err_msg=path
+            outcomes[1][1][path], want, rtol=0, atol=1e-5 * scale + 1e-7, err_msg=path
         )

@@ -156,7 +156,7 @@ def test_every_parameter_gradient_agrees_with_upstream(golden_dir, parity, gradi
     for name, want in wanted.items():
         got = upstream[name].astype(np.float64)
         assert list(got.shape) == want["shape"], name
-        found = {
+        statistics = {
             "first": got.flat[0],
             "last": got.flat[-1],
             "absmax": np.abs(got).max(),
@@ -165,9 +165,9 @@ def test_every_parameter_gradient_agrees_with_upstream(golden_dir, parity, gradi
         }
         # Key biases without qk-norm have no influence: their gradients are rounding noise.
         scale = max(want["absmax"], 1e3 * want["noise_max_abs"])
-        for key, value in found.items():
+        for key, value in statistics.items():
             size = {"l2": max(want["l2"], scale), "sum": scale * np.sqrt(got.size)}.get(key, scale)
             errors[key].append(abs(value - want[key]) / size)
-    for key, found in errors.items():
-        name = f"{key} of {len(found)} parameters"
-        parity("param_grads", name, np.array(found), np.zeros(len(found)), 5e-3)
+    for key, relative in errors.items():
+        name = f"{key} of {len(relative)} parameters"
+        parity("param_grads", name, np.array(relative), np.zeros(len(relative)), 5e-3)

@@ -144,9 +144,9 @@ def test_box_says_where_the_photo_went(mode, width, height):
     ] = 1
     weight *= inside  # leaves out the white border of pad
     rows, columns = np.mgrid[0 : weight.shape[0], 0 : weight.shape[1]] + 0.5
-    found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+    centroid = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
     expected = [x1 + center[0] * (x2 - x1) / w, y1 + center[1] * (y2 - y1) / h]
-    np.testing.assert_allclose(found, expected, atol=0.25)
+    np.testing.assert_allclose(centroid, expected, atol=0.25)
 
 
 def test_crop_keeps_the_middle_rows():

@@ -107,9 +107,9 @@ def test_an_npz_of_ones_own_is_read(tmp_path):
     path = tmp_path / "cameras.npz"
     np.savez(path, extrinsics=poses[:, :3], intrinsics=k, names=["b.png", "a.png"])
     known = read_known_cameras(path).of(photos("a.png", "b.png"))
-    extrinsics, found = known.matrices(photos("a.png", "b.png"), np.array([[100, 75]] * 2))
+    extrinsics, intrinsics = known.matrices(photos("a.png", "b.png"), np.array([[100, 75]] * 2))
     np.testing.assert_array_equal(extrinsics, poses[::-1, :3])
-    np.testing.assert_array_equal(found, k)
+    np.testing.assert_array_equal(intrinsics, k)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,9 @@ def changed(which, index, value):
 )
 def test_matrices_that_are_no_camera_are_refused_by_name(which, index, value, message):
     given = changed(which, index, value)
-    found = refused(*given, names=["a.png", "b.png"], source="c.npz")
-    assert found.startswith("c.npz: camera b.png: ")
-    assert re.search(message, found)
+    error = refused(*given, names=["a.png", "b.png"], source="c.npz")
+    assert error.startswith("c.npz: camera b.png: ")
+    assert re.search(message, error)
 
 
 def test_transposed_poses_are_called_so():
@@ -329,5 +329,5 @@ def test_a_projected_point_stays_on_its_pixel(mode):
         u, v, _ = camera @ point
         y, x = np.mgrid[:height, :width]
         near = (np.hypot(x - u, y - v) < 12) * image[..., 0]
-        found = np.array([(near * x).sum(), (near * y).sum()]) / near.sum()
-        np.testing.assert_allclose(found, [u, v], atol=0.05)
+        centroid = np.array([(near * x).sum(), (near * y).sum()]) / near.sum()
+        np.testing.assert_allclose(centroid, [u, v], atol=0.05)

@@ -61,20 +61,20 @@ def test_photos_are_turned_upright_cut_in_the_middle_and_resized(tmp_path):
     for orientation in STORED:
         put(tmp_path / f"{orientation}.png", upright, orientation)
     source = find_photos(str(tmp_path), 2)
-    found = source.read(tmp_path.name, range(8), SIZE)
-    assert not source.left_out and found.frames == tuple(f"{o}.png" for o in STORED)
+    sample = source.read(tmp_path.name, range(8), SIZE)
+    assert not source.left_out and sample.frames == tuple(f"{o}.png" for o in STORED)
     # 80 x 60 has room for the shape 42 x 28 at 80 x 53 1/3
     box = (0, 10 / 3, 80, 60 - 10 / 3)
     wanted = Image.fromarray(upright).resize(SIZE[::-1], Image.Resampling.BICUBIC, box)
-    for image in found.images:
+    for image in sample.images:
         np.testing.assert_array_equal(image, np.asarray(wanted) / np.float32(255))
 
 
 def test_square_photos_are_what_the_command_gives_the_model(tmp_path):
     files = [put(tmp_path / f"{i}.jpg", pixels(i, 70, 70), 1 + 5 * i) for i in range(2)]
     source = find_photos(str(tmp_path), 2)
-    found = source.read(tmp_path.name, (1, 0), (42, 42))
-    np.testing.assert_array_equal(found.images, load_images(files[::-1], "crop", 42))
+    sample = source.read(tmp_path.name, (1, 0), (42, 42))
+    np.testing.assert_array_equal(sample.images, load_images(files[::-1], "crop", 42))
 
 
 def test_folders_are_scenes_in_natural_order_and_small_ones_are_left_out(tmp_path):
@@ -96,9 +96,9 @@ def test_a_video_is_a_scene_of_its_frames(tmp_path):
     writer.release()
     source = find_photos(str(tmp_path), 2, VideoOptions(stride=2))
     (scene,) = source.scenes
-    found = source.read(scene, source.frames(scene), SIZE)
-    assert found.frames == ("frame_000000.jpg", "frame_000002.jpg", "frame_000004.jpg")
-    np.testing.assert_allclose(found.images.mean((1, 2, 3)) * 255, [0, 80, 160], atol=3)
+    sample = source.read(scene, source.frames(scene), SIZE)
+    assert sample.frames == ("frame_000000.jpg", "frame_000002.jpg", "frame_000004.jpg")
+    np.testing.assert_allclose(sample.images.mean((1, 2, 3)) * 255, [0, 80, 160], atol=3)
 
 
 @pytest.mark.parametrize("make,message", [

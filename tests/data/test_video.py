@@ -137,8 +137,8 @@ def test_time_stamps_count_where_the_rate_varies(tmp_path, fps):
 def test_a_limit_spreads_the_frames_evenly(tmp_path, limit, indices):
     path = record(tmp_path / "clip.mp4")
     options = VideoOptions(stride=2, max_frames=limit)
-    found = [frame.index for frame in read_video(path, options)]
-    assert found == indices
+    actual = [frame.index for frame in read_video(path, options)]
+    assert actual == indices
     assert [frame.index for frame in read_video(path, VideoOptions(stride=2, max_frames=99))] == (
         list(range(0, 20, 2))
     )

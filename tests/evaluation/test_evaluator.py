@@ -23,14 +23,14 @@ def run(source, predict, **more):
 
 def test_the_truth_in_another_unit_is_perfect_and_the_baselines_are_not():
     source = Scenes()
-    found = run(source, oracle(source))
-    assert found["abs_rel"] < 1e-6 and found["rotation_deg"] < 1e-3 and found["chamfer"] < 1e-5
-    assert found["auc_3"] == found["published_auc_30"] == found["fscore_0.01"] == 1
-    assert found["ate"] < 1e-5 and found["direction_median_deg"] < 1e-3
-    assert found["constant_depth_abs_rel"] > 0.05
-    assert found["mean_pose_auc_30"] < 0.5 and found["mean_pose_rotation_median_deg"] > 10
-    assert found.summary["abs_rel"].scenes == 4 and not found.failures
-    assert all(len(record.pairs["rotation_deg"]) == 3 for record in found.records)
+    scores = run(source, oracle(source))
+    assert scores["abs_rel"] < 1e-6 and scores["rotation_deg"] < 1e-3 and scores["chamfer"] < 1e-5
+    assert scores["auc_3"] == scores["published_auc_30"] == scores["fscore_0.01"] == 1
+    assert scores["ate"] < 1e-5 and scores["direction_median_deg"] < 1e-3
+    assert scores["constant_depth_abs_rel"] > 0.05
+    assert scores["mean_pose_auc_30"] < 0.5 and scores["mean_pose_rotation_median_deg"] > 10
+    assert scores.summary["abs_rel"].scenes == 4 and not scores.failures
+    assert all(len(record.pairs["rotation_deg"]) == 3 for record in scores.records)
 
 
 def test_only_a_model_that_uses_the_other_views_suffers_from_wrong_ones():
@@ -49,46 +49,46 @@ def test_only_a_model_that_uses_the_other_views_suffers_from_wrong_ones():
 
 def test_failures_are_listed_with_their_reasons_and_means_are_of_the_others():
     source = Scenes(5, broken=(1,))
-    found = run(source, oracle(source, wrong=(3,)), batch=2)
-    assert [(r.scene, r.failure.partition(";")[0]) for r in found.failures] == [
+    scores = run(source, oracle(source, wrong=(3,)), batch=2)
+    assert [(r.scene, r.failure.partition(";")[0]) for r in scores.failures] == [
         ("scene1", "scene1: is damaged"),
         ("scene3", "depth: 141 of 141 predicted values are not finite"),
     ]
-    assert found.summary["abs_rel"].scenes == 3 and found["abs_rel"] < 1e-6
+    assert scores.summary["abs_rel"].scenes == 3 and scores["abs_rel"] < 1e-6
     # scene 0 would have had scene 1 for its wrong partner
-    reasons = found.summary["wrong_partner_abs_rel"].missing
+    reasons = scores.summary["wrong_partner_abs_rel"].missing
     assert reasons == {"the other scene cannot be read": 1}
 
 
 def test_what_is_not_there_is_not_available_with_its_reason():
     dark = Scenes(depth=False)
-    found = run(dark, oracle(dark))
-    assert found.summary["abs_rel"].missing == {"the dataset has no depth": 4}
-    assert found.summary["wrong_partner_ratio"].value is None
-    assert found["auc_3"] == 1
+    scores = run(dark, oracle(dark))
+    assert scores.summary["abs_rel"].missing == {"the dataset has no depth": 4}
+    assert scores.summary["wrong_partner_ratio"].value is None
+    assert scores["auc_3"] == 1
     farthest = [np.linalg.norm(np.reshape(r.cameras, (-1, 3, 4))[..., 3], axis=-1).max()
-                for r in found.records]  # fmt: skip
+                for r in scores.records]  # fmt: skip
     np.testing.assert_allclose(farthest, 1, rtol=1e-6)
     blind = Scenes()
-    found = run(blind, oracle(blind, cameras=False), options=ScoreOptions(compat="lite3r"))
-    assert found.summary["auc_5"].missing == {"the model has no camera head": 4}
-    assert found.summary["chamfer"].value is found.summary["lite3r_chamfer"].value is None
-    assert found["abs_rel"] < 1e-6
+    scores = run(blind, oracle(blind, cameras=False), options=ScoreOptions(compat="lite3r"))
+    assert scores.summary["auc_5"].missing == {"the model has no camera head": 4}
+    assert scores.summary["chamfer"].value is scores.summary["lite3r_chamfer"].value is None
+    assert scores["abs_rel"] < 1e-6
     with pytest.raises(KeyError, match="auc_5: the model has no camera head"):
-        found["auc_5"]
+        scores["auc_5"]
     single = Scenes(1)
-    found = run(single, oracle(single))
-    assert found.summary["wrong_partner_ratio"].missing == {"there is no other scene": 1}
-    assert found.summary["mean_pose_auc_5"].value is None
+    scores = run(single, oracle(single))
+    assert scores.summary["wrong_partner_ratio"].missing == {"there is no other scene": 1}
+    assert scores.summary["mean_pose_auc_5"].value is None
 
 
 def test_lite3rs_definitions_stand_beside_ours():
     source = Scenes()
-    found = run(source, oracle(source), options=ScoreOptions(compat="lite3r"))
+    scores = run(source, oracle(source), options=ScoreOptions(compat="lite3r"))
     # depth, rotation and translation are aligned there too, points are not
-    assert found["lite3r_abs_rel"] < 1e-6 and found["lite3r_rot_err_deg"] < 0.1
-    assert found["lite3r_trans_err"] < 1e-5
-    assert found["lite3r_chamfer"] > 0.1 > found["chamfer"]
+    assert scores["lite3r_abs_rel"] < 1e-6 and scores["lite3r_rot_err_deg"] < 0.1
+    assert scores["lite3r_trans_err"] < 1e-5
+    assert scores["lite3r_chamfer"] > 0.1 > scores["chamfer"]
 
 
 def test_the_size_of_batches_changes_nothing():

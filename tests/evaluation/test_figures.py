@@ -45,15 +45,15 @@ def pixels(jpeg):
 
 
 def test_an_error_has_the_color_of_its_share_and_no_depth_is_gray():
-    found = figures(stage(), EXACT)
-    assert [panel.name for panel in found.panels] == ["truth", "times-1", "times-1.1"]
-    assert found.caption == "scene0, frames 0, 1, 2"
+    figure = figures(stage(), EXACT)
+    assert [panel.name for panel in figure.panels] == ["truth", "times-1", "times-1.1"]
+    assert figure.caption == "scene0, frames 0, 1, 2"
     low, high = np.log(ERROR_RANGE)
-    for panel, share in zip(found.panels[1:], (1e-9, 0.1), strict=True):
+    for panel, share in zip(figure.panels[1:], (1e-9, 0.1), strict=True):
         want = color_map(np.array((np.log(share) - low) / (high - low)), VIRIDIS)
         error = pixels(panel.views[1]["error"])
         assert np.abs(error[2:, 2:] - want).max() <= 12  # JPEG
-    assert np.ptp(pixels(found.panels[0].views[0]["true depth"])[0, 0]) < 40
+    assert np.ptp(pixels(figure.panels[0].views[0]["true depth"])[0, 0]) < 40
 
 
 def test_after_an_alignment_a_wrong_unit_is_no_error():
@@ -69,8 +69,8 @@ def test_after_an_alignment_a_wrong_unit_is_no_error():
 
 
 def test_what_is_not_there_is_said_in_words():
-    found = figures(stage(failed=True), EXACT)
-    last = found.panels[-1]
+    figure = figures(stage(failed=True), EXACT)
+    last = figure.panels[-1]
     assert (last.note, last.views) == ("failed: ran <out>", ())
     bare = figures(stage(depth=False), EXACT)
     assert bare.panels[0].points == "no true points"

@@ -32,9 +32,9 @@ def test_points_of_a_depth_map_project_to_their_pixels_and_face_their_camera():
     across = (at[..., 0] / at[..., 2])[known]
     np.testing.assert_allclose(across, np.tile(u, (3, 1, 1))[known], atol=1e-9)
     np.testing.assert_allclose(camera[..., 2][known], depth[known], rtol=1e-12)
-    found = plane()
-    np.testing.assert_allclose(found.normal, np.tile([0, 0, -1.0], (192, 1)), atol=1e-12)
-    np.testing.assert_allclose(found.spacing, 0.1)
+    cloud = plane()
+    np.testing.assert_allclose(cloud.normal, np.tile([0, 0, -1.0], (192, 1)), atol=1e-12)
+    np.testing.assert_allclose(cloud.spacing, 0.1)
 
 
 def test_a_similarity_moves_points_and_cameras_together():
@@ -52,9 +52,9 @@ def test_a_similarity_moves_points_and_cameras_together():
 
 
 def test_a_surface_is_drawn_without_holes_from_in_front_and_not_from_behind():
-    found = plane()
+    cloud = plane()
     front = np.concatenate([np.eye(3), [[0], [0], [2.0]]], 1)  # two lengths behind its camera
-    picture = render.draw(found, front, [])
+    picture = render.draw(cloud, front, [])
     assert picture.shape == (render.HEIGHT, render.WIDTH, 3)
     # the plane is 1.6 x 1.2 large, about (0, 0.05), and 4 away
     focal = 1.35 * render.WIDTH
@@ -66,7 +66,7 @@ def test_a_surface_is_drawn_without_holes_from_in_front_and_not_from_behind():
     outside = (np.abs(u) > focal * 1.0 / 4) | (np.abs(v) > focal * 0.8 / 4)
     assert (picture[inside] == (10, 200, 30)).all() and (picture[outside] == render.GROUND).all()
     back = np.array([[-1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 6]])
-    assert (render.draw(found, back, []) == render.GROUND).all()
+    assert (render.draw(cloud, back, []) == render.GROUND).all()
 
 
 def test_what_is_nearer_hides_what_is_behind_it():
@@ -83,13 +83,13 @@ def test_what_is_nearer_hides_what_is_behind_it():
 
 def test_the_viewpoint_sees_every_camera_and_nearly_every_point_from_above():
     e = some_cameras(2, 4).astype(np.float64) * [1, 1, 1, 0.3]
-    found = plane(extrinsics=e)
-    close, lost = found.xyz[0] + 0.1, np.array([0, 0, 1e4])
-    view = render.viewpoint(found, np.stack([close, lost]))
+    cloud = plane(extrinsics=e)
+    close, lost = cloud.xyz[0] + 0.1, np.array([0, 0, 1e4])
+    view = render.viewpoint(cloud, np.stack([close, lost]))
     np.testing.assert_allclose(view[:, :3] @ view[:, :3].T, np.eye(3), atol=1e-12)
     assert np.linalg.det(view[:, :3]) > 0
     large = render.OVERSAMPLED * np.array([render.WIDTH, render.HEIGHT])
-    for points, share in ((found.xyz, 0.96), (render.centers(e), 1.0), (close[None], 1.0)):
+    for points, share in ((cloud.xyz, 0.96), (render.centers(e), 1.0), (close[None], 1.0)):
         at, z = render._place(points, view)
         assert ((at >= 0) & (at <= large) & (z > 0)[:, None]).all(-1).mean() >= share
     one = render.viewpoint(plane(), np.zeros((0, 3)))

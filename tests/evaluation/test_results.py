@@ -27,9 +27,9 @@ def test_records_come_back_as_they_were_and_failures_do_not(tmp_path, measured):
     results = Results(tmp_path, SETTINGS)
     for n, record in enumerate(records):
         results.keep("row", protocol, n, record)
-    found = Results(tmp_path, SETTINGS).records("row", protocol)
-    assert sorted(found) == [0, 1, 3]
-    for n, record in found.items():
+    kept = Results(tmp_path, SETTINGS).records("row", protocol)
+    assert sorted(kept) == [0, 1, 3]
+    for n, record in kept.items():
         assert record.to_json() == records[n].to_json()
     failed = json.loads((tmp_path / "scenes/row/planes-3/00002-scene2.json").read_text())
     assert failed == {"scene": "scene2", "frames": [0, 1, 2], "failure": "scene2: is damaged"}
@@ -41,9 +41,9 @@ def test_predictions_come_back_as_they_were(tmp_path, measured):
     results = Results(tmp_path, SETTINGS)
     output = Output(np.random.default_rng(0).random((3, 6, 8), np.float32))
     results.keep_output(protocol, 1, output)
-    found = results.output(protocol, 1)
-    assert found is not None and found.extrinsics is None
-    np.testing.assert_array_equal(found.depth, output.depth)
+    kept = results.output(protocol, 1)
+    assert kept is not None and kept.extrinsics is None
+    np.testing.assert_array_equal(kept.depth, output.depth)
     assert results.output(protocol, 0) is None
     path = tmp_path / "predictions/planes-3/00001.npz"
     path.write_bytes(path.read_bytes()[:50])
@@ -87,9 +87,9 @@ def test_results_of_other_frames_or_damaged_ones_are_refused(tmp_path, measured)
 
 def test_a_record_survives_json_with_what_is_not_available(measured):
     _, records = measured
-    found = Record.from_json(json.loads(json.dumps(records[0].to_json())), "here")
-    assert found.to_json() == records[0].to_json()
-    assert found.metrics == records[0].metrics and found.cameras == records[0].cameras
+    record = Record.from_json(json.loads(json.dumps(records[0].to_json())), "here")
+    assert record.to_json() == records[0].to_json()
+    assert record.metrics == records[0].metrics and record.cameras == records[0].cameras
 
 
 def test_tables_show_intervals_baselines_reasons_and_failures(measured):

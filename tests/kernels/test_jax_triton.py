@@ -63,8 +63,8 @@ def test_the_table_has_a_launch_for_every_call_that_kernels_are_made_for():
                     call = SlaCall("block", head_dim, dtype, q_block, 64)
                     reason = launches.too_little_shared_memory(device, call)
                     assert reason is None, reason
-                    found = launches.launches(device, call)
-                    assert max(x.rows for x in vars(found).values()) <= q_block
+                    chosen = launches.launches(device, call)
+                    assert max(x.rows for x in vars(chosen).values()) <= q_block
 
 
 def test_what_was_timed_on_a_kind_of_device_comes_first(tmp_path):
@@ -77,9 +77,9 @@ def test_what_was_timed_on_a_kind_of_device_comes_first(tmp_path):
             if (row.kernel, row.dtype, row.head_dim) == ("sla_forward", "half", 64)
         ]
         write(launches.user_table(GPU), mine, "in a test")
-        found = launches.launches(GPU, CALL)
-        assert (found.forward.warps, plain.forward.warps) != (2, 2) and found.forward.warps == 2
-        assert found.key_gradient == plain.key_gradient
+        timed = launches.launches(GPU, CALL)
+        assert (timed.forward.warps, plain.forward.warps) != (2, 2) and timed.forward.warps == 2
+        assert timed.key_gradient == plain.key_gradient
         other = Device("gpu", "NVIDIA H100", 9.0)
         assert launches.launches(other, CALL) == plain
         assert read(launches.user_table(GPU)) == tuple(mine)

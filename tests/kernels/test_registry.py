@@ -312,8 +312,8 @@ def interpreted(run):
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=slow)])
 def test_the_check_of_sla_passes_what_is_right(dtype):
-    found = sla_check.outcome(interpreted(sla_triton), SMALL, dtype)
-    assert found.wrong is None and found.same and max(found.errors) < sla_check.CAPS[dtype]
+    outcome = sla_check.outcome(interpreted(sla_triton), SMALL, dtype)
+    assert outcome.wrong is None and outcome.same and max(outcome.errors) < sla_check.CAPS[dtype]
 
 
 @pytest.mark.parametrize(
@@ -333,8 +333,8 @@ def test_the_check_of_sla_sees_a_fault(fault, named):
     def run(q, k, v, *args, **settings):
         return fault(sla_blocked(q, k, v, *args, **settings), q, k, v)
 
-    found = sla_check.outcome(run, SMALL, "float32")
-    assert named in (found.wrong or "")
+    outcome = sla_check.outcome(run, SMALL, "float32")
+    assert named in (outcome.wrong or "")
 
 
 @pytest.mark.parametrize("kind", ["whole numbers", pytest.param("real numbers", marks=slow)])
@@ -363,7 +363,7 @@ def test_the_check_of_the_selection_passes_what_is_right_and_sees_a_fault(kind):
 def test_the_check_of_float8_passes_what_is_right(case):
     case = dataclasses.replace(case, inputs=64, outputs=32)
     for name, interpret in (("xla", False), ("triton", True)):
-        found = fp8_check.outcome(case, name, interpret=interpret)
-        assert found.wrong is None and found.same
-    worse = dataclasses.replace(found, of_product=2.0**-11, same=False)
+        outcome = fp8_check.outcome(case, name, interpret=interpret)
+        assert outcome.wrong is None and outcome.same
+    worse = dataclasses.replace(outcome, of_product=2.0**-11, same=False)
     assert worse.wrong == "the product is off by 4.9e-04; two runs gave different bits"

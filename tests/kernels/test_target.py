@@ -66,11 +66,11 @@ def test_the_gpu_that_is_here_is_asked(monkeypatch, of_jax, wanted):
     monkeypatch.setattr(jax, "devices", lambda: [here])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(target, "driver_version", lambda: "580.1")
-    found = target.device()
-    assert found.compute_capability == wanted and not found.described
-    assert found.driver == ("580.1" if wanted else None)
+    device = target.device()
+    assert device.compute_capability == wanted and not device.described
+    assert device.driver == ("580.1" if wanted else None)
     if wanted is None:
-        assert "that of Some GPU is not known" in (target.unfit_for_triton(found) or "")
+        assert "that of Some GPU is not known" in (target.unfit_for_triton(device) or "")
 
 
 def test_the_tpu_that_is_here_names_its_libtpu(monkeypatch):

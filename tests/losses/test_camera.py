@@ -32,14 +32,14 @@ def test_camera_loss_by_hand():
     pred[..., 3:7] += np.float32([3, 0, 0, -4])
     pred[..., 7:] += np.float32([0.6, 0.8])
     weights = {"trans": 7.0, "rot": 2.0, "focal": 0.5}
-    found = camera(CameraLoss(norm="l1", **weights), pred, truth, mask)
-    np.testing.assert_allclose(found["loss_T"], 0, atol=1e-6)
-    np.testing.assert_allclose(found["loss_R"], 7 / 4, rtol=1e-6)
-    np.testing.assert_allclose(found["loss_FL"], 0.7, rtol=1e-6)
-    np.testing.assert_allclose(found["loss_camera"], 2 * 7 / 4 + 0.5 * 0.7, rtol=1e-5)
-    found = camera(CameraLoss(norm="l2", **weights), pred, truth, mask)
-    np.testing.assert_allclose(found["loss_R"], 5, rtol=1e-6)
-    np.testing.assert_allclose(found["loss_FL"], 1, rtol=1e-6)
+    terms = camera(CameraLoss(norm="l1", **weights), pred, truth, mask)
+    np.testing.assert_allclose(terms["loss_T"], 0, atol=1e-6)
+    np.testing.assert_allclose(terms["loss_R"], 7 / 4, rtol=1e-6)
+    np.testing.assert_allclose(terms["loss_FL"], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(terms["loss_camera"], 2 * 7 / 4 + 0.5 * 0.7, rtol=1e-5)
+    terms = camera(CameraLoss(norm="l2", **weights), pred, truth, mask)
+    np.testing.assert_allclose(terms["loss_R"], 5, rtol=1e-6)
+    np.testing.assert_allclose(terms["loss_FL"], 1, rtol=1e-6)
 
 
 def test_later_stages_count_more():
@@ -54,8 +54,8 @@ def test_later_stages_count_more():
 def test_opposite_quaternions_differ():
     pred, truth, mask = cameras()
     pred[..., 3:7] *= -1
-    found = camera(CameraLoss(), pred, truth, mask)
-    np.testing.assert_allclose(found["loss_R"], 2 * np.abs(truth[..., 3:7]).mean(), rtol=1e-6)
+    terms = camera(CameraLoss(), pred, truth, mask)
+    np.testing.assert_allclose(terms["loss_R"], 2 * np.abs(truth[..., 3:7]).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 5.0])
@@ -71,12 +71,12 @@ def test_view_zero_decides_which_scenes_count(bad):
 
     @functools.partial(jax.grad, has_aux=True)
     def slope(pred):
-        found = camera(CameraLoss(), pred, truth, mask)
-        return found["loss_camera"], found
+        terms = camera(CameraLoss(), pred, truth, mask)
+        return terms["loss_camera"], terms
 
-    grad, found = slope(pred)
+    grad, terms = slope(pred)
     for name, want in alone.items():
-        np.testing.assert_array_equal(found[name], want, err_msg=name)
+        np.testing.assert_array_equal(terms[name], want, err_msg=name)
     assert alone["loss_camera"] > 0
     np.testing.assert_array_equal(grad[:, 1:], 0)
     assert np.abs(grad[:, 0, :, 3:]).min() > 0

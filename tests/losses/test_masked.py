@@ -49,11 +49,11 @@ def test_kth_smallest_is_that_of_a_sort(seed, kind):
 @functools.partial(jax.jit, static_argnums=2)
 def filter_and_slope(values, mask, quantile):
     def total(values):
-        found = filter_by_quantile(values, mask, quantile)
-        return found.sum, found
+        kept = filter_by_quantile(values, mask, quantile)
+        return kept.sum, kept
 
-    (_, found), slope = jax.value_and_grad(total, has_aux=True)(values)
-    return found, slope
+    (_, kept), slope = jax.value_and_grad(total, has_aux=True)(values)
+    return kept, slope
 
 
 def filtered(values, quantile):
@@ -78,10 +78,10 @@ def test_filter_keeps_what_the_original_keeps(seed, valid, quantile, ties):
     values = np.round(values, 1) if ties else values
     mask = np.zeros(2000, bool)
     mask[rng.permutation(2000)[:valid]] = True
-    found, slope = filter_and_slope(values, mask, quantile)
+    kept, slope = filter_and_slope(values, mask, quantile)
     want = filtered(values[mask], quantile)
-    assert found.count == len(want)
-    np.testing.assert_allclose(found.sum, want.astype(np.float64).sum(), rtol=1e-4, atol=1e-3)
+    assert kept.count == len(want)
+    np.testing.assert_allclose(kept.sum, want.astype(np.float64).sum(), rtol=1e-4, atol=1e-3)
     assert set(np.unique(slope)) <= {0, 1}
     assert slope.sum() == len(want)
     np.testing.assert_array_equal(np.asarray(slope)[~mask], 0)

@@ -82,10 +82,10 @@ def test_the_scale_is_the_least_weighted_absolute_error():
     points = truth / 3 * rng.lognormal(0, 0.3, truth.shape).astype(np.float32)
     weight = rng.random((1, 5, 6)).astype(np.float32)
     weight[0, 0] = 0
-    found = float(fit(points, truth, weight, 4096))
+    scale = float(fit(points, truth, weight, 4096))
     candidates = np.linspace(1, 6, 5001)
     cost = [(weight[..., None] * np.abs(s * points - truth)).sum() for s in candidates]
-    assert abs(found - candidates[np.argmin(cost)]) < 2e-3
+    assert abs(scale - candidates[np.argmin(cost)]) < 2e-3
     assert fit(points, truth, 0 * weight, 4096) == 1
 
 
@@ -107,8 +107,8 @@ def test_gradients_are_finite_at_the_truth_and_without_any(scene):
     gradient = jax.jit(jax.grad(lambda p, e, t: loss(ScaleAligned(), t, points=p, extrinsics=e)[0],
                                 argnums=(0, 1)))  # fmt: skip
     for truth in (targets, empty):
-        found = gradient(jnp.asarray(points), jnp.asarray(targets.extrinsics), truth)
-        assert all(np.isfinite(g).all() for g in found)
+        gradients = gradient(jnp.asarray(points), jnp.asarray(targets.extrinsics), truth)
+        assert all(np.isfinite(g).all() for g in gradients)
     assert loss(ScaleAligned(), empty, points=points, extrinsics=targets.extrinsics)[0] == 0
     off = np.asarray(points) * np.array([1.1, 1, 1], np.float32)
     by_points, _ = gradient(jnp.asarray(off), jnp.asarray(targets.extrinsics), targets)

@@ -27,8 +27,8 @@ def test_errors_are_those_of_the_definition():
     truth = np.full((2, 3, 4), 2.0)
     depth = truth.copy()
     depth[0] = 3.0  # half of all pixels, 1.5 times too far: beyond 1.25, within 1.25^2 = 1.5625
-    found = depth_metrics(depth, truth, EVERYWHERE, alignment="none")
-    assert found == pytest.approx(
+    metrics = depth_metrics(depth, truth, EVERYWHERE, alignment="none")
+    assert metrics == pytest.approx(
         {"abs_rel": 0.25, "rmse": np.sqrt(0.5), "delta1": 0.5, "delta2": 1.0, "delta3": 1.0}
     )
 
@@ -36,8 +36,8 @@ def test_errors_are_those_of_the_definition():
 def test_deltas_count_too_near_as_too_far():
     truth = np.full((1, 1, 4), 1.0)
     depth = np.array([[[1.24, 1 / 1.24, 1.26, 1 / 1.26]]])
-    found = depth_metrics(depth, truth, truth > 0, alignment="none")
-    assert found["delta1"] == 0.5 and found["delta2"] == 1.0
+    metrics = depth_metrics(depth, truth, truth > 0, alignment="none")
+    assert metrics["delta1"] == 0.5 and metrics["delta2"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_an_alignment_forgives_what_its_name_says(alignment, forgives_scale, for
     _, truth, _ = scene(3)
     truth = np.random.default_rng(0).uniform(1, 5, (2, 3, 4))
     for depth, forgiven in ((truth / 7, forgives_scale), (truth + 2, forgives_shift)):
-        found = depth_metrics(depth, truth, EVERYWHERE, alignment=alignment)
-        assert (found["abs_rel"] < 1e-12) == forgiven
+        metrics = depth_metrics(depth, truth, EVERYWHERE, alignment=alignment)
+        assert (metrics["abs_rel"] < 1e-12) == forgiven
 
 
 @pytest.mark.parametrize("alignment", ["median", "scale", "scale_shift"])
 def test_a_scale_for_each_view_forgives_more_than_one_for_the_scene(alignment):
     truth = np.random.default_rng(0).uniform(1, 5, (2, 3, 4))
     depth = truth * np.array([2.0, 0.3])[:, None, None]
-    found = {
+    errors = {
         scope: depth_metrics(depth, truth, EVERYWHERE, alignment=alignment, scope=scope)["abs_rel"]
         for scope in ("scene", "view")
     }
-    assert found["view"] < 1e-12 < 0.1 < found["scene"]
+    assert errors["view"] < 1e-12 < 0.1 < errors["scene"]
 
 
 def test_a_view_without_truth_stays_as_it_is():
@@ -79,14 +79,16 @@ def test_what_alignment_makes_negative_is_outside_of_every_delta():
     depth = np.array([[[1.0, 1.2, 1.0, 3.0]]])
     aligned = align_depth(depth, truth, truth > 0, alignment="scale_shift")
     depth[0, 0, 0] = -50.0  # not positive from the start
-    found = depth_metrics(depth, truth, truth > 0, alignment="none")
-    assert found["delta3"] == 0.25 and np.isfinite(aligned).all()
+    metrics = depth_metrics(depth, truth, truth > 0, alignment="none")
+    assert metrics["delta3"] == 0.25 and np.isfinite(aligned).all()
 
 
 def test_a_scene_without_true_depth_is_not_available():
     for truth, mask in ((np.ones((1, 2, 2)), False), (np.zeros((1, 2, 2)), True)):
-        found = depth_metrics(np.ones((1, 2, 2)), truth, np.full((1, 2, 2), mask))
-        assert set(found.values()) == {NotAvailable("no pixel has true depth")} and len(found) == 5
+        metrics = depth_metrics(np.ones((1, 2, 2)), truth, np.full((1, 2, 2), mask))
+        assert (
+            set(metrics.values()) == {NotAvailable("no pixel has true depth")} and len(metrics) == 5
+        )
 
 
 @pytest.mark.parametrize(
@@ -123,13 +125,13 @@ def test_wrong_arguments_are_refused_by_name():
 @given(seeds)
 def test_metrics_equal_a_loop_over_pixels(seed):
     depth, truth, mask = scene(seed)
-    found = depth_metrics(depth, truth, mask, alignment="none")
+    metrics = depth_metrics(depth, truth, mask, alignment="none")
     pairs = [(p, g) for p, g, m in zip(depth.flat, truth.flat, mask.flat, strict=True) if m]
     ratios = [max(p / g, g / p) for p, g in pairs]
-    assert found["abs_rel"] == pytest.approx(np.mean([abs(p - g) / g for p, g in pairs]))
-    assert found["rmse"] == pytest.approx(np.sqrt(np.mean([(p - g) ** 2 for p, g in pairs])))
+    assert metrics["abs_rel"] == pytest.approx(np.mean([abs(p - g) / g for p, g in pairs]))
+    assert metrics["rmse"] == pytest.approx(np.sqrt(np.mean([(p - g) ** 2 for p, g in pairs])))
     for k in (1, 2, 3):
-        assert found[f"delta{k}"] == pytest.approx(np.mean([r < 1.25**k for r in ratios]))
+        assert metrics[f"delta{k}"] == pytest.approx(np.mean([r < 1.25**k for r in ratios]))
 
 
 @pytest.mark.slow
@@ -150,10 +152,10 @@ def test_least_squares_alignments_equal_a_solver(seed):
 @given(seeds, st.sampled_from(["median", "scale", "scale_shift"]), st.floats(1e-3, 1e3))
 def test_the_unit_of_a_prediction_does_not_matter_after_alignment(seed, alignment, unit):
     depth, truth, mask = scene(seed)
-    found = [
+    errors = [
         depth_metrics(d, truth, mask, alignment=alignment)["abs_rel"] for d in (depth, unit * depth)
     ]
-    assert found[0] == pytest.approx(found[1], rel=1e-6, abs=1e-9)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.slow
@@ -161,7 +163,7 @@ def test_the_unit_of_a_prediction_does_not_matter_after_alignment(seed, alignmen
 @given(seeds)
 def test_pixels_outside_of_the_mask_and_the_order_of_views_do_not_matter(seed):
     depth, truth, mask = scene(seed)
-    found = depth_metrics(depth, truth, mask)
+    metrics = depth_metrics(depth, truth, mask)
     garbage = np.where(mask, depth, np.nan)
     turned = [array[::-1] for array in (garbage, np.where(mask, truth, -1), mask)]
-    assert depth_metrics(*turned) == pytest.approx(found)
+    assert depth_metrics(*turned) == pytest.approx(metrics)

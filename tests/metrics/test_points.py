@@ -27,19 +27,19 @@ def everywhere(points):
 def test_metrics_equal_brute_force(seed):
     truth = cloud(seed)
     points = truth + np.random.default_rng([seed, 1]).normal(0, 0.05, truth.shape)
-    found = point_metrics(points, truth, everywhere(truth))
+    metrics = point_metrics(points, truth, everywhere(truth))
     a, b = points.reshape(-1, 3), truth.reshape(-1, 3)
     a = apply_sim3(fit_sim3(a, b, xp=np), a, xp=np)
     distance = np.linalg.norm(a[:, None] - b, axis=-1)
     there, back = distance.min(1), distance.min(0)
-    assert found["accuracy"] == pytest.approx(there.mean())
-    assert found["completeness"] == pytest.approx(back.mean())
-    assert found["accuracy_median"] == pytest.approx(np.median(there))
-    assert found["completeness_median"] == pytest.approx(np.median(back))
-    assert found["chamfer"] == pytest.approx((there.mean() + back.mean()) / 2)
+    assert metrics["accuracy"] == pytest.approx(there.mean())
+    assert metrics["completeness"] == pytest.approx(back.mean())
+    assert metrics["accuracy_median"] == pytest.approx(np.median(there))
+    assert metrics["completeness_median"] == pytest.approx(np.median(back))
+    assert metrics["chamfer"] == pytest.approx((there.mean() + back.mean()) / 2)
     p, r = (there < 0.05).mean(), (back < 0.05).mean()
-    assert (found["precision_0.05"], found["recall_0.05"]) == pytest.approx((p, r))
-    assert found["fscore_0.05"] == pytest.approx(2 * p * r / (p + r) if p + r else 0)
+    assert (metrics["precision_0.05"], metrics["recall_0.05"]) == pytest.approx((p, r))
+    assert metrics["fscore_0.05"] == pytest.approx(2 * p * r / (p + r) if p + r else 0)
 
 
 @pytest.mark.slow
@@ -51,8 +51,8 @@ def test_a_similarity_of_the_truth_is_perfect_and_lengths_are_in_its_unit(seed):
     turned = truth @ Rotation.random(rng=rng).as_matrix() * np.exp(rng.normal()) + rng.normal(
         size=3
     )
-    found = point_metrics(turned, truth, everywhere(truth))
-    assert found["chamfer"] < 1e-9 and found["fscore_0.01"] == 1
+    metrics = point_metrics(turned, truth, everywhere(truth))
+    assert metrics["chamfer"] < 1e-9 and metrics["fscore_0.01"] == 1
     noisy = turned + 0.1 * np.ptp(turned) * rng.normal(size=truth.shape)
     one, ten = (point_metrics(noisy, unit * truth, everywhere(truth)) for unit in (1, 10))
     assert ten["chamfer"] == pytest.approx(10 * one["chamfer"])
@@ -84,8 +84,8 @@ def test_closest_points_forgive_a_slide_along_a_surface():
 
 def test_large_clouds_are_thinned_alike():
     truth = cloud(2, 4000)
-    found = point_metrics(truth, truth, everywhere(truth), limit=100)
-    assert found["chamfer"] < 1e-9
+    metrics = point_metrics(truth, truth, everywhere(truth), limit=100)
+    assert metrics["chamfer"] < 1e-9
 
 
 def test_what_is_no_cloud_is_not_available_or_refused():

@@ -43,20 +43,20 @@ def moved(extrinsics, seed):
 
 def test_rotation_and_direction_are_angles_of_the_second_camera():
     truth = np.stack([camera(), camera((1, 0, 0))])
-    found = pose_metrics(np.stack([camera(), camera((1, 0, 0), (0, 0, 20))]), truth)
-    assert found["rotation_deg"] == pytest.approx(20)
+    metrics = pose_metrics(np.stack([camera(), camera((1, 0, 0), (0, 0, 20))]), truth)
+    assert metrics["rotation_deg"] == pytest.approx(20)
     # the direction is seen from the second camera, which is turned around z
-    assert found["direction_deg"] == pytest.approx(20)
-    assert found["auc_30"] == pytest.approx(10 / 30, abs=1 / 30)
-    found = pose_metrics(np.stack([camera(), camera((0, 1, 0))]), truth)
-    assert found["rotation_deg"] == 0 and found["direction_deg"] == pytest.approx(90)
+    assert metrics["direction_deg"] == pytest.approx(20)
+    assert metrics["auc_30"] == pytest.approx(10 / 30, abs=1 / 30)
+    metrics = pose_metrics(np.stack([camera(), camera((0, 1, 0))]), truth)
+    assert metrics["rotation_deg"] == 0 and metrics["direction_deg"] == pytest.approx(90)
 
 
 def test_a_direction_and_its_opposite_are_180_degrees_apart_but_not_in_published_tables():
     truth = np.stack([camera(), camera((1, 0, 0))])
-    found = pose_metrics(np.stack([camera(), camera((-2, 0, 0))]), truth)
-    assert found["direction_deg"] == pytest.approx(180)
-    assert found["auc_30"] == 0 and found["published_auc_30"] == 1
+    metrics = pose_metrics(np.stack([camera(), camera((-2, 0, 0))]), truth)
+    assert metrics["direction_deg"] == pytest.approx(180)
+    assert metrics["auc_30"] == 0 and metrics["published_auc_30"] == 1
 
 
 def test_the_reference_view_does_not_count():
@@ -87,10 +87,10 @@ def test_shares_and_area_are_over_all_pairs_of_views():
     pred = truth.copy()
     pred[3, :, :3] = Rotation.from_euler("x", 10, degrees=True).as_matrix()
     # x stays x, so directions are right; 3 of the 6 pairs have the turned camera in them
-    found = pose_metrics(pred, truth)
-    assert (found["rra_5"], found["rra_15"], found["rta_3"]) == (0.5, 1.0, 1.0)
-    assert found["auc_5"] == pytest.approx(0.5)
-    assert found["auc_30"] == pytest.approx((6 * 20 + 3 * 10) / 6 / 30, abs=1 / 30)
+    metrics = pose_metrics(pred, truth)
+    assert (metrics["rra_5"], metrics["rra_15"], metrics["rta_3"]) == (0.5, 1.0, 1.0)
+    assert metrics["auc_5"] == pytest.approx(0.5)
+    assert metrics["auc_30"] == pytest.approx((6 * 20 + 3 * 10) / 6 / 30, abs=1 / 30)
 
 
 def test_cameras_at_one_place_have_no_direction_and_the_rest_still_counts():
@@ -98,19 +98,19 @@ def test_cameras_at_one_place_have_no_direction_and_the_rest_still_counts():
     errors = pair_errors(truth, truth)
     assert np.isnan(errors.direction).tolist() == [True, False, False]
     assert len(errors.largest) == 2
-    found = pose_metrics(truth, truth)
-    assert found["auc_3"] == found["rra_3"] == 1
+    metrics = pose_metrics(truth, truth)
+    assert metrics["auc_3"] == metrics["rra_3"] == 1
     still = np.stack([camera(), camera(turn=(0, 10, 0))])
-    found = pose_metrics(truth[[0, 2]], still)
-    assert found["auc_30"] == found["rta_5"] == NotAvailable("all cameras are at one place")
-    assert found["rotation_deg"] == pytest.approx(10)
+    metrics = pose_metrics(truth[[0, 2]], still)
+    assert metrics["auc_30"] == metrics["rta_5"] == NotAvailable("all cameras are at one place")
+    assert metrics["rotation_deg"] == pytest.approx(10)
 
 
 def test_a_prediction_without_a_direction_is_wrong_by_any_definition():
     truth = np.stack([camera(), camera((1, 0, 0))])
-    found = pose_metrics(np.stack([camera()] * 2), truth)
-    assert found["direction_deg"] == 180 and found["rotation_deg"] == 0
-    assert found["auc_30"] == found["published_auc_30"] == 0
+    metrics = pose_metrics(np.stack([camera()] * 2), truth)
+    assert metrics["direction_deg"] == 180 and metrics["rotation_deg"] == 0
+    assert metrics["auc_30"] == metrics["published_auc_30"] == 0
 
 
 def test_one_view_and_two_views_have_no_pose_and_no_path():
@@ -124,18 +124,18 @@ def test_ate_of_a_square_that_is_bent_is_known():
     r, d = 1.0, 0.5
     corners = np.array([[r, 0, 0], [0, r, 0], [-r, 0, 0], [0, -r, 0]])
     bent = corners + np.array([0, 0, d]) * np.array([1, -1, 1, -1])[:, None]
-    found = trajectory_metrics(*(np.stack([camera(c) for c in path]) for path in (bent, corners)))
+    metrics = trajectory_metrics(*(np.stack([camera(c) for c in path]) for path in (bent, corners)))
     s = r**2 / (r**2 + d**2)
-    assert found["ate"] == pytest.approx(np.sqrt((s - 1) ** 2 * r**2 + s**2 * d**2))
+    assert metrics["ate"] == pytest.approx(np.sqrt((s - 1) ** 2 * r**2 + s**2 * d**2))
 
 
 def test_rpe_is_of_one_step():
     truth = np.stack([camera((k, 0, 0)) for k in range(5)])
     turned = np.stack([camera((k, 0, 0), (3 * k, 0, 0)) for k in range(5)])
-    found = trajectory_metrics(turned, truth)
-    assert found["rpe_rotation_deg"] == pytest.approx(3)
-    assert found["rpe_translation"] == pytest.approx(0, abs=1e-12)
-    assert found["ate"] == pytest.approx(0, abs=1e-12)
+    metrics = trajectory_metrics(turned, truth)
+    assert metrics["rpe_rotation_deg"] == pytest.approx(3)
+    assert metrics["rpe_translation"] == pytest.approx(0, abs=1e-12)
+    assert metrics["ate"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_prediction_that_is_not_finite_is_refused():
@@ -162,15 +162,15 @@ def test_world_and_unit_of_a_prediction_do_not_matter(seed):
 @given(seeds)
 def test_pair_errors_are_angles_of_other_peoples_rotations_and_symmetric(seed):
     pred, truth = some_cameras(seed, 3), some_cameras(seed + 1, 3)
-    found = pair_errors(pred, truth)
+    errors = pair_errors(pred, truth)
     want = []
     for i, j in ((0, 1), (0, 2), (1, 2)):
         turns = [Rotation.from_matrix(e[j, :, :3] @ e[i, :, :3].T) for e in (pred, truth)]
         want.append(np.degrees((turns[0] * turns[1].inv()).magnitude()))
-    np.testing.assert_allclose(found.rotation, want, atol=1e-6)
+    np.testing.assert_allclose(errors.rotation, want, atol=1e-6)
     back = pair_errors(truth, pred)
-    np.testing.assert_allclose(found.rotation, back.rotation, atol=1e-9)
-    np.testing.assert_allclose(found.direction, back.direction, atol=1e-9)
+    np.testing.assert_allclose(errors.rotation, back.rotation, atol=1e-9)
+    np.testing.assert_allclose(errors.direction, back.direction, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -180,10 +180,10 @@ def test_area_shares_and_errors_are_ordered(seed):
     truth = some_cameras(seed)
     pred = truth + np.random.default_rng(seed).normal(0, 0.05, truth.shape)
     pred[..., :3] = Rotation.from_matrix(pred[..., :3]).as_matrix()
-    found = pose_metrics(pred, truth)
+    metrics = pose_metrics(pred, truth)
     for t in (3, 5, 15, 30):
-        assert 0 <= found[f"auc_{t}"] <= min(found[f"rra_{t}"], found[f"rta_{t}"]) + 1e-12
-    assert found["auc_3"] <= found["auc_5"] <= found["auc_15"] <= found["auc_30"]
+        assert 0 <= metrics[f"auc_{t}"] <= min(metrics[f"rra_{t}"], metrics[f"rta_{t}"]) + 1e-12
+    assert metrics["auc_3"] <= metrics["auc_5"] <= metrics["auc_15"] <= metrics["auc_30"]
 
 
 @pytest.mark.slow

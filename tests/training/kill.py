@@ -61,8 +61,8 @@ def finish(pid: int) -> None:
 def starts(folder: Path) -> list[int]:
     """Steps after which the runs so far began."""
     path = folder / EVENTS
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line["step"] for line in found if line["event"] == "start"]
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line["step"] for line in events if line["event"] == "start"]
 
 
 def under_way(folder: Path) -> list[Path]:

@@ -61,10 +61,10 @@ def test_what_is_saved_along_may_change_while_it_is_written(tmp_path, monkeypatc
     assert restore(tmp_path).extra["sums"] == {"loss": [1.0, 1]}
 
 
-def assert_is(found, step):
-    assert (found.step, found.extra["note"]) == (step, f"step {step}")
-    jax.tree.map(np.testing.assert_array_equal, found.state, tree(step))
-    assert [x.dtype for x in jax.tree.leaves(found.state)] == [
+def assert_is(restored, step):
+    assert (restored.step, restored.extra["note"]) == (step, f"step {step}")
+    jax.tree.map(np.testing.assert_array_equal, restored.state, tree(step))
+    assert [x.dtype for x in jax.tree.leaves(restored.state)] == [
         x.dtype for x in jax.tree.leaves(tree())
     ]
 
@@ -105,8 +105,8 @@ def test_a_save_does_not_see_what_happens_to_its_arrays_afterwards(tmp_path):
             for _ in range(5):
                 state = change(state)
             checkpoints.wait()
-            found = checkpoints.restore(shapes(state))
-            np.testing.assert_array_equal(found.state["params"], want)
+            restored = checkpoints.restore(shapes(state))
+            np.testing.assert_array_equal(restored.state["params"], want)
 
 
 def test_newest_every_nth_and_best_are_kept(tmp_path):
@@ -115,9 +115,9 @@ def test_newest_every_nth_and_best_are_kept(tmp_path):
 
 
 def test_parameters_are_read_without_a_model(two):
-    found = read_arrays(two)
-    assert set(found) == {"a/kernel", "b"}
-    np.testing.assert_array_equal(found["a/kernel"], tree(20)["params"]["a/kernel"])
+    arrays = read_arrays(two)
+    assert set(arrays) == {"a/kernel", "b"}
+    np.testing.assert_array_equal(arrays["a/kernel"], tree(20)["params"]["a/kernel"])
     np.testing.assert_array_equal(read_arrays(two, 10)["b"], tree(10)["params"]["b"])
     with pytest.raises(InputError, match="no checkpoint of step 15; there are 10, 20"):
         read_arrays(two, 15)
@@ -130,9 +130,9 @@ def test_damage_is_told_and_the_step_before_is_taken(copy):
     victim.write_bytes(data)
     with pytest.raises(InputError, match=r"20: damaged \(.* differs from its SHA-256\)"):
         read_arrays(copy)
-    found = restore(copy)
-    assert_is(found, 10)
-    (problem,) = found.problems
+    restored = restore(copy)
+    assert_is(restored, 10)
+    (problem,) = restored.problems
     assert problem.startswith("checkpoint of step 20 is damaged: ")
     assert victim.name in problem
     # Out of the way of its successor, not deleted.
@@ -154,9 +154,9 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(copy):
     unsealed = copy / "checkpoints" / "25"  # killed just before its manifest
     shutil.copytree(copy / "checkpoints" / "20", unsealed)
     (unsealed / "manifest.json").unlink()
-    found = restore(copy)
-    assert_is(found, 20)
-    assert "it has no manifest.json, so it was never completed" in found.problems[0]
+    restored = restore(copy)
+    assert_is(restored, 20)
+    assert "it has no manifest.json, so it was never completed" in restored.problems[0]
     assert not left.exists()
 
 
@@ -243,6 +243,6 @@ def test_a_disk_that_fills_up_leaves_the_last_good_step(tmp_path):
     want = np.asarray(jnp.arange(300_000.0) ** 1.5)
     with Checkpoints(tmp_path) as checkpoints:
         like = {"params": jnp.zeros(300_000)}
-        found = checkpoints.restore(shapes(like))
-    assert found.step == 1
-    np.testing.assert_array_equal(found.state["params"], want)
+        restored = checkpoints.restore(shapes(like))
+    assert restored.step == 1
+    np.testing.assert_array_equal(restored.state["params"], want)

@@ -82,17 +82,17 @@ def test_a_run_that_lost_its_last_steps_repeats_them(trainer, straight, tmp_path
 
 def test_metrics_are_means_of_steps_and_evaluations(trainer, straight):
     _, folder = straight
-    found = lines(folder)
-    reports = [line for line in found if "loss" in line]
+    log = lines(folder)
+    reports = [line for line in log if "loss" in line]
     assert [line["step"] for line in reports] == [3, 6, 9, 12, 15, 18]
-    assert [line["step"] for line in found if "evaluation" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in log if "evaluation" in line] == [5, 10, 15, 20]
     losses = []
     state, batches = trainer.new_state(), ToyBatches()
     for _ in range(3):
         state, metrics = trainer.step(state, trainer.frozen, next(batches).arrays())
         losses.append(float(metrics["loss"]))
     assert reports[0]["loss"] == sum(losses) / 3
-    error = [line["evaluation"]["error"] for line in found if "evaluation" in line]
+    error = [line["evaluation"]["error"] for line in log if "evaluation" in line]
     assert error[-1] < 0.8 * error[0]  # it learns
 
 
@@ -123,8 +123,8 @@ def test_speed_and_waiting_are_reported_without_the_step_that_compiles(
     go(dataclasses.replace(trainer, step=step), tmp_path, Slow(), until=1)
     assert events(tmp_path, "speed") == []
     go(dataclasses.replace(trainer, step=step), tmp_path, Slow())
-    (found,) = events(tmp_path, "speed")
-    assert (found["step"], found["steps_per_second"], found["input_share"]) == (STEPS, 0.25, 0.75)
+    (speed,) = events(tmp_path, "speed")
+    assert (speed["step"], speed["steps_per_second"], speed["input_share"]) == (STEPS, 0.25, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,10 @@ def test_bad_batches_are_skipped_counted_and_named(trainer, tmp_path):
     bad = {2, 6, 7, 8, 15}
     go(trainer, tmp_path, ToyBatches(bad), until=7)  # a stop in the middle of a row
     go(trainer, tmp_path, ToyBatches(bad))
-    found = events(tmp_path, "skipped")
-    assert [line["step"] for line in found] == sorted(bad)
-    assert found[0]["samples"][0] == "toy 2/0"
-    assert found[0]["loss"] is None  # JSON has no NaN
+    skipped = events(tmp_path, "skipped")
+    assert [line["step"] for line in skipped] == sorted(bad)
+    assert skipped[0]["samples"][0] == "toy 2/0"
+    assert skipped[0]["loss"] is None  # JSON has no NaN
     reports = [line for line in lines(tmp_path) if "rate" in line]
     assert reports[-1]["skipped"] == 5
     assert all(line.get("loss", 0) is not None for line in reports)

@@ -36,11 +36,11 @@ def begun(tmp_path_factory):
 
 def test_it_holds_weights_average_and_place_within_bfloat16(begun):
     run, state = begun
-    found = read_portable(run / "state")
-    assert (found.step, found.views, found.parts) == (6, 192, ({"steps": [0, 6]},))
+    portable = read_portable(run / "state")
+    assert (portable.step, portable.views, portable.parts) == (6, 192, ({"steps": [0, 6]},))
     for path, x in state.params.items():
-        np.testing.assert_allclose(found.params[path], x, rtol=2**-8)
-        np.testing.assert_allclose(found.average[path], state.average[path], rtol=2**-8)
+        np.testing.assert_allclose(portable.params[path], x, rtol=2**-8)
+        np.testing.assert_allclose(portable.average[path], state.average[path], rtol=2**-8)
     assert (run / "state" / ARRAYS).stat().st_size < 2 * 2 * 2068 + 4096
 
 

@@ -51,10 +51,10 @@ def pair(*arguments):
 
 
 def test_fifty_kills_lose_nothing_that_was_committed():
-    found = json.loads(output(start("tests.training.kill", 50)).splitlines()[-1])
-    assert found["kills"] == 50 and 15 <= found["while_saving"] < 50
-    assert found["committed_steps_lost"] == 0
-    assert found["equal_to_a_run_without_kills"]
+    report = json.loads(output(start("tests.training.kill", 50)).splitlines()[-1])
+    assert report["kills"] == 50 and 15 <= report["while_saving"] < 50
+    assert report["committed_steps_lost"] == 0
+    assert report["equal_to_a_run_without_kills"]
 
 
 @pytest.mark.parametrize("devices,workers", [(1, 0), (1, 1), (8, 0), (8, 2)])
@@ -62,8 +62,8 @@ def test_runs_continue_bit_for_bit_with_any_workers_and_devices(devices, workers
     stops = (1, 2, 4, 5, 7, 10, 12, 15, 19, 23)
     arguments = (devices, workers, ",".join(map(str, stops)))
     out = output(start("tests.training.matrix", *arguments, devices=devices))
-    found = json.loads(out.splitlines()[-1])
-    assert found == {"devices": devices, "stops": len(stops), "differ": []}
+    report = json.loads(out.splitlines()[-1])
+    assert report == {"devices": devices, "stops": len(stops), "differ": []}
 
 
 def test_two_processes_train_to_the_parameters_of_one(tmp_path):

@@ -47,9 +47,9 @@ def test_kernels_are_split_along_their_inputs_and_others_along_the_largest_that_
 
 def test_the_first_rule_that_fits_counts():
     rules = (ShardingRule("kernel$", (None, None, "fsdp")), ShardingRule("^a/", ()))
-    found = specs(rules)
-    assert found["a/kernel"] == PartitionSpec(None, None, "fsdp")
-    assert found["a/bias"] == PartitionSpec()
+    actual = specs(rules)
+    assert actual["a/kernel"] == PartitionSpec(None, None, "fsdp")
+    assert actual["a/bias"] == PartitionSpec()
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_rules_that_do_not_fit_are_refused(rule, message):
 def test_the_optimizer_lies_where_its_parameters_do():
     where = parameter_shardings(SHAPES, MESH)
     tree = [{"mu": dict(SHAPES), "count": np.zeros(())}, {"nu": {"odd": np.zeros((4, 4))}}]
-    found = follow_parameters(tree, SHAPES, where)
-    assert found[0]["mu"] == where
-    assert found[0]["count"].spec == PartitionSpec()
-    assert found[1]["nu"]["odd"].spec == PartitionSpec()  # another shape: not of this parameter
+    shardings = follow_parameters(tree, SHAPES, where)
+    assert shardings[0]["mu"] == where
+    assert shardings[0]["count"].spec == PartitionSpec()
+    assert shardings[1]["nu"]["odd"].spec == PartitionSpec()  # another shape: not of this parameter
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ PROGRAM = textwrap.dedent("""
         state, batches, metrics = trainer.new_state(), ToyBatches(), []
         for _ in range(6):
             placed = place_batch(next(batches).arrays(), mesh, accumulate)
-            state, found = trainer.step(state, trainer.frozen, placed)
-            metrics.append([float(found["loss"]), float(found["grad_norm"])])
+            state, values = trainer.step(state, trainer.frozen, placed)
+            metrics.append([float(values["loss"]), float(values["grad_norm"])])
         kernel = state.params["blocks/kernel"]
         share = kernel.addressable_shards[0].data.size / kernel.size
         moment = state.opt_state[0].mu["blocks/kernel"]
@@ -175,14 +175,14 @@ def test_values_on_every_mesh_are_those_of_one_device():
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
-    found, refused, (frames_error, sent) = json.loads(run.stdout)
+    runs, refused, (frames_error, sent) = json.loads(run.stdout)
     assert frames_error < 1e-5
     once = {"kind": "all-gather", "size": 4 * 5 * 4, "times": 1}
     assert sent == [once], "frames stay on their devices, and get the weights before the loop"
     assert "scenes of 3 views: do not divide by 2 devices of the mesh axis view" in refused
-    metrics, params, _ = found[0]
+    metrics, params, _ = runs[0]
     first = {path: np.array(x) for path, x in params.items()}
-    for mesh, (got, moved, share) in zip(MESHES[1:], found[1:], strict=True):
+    for mesh, (got, moved, share) in zip(MESHES[1:], runs[1:], strict=True):
         parts = mesh[3] if len(mesh) > 3 else 1
         if parts > 1:  # noise of other random keys
             np.testing.assert_allclose(got, metrics, rtol=2e-3, err_msg=str(mesh))

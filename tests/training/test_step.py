@@ -100,15 +100,15 @@ def test_the_model_keeps_its_arrays(proj_only):
 def test_accumulating_parts_is_the_step_of_the_whole_batch():
     sgd = optax.sgd(0.1)
     layout, trained, frozen = split(Toy())
-    found = []
+    outcomes = []
     for parts in (1, 4):
         trainer = plain(options=StepOptions(accumulate=parts, clip=0.0))
         step = jax.jit(make_step(layout, plain_loss, sgd, trainer.options))
         first = trainer.new_state()
         first = type(first)(**{**vars(first), "opt_state": sgd.init(trained)})
         state, metrics = step(first, frozen, batch())
-        found.append((state.params, metrics["loss"], metrics["grad_norm"]))
-    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        outcomes.append((state.params, metrics["loss"], metrics["grad_norm"]))
+    for a, b in zip(*map(jax.tree.leaves, outcomes), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 

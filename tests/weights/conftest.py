@@ -134,12 +134,12 @@ def _read_plain(path: Path) -> dict[str, np.ndarray]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    found = {}
+    tensors = {}
     for name, entry in header.items():
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         flat = np.frombuffer(data[begin:end], KINDS[entry["dtype"]])
-        found[name] = flat.reshape(entry["shape"])
-    return found
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], metadata=None) -> Path:

@@ -32,12 +32,12 @@ def refused(kit, path, out, match, **options) -> str:
 def test_every_tensor_lands_where_it_belongs(toy, toy_file, tmp_path, read_plain):
     out = tmp_path / "out"
     toy.convert(toy_file, out)
-    found = read_plain(out / "trunk.safetensors") | read_plain(out / "head.safetensors")
+    actual = read_plain(out / "trunk.safetensors") | read_plain(out / "head.safetensors")
     expected = toy.expected(toy.tensors)
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        np.testing.assert_array_equal(found[name], tensor, name)
+        assert actual[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(actual[name], tensor, name)
     carried = read_plain(out / "carried.safetensors")
     np.testing.assert_array_equal(carried["trunk.mask"], toy.tensors["trunk.mask"])
 

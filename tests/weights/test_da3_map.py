@@ -79,8 +79,8 @@ def test_published_models_have_the_published_counts(
     def count(prefix):
         return sum(math.prod(s) for key, s in shapes.items() if key.startswith(prefix))
 
-    found = [count(f"model.{part}.") for part in ("backbone", "head", "cam_enc", "cam_dec")]
-    assert found == [backbone, head, camera_encoder, camera]
+    counts = [count(f"model.{part}.") for part in ("backbone", "head", "cam_enc", "cam_dec")]
+    assert counts == [backbone, head, camera_encoder, camera]
     assert count("model.") == total
 
 
@@ -243,8 +243,8 @@ def test_another_size_than_the_config_is_refused(convert_changed):
 
 
 def test_licences_differ_by_size():
-    found = {name: license_of(config) for name, config in PRESETS.items()}
-    assert found == {
+    licenses = {name: license_of(config) for name, config in PRESETS.items()}
+    assert licenses == {
         "da3-small": "Apache-2.0",
         "da3-base": "Apache-2.0",
         "da3-large": "CC-BY-NC-4.0",

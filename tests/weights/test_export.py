@@ -13,11 +13,11 @@ from lite3r_jax.weights.export import export
 from lite3r_jax.weights.safetensors_file import open_safetensors
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(found) == set(expected)
+def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(actual) == set(expected)
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
-        assert found[name].tobytes() == tensor.tobytes(), name
+        assert actual[name].dtype == tensor.dtype and actual[name].shape == tensor.shape, name
+        assert actual[name].tobytes() == tensor.tobytes(), name
 
 
 def test_the_golden_checkpoint_comes_back_as_the_same_file(golden_weights, golden_file, tmp_path):

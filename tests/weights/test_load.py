@@ -35,39 +35,39 @@ def toy_weights(toy, toy_file, tmp_path):
 def test_golden_weights_are_the_checkpoint(golden_weights, golden_file, read_plain):
     source = read_plain(golden_file)
     model = load(golden_weights)
-    found = parameters(model)
-    assert sum(p.size for p in found.values()) == 1_505_984 - 64  # without the mask token
+    loaded = parameters(model)
+    assert sum(p.size for p in loaded.values()) == 1_505_984 - 64  # without the mask token
     for i in range(4):
         np.testing.assert_array_equal(
-            found["aggregator/frame_blocks/attn/qkv/kernel"][i],
+            loaded["aggregator/frame_blocks/attn/qkv/kernel"][i],
             source[f"aggregator.frame_blocks.{i}.attn.qkv.weight"].T,
         )
     np.testing.assert_array_equal(
-        found["track_head/tracker/updateformer/virtual_tracks"],
+        loaded["track_head/tracker/updateformer/virtual_tracks"],
         source["track_head.tracker.updateformer.virual_tracks"],
     )
     np.testing.assert_array_equal(
-        found["camera_head/pose_modulation/kernel"],
+        loaded["camera_head/pose_modulation/kernel"],
         source["camera_head.poseLN_modulation.1.weight"].T,
     )
     np.testing.assert_array_equal(
-        found["depth_head/upsample/0/kernel"],
+        loaded["depth_head/upsample/0/kernel"],
         np.einsum("iohw->ihwo", source["depth_head.resize_layers.0.weight"]),
     )
 
 
 def test_every_parameter_is_the_expected_one(toy, toy_weights):
-    found = parameters(load(toy_weights, param_dtype=jnp.float32))
+    loaded = parameters(load(toy_weights, param_dtype=jnp.float32))
     for name, tensor in toy.expected(toy.tensors).items():
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(found[name], tensor.astype(np.float32), name)
+        assert loaded[name].dtype == np.float32
+        np.testing.assert_array_equal(loaded[name], tensor.astype(np.float32), name)
 
 
 def test_parameters_are_held_as_asked(toy, toy_weights, tmp_path, write_tensors):
-    found = parameters(load(toy_weights, param_dtype=jnp.bfloat16))
+    loaded = parameters(load(toy_weights, param_dtype=jnp.bfloat16))
     for name, tensor in toy.expected(toy.tensors).items():
-        assert found[name].dtype == ml_dtypes.bfloat16
-        np.testing.assert_array_equal(found[name], tensor.astype(ml_dtypes.bfloat16), name)
+        assert loaded[name].dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(loaded[name], tensor.astype(ml_dtypes.bfloat16), name)
     # Mixed files come as float32, uniform ones as they are.
     assert {p.dtype for p in parameters(load(toy_weights)).values()} == {np.dtype(np.float32)}
     halves = {name: t.astype(ml_dtypes.bfloat16) for name, t in toy.tensors.items()}

@@ -48,9 +48,9 @@ def test_files_of_the_reference_library_are_read_exactly(tmp_path):
         assert set(file.specs) == set(tensors())
         for name, tensor in tensors().items():
             assert file.specs[name].shape == tensor.shape
-            found = file.read(name)
-            assert found.dtype == tensor.dtype
-            np.testing.assert_array_equal(found, tensor)
+            actual = file.read(name)
+            assert actual.dtype == tensor.dtype
+            np.testing.assert_array_equal(actual, tensor)
         np.testing.assert_array_equal(file.read_row("f32", 2), tensors()["f32"][2])
         with pytest.raises(IndexError):
             file.read_row("f32", 3)
@@ -68,8 +68,8 @@ def test_dtypes_that_numpy_lacks(tmp_path, dtype):
     path = raw(tmp_path / "x.safetensors", {"a": entry((3,), 0, len(data), dtype)}, data)
     with SafetensorsFile(path) as file:
         assert file.specs["a"] == TensorSpec((3,), dtype)
-        found = file.read("a")
-    assert found.dtype == want.dtype and found.tobytes() == data
+        actual = file.read("a")
+    assert actual.dtype == want.dtype and actual.tobytes() == data
 
 
 @pytest.mark.parametrize("given", [True, False])

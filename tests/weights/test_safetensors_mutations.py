@@ -156,11 +156,11 @@ def test_no_mutated_checkpoint_is_accepted_wrongly(toy, toy_file, tmp_path, read
         for name, tensor in source.items():
             assert np.isfinite(tensor.astype(np.float64)).all(), (number, name)
         expected = toy.expected(source)
-        found = read_plain(out / "trunk.safetensors") | read_plain(out / "head.safetensors")
-        assert set(found) == set(expected), number
+        actual = read_plain(out / "trunk.safetensors") | read_plain(out / "head.safetensors")
+        assert set(actual) == set(expected), number
         for name, tensor in expected.items():
-            assert tensor.dtype == found[name].dtype, (number, name)
-            np.testing.assert_array_equal(_bits(tensor), _bits(found[name]), f"{number} {name}")
+            assert tensor.dtype == actual[name].dtype, (number, name)
+            np.testing.assert_array_equal(_bits(tensor), _bits(actual[name]), f"{number} {name}")
         shutil.rmtree(out)
     assert not [entry for entry in tmp_path.iterdir() if ".partial-" in entry.name]
     assert accepted + refused == 2400 // share

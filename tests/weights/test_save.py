@@ -26,10 +26,10 @@ def test_a_saved_model_loads_bit_for_bit(model, tmp_path):
     again = load(tmp_path / "out")
     assert again.config == model.config and again.heads == model.heads
     want = parameters(model)
-    found = parameters(again)
-    assert want.keys() == found.keys()
+    loaded = parameters(again)
+    assert want.keys() == loaded.keys()
     for path, array in want.items():
-        np.testing.assert_array_equal(found[path], array)
+        np.testing.assert_array_equal(loaded[path], array)
     assert manifest.origin == origin
     assert sum(part.parameters for part in manifest.parts.values()) == sum(
         array.size for array in want.values()
@@ -39,10 +39,10 @@ def test_a_saved_model_loads_bit_for_bit(model, tmp_path):
 @pytest.mark.slow
 def test_saved_as_bfloat16_it_is_the_rounded_model(model, tmp_path):
     save(model, tmp_path / "out", backbone="vggt", dtype=jnp.bfloat16)
-    found = parameters(load(tmp_path / "out"))
+    loaded = parameters(load(tmp_path / "out"))
     for path, array in parameters(model).items():
-        assert found[path].dtype == ml_dtypes.bfloat16
-        np.testing.assert_array_equal(found[path], array.astype(ml_dtypes.bfloat16))
+        assert loaded[path].dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(loaded[path], array.astype(ml_dtypes.bfloat16))
 
 
 @pytest.mark.slow

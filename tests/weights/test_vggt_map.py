@@ -50,8 +50,8 @@ def test_golden_names_and_shapes_come_back_exactly(golden_file, golden_config):
     ],
 )
 def test_the_published_model_has_the_published_counts(published, prefixes, tensors, parameters):
-    found = {name: shape for name, shape in published.items() if name.startswith(prefixes)}
-    assert (len(found), sum(math.prod(s) for s in found.values())) == (tensors, parameters)
+    shapes = {name: shape for name, shape in published.items() if name.startswith(prefixes)}
+    assert (len(shapes), sum(math.prod(s) for s in shapes.values())) == (tensors, parameters)
 
 
 @pytest.mark.parametrize(

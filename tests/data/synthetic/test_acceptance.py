@@ -12,11 +12,11 @@ def degrees(cosine) -> float:
     return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
 
 
-def errors(sample, found, i, j):
+def errors(sample, features, i, j):
     """(rotation, direction of translation) of view j from view i, in degrees."""
     import cv2
 
-    (points_i, descriptors_i), (points_j, descriptors_j) = found[i], found[j]
+    (points_i, descriptors_i), (points_j, descriptors_j) = features[i], features[j]
     pairs = cv2.BFMatcher().knnMatch(descriptors_i, descriptors_j, k=2)
     good = [a for a, b in pairs if a.distance < 0.8 * b.distance]
     k = sample.intrinsics.astype(float)
@@ -52,9 +52,9 @@ def test_sift_and_the_essential_matrix_recover_the_poses():
             cv2.cvtColor(np.rint(image * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
             for image in sample.images
         ]
-        found = [sift.detectAndCompute(image, None) for image in gray]
+        features = [sift.detectAndCompute(image, None) for image in gray]
         pairs = [(i, j) for i in range(FRAMES) for j in (i + 1, i + 2) if j < FRAMES]
-        measured += [errors(sample, found, i, j) for i, j in pairs]
+        measured += [errors(sample, features, i, j) for i, j in pairs]
     assert len(measured) >= 40 and SCENES >= 10
     rotation, direction = np.median(measured, axis=0)
     print(f"{len(measured)} pairs: {rotation:.3f} and {direction:.3f} degrees")

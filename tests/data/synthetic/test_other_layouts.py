@@ -21,18 +21,18 @@ def seen(split, count=12):
 
 
 def test_floating_things_have_no_wall_floor_or_ceiling_behind_them():
-    for _, found in seen("floating"):
-        assert (found.primitive != ROOM).all()
-        assert 0.02 < (found.primitive == SKY).mean() < 0.55
-        assert len(set(found.primitive.ravel())) > 4
+    for _, rays in seen("floating"):
+        assert (rays.primitive != ROOM).all()
+        assert 0.02 < (rays.primitive == SKY).mean() < 0.55
+        assert len(set(rays.primitive.ravel())) > 4
 
 
 def test_the_size_of_a_floating_thing_says_little_about_its_distance():
     """In the picture a thing is as large as its size over its distance: sizes vary more."""
     sizes, distances = [], []
-    for made, found in seen("floating", 30):
-        for number in set(found.primitive[0]) - {SKY}:
-            distances.append(np.median(found.t[0][found.primitive[0] == number]))
+    for made, rays in seen("floating", 30):
+        for number in set(rays.primitive[0]) - {SKY}:
+            distances.append(np.median(rays.t[0][rays.primitive[0] == number]))
             sizes.append(made.world.half[number].max())
     spread, wide = np.std(np.log(distances)), np.std(np.log(sizes))
     assert wide > 1.25 * spread
@@ -43,13 +43,13 @@ def test_height_in_the_picture_tells_depth_in_rooms_and_not_among_floating_thing
     """What a network can guess from one view: the lower, the nearer."""
 
     def correlation(split):
-        found = []
+        correlations = []
         for _, rays in seen(split, 20):
             t = rays.t.reshape(len(rays.t), 12, 16)
             t = np.where(np.isfinite(t), t, np.nan)
             rows = np.nanmedian(np.log(t), axis=2)  # [V, 12], from above
-            found.append([np.corrcoef(np.arange(12), row)[0, 1] for row in rows])
-        return np.nanmean(found)
+            correlations.append([np.corrcoef(np.arange(12), row)[0, 1] for row in rows])
+        return np.nanmean(correlations)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # rows of nothing but sky

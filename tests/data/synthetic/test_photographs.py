@@ -27,8 +27,8 @@ def colors(number, x, y, width):
     """[N, 3] of points [N] of a photograph of training."""
     x, y = np.atleast_1d(x).astype(float), np.atleast_1d(y).astype(float)
     chosen = np.full(x.shape, number)
-    found = look_up(np, pyramids(TRAINING), chosen, x, y, np.full(x.shape, float(width)))
-    return np.stack(found, -1)
+    channels = look_up(np, pyramids(TRAINING), chosen, x, y, np.full(x.shape, float(width)))
+    return np.stack(channels, -1)
 
 
 def test_from_near_the_pixels_of_the_photograph_are_seen():
@@ -40,10 +40,10 @@ def test_from_near_the_pixels_of_the_photograph_are_seen():
     square = whole.crop((half, 0, half + whole.height, whole.height))
     wanted = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX)) / 255
     rows, columns = np.random.default_rng(0).integers(0, SIDE, (2, 200))
-    found = colors(
+    actual = colors(
         TRAINING.index("coffee.png"), (columns + 0.5) / SIDE, (rows + 0.5) / SIDE, 1 / SIDE
     )
-    np.testing.assert_allclose(found, wanted[rows, columns], atol=1 / 255)
+    np.testing.assert_allclose(actual, wanted[rows, columns], atol=1 / 255)
 
 
 @pytest.mark.parametrize("pixels", [2, 16, 64])
@@ -53,8 +53,8 @@ def test_from_afar_colors_are_means_over_what_a_pixel_covers(pixels):
     x, y = (grid.ravel() for grid in np.meshgrid(middles, middles))
     for number, one in enumerate(pyramids(TRAINING)):
         square = one[: SIDE * SIDE].reshape(side, pixels, side, pixels, 3) / 255
-        found = colors(number, x, y, pixels / SIDE)
-        np.testing.assert_allclose(found, square.mean((1, 3)).reshape(-1, 3), atol=1.01 / 255)
+        actual = colors(number, x, y, pixels / SIDE)
+        np.testing.assert_allclose(actual, square.mean((1, 3)).reshape(-1, 3), atol=1.01 / 255)
 
 
 def test_every_level_is_the_mean_of_the_pixels_of_the_one_before():

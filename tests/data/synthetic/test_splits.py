@@ -20,13 +20,13 @@ def described(split, count=3):
     """SIFT descriptors of the first view of some scenes."""
     import cv2
 
-    sift, found = cv2.SIFT_create(), []
+    sift, per_scene = cv2.SIFT_create(), []
     for number in range(count):
         made = scene(split, number)
         images, _ = draw(made.world, cut(made.cameras, (0,), (168, 224)))
         descriptors = sift.detectAndCompute(cv2.cvtColor(images[0], cv2.COLOR_RGB2GRAY), None)[1]
-        found.append(np.zeros((0, 128)) if descriptors is None else descriptors)
-    return found
+        per_scene.append(np.zeros((0, 128)) if descriptors is None else descriptors)
+    return per_scene
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_wide_baselines_have_larger_angles():
 
 def test_low_texture_has_few_keypoints(ordinary):
     few, many = (
-        np.median([len(d) for d in found]) for found in (described("low_texture"), ordinary)
+        np.median([len(d) for d in per_scene]) for per_scene in (described("low_texture"), ordinary)
     )
     assert few < 0.2 * many and many > 200
 
@@ -128,9 +128,9 @@ def test_low_texture_has_few_keypoints(ordinary):
 def test_repetitive_textures_look_alike_within_one_image(ordinary):
     import cv2
 
-    def nearest(found):
+    def nearest(per_scene):
         """Median distance of a keypoint to the most similar one of the same image."""
-        pairs = [cv2.BFMatcher().knnMatch(d, d, k=2) for d in found if len(d) > 2]
+        pairs = [cv2.BFMatcher().knnMatch(d, d, k=2) for d in per_scene if len(d) > 2]
         return np.median([second.distance for pair in pairs for _, second in pair])
 
     assert nearest(described("repetitive")) < 0.7 * nearest(ordinary)

@@ -42,13 +42,15 @@ def test_equals_the_definition_with_many_ties(top, bottom, always):
     select = functools.partial(
         block_map, q_block=8, k_block=4, top=top, bottom=bottom, always=always
     )
-    found = jax.jit(lambda *x: select(*x[:2], q_valid=x[2], k_valid=x[3]))(q, k, q_valid, k_valid)
+    selected = jax.jit(lambda *x: select(*x[:2], q_valid=x[2], k_valid=x[3]))(
+        q, k, q_valid, k_valid
+    )
     scores = reference.block_scores(q, k, 8, 4, q_valid, k_valid)
     classes = reference.classes(*scores, top, bottom, always)
     assert not k_valid.all() and not q_valid.all()
-    np.testing.assert_array_equal(found.critical.mask(), classes == 1)
-    np.testing.assert_array_equal(found.negligible.mask(), classes == -1)
-    for table in (found.critical, found.negligible):
+    np.testing.assert_array_equal(selected.critical.mask(), classes == 1)
+    np.testing.assert_array_equal(selected.negligible.mask(), classes == -1)
+    for table in (selected.critical, selected.negligible):
         np.testing.assert_array_equal(table.ids, np.sort(table.ids, -1))
         np.testing.assert_array_equal(table.counts, table.mask().sum(-1))
 

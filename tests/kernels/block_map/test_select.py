@@ -46,10 +46,10 @@ def picked_by_sorting(scores, usable, kept, top, bottom):
     usable=hnp.arrays(bool, COLUMNS),
 )
 def test_picks_what_sorting_picks_and_of_equal_scores_the_first(kept, top, bottom, scores, usable):
-    found = compiled_pick(kept, top, bottom)(scores, usable)
+    picked = compiled_pick(kept, top, bottom)(scores, usable)
     for row in range(ROWS):
         wanted = picked_by_sorting(scores[row], usable, kept, top, bottom)
-        for ids, want, width in zip(found, wanted, (len(kept) + top, bottom), strict=True):
+        for ids, want, width in zip(picked, wanted, (len(kept) + top, bottom), strict=True):
             assert ids[row].tolist() == want + [COLUMNS] * (width - len(want))
 
 

@@ -31,11 +31,14 @@ def test_transpose_lists_the_same_pairs_ascending():
     for seed in range(5):
         for width in (1, 3, COLUMNS):
             listed, table = random_table(seed, width)
-            found = transpose(table)
-            assert found.rows.shape == (2, 3, ROWS * width)
-            assert found.rows.dtype == found.offsets.dtype == jnp.int32
+            transposed = transpose(table)
+            assert transposed.rows.shape == (2, 3, ROWS * width)
+            assert transposed.rows.dtype == transposed.offsets.dtype == jnp.int32
             for b, n in np.ndindex(2, 3):
-                rows, offsets = np.asarray(found.rows[b, n]), np.asarray(found.offsets[b, n])
+                rows, offsets = (
+                    np.asarray(transposed.rows[b, n]),
+                    np.asarray(transposed.offsets[b, n]),
+                )
                 assert offsets[0] == 0 and offsets[-1] == listed[b, n].sum()
                 for j in range(COLUMNS):
                     got = rows[offsets[j] : offsets[j + 1]].tolist()

@@ -28,7 +28,7 @@ def problem(query_views, key_views, heads=2, batch=2, d=64):
 def definition(q, q_used, k, k_used, top, query_views, key_views, views):
     """The same in float64, row by row."""
     columns = k.shape[2]
-    found = np.full((*q.shape[:3], KEPT + top), columns)
+    selected = np.full((*q.shape[:3], KEPT + top), columns)
     for b, n in np.ndindex(q.shape[:2]):
         blocks = [KEPT + v * OF_VIEW + np.arange(OF_VIEW) for v in range(key_views)]
         usable = [[j for j in ids if k_used[b, j]] for ids in blocks]
@@ -45,8 +45,8 @@ def definition(q, q_used, k, k_used, top, query_views, key_views, views):
                 scores = k[b, n, candidates].astype(float) @ q[b, n, i]
                 ids = candidates[np.argsort(-scores, kind="stable")[:top]]
                 ids = sorted([j for j in range(KEPT) if k_used[b, j]] + list(ids))
-                found[b, n, i, : len(ids)] = ids
-    return found
+                selected[b, n, i, : len(ids)] = ids
+    return selected
 
 
 @pytest.mark.parametrize(

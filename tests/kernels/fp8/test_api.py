@@ -102,13 +102,13 @@ def test_gradient_is_that_of_the_surrogate():
 
     @jax.jit
     def every(x, w, dy):
-        found = []
+        derivatives = []
         for options, gradients in settings:
             use = options | {"gradients": gradients}
-            found.append(jax.vjp(lambda x, w, use=use: product(x, w, **use), x, w)[1](dy))
+            derivatives.append(jax.vjp(lambda x, w, use=use: product(x, w, **use), x, w)[1](dy))
             if options["weights"]:
-                found[-1] += jax.vjp(lambda x, use=use: stored(x, w, **use), x)[1](dy)
-        return found
+                derivatives[-1] += jax.vjp(lambda x, use=use: stored(x, w, **use), x)[1](dy)
+        return derivatives
 
     for (options, gradients), (dx, dw, *dx_stored) in zip(settings, every(x, w, dy), strict=True):
         row = options["scale"] == "row"

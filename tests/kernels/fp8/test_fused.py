@@ -55,12 +55,12 @@ def affine(dtype="float32"):
 
 
 def run(x, before):
-    found = jax.jit(lambda x: quantize_rows(x, before, interpret=True))(x)
+    quantized = jax.jit(lambda x: quantize_rows(x, before, interpret=True))(x)
     rows = x.size // x.shape[-1]
-    assert found.shape == x.shape and found.rows == rows
-    assert found.codes.shape == (padded_rows(rows), x.shape[-1]) and found.codes.dtype == F8
-    assert found.scale.shape == (padded_rows(rows),) and found.scale.dtype == jnp.float32
-    return np.asarray(found.codes[:rows]), np.asarray(found.scale[:rows])
+    assert quantized.shape == x.shape and quantized.rows == rows
+    assert quantized.codes.shape == (padded_rows(rows), x.shape[-1]) and quantized.codes.dtype == F8
+    assert quantized.scale.shape == (padded_rows(rows),) and quantized.scale.dtype == jnp.float32
+    return np.asarray(quantized.codes[:rows]), np.asarray(quantized.scale[:rows])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=slow)])

@@ -99,9 +99,9 @@ def test_full_rows_choose_nothing_and_change_nothing_for_others(implementation):
         kept = np.array([0, 1, 5])
         got, _ = select_triton(*pooled, kept=kept, top=3, bottom=0, first=2, interpret=True)
     else:
-        found = block_map(q, k, full_rows=2, **settings)
-        assert (found.full_rows, found.full_columns) == (2, 2)
-        got = found.critical.ids
+        selected = block_map(q, k, full_rows=2, **settings)
+        assert (selected.full_rows, selected.full_columns) == (2, 2)
+        got = selected.critical.ids
     wanted = block_map(q, k, **settings).critical.ids[:, :, 2:]
     np.testing.assert_array_equal(got, wanted)
     with pytest.raises(ValueError, match=r"full_rows must be in \[0, 7\], got 8"):
@@ -111,9 +111,9 @@ def test_full_rows_choose_nothing_and_change_nothing_for_others(implementation):
 @pytest.mark.parametrize("order", [LongFirst(3, 2, 5), LongFirst(3, 0, 7), LongFirst(3, 7, 0)])
 def test_long_blocks_of_all_heads_start_first_and_every_block_once(order):
     count = order.heads * (order.long + order.rest)
-    found = [tuple(map(int, order.split(jnp.int32(i)))) for i in range(count)]
-    assert sorted(found) == [(i, n) for i in range(order.long + order.rest) for n in range(3)]
-    first = found[: order.heads * order.long]
+    blocks = [tuple(map(int, order.split(jnp.int32(i)))) for i in range(count)]
+    assert sorted(blocks) == [(i, n) for i in range(order.long + order.rest) for n in range(3)]
+    first = blocks[: order.heads * order.long]
     assert all(block < order.long for block, _ in first)
 
 

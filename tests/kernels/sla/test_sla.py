@@ -34,9 +34,9 @@ CASES = [
 
 
 def _some(rng, shape):
-    found = rng.random(shape) < 0.4
-    np.put_along_axis(found, rng.integers(shape[-1], size=(*shape[:-1], 1)), True, -1)
-    return found
+    listed = rng.random(shape) < 0.4
+    np.put_along_axis(listed, rng.integers(shape[-1], size=(*shape[:-1], 1)), True, -1)
+    return listed
 
 
 def _one(rng, shape):

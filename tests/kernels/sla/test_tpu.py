@@ -30,15 +30,15 @@ def test_every_listed_pair_is_in_one_step_of_its_key_block(columns, entries):
         listed = np.random.default_rng(seed).random((heads, count, columns)) < share
         ids = np.sort(np.where(listed, np.arange(columns), columns), axis=-1)
         query, key, start, number = (np.asarray(x) for x in work(ids[None].astype(np.int32)))
-        found = np.zeros((heads, columns, count), int)
+        visits = np.zeros((heads, columns, count), int)
         for h in range(heads):
             keys = key[h * steps : (h + 1) * steps]
             assert set(keys) == set(range(columns)) and (np.diff(keys) >= 0).all()
             for t in range(h * steps, (h + 1) * steps):
                 assert 0 <= number[t] <= entries and start[t] + entries <= len(query)
                 assert (query[start[t] : start[t] + entries] < count).all(), "a fetch is in bounds"
-                np.add.at(found[h, key[t]], query[start[t] : start[t] + number[t]], 1)
-        np.testing.assert_array_equal(found, listed.swapaxes(1, 2))
+                np.add.at(visits[h, key[t]], query[start[t] : start[t] + number[t]], 1)
+        np.testing.assert_array_equal(visits, listed.swapaxes(1, 2))
 
 
 @pytest.mark.parametrize("views,head_dim", [(100, 64), pytest.param(2, 128, marks=slow)])
