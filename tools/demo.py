@@ -66,7 +66,7 @@ def demonstrate(out: Path) -> None:
     reconstruct(out / "room", room, title)
     print(f"\n{compared(out / 'room' / 'scene', truth)}\n")
     reconstruct(out / "photos", photographs(), "Two photographs, small model")
-    distil(out / "student")
+    distill(out / "student")
     pages = [str(out / name / "scene" / "scene.html") for name in ("room", "photos")]
     pages.append(str(out / "student" / EVALUATION / "report.html"))
     print(f"\nNOTE  {NOTICE}\nopen in a browser: {', '.join(pages)}")
@@ -102,7 +102,7 @@ def reconstruct(folder: Path, pictures: dict[str, np.ndarray], title: str) -> No
         raise InputError("the reconstruction failed, see above")
 
 
-def distil(folder: Path) -> None:
+def distill(folder: Path) -> None:
     """Trains a student of the small model by the command, which ends with a table of its quality.
 
     A training whose results are in the folder is not done again.

@@ -115,7 +115,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "distill": Command(
         "train",
-        "distil a student with cheaper attention from a teacher",
+        "distill a student with cheaper attention from a teacher",
         "--weights W --data BLENDEDMVS --output RUN [--steps N]; without both: --recipe vggt:tiny",
         short=_TRAINING | {"plan": "distill.plan"},
         shown=("weights", "output", "quiet", "train", "distill"),

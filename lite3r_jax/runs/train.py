@@ -150,7 +150,7 @@ def train(experiment: Experiment) -> Training:
     """
     if experiment.distill.plan:
         raise InputError(
-            "distill.plan: set, so these settings distil a student; use distill, or the variant"
+            "distill.plan: set, so these settings distill a student; use distill, or the variant"
             " backbone of the recipe"
         )
     return train_any(experiment)
@@ -334,7 +334,7 @@ def check_unlabeled(experiment: Experiment) -> None:
         if not spec.row.has_ground_truth:
             raise InputError(
                 f"config.train.data.source: {spec.row.name} have no cameras and depth, which"
-                f" {needing} needs; distil a student with config.distill.targets=teacher"
+                f" {needing} needs; distill a student with config.distill.targets=teacher"
                 " (configs/vggt.py:unlabeled), or with targets=none and match.mode=layerwise"
                 " (configs/vggt.py:unlabeled,apart)"
             )

@@ -94,7 +94,7 @@ def reduced(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     return (blocks.mean((2, 4)) / 255).astype(np.float32), k.astype(np.float32)
 
 
-def beginning(scene: Scene, views: Sequence[int], size: int, count: int) -> Splats:
+def beginning(scene: Scene, views: Sequence[int], count: int) -> Splats:
     """Places Gaussians at pixels of the views, where depth and cameras of the scene have them."""
     cameras, rng = Cameras.of(scene), np.random.default_rng(0)
     points = np.concatenate([surface_points(scene, cameras, view) for view in views])
@@ -102,7 +102,7 @@ def beginning(scene: Scene, views: Sequence[int], size: int, count: int) -> Spla
     depth = scene.depth[list(views)].ravel()
     chosen = rng.choice(np.flatnonzero(depth > 0), count, replace=False)
     # as wide as its share of the pixels of the views, seen from its own view
-    across = size * np.sqrt(len(views) / count) / size * scene.size[0]
+    across = np.sqrt(len(views) / count) * scene.size[0]
     scale = 0.5 * depth[chosen] * across / scene.intrinsics[0, 0, 0]
     color = np.clip(colors[chosen], 0.02, 0.98)
     return {
@@ -117,7 +117,7 @@ def trained(scene: Scene, size: int, steps: int, count: int) -> tuple[Splats, fl
     """Trains Gaussians on views that are not held out; returns them and PSNR in dB on the rest."""
     images, lenses = reduced(scene, size)
     views = [view for view in range(scene.views) if view not in HELD_OUT]
-    splats = beginning(scene, views, size, count)
+    splats = beginning(scene, views, count)
     near = float(np.median(scene.depth)) * _NEAR
     unit = float(np.median(scene.depth)) / lenses[0, 0, 0]  # of a pixel
     rates = {"center": 0.1 * unit, "log_scale": 0.01, "color": 0.03, "opacity": 0.03}
