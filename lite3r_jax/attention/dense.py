@@ -1,4 +1,4 @@
-"""Softmax attention over all keys, without ever holding a T x T array beyond a few views."""
+"""Dense softmax attention over all keys, without a T x T array for more than a few views."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ Implementation = Literal["auto", "cudnn", "tpu", "blocked", "reference"]
 
 @dataclass(frozen=True)
 class Dense(AttentionStrategy):
-    """softmax(q k^T / sqrt(D)) v.
+    """Dense softmax attention over all keys, softmax(q k^T / sqrt(D)) v.
 
     Attributes:
         implementation: "cudnn" (flash attention of cuDNN; NVIDIA GPU, bfloat16 or float16), "tpu"
@@ -43,30 +43,30 @@ class Dense(AttentionStrategy):
 
     @property
     def takes_merged_queries(self) -> bool:
-        """See `AttentionStrategy.takes_merged_queries`."""
+        """Implements `AttentionStrategy.takes_merged_queries`."""
         return True
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`."""
+        """Implements `AttentionStrategy.apart`."""
         return "heads", "queries"
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "DenseCore":
-        """A core without parameters."""
+        """Implements `AttentionStrategy.build`: the core has no parameters."""
         del heads, head_dim, param_dtype, rngs
         return DenseCore(self)
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionStrategy.describe`."""
+        """Implements `AttentionStrategy.describe`."""
         return f"dense ({OPERATOR.choose(self.implementation, DenseCall(head_dim, dtype))})"
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
-        """See `AttentionStrategy.flops`: scores and weighted values of all pairs."""
+        """Implements `AttentionStrategy.flops`: scores and weighted values of all pairs."""
         return {"softmax": 4 * layouts.query.tokens * layouts.key.tokens * head_dim}
 
 
 class DenseCore(AttentionCore):
-    """See `Dense`."""
+    """Attention core of `Dense`, without parameters."""
 
     spec: Dense
 
@@ -74,7 +74,7 @@ class DenseCore(AttentionCore):
         self.spec = spec
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`."""
+        """Implements `AttentionCore.__call__`."""
         spec = self.spec
         return dense_attention(
             inputs.q, inputs.k, inputs.v, spec.implementation, spec.q_block, spec.k_block
@@ -89,7 +89,7 @@ def dense_attention(
     q_block: int = 1024,
     k_block: int = 4096,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v with logits and sums in float32.
+    """Computes softmax(q k^T / sqrt(D)) v with logits and sums in float32.
 
     Args:
         q: [B, Tq, N, D].

@@ -14,10 +14,10 @@ _QUERIES = 2**20
 
 
 def heads_at_a_time(q: jax.Array) -> int:
-    """How many heads of q [B, T, N, D] keep a GPU busy; all of them where they are spread.
+    """Returns how many heads of q [B, T, N, D] to compute at a time, enough to keep a GPU busy.
 
-    A million queries are 8192 blocks of 128, and a copy of them takes 128 MiB with 64 channels of
-    two bytes.
+    All of them where a mesh splits scenes or views. A million queries are 8192 blocks of 128, and
+    a copy of them takes 128 MiB with 64 channels of two bytes.
     """
     b, t, n, _ = q.shape
     most = n if split_ways() > 1 else max(1, min(n, _QUERIES // (b * t)))
@@ -27,7 +27,7 @@ def heads_at_a_time(q: jax.Array) -> int:
 def map_head_groups(
     attend: Callable[..., Any], q: Any, k: Any, v: Any, *shared: Any, size: int = 1
 ) -> Any:
-    """`attend(q, k, v, *shared)` for some heads at a time.
+    """Computes `attend(q, k, v, *shared)` for groups of `size` heads, one after the other.
 
     Heads are cut out of q, k and v when their turn comes, and their outputs and gradients are
     written to their places; outputs to those of the queries where dtypes allow, which are not
@@ -61,7 +61,7 @@ def map_head_groups(
         return jax.tree.map(one, tree, part)
 
     def over_queries(turn: Callable[..., tuple[Any, Any]], q: Any) -> tuple[Any, Any]:
-        """Outputs of turn(queries of some heads, first one), and what else it gives, stacked."""
+        """Calls turn(queries, first head) for every group; returns outputs and the stacked rest."""
         in_place = all(x.dtype == dtype for x in jax.tree.leaves(q))
 
         def step(o, first):

@@ -80,47 +80,50 @@ class KeyViews(AttentionStrategy):
 
     @property
     def takes_merged_queries(self) -> bool:
-        """See `AttentionStrategy.takes_merged_queries`; own views are not known of merged ones."""
+        """Implements `AttentionStrategy.takes_merged_queries`.
+
+        Not where a view attends to itself: the view of a merged query is not known.
+        """
         own = self.choose == "own" or self.own_layers
         return self.inner.takes_merged_queries and not own
 
     @property
     def takes_some_views(self) -> bool:
-        """See `AttentionStrategy.takes_some_views`."""
+        """Implements `AttentionStrategy.takes_some_views`."""
         return False
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`."""
+        """Implements `AttentionStrategy.apart`."""
         return self.inner.apart
 
     def agreed_tokens(self, query: TokenLayout) -> float:
-        """See `AttentionStrategy.agreed_tokens`."""
+        """Implements `AttentionStrategy.agreed_tokens`."""
         return self.inner.agreed_tokens(query)
 
     def keys_left(self, key: TokenLayout) -> TokenLayout:
-        """See `AttentionStrategy.keys_left`."""
+        """Implements `AttentionStrategy.keys_left`."""
         views, key = self.kept(key.whole), key.keep_patches(self.patch_step)
         return key if len(views) == key.whole.views else key.whole.keep(views)
 
     @property
     def own_view_only(self) -> bool:
-        """See `AttentionStrategy.own_view_only`."""
+        """Implements `AttentionStrategy.own_view_only`."""
         return self.choose == "own"
 
     @property
     def views_in_order(self) -> bool:
-        """See `AttentionStrategy.views_in_order`."""
+        """Implements `AttentionStrategy.views_in_order`."""
         return self.choose == "stride" and self.every > 1
 
     def check(self, depth: int) -> None:
-        """See `AttentionStrategy.check`."""
+        """Implements `AttentionStrategy.check`."""
         super().check(depth)
         check_layers("patch_step_layers", self.patch_step_layers or (), depth)
         check_layers("own_layers", self.own_layers, depth)
 
     def resolve(self, role: Role, layer: int, depth: int, views: int) -> "KeyViews":
-        """See `AttentionStrategy.resolve`."""
+        """Implements `AttentionStrategy.resolve`."""
         here = super().resolve(role, layer, depth, views)
         stepped = self.patch_step_layers is None or layer in self.patch_step_layers
         return replace(
@@ -132,32 +135,32 @@ class KeyViews(AttentionStrategy):
         )
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
-        """See `AttentionStrategy.context`: in which order views are chosen, where data decide."""
+        """Implements `AttentionStrategy.context`: the order in which diverse views are chosen."""
         count = self.count if self.choose == "diverse" else layout.whole.views
         return view_context(x, layout, count, self.inner)
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "ViewsCore":
-        """A core with the parameters of the inner strategy."""
+        """Implements `AttentionStrategy.build`: its parameters are those of the inner core."""
         inner = self.inner.build(heads=heads, head_dim=head_dim, param_dtype=param_dtype, rngs=rngs)
         return ViewsCore(self, inner)
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionStrategy.describe`."""
+        """Implements `AttentionStrategy.describe`."""
         number = {"diverse": f" {self.count}", "stride": f" {self.every}"}.get(self.choose, "")
         return f"key views {self.choose}{number}, {self.inner.describe(dtype, head_dim)}"
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
-        """See `AttentionStrategy.flops`; the choice of the views is not counted."""
+        """Implements `AttentionStrategy.flops`; the choice of the views is not counted."""
         cut, times = self._cut(layouts)
         return {k: times * n for k, n in self.inner.flops(cut, head_dim).items()}
 
     def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
-        """See `AttentionStrategy.layer_flops`."""
+        """Implements `AttentionStrategy.layer_flops`."""
         cut, times = self._cut(layouts)
         return times * self.inner.layer_flops(cut, heads, head_dim)
 
     def _cut(self, layouts: Layouts) -> tuple[Layouts, int]:
-        """What the inner strategy gets, and how often."""
+        """Returns the layouts that the inner strategy gets, and how many times it runs."""
         key = layouts.regular_keys(self.name)
         if self.choose == "own":
             own = TokenLayout(1, key.special, key.grid, "frame")
@@ -169,7 +172,7 @@ class KeyViews(AttentionStrategy):
         return layouts.with_keys(kept) if kept.tokens < key.tokens else layouts, 1
 
     def kept(self, layout: TokenLayout) -> tuple[int, ...]:
-        """The views that are kept of these, in order; -1 for one that only the data decides."""
+        """Returns the positions of the views that give keys; -1 where the data decides."""
         if self.choose == "stride":
             return tuple(range(0, layout.views, self.every))
         if self.choose == "own" or self.count >= layout.views:
@@ -178,7 +181,7 @@ class KeyViews(AttentionStrategy):
 
 
 class ViewsCore(AttentionCore):
-    """See `KeyViews`.
+    """Attention core of `KeyViews`: drops keys and calls the core of the inner strategy.
 
     Attributes:
         inner: core of the inner strategy.
@@ -191,7 +194,7 @@ class ViewsCore(AttentionCore):
         self.inner = inner
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`."""
+        """Implements `AttentionCore.__call__`."""
         spec = self.spec
         if spec.choose == "own":
             _, inputs = split_context(inputs)
@@ -204,7 +207,7 @@ class ViewsCore(AttentionCore):
         return inner(inputs)
 
     def reduced(self, inputs: AttentionInputs) -> tuple[AttentionCore, AttentionInputs]:
-        """See `AttentionCore.reduced`."""
+        """Implements `AttentionCore.reduced`."""
         spec = self.spec
         order, inputs = split_context(inputs)
         views = spec.kept(inputs.layouts.regular_keys(spec.name).whole)
@@ -214,10 +217,11 @@ class ViewsCore(AttentionCore):
 
 
 def diverse_views(layout: TokenLayout, count: int) -> tuple[int, ...]:
-    """What is known of `count` diverse views before the data is: the reference view, if any.
+    """Returns the positions of `count` diverse views, as far as they are known without the data.
 
     Returns:
-        Positions in order, -1 for one that only the data decides.
+        Positions in order: that of the reference view, if there is one, and -1 for each view that
+        only the data decides.
     """
     first = () if layout.reference is None else (layout.reference,)
     return (*first, *[-1] * (count - len(first)))
@@ -226,11 +230,11 @@ def diverse_views(layout: TokenLayout, count: int) -> tuple[int, ...]:
 def keep_views(
     inputs: AttentionInputs, views: tuple[int, ...], order: jax.Array | None
 ) -> AttentionInputs:
-    """The same with the keys of some views, in the order of the scene.
+    """Returns the inputs with the keys of some views only, in the order of the scene.
 
     Args:
-        inputs: of a layer.
-        views: which ones; -1 for one that only the data decides.
+        inputs: inputs of a layer.
+        views: positions of these views; -1 for one that only the data decides.
         order: [B, at least as many] int32, views in the order in which they are chosen.
 
     Raises:
@@ -249,13 +253,14 @@ def keep_views(
 def view_context(
     x: jax.Array, layout: TokenLayout, count: int, inner: AttentionStrategy
 ) -> dict[str, Any] | None:
-    """What layers share that attend to `count` diverse views: their order, and what `inner` shares.
+    """Computes the order in which diverse views are chosen, and the context of `inner`.
 
-    A view is described by the mean of its patch tokens.
+    Layers that attend to `count` diverse views share both. A view is described by the mean
+    of its patch tokens.
 
     Args:
         x: [B, T, C] tokens that enter the stack.
-        layout: of these.
+        layout: layout of these tokens.
         count: views that the data decide about; nothing is chosen where there are no more.
         inner: strategy of the layers that attend to the chosen views.
     """
@@ -272,13 +277,13 @@ def view_context(
 
 
 def split_context(inputs: AttentionInputs) -> tuple[jax.Array | None, AttentionInputs]:
-    """The order that `view_context` gave, and the inputs of the inner strategy."""
+    """Splits the order of `view_context` off the inputs; the rest are the inner strategy's."""
     shared = inputs.shared or {}
     return shared.get("order"), replace(inputs, shared=shared.get("inner"))
 
 
 def farthest_views(descriptors: jax.Array, count: int, reference: int | None = 0) -> jax.Array:
-    """Views by farthest-point sampling: a first view, then the one least like those chosen.
+    """Selects views by farthest-point sampling: a first one, then the least like those chosen.
 
     Distances are largest cosine minus cosine, as in zsh2000/gotohunt. Without a reference view the
     first is the one with the least distance to all others together. Of equally distant views the
@@ -315,7 +320,7 @@ def farthest_views(descriptors: jax.Array, count: int, reference: int | None = 0
 
 
 def check_layers(setting: str, layers: tuple[int, ...], depth: int) -> None:
-    """Refuse layers that a backbone does not have.
+    """Refuses layers that a backbone does not have.
 
     Raises:
         ValueError: with the first that is not there.
@@ -329,10 +334,10 @@ def check_layers(setting: str, layers: tuple[int, ...], depth: int) -> None:
 
 
 def check_takes_views(inner: AttentionStrategy) -> None:
-    """Refuse an inner strategy that the keys of some views do not suit.
+    """Refuses an inner strategy that cannot attend to the keys of only some views.
 
     Raises:
-        ValueError: with its name and those that can be taken.
+        ValueError: with the name of the strategy and those that can.
     """
     if not inner.takes_some_views:
         raise ValueError(

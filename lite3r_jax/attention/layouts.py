@@ -1,4 +1,4 @@
-"""Where the tokens of an attention come from: views, special tokens and grids of patches."""
+"""Layouts of the tokens of an attention site: views, special tokens and grids of patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from lite3r_jax.mesh import ViewParts
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of one side (queries or keys) come from. Static.
+    """Views, special tokens and patch grid of the tokens of one side (queries or keys). Static.
 
     Tokens are ordered view by view; within a view the special tokens come first, then the patches
     row by row.
@@ -23,7 +23,8 @@ class TokenLayout:
             in this order, -1 for one that only the data decides. None: all of them.
         has_reference: whether the first view of a scene is its reference view, which strategies may
             treat apart; False for models in which all views are equal.
-        parts: of the sequence, where `views` are only those of one device; None where they are all.
+        parts: division of the views among devices, where `views` counts those of one device only;
+            None where `views` counts all of them.
     """
 
     views: int
@@ -36,17 +37,21 @@ class TokenLayout:
 
     @property
     def tokens_per_view(self) -> int:
-        """P, tokens per view."""
+        """Number P of tokens in a view."""
         return self.special + self.grid[0] * self.grid[1]
 
     @property
     def tokens(self) -> int:
-        """T, tokens of one sequence."""
+        """Number T of tokens in a sequence."""
         return self.views * self.tokens_per_view
 
     @property
     def reference(self) -> int | None:
-        """Position of the scene's reference view among these; None if it is not one of several."""
+        """Position of the scene's reference view in the sequence; None where there is none.
+
+        That is so where a sequence is one view, where the model has no reference view, and where a
+        strategy has dropped it.
+        """
         if self.scope == "frame" or not self.has_reference:
             return None
         if self.kept is None:
@@ -55,13 +60,13 @@ class TokenLayout:
 
     @property
     def whole(self) -> "TokenLayout":
-        """The layout of the sequence of all devices."""
+        """Layout of the whole sequence, the parts of all devices together."""
         if self.parts is None:
             return self
         return replace(self, views=self.parts.views, parts=None)
 
     def keep(self, views: Sequence[int]) -> "TokenLayout":
-        """The layout of some of these views.
+        """Returns the layout of the tokens of some of the views.
 
         Args:
             views: their positions here, -1 for one that only the data decides.
@@ -71,7 +76,7 @@ class TokenLayout:
         return replace(self, views=len(kept), kept=kept)
 
     def keep_patches(self, step: int) -> "TokenLayout":
-        """The layout with every `step`-th row and column of patches, the first ones among them."""
+        """Returns the layout with every `step`-th row and column of patches, from the first on."""
         h, w = self.grid
         return replace(self, grid=(-(-h // step), -(-w // step)))
 
@@ -85,14 +90,14 @@ class IrregularTokens:
 
 @dataclass(frozen=True)
 class Layouts:
-    """The layouts of the query side and of the key side.
+    """Token layouts of the queries and of the keys of an attention site.
 
     They are equal unless a strategy reduces one of the sides.
 
     Attributes:
-        query: of the queries.
-        key: of the keys.
-        all_keys: of the keys before strategies dropped some of them; None where none did.
+        query: layout of the queries.
+        key: layout of the keys.
+        all_keys: layout of the keys before strategies dropped some of them; None where none did.
     """
 
     query: TokenLayout | IrregularTokens
@@ -101,11 +106,11 @@ class Layouts:
 
     @classmethod
     def both(cls, layout: TokenLayout) -> "Layouts":
-        """Queries and keys are the same tokens."""
+        """Returns the layouts of queries and keys that are the same tokens."""
         return cls(layout, layout)
 
     def with_keys(self, layout: TokenLayout) -> "Layouts":
-        """The same with some of the keys.
+        """Returns the layouts with some of the keys, those of `layout`, in place of all.
 
         Raises:
             ValueError: keys are irregular.
@@ -114,18 +119,18 @@ class Layouts:
         return replace(self, key=layout, all_keys=before)
 
     def regular(self, who: str) -> tuple[TokenLayout, TokenLayout]:
-        """Both sides, for a strategy that needs views and grids of patches.
+        """Returns the layouts of queries and keys, which both must have views and grids of patches.
 
         Args:
             who: name of the strategy, for the message.
 
         Raises:
-            ValueError: one of them is irregular.
+            ValueError: queries or keys are irregular.
         """
         return _regular(self.query, "queries", who), _regular(self.key, "keys", who)
 
     def regular_keys(self, who: str) -> TokenLayout:
-        """The side of the keys alone; likewise."""
+        """Returns the layout of the keys, which must be regular; see `regular`."""
         return _regular(self.key, "keys", who)
 
 

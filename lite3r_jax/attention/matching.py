@@ -1,4 +1,4 @@
-"""Most similar tokens, and averages over tokens that are merged."""
+"""Finds the most similar tokens, and averages tokens that are merged."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,17 @@ from jax import lax
 from lite3r_jax.mesh import VIEWS, ViewParts
 
 CHUNK = 2048
-"""Tokens that are compared with all others at a time."""
+"""Number of tokens that are compared with all others at a time."""
 
 
 def padded(sources: int) -> int:
-    """How many tokens are compared for so many: with those that fill up the last chunk."""
+    """Returns how many tokens are compared for `sources` tokens, padding of the chunks included."""
     chunks = max(1, -(-sources // CHUNK))
     return chunks * -(-sources // chunks)
 
 
 def best_match(sources: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For every source the target with the largest cosine; of equal ones the first.
+    """Finds for every source the target with the largest cosine; of equal ones the first.
 
     Not differentiable. Products are made in the dtype of the arguments and summed in float32.
 
@@ -47,12 +47,12 @@ def best_match(sources: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
 def best_match_shared(
     sources: jax.Array, targets: jax.Array, parts: ViewParts
 ) -> tuple[jax.Array, jax.Array]:
-    """`best_match` where every device has all of both, and looks at a share of the sources.
+    """Computes `best_match` on several devices, each of which compares a share of the sources.
 
     Args:
         sources: [B, n, C], equal on all devices.
         targets: [B, m, C], likewise.
-        parts: of the devices; inside of `ViewParts.on_each` only.
+        parts: the devices; inside of `ViewParts.on_each` only.
 
     Returns:
         As `best_match`, on all devices.
@@ -71,7 +71,7 @@ def best_match_shared(
 def merge(
     targets: jax.Array, sources: jax.Array, match: jax.Array, merged: jax.Array | None = None
 ) -> jax.Array:
-    """Every target averaged with the sources that are matched to it, in float32.
+    """Averages every target with the sources that are matched to it, in float32.
 
     Args:
         targets: [B, m, C].
@@ -94,7 +94,7 @@ def merge(
 
 
 def unmerge(merged: jax.Array, rows: jax.Array) -> jax.Array:
-    """The output of every token from the row that it was merged into.
+    """Returns for every token the output of the row that the token was merged into.
 
     Args:
         merged: [B, m, N, D].

@@ -1,4 +1,4 @@
-"""Which attention site of a backbone has which strategy, and the cores that are built for them."""
+"""Plans assign a strategy to every attention site of a backbone; cores are built from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +28,7 @@ class Rule:
     layers: tuple[int, ...] | None = None
 
     def matches(self, role: Role, layer: int) -> bool:
-        """Whether this rule speaks about that site."""
+        """Returns whether this rule applies to a layer of a role."""
         return role == self.role and (self.layers is None or layer in self.layers)
 
 
@@ -40,7 +40,7 @@ class Plan:
     default: AttentionStrategy = field(default=Dense())
 
     def at(self, role: Role, layer: int) -> AttentionStrategy:
-        """The strategy of one site."""
+        """Returns the strategy of one layer of a role."""
         for rule in self.rules:
             if rule.matches(role, layer):
                 return rule.spec
@@ -49,7 +49,7 @@ class Plan:
     def specs(
         self, role: Role, depth: int, views: int | None = None
     ) -> tuple[AttentionStrategy, ...]:
-        """The strategies of all `depth` layers of a role; with `views`, those of such scenes."""
+        """Returns the strategies of all `depth` layers of a role, resolved if `views` is given."""
         specs = tuple(self.at(role, layer) for layer in range(depth))
         return specs if views is None else resolve(specs, role, views)
 
@@ -59,7 +59,7 @@ class Plan:
         dtypes: Mapping[Role, Any],
         head_dims: Mapping[Role, int],
     ) -> dict[str, str]:
-        """What runs where, for reports.
+        """Describes the strategies and kernels of the layers of every role, for reports.
 
         Args:
             sites: number of layers of each role.
@@ -79,7 +79,7 @@ class Plan:
         return by_role
 
     def check(self, sites: dict[Role, int]) -> None:
-        """Refuse rules that match nothing, and strategies that do not fit their sites.
+        """Refuses rules that match nothing, and strategies that do not fit their sites.
 
         Args:
             sites: number of layers of each role that the backbone has.
@@ -120,7 +120,7 @@ def _check_rule(rule: Rule, sites: Mapping[Role, int]) -> None:
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """What a plan computes; not by which kernel or on which devices.
+    """Returns a plan as JSON: what it computes, not by which kernel or on which devices.
 
     Raises:
         InputError: a strategy is not registered.
@@ -137,14 +137,14 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_json(data: Any, where: str = "attention plan") -> Plan:
-    """The inverse of `plan_to_json`; settings that say how it is computed have their defaults.
+    """Builds a plan from the JSON of `plan_to_json`; runtime settings have their defaults.
 
     Args:
         data: what `json.loads` gave.
         where: file or setting, for messages.
 
     Raises:
-        InputError: not of that form, or names that are unknown; with the nearest.
+        InputError: the JSON is not of that form, or has unknown names; with the nearest.
     """
     if not isinstance(data, dict) or set(data) != {"rules", "default"}:
         raise InputError(f'{where}: expected an object with "rules" and "default", got {data!r}')
@@ -165,7 +165,7 @@ def plan_from_json(data: Any, where: str = "attention plan") -> Plan:
 
 
 def strategies_of(plan: Plan) -> tuple[AttentionStrategy, ...]:
-    """All strategies of a plan, with those that are inside of others."""
+    """Returns all strategies of a plan, with those that are nested in others."""
 
     def with_inner(spec: AttentionStrategy) -> list[AttentionStrategy]:
         inner = (getattr(spec, f.name) for f in fields(spec))
@@ -179,7 +179,10 @@ def strategies_of(plan: Plan) -> tuple[AttentionStrategy, ...]:
 
 
 def trained_alike(one: Plan, other: Plan) -> bool:
-    """Whether parameters of one plan fit the other: they differ in adjustable settings at most."""
+    """Returns whether parameters that were trained with one plan fit the other.
+
+    They do where the plans differ in runtime and adjustable settings at most.
+    """
 
     def fixed(spec: AttentionStrategy) -> AttentionStrategy:
         changes: dict[str, Any] = {}
@@ -200,13 +203,13 @@ def trained_alike(one: Plan, other: Plan) -> bool:
 def resolve(
     specs: Sequence[AttentionStrategy], role: Role, views: int, first: int = 0, depth: int = 0
 ) -> tuple[AttentionStrategy, ...]:
-    """What the schedules of strategies say.
+    """Returns the strategies of consecutive layers as their schedules set them for a scene.
 
     Args:
-        specs: of consecutive layers of a role.
-        role: of these.
+        specs: strategies of consecutive layers of a role.
+        role: role of these layers.
         views: S of the scene.
-        first: number of the first of them.
+        first: number of the first of these layers.
         depth: layers of the role in all; 0 if these are all.
     """
     depth = depth or len(specs)
@@ -223,7 +226,7 @@ class Run:
 
 
 def runs(*specs: Sequence[AttentionStrategy]) -> tuple[Run, ...]:
-    """Split layers into runs over which every given role keeps its strategy.
+    """Splits layers into runs over which every given role keeps its strategy.
 
     Args:
         *specs: for each role executed side by side, the strategies of its layers.
@@ -249,7 +252,7 @@ def build_cores(
     param_dtype: Any,
     rngs: nnx.Rngs,
 ) -> nnx.List:
-    """One stacked core per run, its parameters on a leading axis of length stop - start.
+    """Builds a stacked core for every run, its parameters with a leading axis of stop - start.
 
     Args:
         plan_runs: result of `runs`.

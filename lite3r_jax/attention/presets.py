@@ -1,4 +1,4 @@
-"""Plans by name and as one line of text, the form that every entrance takes.
+"""Attention plans by name and as one line of text, the form that every entry point takes.
 
     PLAN  = PART { "+" PART }       sla_global(keep=0.1)+sla_frame
     PART  = NAME [ "(" SETTING "=" VALUE { "," SETTING "=" VALUE } ")" ]
@@ -7,7 +7,7 @@ NAME is that of a strategy, for every site; STRATEGY_ROLE, for the sites of a ro
 global, camera, head) with dense attention elsewhere; or a preset of a strategy. SETTING is one of
 the strategy's, or `layers`, numbers of layers of the role: `sla_global(layers=[0-3,7])`. VALUE is a
 number, true, false, none, a word, a list in brackets, or another strategy with its settings. Of
-several parts the first that speaks about a site counts. A plan may also be given as JSON, or as
+several parts the first that matches a site counts. A plan may also be given as JSON, or as
 the path of a .json file with it.
 """
 
@@ -34,12 +34,12 @@ DEFAULT = "sla_global"
 
 
 def plan_names() -> tuple[str, ...]:
-    """Names of plans, for messages and help."""
+    """Returns the names of all plans, for messages and help."""
     return tuple(plans_by_name())
 
 
 def plan(name: str = DEFAULT, **settings: Any) -> Plan:
-    """The plan of that name.
+    """Returns the attention plan of a name, with other settings where they are given.
 
     `dense`: softmax attention everywhere; what a teacher has.
 
@@ -64,15 +64,15 @@ def plan(name: str = DEFAULT, **settings: Any) -> Plan:
 
 
 def parse_plan(text: str, where: str = "attention plan") -> Plan:
-    """The plan of a text in the form that this module describes.
+    """Parses the text of a plan, in the form that this module describes.
 
     Args:
         text: `sla_global(keep=0.1)`, or JSON of a plan, or the path of a .json file with it.
         where: name of the setting, for messages.
 
     Raises:
-        InputError: not of that form; unknown names with the nearest; values out of range; a file
-            that cannot be read.
+        InputError: the text is not of that form; unknown names, with the nearest; values out of
+            range; a file that cannot be read.
     """
     text = text.strip()
     if text.startswith("{"):
@@ -93,7 +93,7 @@ def parse_plan(text: str, where: str = "attention plan") -> Plan:
 
 
 def change_plan(text: str, *, name: str | None = None, **settings: Any) -> str:
-    """The text of a plan with other settings.
+    """Returns the text of a plan of one part, with other settings or another name.
 
     Args:
         text: a plan of one part; settings of it that are not changed stay.
@@ -110,7 +110,7 @@ def change_plan(text: str, *, name: str | None = None, **settings: Any) -> str:
 
 
 def split_plans(text: str) -> list[str]:
-    """Entries of a list with commas between that are no commas of settings.
+    """Splits a comma-separated list of plans, but not at the commas between settings.
 
     `dense-float32, sla_global(keep=0.1,block=32)-bfloat16` has two.
     """
@@ -118,9 +118,9 @@ def split_plans(text: str) -> list[str]:
 
 
 def plan_name(plan: Plan) -> str:
-    """The shortest text that `parse_plan` reads as this plan and that says its headlines.
+    """Returns the shortest text that `parse_plan` reads as this plan, headline settings included.
 
-    sla_global(keep=0.3) is that of `plan("sla_global")`.
+    For `plan("sla_global")` it is sla_global(keep=0.3).
 
     Raises:
         InputError: a strategy is not registered, and so has no name.
@@ -174,7 +174,7 @@ def _plan(name: str, settings: dict[str, Any], where: str) -> Plan:
 
 
 def _layers(text: str, where: str) -> tuple[int, ...]:
-    """[0-3,7] to 0, 1, 2, 3, 7."""
+    """Parses numbers and ranges of layers: [0-3,7] gives (0, 1, 2, 3, 7)."""
     layers: list[int] = []
     for entry in split(text[1:-1], ",") if re.fullmatch(r"\[.*\]", text) else [text]:
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", entry)

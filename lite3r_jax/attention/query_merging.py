@@ -1,4 +1,4 @@
-"""Attention of fewer queries, without training: similar ones within groups of views are merged."""
+"""Attention of fewer queries, without training: merges similar ones within groups of views."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,13 @@ from lite3r_jax.attention.strategy import (
 )
 
 MOST = 4
-"""Largest factor that there is a pattern for."""
+"""Largest merging factor for which there is a pattern of patches that stay."""
 _TURNS = (0, 3, 1, 2)  # which patch of 2 x 2 is kept, in views one after the other
 
 
 @dataclass(frozen=True)
 class MergeQueries(AttentionStrategy):
-    """Of `factor` queries one attends to all keys, averaged over those that are most like it.
+    """Merges similar queries: one of `factor` attends to all keys, as the mean of those merged.
 
     The query side of Spark3R (arXiv 2605.06270). Views are cut into groups of `group` that follow
     one another. In each of them a fixed pattern says which patches stay, other ones from view to
@@ -65,49 +65,49 @@ class MergeQueries(AttentionStrategy):
 
     @property
     def takes_some_views(self) -> bool:
-        """See `AttentionStrategy.takes_some_views`."""
+        """Implements `AttentionStrategy.takes_some_views`."""
         return self.inner.takes_some_views
 
     @property
     def views_in_order(self) -> bool:
-        """See `AttentionStrategy.views_in_order`."""
+        """Implements `AttentionStrategy.views_in_order`."""
         return self.factor > 1 or super().views_in_order
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`; which queries are merged depends on all heads."""
+        """Implements `AttentionStrategy.apart`; which queries are merged depends on all heads."""
         return merged_apart(self.factor, self.inner)
 
     def keys_left(self, key: TokenLayout) -> TokenLayout:
-        """See `AttentionStrategy.keys_left`."""
+        """Implements `AttentionStrategy.keys_left`."""
         return self.inner.keys_left(key)
 
     def agreed_tokens(self, query: TokenLayout) -> float:
-        """See `AttentionStrategy.agreed_tokens`."""
+        """Implements `AttentionStrategy.agreed_tokens`."""
         return merged_agreed_tokens(self.factor, self.inner, query)
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
-        """See `AttentionStrategy.context`."""
+        """Implements `AttentionStrategy.context`."""
         return self.inner.context(x, layout)
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "MergedCore":
-        """A core with the parameters of the inner strategy."""
+        """Implements `AttentionStrategy.build`: its parameters are those of the inner core."""
         inner = self.inner.build(heads=heads, head_dim=head_dim, param_dtype=param_dtype, rngs=rngs)
         return MergedCore(self, inner)
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionStrategy.describe`."""
+        """Implements `AttentionStrategy.describe`."""
         return f"queries merged by {self.factor}, {self.inner.describe(dtype, head_dim)}"
 
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
-        """See `AttentionStrategy.flops`; `selection` has the comparison of queries."""
+        """Implements `AttentionStrategy.flops`; `selection` counts the comparison of queries."""
         return merged_flops(
             layouts, head_dim, self.inner, self.factor, self.group, self.protect_reference
         )
 
 
 class MergedCore(AttentionCore):
-    """See `MergeQueries`.
+    """Attention core of `MergeQueries`: merges queries for the core of the inner strategy.
 
     Attributes:
         inner: core of the inner strategy.
@@ -120,19 +120,19 @@ class MergedCore(AttentionCore):
         self.inner = inner
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`."""
+        """Implements `AttentionCore.__call__`."""
         spec = self.spec
         return with_merged_queries(
             inputs, self.inner, spec.factor, spec.group, spec.protect_reference
         )
 
     def reduced(self, inputs: AttentionInputs) -> tuple[AttentionCore, AttentionInputs]:
-        """See `AttentionCore.reduced`."""
+        """Implements `AttentionCore.reduced`."""
         inner, inputs = self.inner.reduced(inputs)
         return MergedCore(replace(self.spec, inner=inner.spec), inner), inputs
 
     def agree(self, inputs: AttentionInputs) -> AttentionInputs:
-        """See `AttentionCore.agree`: which query every other one is merged into."""
+        """Implements `AttentionCore.agree`: finds the query that each other one is merged into."""
         spec = self.spec
         if spec.factor == 1:
             return self.inner.agree(inputs)
@@ -148,10 +148,10 @@ def with_merged_queries(
     group: int,
     protect_reference: bool,
 ) -> jax.Array:
-    """What `attend` gives for merged queries, for every token.
+    """Calls `attend` with merged queries, and returns the outputs of all tokens.
 
     Args:
-        inputs: of a layer.
+        inputs: inputs of a layer.
         attend: attention of irregular queries.
         factor: see `MergeQueries`, likewise the others.
         group: views.
@@ -171,7 +171,7 @@ def with_merged_queries(
 def merge_queries(
     q: jax.Array, of: Sequence["Groups"], matches: Sequence[jax.Array] | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Merged queries, and where every token is among them.
+    """Merges queries, and returns the row of every token among the merged ones.
 
     Args:
         q: [B, T, N, D].
@@ -210,7 +210,7 @@ def merge_queries(
 
 
 def shared_matches(q: jax.Array, of: "Groups", layout: TokenLayout) -> jax.Array:
-    """The queries that others are merged into, of views on several devices.
+    """Finds the queries that others are merged into, for views that lie on several devices.
 
     The queries of one group at a time are on every device, which compares a share of them.
 
@@ -240,14 +240,17 @@ def shared_matches(q: jax.Array, of: "Groups", layout: TokenLayout) -> jax.Array
 
 
 def merged_apart(factor: int | None, inner: AttentionStrategy) -> tuple[Apart, ...]:
-    """See `AttentionStrategy.apart`, for queries merged by a factor (None: not known yet)."""
+    """Returns `AttentionStrategy.apart` for queries merged by a factor (None: not known yet)."""
     if factor == 1:
         return inner.apart
     return ("heads",) if "heads" in inner.apart else ()
 
 
 def merged_agreed_tokens(factor: int | None, inner: AttentionStrategy, query: TokenLayout) -> float:
-    """See `AttentionStrategy.agreed_tokens`, likewise: queries of all views, and sums of them."""
+    """Returns `AttentionStrategy.agreed_tokens` for queries merged by a factor.
+
+    The queries of all views are counted twice: parts of the sums over devices, then the sums.
+    """
     if factor == 1 or query.parts is None:
         return inner.agreed_tokens(query)
     return 2 * query.whole.tokens * (query.parts.devices - 1) / query.parts.devices
@@ -255,7 +258,7 @@ def merged_agreed_tokens(factor: int | None, inner: AttentionStrategy, query: To
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Groups of views with one pattern; indices of tokens in the sequence.
+    """Groups of views with one pattern of merging, as indices of tokens in the sequence.
 
     Attributes:
         destinations: [groups, m] int32, tokens that stay.
@@ -270,10 +273,12 @@ class Groups:
 def groups(
     layout: TokenLayout, factor: int, group: int, protect_reference: bool
 ) -> tuple[Groups, ...]:
-    """The groups of a scene, those of one pattern together; known from the layout alone.
+    """Returns the groups of views of a scene, those with one pattern of merging together.
+
+    They are known from the layout alone, without the data.
 
     Args:
-        layout: of the queries.
+        layout: layout of the queries.
         factor: see `MergeQueries`, likewise the others.
         group: views; the last group has the rest.
         protect_reference: whether the reference view stays as it is.
@@ -297,12 +302,12 @@ def groups(
 
 
 def kept_patches(grid: tuple[int, int], factor: int, view: int) -> np.ndarray:
-    """Which patches stay, one of `factor`, other ones in every view.
+    """Returns which patches of a view stay, one of `factor`, others from view to view.
 
     Args:
         grid: rows and columns.
         factor: 1 to 4; 2 is a chessboard, 3 diagonals, 4 one patch of 2 x 2.
-        view: number within the group.
+        view: number of the view within its group.
 
     Returns:
         [h, w] bool.
@@ -321,7 +326,7 @@ def merged_flops(
     group: int,
     protect_reference: bool,
 ) -> dict[str, int]:
-    """Operations of one head with merged queries, the comparison among them.
+    """Returns the operations of one head with merged queries, comparison of queries included.
 
     Args:
         layouts: as they are without merging.
@@ -346,7 +351,7 @@ def merged_flops(
 
 
 def check_merging(factor: int, group: int, setting: str = "factor") -> None:
-    """Refuse what there is no pattern or group for.
+    """Refuses a merging factor that has no pattern, and groups without a view.
 
     Raises:
         ValueError: with the setting and what it may be.

@@ -1,4 +1,4 @@
-"""The attention strategies that there are, and the plans that their names stand for.
+"""Registry of the attention strategies, and of the plans that their names stand for.
 
 A strategy is a file of this folder and a row of `BUILT_IN`; one from outside calls `register`.
 Everything that lists strategies (plans by name, files of students, the command line) asks here.
@@ -35,7 +35,7 @@ _C = TypeVar("_C", bound=type[AttentionStrategy])
 
 
 def register(cls: _C) -> _C:
-    """Make a strategy known by its name, and the names of plans that come with it.
+    """Registers a strategy by its name, and the names of plans that come with it.
 
     Args:
         cls: a frozen dataclass that derives from `AttentionStrategy`; each of its settings has a
@@ -46,7 +46,7 @@ def register(cls: _C) -> _C:
         The class, so that this can be a decorator.
 
     Raises:
-        InputError: it is no such class, or one of the names is taken.
+        InputError: the class is not of that kind, or one of the names is taken.
     """
     name = getattr(cls, "name", "")
     where = f"attention strategy {name or cls.__name__!r}"
@@ -74,7 +74,7 @@ def register(cls: _C) -> _C:
 
 
 def unregister(name: str) -> None:
-    """Forget a strategy, so that its name is free; for tests and notebooks.
+    """Removes a strategy from the registry, so that its name is free; for tests and notebooks.
 
     Raises:
         InputError: there is none of that name.
@@ -83,12 +83,12 @@ def unregister(name: str) -> None:
 
 
 def strategies() -> Mapping[str, type[AttentionStrategy]]:
-    """All of them by name, in the order in which they were registered."""
+    """Returns all strategies by name, in the order in which they were registered."""
     return types.MappingProxyType(_STRATEGIES)
 
 
 def strategy(name: str, where: str = "attention") -> type[AttentionStrategy]:
-    """The strategy of that name.
+    """Returns the registered strategy of a name.
 
     Raises:
         InputError: there is none; with the nearest name.
@@ -98,14 +98,17 @@ def strategy(name: str, where: str = "attention") -> type[AttentionStrategy]:
 
 @dataclasses.dataclass(frozen=True)
 class NamedPlan:
-    """What a plan's name stands for: a strategy, where, and settings other than its defaults."""
+    """The plan that a name stands for: a strategy, its sites, and its changed settings."""
 
     strategy: type[AttentionStrategy]
     preset: Preset
 
 
 def plans_by_name() -> dict[str, NamedPlan]:
-    """Plans that have a name: of every strategy NAME, at all its sites; NAME_ROLE; its presets."""
+    """Returns all plans that have a name, by name.
+
+    A strategy has NAME, for all of its sites, NAME_ROLE for each role, and its presets.
+    """
     return {
         plan: NamedPlan(cls, preset)
         for cls in _STRATEGIES.values()
@@ -114,7 +117,7 @@ def plans_by_name() -> dict[str, NamedPlan]:
 
 
 def named_plan(name: str, where: str = "attention") -> NamedPlan:
-    """The plan of that name.
+    """Returns the plan of a name.
 
     Raises:
         InputError: there is none, with the nearest name; the strategy is not made for that role.
@@ -137,10 +140,10 @@ def _plans_of(cls: type[AttentionStrategy]) -> dict[str, Preset]:
 
 
 def known_name(name: str, known: Iterable[str], what: str) -> str:
-    """`name`, if it is one of `known`.
+    """Returns `name` if it is one of `known`.
 
     Raises:
-        InputError: it is not; with the nearest.
+        InputError: the name is not known; with the nearest.
     """
     if name not in (names := list(known)):
         raise unknown_name(what, name, names)

@@ -1,4 +1,4 @@
-"""Settings of strategies as JSON and as text, from the fields of their dataclasses."""
+"""Reads and writes settings of attention strategies as JSON and as text, by dataclass field."""
 
 import dataclasses
 import difflib
@@ -17,10 +17,10 @@ from lite3r_jax.errors import InputError
 
 
 def make(cls: type[AttentionStrategy], settings: Mapping[str, Any], where: str) -> Any:
-    """A strategy with these settings; others have their defaults.
+    """Builds a strategy from the given settings; settings left out have their defaults.
 
     Args:
-        cls: the strategy.
+        cls: class of the strategy.
         settings: as in JSON (lists, objects) or as the class has them (tuples, strategies).
         where: what is read, for messages.
 
@@ -38,19 +38,19 @@ def make(cls: type[AttentionStrategy], settings: Mapping[str, Any], where: str) 
 
 
 def to_json(spec: AttentionStrategy) -> dict[str, Any]:
-    """What a strategy computes, as JSON; not by which kernel or on which devices.
+    """Returns a strategy as JSON: what it computes, not by which kernel or on which devices.
 
     Raises:
-        InputError: it is not registered.
+        InputError: the strategy is not registered.
     """
     return {"strategy": _name(spec), **{k: _plain(v, to_json) for k, v in _model(spec).items()}}
 
 
 def from_json(data: Any, where: str) -> AttentionStrategy:
-    """The inverse of `to_json`; runtime settings have their defaults.
+    """Builds a strategy from the JSON of `to_json`; runtime settings have their defaults.
 
     Raises:
-        InputError: not of that form; naming the key, with the nearest name.
+        InputError: the JSON is not of that form; the message has the key and the nearest name.
     """
     if not isinstance(data, dict) or not isinstance(data.get("strategy"), str):
         raise InputError(
@@ -68,7 +68,9 @@ def from_json(data: Any, where: str) -> AttentionStrategy:
 
 
 def told(spec: AttentionStrategy, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Settings that a text says: headlines, and what is neither as in `base` nor the default.
+    """Returns the settings that a text has to name: headlines, and those with unusual values.
+
+    Usual is the value in `base`, and the default for settings that `base` does not have.
 
     Args:
         spec: a strategy.
@@ -83,21 +85,21 @@ def told(spec: AttentionStrategy, base: Mapping[str, Any] | None = None) -> dict
 
 
 def to_text(spec: AttentionStrategy) -> str:
-    """NAME(SETTING=VALUE,...) with the settings of `told`."""
+    """Returns a strategy as text, NAME(SETTING=VALUE,...), with the settings of `told`."""
     return call_text(_name(spec), told(spec))
 
 
 def call_text(name: str, settings: Mapping[str, Any]) -> str:
-    """NAME, or NAME(SETTING=VALUE,...) if there are settings."""
+    """Formats a name and settings as NAME(SETTING=VALUE,...), or as NAME without settings."""
     inner = ",".join(f"{key}={_value_text(value)}" for key, value in settings.items())
     return f"{name}({inner})" if inner else name
 
 
 def parse_settings(cls: type[AttentionStrategy], inner: str, where: str) -> dict[str, Any]:
-    """Settings of a strategy from "SETTING=VALUE,...", as `make` takes them.
+    """Parses settings of a strategy from "SETTING=VALUE,...", for `make`.
 
     Raises:
-        InputError: not of that form, or unknown; with the nearest name.
+        InputError: the text is not of that form, or names an unknown setting; with the nearest.
     """
     hints = _hints(cls)
     settings = {}
@@ -113,10 +115,10 @@ def parse_settings(cls: type[AttentionStrategy], inner: str, where: str) -> dict
 
 
 def parse_call(text: str, where: str) -> tuple[str, str]:
-    """NAME(...) or NAME to its name and what is in the parentheses.
+    """Splits NAME(...) or NAME into the name and what is in the parentheses.
 
     Raises:
-        InputError: not of that form.
+        InputError: the text is not of that form.
     """
     match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if not match:
@@ -125,7 +127,7 @@ def parse_call(text: str, where: str) -> tuple[str, str]:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Parts of a list, without those of lists that are inside of parentheses, brackets or quotes.
+    """Splits a text at a separator, but not inside of parentheses, brackets or quotes.
 
     Parts are stripped, empty ones left out; brackets that do not match are left as they are.
     """
@@ -151,7 +153,7 @@ def _name(spec: AttentionStrategy) -> str:
 
 
 def _model(spec: AttentionStrategy) -> dict[str, Any]:
-    """Settings that are part of the model."""
+    """Returns the settings of a strategy that are part of the model, without runtime settings."""
     names = (f.name for f in dataclasses.fields(spec))
     return {name: getattr(spec, name) for name in names if name not in spec.runtime}
 
@@ -169,14 +171,14 @@ def _hints(cls: type[AttentionStrategy]) -> dict[str, Any]:
 
 
 def _plain(value: Any, of: Any) -> Any:
-    """A setting as JSON has it."""
+    """Converts the value of a setting to JSON, a strategy by the function `of`."""
     if isinstance(value, AttentionStrategy):
         return of(value)
     return [_plain(v, of) for v in value] if isinstance(value, tuple) else value
 
 
 def _or_none(hint: Any) -> tuple[Any, bool]:
-    """The type of a setting, and whether it may be None instead."""
+    """Returns the type of a setting, and whether the setting may be None instead."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         some = [h for h in typing.get_args(hint) if h is not type(None)]
         if len(some) == 1:
@@ -204,7 +206,7 @@ def _expected(hint: Any) -> str:
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """A setting of the type that the class says, from JSON or from Python."""
+    """Converts the value of a setting, from JSON or Python, to the type that its class declares."""
     inner, optional = _or_none(hint)
     if value is None and optional:
         return None
@@ -228,7 +230,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
 
 
 def _parse(text: str, hint: Any, where: str) -> Any:
-    """A setting as JSON has it, from text."""
+    """Parses the value of a setting from text, into the form that JSON has."""
     inner, optional = _or_none(hint)
     wrong = InputError(f"{where}: expected {_expected(hint)}, got {text!r}")
     if optional and text.lower() == "none":
@@ -251,7 +253,7 @@ def _parse(text: str, hint: Any, where: str) -> Any:
 
 
 def _value_text(value: Any) -> str:
-    """The inverse of `_parse`."""
+    """Formats the value of a setting as text, the inverse of `_parse`."""
     if isinstance(value, AttentionStrategy):
         return to_text(value)
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Sparse Linear Attention as a strategy: tiles, protected tokens, routing, sharding."""
+"""Sparse Linear Attention as a strategy: blocks, protected tokens, routing and sharding."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -167,28 +167,28 @@ class SLA(AttentionStrategy):
             raise ValueError("routing 'token' protects no tokens: set keep_special=False")
 
     def build(self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs) -> "SLACore":
-        """See `AttentionStrategy.build`."""
+        """Implements `AttentionStrategy.build`."""
         del heads
         return SLACore(self, head_dim, param_dtype, rngs)
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`.
+        """Implements `AttentionStrategy.apart`.
 
         Blocks of patches are of one view, so that they are the same on the device of that view.
-        Blocks of special tokens are of several; where these choose keys, by their mean, they cannot
-        be split. What is dropped of the keys is sent by heads only.
+        Blocks of special tokens are of several views; where these choose keys, by their mean, they
+        cannot be split. Dropped keys that the linear part needs are sent by heads only.
         """
         special_choose = self.routing != "token" and not self.keep_special
         return ("heads",) if special_choose or self.linear_over == "all" else ("heads", "queries")
 
     @property
     def rows(self) -> int:
-        """Queries per block."""
+        """Number of queries in a block."""
         return self.q_block or 2 * self.block
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionStrategy.describe`."""
+        """Implements `AttentionStrategy.describe`."""
         name = self.choose(jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype))
         if self.routing != "token":  # for those who watch what is chosen
             selected = SelectionCall(head_dim, pooled_dtype(dtype))
@@ -199,19 +199,19 @@ class SLA(AttentionStrategy):
         return f"sla {self.routing}, keep {self.keep:g}{limit} ({name})"
 
     def budgets(self, free: int) -> tuple[int, int]:
-        """How many of `free` key blocks are critical and negligible."""
+        """Returns how many of `free` key blocks are critical, and how many are negligible."""
         top, bottom = budgets(free, self.keep, self.negligible_fraction)
         return min(top, self.keep_blocks or top), bottom
 
     def among(self, of_queries: TokenLayout, of_keys: TokenLayout) -> ViewChoice | None:
-        """The choice of views, where there are more than are chosen."""
+        """Returns the choice of key views (`keep_views`), or None where none is left out."""
         free = of_keys.views - (of_keys.reference is not None)
         if self.keep_views is None or self.keep_views >= free:
             return None
         return ViewChoice(of_queries.views, free, self.keep_views)
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
-        """See `AttentionStrategy.flops`.
+        """Implements `AttentionStrategy.flops`.
 
         Blocks count with all their places, those without a token too: kernels compute them, and
         which blocks are chosen depends on the data. Routing "token" counts as it is computed, by
@@ -252,10 +252,10 @@ class SLA(AttentionStrategy):
         return operations
 
     def choose(self, q: jax.Array | jax.ShapeDtypeStruct) -> str:
-        """The implementation that runs for queries [B, T, N, D] of this head dimension and dtype.
+        """Returns the implementation for queries [B, T, N, D] of this head dimension and dtype.
 
         Raises:
-            ValueError: the one that was asked for by name cannot.
+            ValueError: the one that was asked for by name cannot run.
         """
         sizes = (None, None) if self.routing == "token" else (self.rows, self.block)
         call = SlaCall(self.routing, q.shape[-1], q.dtype, *sizes)
@@ -270,7 +270,7 @@ class SLA(AttentionStrategy):
         maps: BlockMap | None,
         **settings: Any,
     ) -> jax.Array:
-        """`kernels.sla.api.sla` with these settings."""
+        """Calls `kernels.sla.api.sla` with the settings of this strategy."""
         return sla(
             q,
             k,
@@ -286,10 +286,10 @@ class SLA(AttentionStrategy):
 
 
 class SLACore(AttentionCore):
-    """See `SLA`.
+    """Attention core of `SLA`, with the projection of the linear part as its parameter.
 
     Attributes:
-        proj_lin: [D, D].
+        proj_lin: [D, D] projection of the linear part.
         matrices: parameters that are the matrix of a product, for precision rules.
         dot_general: in the place of `lax.dot_general` for the product of the linear part
             [B, T, N, D], float32, with `proj_lin`, like that of an `nnx.Linear`; None: the plain
@@ -308,7 +308,7 @@ class SLACore(AttentionCore):
         self.proj_lin = nnx.Param(draw(rngs.params(), (head_dim, head_dim), param_dtype))
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`.
+        """Implements `AttentionCore.__call__`.
 
         Raises:
             ValueError: shapes that do not fit the layouts, no tokens, an implementation that
@@ -350,7 +350,7 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, layouts: Layouts) -> None:
 
 
 def _mesh_axes(spec: SLA, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Axes of the mesh in use over which sequences and heads are split."""
+    """Returns the axes of the mesh in use over which sequences and heads are split."""
     if spec.batch_axis is None and spec.heads_axis is None:
         return axes(SCENES, shape[0])[0], axes(VIEWS, shape[2])[0]
     mesh = jax.sharding.get_abstract_mesh()
@@ -377,7 +377,7 @@ def _mesh_axes(spec: SLA, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tupl
 def _split(
     attend: Callable[..., jax.Array], sequences: tuple[str, ...], heads: tuple[str, ...]
 ) -> Callable[..., jax.Array]:
-    """`attend` on every device for its own sequences and heads."""
+    """Returns `attend` as run by every device for its own sequences and heads."""
     here = PartitionSpec(sequences or None, None, heads or None, None)
     # Manual in the used axes only: over others the gradients of q, k and v would be summed, though
     # equal. Kernels do not say over which axes their outputs vary, hence no check_vma.
@@ -391,7 +391,7 @@ def _split(
 
 
 def _project(dot_general: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
-    """[..., D] [D, D] in full float32."""
+    """Multiplies x [..., D] by w [D, D] in full float32."""
     return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision="highest")
 
 
@@ -401,7 +401,7 @@ _Project = Callable[[jax.Array, jax.Array], jax.Array] | None
 def _linear_part(
     spec: SLA, project: _Project, q: jax.Array, k: jax.Array, v: jax.Array, proj_lin: jax.Array
 ) -> jax.Array:
-    """Linear attention to all of these keys, projected; [B, Tq, N, D] in the dtype of v."""
+    """Computes projected linear attention to all given keys, [B, Tq, N, D] in the dtype of v."""
     valid = {"q_valid": jnp.ones(q.shape[:2], bool), "k_valid": jnp.ones(k.shape[:2], bool)}
     o = linear(q, k, v, None, routing="block", phi=spec.phi, eps=spec.eps, **valid)
     project = project or partial(_project, lax.dot_general)
@@ -417,7 +417,7 @@ def _by_token(
     v: jax.Array,
     proj_lin: jax.Array,
 ) -> jax.Array:
-    """Routing "token", to which all tokens are alike."""
+    """Computes attention with routing "token", which treats all tokens alike."""
     del layouts
     return spec.run(q, k, v, proj_lin, None, keep=spec.keep, project=project)
 
@@ -431,7 +431,7 @@ def _by_block(
     v: jax.Array,
     proj_lin: jax.Array,
 ) -> jax.Array:
-    """Routings "block" and "block3": tokens are put into blocks, and the output taken out."""
+    """Computes attention with routing "block" or "block3", with tokens put into blocks and back."""
     of_queries, of_keys = layouts.regular(spec.name)
     keys = blocks(of_keys, spec.block)
     queries = blocks(of_queries, spec.rows)
@@ -466,14 +466,14 @@ def _by_block(
 
 
 def _first(blocks: np.ndarray) -> np.ndarray:
-    """Numbers of all blocks, those that are marked first."""
+    """Returns the numbers of all blocks, the marked ones first."""
     return np.argsort(~blocks, kind="stable")
 
 
 def _protected(
     spec: SLA, layout: TokenLayout, keys: Blocks, queries: Blocks
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of keys are critical in every row, and which rows see all blocks."""
+    """Returns which key blocks are always critical, and which query blocks see all keys."""
     always = np.zeros(len(keys.views), bool)
     dense = np.zeros(len(queries.views), bool)
     if spec.keep_special:
@@ -485,5 +485,5 @@ def _protected(
 
 
 def _valid(tokens: np.ndarray, count: int, x: jax.Array) -> jax.Array:
-    """[B, slots] bool, which places hold a token."""
+    """Returns which places of the blocks hold a token, [B, places] bool."""
     return jnp.broadcast_to(tokens.reshape(-1) < count, x.shape[:2])

@@ -42,7 +42,7 @@ PROBED: Mapping[int, tuple[int, ...]] = MappingProxyType(
         14: tuple(range(3, 13)),  # Depth Anything 3 giant
     }
 )
-"""Number of global layers -> those of them that lose much when keys are dropped.
+"""Maps the number of global layers to the layers that lose much when keys are dropped.
 
 The number of layers is all that a strategy knows of a backbone (arXiv 2605.06270, section IV). Of
 other backbones all layers count as sensitive."""
@@ -50,7 +50,7 @@ other backbones all layers count as sensitive."""
 
 @dataclass(frozen=True)
 class Spark3R(AttentionStrategy):
-    """Queries are merged within groups of views, and keys are those of some views only.
+    """Merges queries within groups of views, and takes the keys of only some views.
 
     Asymmetric token reduction as published (arXiv 2605.06270), of which there is no public code;
     `attention.query_merging` and `attention.key_views` have the two sides. Of S views, queries are
@@ -100,37 +100,37 @@ class Spark3R(AttentionStrategy):
 
     @property
     def takes_some_views(self) -> bool:
-        """See `AttentionStrategy.takes_some_views`."""
+        """Implements `AttentionStrategy.takes_some_views`."""
         return False
 
     @property
     def views_in_order(self) -> bool:
-        """See `AttentionStrategy.views_in_order`."""
+        """Implements `AttentionStrategy.views_in_order`."""
         return (self.query_factor or 1) > 1 or (
             self.choose == "stride" and (self.key_factor or 1) > 1
         )
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`."""
+        """Implements `AttentionStrategy.apart`."""
         return merged_apart(self.query_factor, self.inner)
 
     def keys_left(self, key: TokenLayout) -> TokenLayout:
-        """See `AttentionStrategy.keys_left`."""
+        """Implements `AttentionStrategy.keys_left`."""
         views = self.kept(key.whole)
         return key if len(views) == key.whole.views else key.whole.keep(views)
 
     def agreed_tokens(self, query: TokenLayout) -> float:
-        """See `AttentionStrategy.agreed_tokens`."""
+        """Implements `AttentionStrategy.agreed_tokens`."""
         return merged_agreed_tokens(self.query_factor, self.inner, query)
 
     def check(self, depth: int) -> None:
-        """See `AttentionStrategy.check`."""
+        """Implements `AttentionStrategy.check`."""
         super().check(depth)
         check_layers("sensitive", self.sensitive or (), depth)
 
     def resolve(self, role: Role, layer: int, depth: int, views: int) -> "Spark3R":
-        """See `AttentionStrategy.resolve`."""
+        """Implements `AttentionStrategy.resolve`."""
         here = super().resolve(role, layer, depth, views)
         probed = PROBED.get(depth, tuple(range(depth)))
         sensitive = probed if self.sensitive is None else self.sensitive
@@ -144,7 +144,7 @@ class Spark3R(AttentionStrategy):
         )
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
-        """See `AttentionStrategy.context`: the views that any layer may choose, in order."""
+        """Implements `AttentionStrategy.context`: the order in which diverse views are chosen."""
         views = layout.whole.views
         factors = {self._keys(times, views) for times in (1, self.others)} - {1}
         if self.choose == "stride" or not factors:
@@ -154,18 +154,18 @@ class Spark3R(AttentionStrategy):
     def build(
         self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
     ) -> "Spark3RCore":
-        """A core with the parameters of the inner strategy."""
+        """Implements `AttentionStrategy.build`: its parameters are those of the inner core."""
         inner = self.inner.build(heads=heads, head_dim=head_dim, param_dtype=param_dtype, rngs=rngs)
         return Spark3RCore(self, inner)
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionStrategy.describe`."""
+        """Implements `AttentionStrategy.describe`."""
         factors = (("queries", self.query_factor), ("keys", self.key_factor))
         told = [f"{side} / {factor or 'by views'}" for side, factor in factors]
         return f"spark3r {' and '.join(told)}, {self.inner.describe(dtype, head_dim)}"
 
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
-        """See `AttentionStrategy.flops`; for settings of `resolve`."""
+        """Implements `AttentionStrategy.flops`, for settings of `resolve`."""
         return merged_flops(
             self._kept(layouts),
             head_dim,
@@ -176,32 +176,35 @@ class Spark3R(AttentionStrategy):
         )
 
     def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
-        """See `AttentionStrategy.layer_flops`; merged queries go into strategies without any."""
+        """Implements `AttentionStrategy.layer_flops`.
+
+        Merging is left out: strategies that take merged queries have no such operations.
+        """
         return self.inner.layer_flops(self._kept(layouts), heads, head_dim)
 
     def _kept(self, layouts: Layouts) -> Layouts:
-        """With the keys of the views that give some."""
+        """Returns the layouts with the keys of only those views that give keys."""
         key = layouts.regular_keys(self.name)
         if _resolved(self.key_factor) == 1:
             return layouts
         return layouts.with_keys(key.keep(self.kept(key)))
 
     def kept(self, layout: TokenLayout) -> tuple[int, ...]:
-        """The views that give keys, in order; -1 for one that only the data decides."""
+        """Returns the positions of the views that give keys; -1 where the data decides."""
         factor = _resolved(self.key_factor)
         if self.choose == "diverse" and factor > 1:
             return diverse_views(layout, -(-layout.views // factor))
         return tuple(range(0, layout.views, factor))
 
     def _keys(self, times: int, views: int) -> int:
-        """Of how many views one gives keys, in layers with that factor."""
+        """Returns of how many views one gives keys, in layers with the factor `times`."""
         if self.key_factor is None:
             return min(times * published_key_factor(views), -(-views // 10))
         return times * self.key_factor
 
 
 class Spark3RCore(AttentionCore):
-    """See `Spark3R`.
+    """Attention core of `Spark3R`: drops keys and merges queries for the inner strategy's core.
 
     Attributes:
         inner: core of the inner strategy.
@@ -214,12 +217,12 @@ class Spark3RCore(AttentionCore):
         self.inner = inner
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`; with settings of `resolve`."""
+        """Implements `AttentionCore.__call__`, for settings of `resolve`."""
         core, inputs = self.reduced(inputs)
         return core(inputs)
 
     def reduced(self, inputs: AttentionInputs) -> tuple[AttentionCore, AttentionInputs]:
-        """See `AttentionCore.reduced`; what is left merges queries, if any."""
+        """Implements `AttentionCore.reduced`: the core that is left merges queries, if any."""
         spec, factor = self.spec, _resolved(self.spec.query_factor)
         order, inputs = split_context(inputs)
         layout = inputs.layouts.regular_keys(spec.name).whole
@@ -231,12 +234,12 @@ class Spark3RCore(AttentionCore):
 
 
 def published_query_factor(views: int) -> int:
-    """Of how many queries one attends in a scene of so many views (arXiv 2605.06270)."""
+    """Returns of how many queries one attends in a scene of `views` views (arXiv 2605.06270)."""
     return 1 + sum(views > limit for limit in (100, 300, 500))
 
 
 def published_key_factor(views: int) -> int:
-    """Of how many views one gives keys in sensitive layers (arXiv 2605.06270)."""
+    """Returns of how many views one gives keys in sensitive layers (arXiv 2605.06270)."""
     return 1 if views <= 100 else -(-views // 40)
 
 

@@ -35,10 +35,10 @@ from lite3r_jax.kernels.window_attention.limits import WindowCall
 from lite3r_jax.mesh import SCENES, VIEWS, axes, with_lone
 
 COMPRESSION, SELECTION = 0, 1
-"""The branches, in the order of the gates of a head."""
+"""Numbers of the two branches, in the order of the gates of a head."""
 
 _Pair = tuple[jax.Array, jax.Array]
-"""[B, T, N, D] of tokens, and of their windows."""
+"""An array of tokens [B, T, N, D], and that of their windows [B, n, N, D]."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,16 @@ class Speed3R(AttentionStrategy):
 
     @property
     def takes_some_patches(self) -> bool:
-        """See `AttentionStrategy.takes_some_patches`."""
+        """Implements `AttentionStrategy.takes_some_patches`."""
         return False
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`; windows are of one view."""
+        """Implements `AttentionStrategy.apart`: by heads, as each window lies in one view."""
         return ("heads",)
 
     def agreed_tokens(self, query: TokenLayout) -> float:
-        """See `AttentionStrategy.agreed_tokens`: means of windows; gates are too few to count."""
+        """Implements `AttentionStrategy.agreed_tokens`: means of windows, not the few gates."""
         parts = query.parts
         assert parts is not None
         windows = parts.filled * len(windows_of(query, self.window).tokens) / query.views
@@ -122,26 +122,26 @@ class Speed3R(AttentionStrategy):
     def build(
         self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
     ) -> "Speed3RCore":
-        """A core with gates."""
+        """Implements `AttentionStrategy.build`: the parameters are those of the gates."""
         return Speed3RCore(self, heads, head_dim, param_dtype, rngs)
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """See `AttentionStrategy.describe`."""
+        """Implements `AttentionStrategy.describe`."""
         form = self.choose(head_dim, dtype)
         if self.implementation in CHOICE:  # for those who watch what is chosen
             BLOCK_MAP.choose(CHOICE[self.implementation], SelectionCall(head_dim, dtype))
         return f"speed3r, window {self.window}, top {self.top} ({form})"
 
     def choose(self, head_dim: int, dtype: Any) -> str:
-        """The implementation that runs for that head dimension and compute dtype.
+        """Returns the implementation that runs for a head dimension and compute dtype.
 
         Raises:
-            ValueError: the one that was asked for by name cannot.
+            ValueError: the one that was asked for by name cannot run.
         """
         return OPERATOR.choose(self.implementation, WindowCall(self.window**2, head_dim, dtype))
 
     def flops(self, layouts: Layouts, head_dim: int) -> dict[str, int]:
-        """See `AttentionStrategy.flops`; windows count with all their places."""
+        """Implements `AttentionStrategy.flops`; windows count with all their places."""
         query, key = layouts.regular(self.name)
         of = self.selection(query, key)
         pairs = len(of.query.tokens) * len(of.key.tokens)
@@ -151,17 +151,17 @@ class Speed3R(AttentionStrategy):
         return {"softmax": 4 * attended * head_dim, "selection": 2 * candidates * head_dim}
 
     def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
-        """See `AttentionStrategy.layer_flops`: the projection of means, and the gates."""
+        """Implements `AttentionStrategy.layer_flops`: the projection of means, and the gates."""
         query, key = layouts.regular(self.name)
         of, c = self.selection(query, key), heads * head_dim
         means = len(of.query.tokens) + (0 if query == key else len(of.key.tokens))
         return 2 * means * c * 3 * c + 2 * query.tokens * c * 2 * heads
 
     def selection(self, query: TokenLayout, key: TokenLayout) -> Selection:
-        """Windows of both sides, and which ones every query attends to.
+        """Returns the windows of queries and keys, and which windows every query attends to.
 
         Raises:
-            InputError: windows do not divide the grid, and it is not to be filled up.
+            InputError: windows do not divide the grid of patches, and `pad` is off.
         """
         for layout in (query, key):
             if not self.pad and any(side % self.window for side in layout.grid):
@@ -180,7 +180,7 @@ class Speed3R(AttentionStrategy):
         )
 
     def _views(self, key: TokenLayout) -> list[int]:
-        """Positions of the views that every query attends to."""
+        """Returns the positions of the views that every query attends to."""
         if key.scope == "frame" or not key.has_reference or not self.always:
             return []
         kept = range(key.views) if key.kept is None else key.kept
@@ -188,10 +188,10 @@ class Speed3R(AttentionStrategy):
 
 
 class Speed3RCore(AttentionCore):
-    """See `Speed3R`.
+    """Attention core of `Speed3R`, with a Linear for the gates as its only parameters.
 
     Attributes:
-        gate: [.., C] -> [.., 2 N].
+        gate: Linear [.., C] -> [.., 2 N], the gates before the sigmoid.
     """
 
     spec: Speed3R
@@ -209,7 +209,7 @@ class Speed3RCore(AttentionCore):
         )
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`.
+        """Implements `AttentionCore.__call__`.
 
         Raises:
             ValueError: queries or keys without a grid, or with some patches of it only.
@@ -242,11 +242,11 @@ class Speed3RCore(AttentionCore):
         return (o + weight * selected).astype(inputs.v.dtype)
 
     def agree(self, inputs: AttentionInputs) -> AttentionInputs:
-        """See `AttentionCore.agree`: what is projected from the layer's input."""
+        """Implements `AttentionCore.agree`: projects means of windows and gates from the input."""
         return self._projected(inputs)
 
     def _projected(self, inputs: AttentionInputs) -> AttentionInputs:
-        """With queries of windows and gates [B, T, N, 2], and with keys and values of windows."""
+        """Returns the inputs with queries, keys and values of windows, and gates [B, T, N, 2]."""
         query, key = inputs.layouts.regular(self.spec.name)
         x = inputs.x
         q, *kv = self._pools(inputs, x, x if query == key else inputs.key_x, query, key)
@@ -261,7 +261,7 @@ class Speed3RCore(AttentionCore):
         query: TokenLayout,
         key: TokenLayout,
     ) -> Pools:
-        """Queries, keys and values of windows, normed and rotated."""
+        """Computes the queries, keys and values of windows, normed and rotated."""
         layer, edge = inputs.functions, self.spec.window
         after = self.spec.implementation == "reference"
 
@@ -293,7 +293,7 @@ class Speed3RCore(AttentionCore):
 
 
 def _split(attend: Any, shape: tuple[int, ...]) -> Any:
-    """`attend` on every device for its own scenes and heads, where a mesh splits these."""
+    """Returns `attend`, run by every device for its own scenes and heads if a mesh splits these."""
     scenes, heads = axes(SCENES, shape[0])[0], axes(VIEWS, shape[2])[0]
     if not scenes and not heads:
         return attend

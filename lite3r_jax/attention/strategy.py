@@ -21,19 +21,20 @@ from lite3r_jax.attention.layouts import IrregularTokens, Layouts, TokenLayout
 Role = Literal["patch", "frame", "global", "camera", "head"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Apart = Literal["heads", "queries"]
-"""What devices can have parts of, see `AttentionStrategy.apart`."""
+"""Ways to split the work of one layer over devices, see `AttentionStrategy.apart`."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerFunctions:
-    """What a strategy may compute with the weights of its layer. All of them are pure.
+    """Pure functions of the weights of an attention layer, for its strategy to call.
 
     Attributes:
         project: x [B, T, C] -> queries, keys and values [B, T, N, D], before norm and rotation; T
             may be any tokens.
-        norm: (queries, keys) [B, T, N, D] -> likewise, float32; what is given if there is no norm.
-        rotate: (queries or keys [B, T, N, D], positions [T, 2] (y, x)) -> likewise, float32; what
-            is given if the layer rotates nothing. Positions may be of any sequence of tokens; where
+        norm: (queries, keys) [B, T, N, D] -> likewise, float32; its arguments if the layer has no
+            norm.
+        rotate: (queries or keys [B, T, N, D], positions [T, 2] (y, x)) -> likewise, float32; its
+            argument if the layer rotates nothing. Positions may be of any sequence of tokens; where
             T is a multiple of their number they repeat.
         positions: [P, 2] int32 (y, x) of the tokens of one view, alike in all views; None if the
             layer rotates nothing.
@@ -47,7 +48,7 @@ class LayerFunctions:
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """All that a strategy gets in one layer. What it does not ask for is not computed.
+    """Inputs of a strategy in one layer; inputs that it does not ask for are not computed.
 
     Attributes:
         q: [B, Tq, N, D] queries, normed and rotated.
@@ -56,8 +57,8 @@ class AttentionInputs:
         layouts: layouts of queries and keys.
         shared: what `AttentionStrategy.context` gave for this forward pass, or None.
         layer: functions of the layer; None where attention is called without one.
-        of_queries: gives the layer's normed input at the queries; see `x`.
-        of_keys: likewise at the keys; see `key_x`.
+        of_queries: returns the layer's normed input at the queries; see `x`.
+        of_keys: returns the layer's normed input at the keys; see `key_x`.
         all_keys: keys and values [B, Ta, N, D] of `layouts.all_keys`, before strategies dropped
             some; None where none did.
         agreed: with views on several devices, what `AttentionCore.agree` found out from all heads
@@ -82,7 +83,7 @@ class AttentionInputs:
 
     @property
     def x(self) -> jax.Array:
-        """[B, Tq, C] the layer's normed input, of the tokens that are the queries.
+        """The layer's normed input [B, Tq, C] at the tokens that are the queries.
 
         Raises:
             ValueError: queries are no tokens of the layer any more, or there is no layer.
@@ -91,7 +92,7 @@ class AttentionInputs:
 
     @property
     def key_x(self) -> jax.Array:
-        """[B, Tk, C] likewise, of the tokens that are the keys.
+        """The layer's normed input [B, Tk, C] at the tokens that are the keys.
 
         Raises:
             ValueError: keys are no tokens of the layer any more, or there is no layer.
@@ -103,7 +104,7 @@ class AttentionInputs:
         """The pure functions of the layer: project, norm and rotate.
 
         Raises:
-            ValueError: there is none.
+            ValueError: attention was called without a layer.
         """
         if self.layer is None:
             raise ValueError("this attention strategy needs the functions of its layer")
@@ -112,7 +113,9 @@ class AttentionInputs:
     def keep_key_views(
         self, views: Sequence[int], chosen: jax.Array | None = None
     ) -> "AttentionInputs":
-        """The same with the keys of some views only, which stay regular.
+        """Returns the inputs with the keys and values of some views only.
+
+        The keys stay regular: their layout still has views and grids of patches.
 
         Args:
             views: their positions among the views of the keys, static; with `chosen`, -1 for one
@@ -141,7 +144,9 @@ class AttentionInputs:
         return self._cut_keys(cut, layout.whole.keep(views))
 
     def keep_key_patches(self, step: int) -> "AttentionInputs":
-        """The same with the keys of every `step`-th row and column of patches, and special tokens.
+        """Returns the inputs with the keys and values of every `step`-th row and column of patches.
+
+        Those of special tokens are kept.
 
         Raises:
             ValueError: keys are irregular.
@@ -158,7 +163,9 @@ class AttentionInputs:
         return self._cut_keys(cut, layout.keep_patches(step))
 
     def within_views(self) -> "AttentionInputs":
-        """Every view as a sequence of its own, [B * S, P, N, D]; `shared` once for each of them.
+        """Returns the inputs with every view as a sequence of its own, [B * S, P, N, D].
+
+        What is in `shared` is repeated for each view.
 
         Raises:
             ValueError: queries and keys are not the tokens of the same views.
@@ -198,7 +205,7 @@ class AttentionInputs:
         )
 
     def with_queries(self, q: jax.Array) -> "AttentionInputs":
-        """The same with other queries [B, any number, N, D], which are irregular from then on."""
+        """Returns the inputs with other queries [B, any number, N, D], as irregular tokens."""
         layouts = replace(self.layouts, query=IrregularTokens(q.shape[1]))
         return replace(self, q=q, layouts=layouts, of_queries=None)
 
@@ -213,7 +220,7 @@ def _called(of: Callable[[], jax.Array] | None, side: str) -> jax.Array:
 
 
 class AttentionCore(nnx.Module):
-    """What stands between q, k, v and o: the parameters of one site. Subclasses are called.
+    """Module of one attention site that maps q, k, v to outputs; subclasses define `__call__`.
 
     Attributes:
         spec: settings of the strategy. A core inside of another one has the name of the setting
@@ -223,10 +230,10 @@ class AttentionCore(nnx.Module):
     spec: "AttentionStrategy"
 
     def adopt(self, spec: "AttentionStrategy") -> None:
-        """Go on with settings that `AttentionStrategy.resolve` gave.
+        """Replaces the settings of this core by others that `AttentionStrategy.resolve` returned.
 
         Raises:
-            TypeError: of another strategy.
+            TypeError: the settings are those of another strategy.
         """
         if type(spec) is not type(self.spec):
             raise TypeError(
@@ -239,23 +246,24 @@ class AttentionCore(nnx.Module):
         self.spec = spec
 
     def reduced(self, inputs: AttentionInputs) -> tuple["AttentionCore", AttentionInputs]:
-        """What is left of the keys, and the core that attends to them: by default all, and this.
+        """Drops the keys that are not attended to, and returns the core that attends to the rest.
 
-        Asked where the views of a scene lie on several devices, so that no other keys are sent.
+        By default all keys are left, and this core attends to them. It is called where the views of
+        a scene lie on several devices, so that no other keys are sent.
         """
         return self, inputs
 
     def agree(self, inputs: AttentionInputs) -> AttentionInputs:
-        """The same with what takes all heads, before the devices attend with some each.
+        """Computes what depends on all heads, before each device attends with some of the heads.
 
-        Asked where the views of a scene lie on several devices, after `reduced` and while every
-        device has all heads of its own views; what is found out goes into `agreed`, `query_side`
-        and `key_side`. By default nothing.
+        It is called where the views of a scene lie on several devices, after `reduced` and while
+        every device has all heads of its own views. The result is the inputs with what was computed
+        in `agreed`, `query_side` and `key_side`; by default they are unchanged.
         """
         return inputs
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """Attend.
+        """Computes the attention outputs of all queries.
 
         Args:
             inputs: queries, keys, values and what else there is.
@@ -268,7 +276,7 @@ class AttentionCore(nnx.Module):
 
 @dataclass(frozen=True)
 class Preset:
-    """What the name of a plan stands for, besides the strategy.
+    """Sites and settings that the name of a plan stands for, besides the strategy.
 
     Attributes:
         role: the sites that get the strategy, others being dense; None for all of them.
@@ -281,7 +289,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class AttentionStrategy:
-    """Frozen, hashable settings of one strategy; a subclass is a frozen dataclass.
+    """Frozen, hashable settings of one attention strategy; a subclass is a frozen dataclass.
 
     It is made known by `attention.registry`, which has the rules for its settings.
 
@@ -291,7 +299,7 @@ class AttentionStrategy:
             part of a model and stand in no file.
         headline: settings that the text of a plan says in any case, since figures depend on them.
         adjustable: settings that may be others than those of the training.
-        needs_training: whether first values of its parameters are of no use.
+        needs_training: whether the strategy is of no use with the initial values of its parameters.
         presets: further names of plans with this strategy; one of them may be `name` itself, which
             stands for the strategy at all of its sites otherwise.
         roles: the sites where it makes sense; a plan with others is refused.
@@ -307,62 +315,63 @@ class AttentionStrategy:
 
     @property
     def takes_merged_queries(self) -> bool:
-        """Whether its queries may be tokens without a grid, as merging leaves them."""
+        """Whether the queries may be tokens without a grid of patches, as merging leaves them."""
         return False
 
     @property
     def takes_some_views(self) -> bool:
-        """Whether its keys may be those of some of the views."""
+        """Whether the keys may be those of only some of the views."""
         return True
 
     @property
     def takes_some_patches(self) -> bool:
-        """Whether its keys may be those of some patches of a view."""
+        """Whether the keys may be those of only some patches of a view."""
         return True
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """What several devices may each compute a part of, with the numbers of one device.
+        """Ways to split the work over devices that keep the results of a single device.
 
         "heads": outputs of a head follow from its queries, keys and values, the context, and what
         `AttentionCore.agree` gives.
-        "queries": outputs of a view follow from its queries and all keys. For what its core is
-        after `AttentionCore.reduced`. By default nothing, and views in parts are refused.
+        "queries": outputs of a view follow from its queries and all keys. Both are said of the core
+        after `AttentionCore.reduced`. By default neither, and views in parts are refused.
         """
         return ()
 
     def keys_left(self, key: TokenLayout) -> TokenLayout:
-        """The layout of the keys that `AttentionCore.reduced` leaves, for settings of `resolve`.
+        """Returns the layout of the keys that `AttentionCore.reduced` leaves.
 
-        Not in parts any more where views were dropped.
+        It is not in parts any more where views were dropped. Settings are those of `resolve`.
         """
         return key
 
     def agreed_tokens(self, query: TokenLayout) -> float:
-        """What a device gets from the others by `AttentionCore.agree`, in tokens of all heads.
+        """Returns how much a device receives in `AttentionCore.agree`, in tokens of all heads.
 
         Args:
-            query: of the tokens of a device, in parts.
+            query: layout of the tokens of a device, in parts.
         """
         del query
         return 0.0
 
     @property
     def own_view_only(self) -> bool:
-        """Whether each view attends to itself alone, though the sequence has all of them."""
+        """Whether each view attends to itself alone, though the sequence has all views."""
         return False
 
     @property
     def views_in_order(self) -> bool:
-        """Whether settings of `resolve` take views that follow one another for similar ones.
+        """Whether the strategy assumes that consecutive views are similar.
 
-        Photos in no order are then reconstructed worse, which entrances say.
+        For settings of `resolve`. Photos in no order are then reconstructed worse, which entry
+        points say.
         """
         inner = (getattr(self, f.name) for f in fields(self))
         return any(x.views_in_order for x in inner if isinstance(x, AttentionStrategy))
 
     def check(self, depth: int) -> None:
-        """Refuse settings that do not fit a backbone.
+        """Refuses settings that do not fit a backbone.
 
         Args:
             depth: number of layers of the role.
@@ -375,9 +384,9 @@ class AttentionStrategy:
                 inner.check(depth)
 
     def model(self) -> Self:
-        """The same strategy with the defaults of `runtime`, here and in strategies inside of it.
+        """Returns the strategy with default runtime settings, in nested strategies as well.
 
-        Equal ones compute the same.
+        Strategies whose results are equal compute the same.
         """
         usual: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in self.runtime}
         inner = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -385,12 +394,14 @@ class AttentionStrategy:
         return replace(self, **usual | inner)
 
     def resolve(self, role: Role, layer: int, depth: int, views: int) -> Self:
-        """The settings at one site, for schedules; strategies inside of this one are asked, too.
+        """Returns the settings for one layer and number of views, for strategies with schedules.
+
+        Nested strategies are resolved as well.
 
         Args:
-            role: of the site.
-            layer: its number among the layers of the role.
-            depth: number of these.
+            role: role of the layer.
+            layer: number of the layer among those of the role.
+            depth: number of layers of the role.
             views: S of the scene, or 1 where that is not known (encoders of single images).
 
         Returns:
@@ -405,11 +416,11 @@ class AttentionStrategy:
         return replace(self, **inner) if inner else self
 
     def context(self, x: jax.Array, layout: TokenLayout) -> Any:
-        """What all layers of a stack share in one forward pass, computed before the first of them.
+        """Computes what all layers of a stack share in one forward pass, before the first layer.
 
         Args:
             x: [B, T, C] float32, tokens that enter the stack.
-            layout: of these.
+            layout: layout of these tokens.
 
         Returns:
             Arrays with B first, in any pytree, which layers get as `AttentionInputs.shared`; None
@@ -421,11 +432,11 @@ class AttentionStrategy:
     def build(
         self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
     ) -> AttentionCore:
-        """The core for one attention site, whose layer has C = heads x head_dim channels."""
+        """Builds the core of one attention site, whose layer has C = heads x head_dim channels."""
         raise NotImplementedError(f"attention strategy {self.name} does not define build")
 
     def describe(self, dtype: Any, head_dim: int) -> str:
-        """Strategy and kernel that run here for that compute dtype and head size, for reports."""
+        """Names the strategy and its kernel here for a compute dtype and head size, for reports."""
         del dtype, head_dim
         told = [
             f"{f.name} {getattr(self, f.name)}" for f in fields(self) if f.name in self.headline
@@ -433,7 +444,7 @@ class AttentionStrategy:
         return ", ".join([self.name, *told])
 
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
-        """Floating-point operations of one head over one sequence, two per multiply-add.
+        """Returns the floating-point operations of one head on one sequence, two per multiply-add.
 
         Args:
             layouts: layouts of queries and keys.
@@ -447,10 +458,11 @@ class AttentionStrategy:
         raise NotImplementedError(f"attention strategy {self.name} does not define flops")
 
     def layer_flops(self, layouts: Layouts, heads: int, head_dim: int) -> int:
-        """Operations of all heads over one sequence of products with weights, beside the layer's.
+        """Returns the operations of products with weights that come on top of the layer's own.
 
-        Those of the strategy's own weights that `flops` does not count, and of the layer's with
-        what are no tokens. Arguments as there; by default those of strategies inside of this one.
+        Those of all heads over one sequence: products with the strategy's own weights that `flops`
+        does not count, and products of the layer's weights with inputs that are no tokens.
+        Arguments are those of `flops`. By default it is the sum over nested strategies.
         """
         inner = (getattr(self, f.name) for f in fields(self))
         return sum(

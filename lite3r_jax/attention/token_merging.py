@@ -25,7 +25,7 @@ from lite3r_jax.attention.strategy import (
 
 @dataclass(frozen=True)
 class FastVGGT(AttentionStrategy):
-    """Dense attention among merged tokens, whose outputs go back to all that were merged.
+    """Dense attention among merged tokens, whose outputs go back to all tokens merged into them.
 
     FastVGGT (arXiv 2509.02560; merging/merge.py). The tokens of the reference view, if there is
     one, special tokens and one patch of 2 x 2 in every other view take up the rest: each other
@@ -63,16 +63,16 @@ class FastVGGT(AttentionStrategy):
 
     @property
     def takes_some_views(self) -> bool:
-        """See `AttentionStrategy.takes_some_views`."""
+        """Implements `AttentionStrategy.takes_some_views`."""
         return False
 
     @property
     def apart(self) -> tuple[Apart, ...]:
-        """See `AttentionStrategy.apart`."""
+        """Implements `AttentionStrategy.apart`."""
         return ("heads",)
 
     def agreed_tokens(self, query: TokenLayout) -> float:
-        """See `AttentionStrategy.agreed_tokens`: the layer's input of all views."""
+        """Implements `AttentionStrategy.agreed_tokens`: the layer's input of all views."""
         assert query.parts is not None
         others = (query.parts.devices - 1) / query.parts.devices
         return others * query.parts.filled * query.tokens_per_view
@@ -80,12 +80,12 @@ class FastVGGT(AttentionStrategy):
     def build(
         self, *, heads: int, head_dim: int, param_dtype: Any, rngs: nnx.Rngs
     ) -> "FastVGGTCore":
-        """A core without parameters."""
+        """Implements `AttentionStrategy.build`: the core has no parameters."""
         del heads, head_dim, param_dtype, rngs
         return FastVGGTCore(self)
 
     def flops(self, layouts: Layouts, head_dim: int) -> Mapping[str, int]:
-        """See `AttentionStrategy.flops`; `selection` has the comparison of tokens."""
+        """Implements `AttentionStrategy.flops`; `selection` counts the comparison of tokens."""
         layout, _ = layouts.regular(self.name)
         of = self.tokens(layout)
         rest = of.sources.size - self.merged(of, layout)
@@ -94,16 +94,16 @@ class FastVGGT(AttentionStrategy):
         return {"softmax": 4 * attending**2 * head_dim, "selection": 2 * pairs * head_dim}
 
     def tokens(self, layout: TokenLayout) -> "MergedTokens":
-        """What becomes of every token of a scene."""
+        """Returns which tokens of a scene are merged, take up others, or are protected."""
         return merged_tokens(layout, self.protect, self.seed)
 
     def merged(self, of: "MergedTokens", layout: TokenLayout) -> int:
-        """How many tokens of a scene are merged."""
+        """Returns how many tokens of a scene are merged into others."""
         return min(of.sources.size, int(self.ratio * layout.tokens))
 
 
 class FastVGGTCore(AttentionCore):
-    """See `FastVGGT`."""
+    """Attention core of `FastVGGT`, without parameters."""
 
     spec: FastVGGT
 
@@ -111,7 +111,7 @@ class FastVGGTCore(AttentionCore):
         self.spec = spec
 
     def __call__(self, inputs: AttentionInputs) -> jax.Array:
-        """See `AttentionCore.__call__`.
+        """Implements `AttentionCore.__call__`.
 
         Raises:
             ValueError: queries and keys are not the tokens of the same views.
@@ -130,7 +130,7 @@ class FastVGGTCore(AttentionCore):
         return unmerge(dense_attention(q, k, v), rows)
 
     def agree(self, inputs: AttentionInputs) -> AttentionInputs:
-        """See `AttentionCore.agree`: which token every other one would be merged into."""
+        """Implements `AttentionCore.agree`: finds the token that each one may be merged into."""
         layout, _ = inputs.layouts.regular(self.spec.name)
         of, parts = self.spec.tokens(layout.whole), layout.parts
         assert parts is not None
@@ -141,7 +141,7 @@ class FastVGGTCore(AttentionCore):
 
 @dataclass(frozen=True, eq=False)
 class MergedTokens:
-    """What becomes of the tokens of a sequence; indices of tokens, int32.
+    """Roles of the tokens of a sequence in merging, as int32 indices of tokens.
 
     Attributes:
         destinations: [m] tokens that take up others.
@@ -156,7 +156,10 @@ class MergedTokens:
 
 @functools.lru_cache(maxsize=64)
 def merged_tokens(layout: TokenLayout, protect: float, seed: int) -> MergedTokens:
-    """Which tokens take up others; known from the layout alone. Arguments as in `FastVGGT`."""
+    """Returns which tokens are merged, take up others, or are protected.
+
+    This is known from the layout alone, without the data. Arguments are as in `FastVGGT`.
+    """
     (h, w), p = layout.grid, layout.tokens_per_view
     number = np.random.default_rng(seed).integers(0, 4, (layout.views, h // 2, w // 2))
     view, row, column = np.indices(number.shape)
@@ -180,10 +183,10 @@ def merge_tokens(
     of: MergedTokens,
     count: int,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Merged tokens, and where every token is among them.
+    """Merges tokens, and returns the row of every token among the merged ones.
 
     Args:
-        matched: of `best_match` of the sources among the destinations, whose cosine says how
+        matched: result of `best_match` of the sources among the destinations, whose cosine says how
             similar tokens are.
         arrays: each [B, T, N, D].
         of: what becomes of every token.

@@ -1,4 +1,4 @@
-"""Attention over views that lie on several devices, with the numbers of one device.
+"""Attention over views that lie on several devices, with the same results as on one device.
 
 Two ways are exact. By heads: every device sends away the queries, keys and values of its views but
 for its own heads, has all tokens of these, attends as one device would, and sends outputs back. By
@@ -24,7 +24,7 @@ Way = Literal["own views", "heads", "queries"]
 
 @dataclass(frozen=True)
 class Sent:
-    """How the devices of a layer over all views share it.
+    """How devices share an attention layer over all views, and how many tokens they exchange.
 
     Attributes:
         way: "own views": nothing is sent; "heads" and "queries": see the module.
@@ -37,10 +37,10 @@ class Sent:
 
 
 def attend_in_parts(core: AttentionCore, inputs: AttentionInputs) -> jax.Array:
-    """What a strategy gives for the views of this device; inside of `ViewParts.on_each`.
+    """Computes attention for the views of this device; inside of `ViewParts.on_each`.
 
     Args:
-        core: of the strategy.
+        core: core of the strategy.
         inputs: tokens of this device's views, with layouts that say which parts there are.
 
     Returns:
@@ -72,12 +72,12 @@ def attend_in_parts(core: AttentionCore, inputs: AttentionInputs) -> jax.Array:
         return core(replace(inputs, k=k, v=v, layouts=layouts, all_keys=None))
 
     def my_heads(x: jax.Array) -> jax.Array:
-        """[B, Tk, N, D], equal on all devices, to the heads of this one."""
+        """Cuts this device's heads out of [B, Tk, N, D], which is equal on all devices."""
         heads = x.shape[2] // parts.devices
         return lax.dynamic_slice_in_dim(x, lax.axis_index(VIEWS[0]) * heads, heads, axis=2)
 
     def of_keys(x: jax.Array) -> jax.Array:
-        """Of the keys, to the heads of this device, from where they are."""
+        """Returns this device's heads of an array of the keys, exchanged if keys are in parts."""
         return my_heads(x) if key.parts is None else _to_heads(x, parts)
 
     k, v = of_keys(inputs.k), of_keys(inputs.v)
@@ -95,22 +95,25 @@ def attend_in_parts(core: AttentionCore, inputs: AttentionInputs) -> jax.Array:
 
 
 def _to_heads(x: jax.Array, parts: ViewParts) -> jax.Array:
-    """[B, each * P, N, D] of own views to [B, S * P, N / devices, D] of own heads, for any P."""
+    """Exchanges all heads of this device's views for this device's heads of all views.
+
+    [B, each * P, N, D] becomes [B, S * P, N / devices, D], for any P.
+    """
     tokens = x.shape[1] // parts.each
     x = lax.all_to_all(x, VIEWS[0], split_axis=2, concat_axis=1, tiled=True)
     return x[:, : parts.views * tokens]
 
 
 def plan_parts(spec: AttentionStrategy, query: TokenLayout, heads: int) -> Sent:
-    """The way of a layer: of those that are exact for it the one that sends less.
+    """Chooses how devices share a layer: of the exact ways, the one that sends less.
 
     Args:
         spec: strategy of the layer.
-        query: of the tokens of a device, in parts.
+        query: layout of the tokens of a device, in parts.
         heads: N.
 
     Raises:
-        InputError: none is exact; with what to do.
+        InputError: no way is exact; with what to do.
     """
     parts = query.parts
     assert parts is not None

@@ -1,8 +1,9 @@
-"""Attention to pooled windows and to the tokens of the best of them: tables, pooling, branches.
+"""Attention to pooled windows, and to the tokens of the windows that match best.
 
-The mathematics of Speed3R's global sparse attention (arXiv 2603.08055; pi3/models/layers/
-sparse_attention.py of Visual-AI/speed3r), without gates. A window is a square of patches of one
-view. Of Nq and Nk windows of queries and keys, n is either.
+Tables, pooling and both branches: the mathematics of Speed3R's global sparse attention
+(arXiv 2603.08055; pi3/models/layers/sparse_attention.py of Visual-AI/speed3r), without gates. A
+window is a square of patches of one view. There are Nq windows of queries and Nk windows of keys; n
+is either number.
 """
 
 import functools
@@ -20,12 +21,12 @@ from lite3r_jax.kernels.tokens import inverse, take
 from lite3r_jax.kernels.window_attention.api import CHOICE, window_attention
 
 Pools = tuple[jax.Array, jax.Array, jax.Array]
-"""Queries, keys and values of windows."""
+"""Queries [B, Nq, N, D], keys and values [B, Nk, N, D] of windows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of one sequence, static.
+    """Static tables of the tokens in the windows of one sequence.
 
     Attributes:
         edge: s, patches along a side.
@@ -42,13 +43,13 @@ class Windows:
 
     @property
     def places(self) -> int:
-        """Tokens of a whole window."""
+        """Number of tokens in a whole window."""
         return self.edge**2
 
 
 @functools.lru_cache(maxsize=64)
 def windows_of(layout: TokenLayout, edge: int) -> Windows:
-    """Cut the patches of every view into windows of `edge` x `edge`, from the first patch on.
+    """Cuts the patches of every view into windows of `edge` x `edge`, from the first patch on.
 
     Args:
         layout: of the tokens.
@@ -75,7 +76,7 @@ def windows_of(layout: TokenLayout, edge: int) -> Windows:
 
 
 def pooled(x: jax.Array, layout: TokenLayout, edge: int) -> jax.Array:
-    """The mean of every window's tokens, of those that there are.
+    """Returns the mean of every window's tokens; places without a token do not count.
 
     Args:
         x: [B, T, ...].
@@ -98,7 +99,7 @@ def pooled(x: jax.Array, layout: TokenLayout, edge: int) -> jax.Array:
 
 
 def window_positions(positions: np.ndarray, layout: TokenLayout, edge: int) -> np.ndarray:
-    """Where the windows of one view stand: the mean position of their tokens, rounded down.
+    """Returns the positions of the windows of one view: means over their tokens, rounded down.
 
     Args:
         positions: [P, 2] integers (y, x) of the tokens of one view.
@@ -116,7 +117,7 @@ def window_positions(positions: np.ndarray, layout: TokenLayout, edge: int) -> n
 
 
 def expanded(of_windows: jax.Array, windows: Windows, tokens: int) -> jax.Array:
-    """What is known of windows [B, n, N, D], for each of their tokens: [B, tokens, N, D].
+    """Copies arrays of windows [B, n, N, D] to each of their tokens, [B, tokens, N, D].
 
     Tokens in no window, the special ones, have zeros.
     """
@@ -127,7 +128,7 @@ def expanded(of_windows: jax.Array, windows: Windows, tokens: int) -> jax.Array:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which windows are attended to, static.
+    """Static rule for the windows that are attended to, by all queries or by choice.
 
     Attributes:
         query: windows of the queries.
@@ -144,14 +145,14 @@ class Selection:
 
     @property
     def chosen(self) -> int:
-        """Windows that are chosen: `top`, or as many as there are."""
+        """Number of windows that a window of queries chooses: `top`, or as many as there are."""
         return min(self.top, len(self.key.tokens) - len(self.always))
 
     def ids(self, q: jax.Array, k: jax.Array, implementation: str = "sorted") -> jax.Array:
-        """The windows of keys that every window of queries chooses.
+        """Returns the windows of keys that every window of queries chooses.
 
-        By the products of pooled queries [B, Nq, N, D] and keys [B, Nk, N, D], in float32; of equal
-        ones the lower window is chosen. No gradient flows through the choice.
+        They have the largest products of pooled queries [B, Nq, N, D] and keys [B, Nk, N, D], in
+        float32; of equal ones the lower window is chosen. No gradient flows through the choice.
 
         Args:
             q: pooled queries.
@@ -181,7 +182,7 @@ class Selection:
     def attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, implementation: str = "auto"
     ) -> tuple[jax.Array, jax.Array]:
-        """Both branches, without gates.
+        """Computes the outputs of the selection and compression branches, without gates.
 
         Args:
             q: [B, Tq, N, D] queries, normed and rotated.

@@ -1,6 +1,6 @@
-"""The order in which tokens are cut into blocks, so that a block is a window of the image.
+"""Cuts the tokens of views into blocks, so that each block is a window of one image.
 
-Tables of indices in numpy, made from the static layout alone.
+The blocks are tables of indices in numpy, made from the static layout alone.
 """
 
 import functools
@@ -29,7 +29,7 @@ class Blocks:
 
 @functools.lru_cache(maxsize=64)
 def blocks(layout: TokenLayout, block: int) -> Blocks:
-    """Cut a sequence into blocks: special tokens of all views first, then patches view by view.
+    """Cuts a sequence into blocks: special tokens of all views first, then patches view by view.
 
     Special tokens are not pooled with patches, which would cost accuracy (Block-Sparse VGGT, arXiv
     2509.07120), and no block holds patches of two views.
@@ -52,7 +52,7 @@ def blocks(layout: TokenLayout, block: int) -> Blocks:
 
 
 def windows(grid: tuple[int, int], block: int) -> np.ndarray:
-    """Patches in an order in which `block` consecutive ones lie close together.
+    """Returns the patches in an order in which `block` consecutive ones lie close together.
 
     The grid is cut into strips about sqrt(block) rows high, which are walked column by column, one
     to the right and the next one back to the left. Where the sides are multiples of sqrt(block),
@@ -78,6 +78,6 @@ def windows(grid: tuple[int, int], block: int) -> np.ndarray:
 
 
 def _padded(rows: np.ndarray, block: int, fill: int) -> np.ndarray:
-    """[R, n] -> [R * blocks, block]."""
+    """Pads the rows [R, n] to whole blocks and cuts them into blocks, [R * blocks, block]."""
     pad = -rows.shape[1] % block
     return np.pad(rows, ((0, 0), (0, pad)), constant_values=fill).reshape(-1, block)

@@ -1,4 +1,4 @@
-"""What a backbone is: what it gives back, what it promises, and the registry of backbones.
+"""The interface of a backbone, the types of what it returns, and the registry of backbones.
 
 A backbone is a folder here (model, config, weight map) and a row of `BUILT_IN`; one from outside
 calls `register`. `backbones.model.BackboneModel` keeps most of the promises for a new one. Nothing
@@ -21,19 +21,24 @@ from lite3r_jax.errors import InputError, unknown_name
 from lite3r_jax.name_map import Checkpoint
 
 Unit = Literal["model", "metre", "known cameras"]
-"""Of lengths, see `Prediction`."""
+"""Unit of all lengths of a prediction, see `Prediction.unit`."""
 POSE_STAGES = "camera/pose_enc"
-"""The tap of a camera head's stages: [K, B, S, 9] pose encodings, world-to-camera."""
+"""Name of the tap of the pose encodings after every stage of a camera head.
+
+They are [K, B, S, 9], world-to-camera."""
 KNOWN_CAMERAS = "known cameras"
-"""The input (`Backbone.inputs`) of a model that can be told cameras: extrinsics and intrinsics."""
+"""Name of the input (`Backbone.inputs`) for known cameras: extrinsics and intrinsics."""
 
 CAMERA_POINTS = "depth/points"
-"""The tap of points in the camera frame, [B, S, H, W, 3], of a model that predicts these and whose
-intrinsics are fitted to them."""
+"""Name of the tap of predicted points in the camera frame, [B, S, H, W, 3].
+
+Models have it that predict such points and whose intrinsics are fitted to them."""
 POINTS = "points"
-"""The choice (`Backbone.choices`) of a model whose `world_points` need no head of their own."""
+"""Name of the choice (`Backbone.choices`) of whether `world_points` are returned.
+
+Models have it whose `world_points` need no head of their own."""
 AREA = "pixel_limit"
-"""The mode of photos (`data.images.fit_image`) whose size is the number of pixels of an image."""
+"""Name of the mode of `data.images.fit_image` whose size is the number of pixels of an image."""
 
 
 @jax.tree_util.register_dataclass
@@ -97,7 +102,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Tap:
-    """An intermediate that a model can be asked for.
+    """Description of an intermediate result that a forward pass returns on request.
 
     Attributes:
         shape: names of its axes with spaces between; L counts the layers of a role.
@@ -113,13 +118,13 @@ class Tap:
 
     @property
     def layer_axis(self) -> int:
-        """Which axis counts layers."""
+        """Index of the axis of `shape` that counts layers (L)."""
         return self.shape.split().index("L")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way in which a forward pass can be asked to go.
+    """An option of the forward pass: its allowed values, and the head that each of them needs.
 
     Attributes:
         values: allowed value -> the head that it needs, or None. The first is the default.
@@ -133,13 +138,13 @@ class Choice:
 
     @property
     def default(self) -> str | bool:
-        """The value where nothing is asked for."""
+        """Value of the option where the call does not give one."""
         return next(iter(self.values))
 
 
 @dataclass(frozen=True)
 class Input:
-    """Arrays that may go in beside the images, all of them or none.
+    """Description of optional arrays that a call takes beside the images, all of them or none.
 
     Attributes:
         arrays: their names as arguments of the call.
@@ -154,7 +159,7 @@ class Input:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How photos become network images.
+    """The mode and size in which photos become the images that a network takes.
 
     Attributes:
         mode: see `data.images.fit_image`.
@@ -168,7 +173,7 @@ class ImageInput:
         return f"{self.size} pixels ({self.mode})"
 
     def size_in(self, mode: str, patch: int) -> int:
-        """The size in another mode of images that are about as large.
+        """Returns the size that makes images about as large in another mode.
 
         Args:
             mode: the other one.
@@ -180,7 +185,7 @@ class ImageInput:
 
 
 class Backbone(Protocol):
-    """A model: views of scenes to cameras, depth and points.
+    """The interface of a model that maps views of scenes to cameras, depth and points.
 
     What every backbone promises, and everything around models relies on:
 
@@ -247,17 +252,17 @@ class Backbone(Protocol):
         frame_chunk: int | None = None,
         remat: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """Reconstruct scenes, see the class."""
+        """Reconstructs scenes; the class describes arguments and results."""
         ...
 
     @classmethod
     def images_for(cls, config: Any) -> ImageInput:
-        """The network images that models of this config were made for."""
+        """Returns the mode and size of the images that models of this config were made for."""
         ...
 
     @property
     def plan(self) -> Plan:
-        """Attention strategy of every site."""
+        """Plan that assigns an attention strategy to every attention layer."""
         ...
 
     @property
@@ -267,15 +272,17 @@ class Backbone(Protocol):
 
     @property
     def patch_size(self) -> int:
-        """What height and width of images have to be multiples of, in pixels."""
+        """Side of a patch in pixels, of which height and width of images are multiples."""
         ...
 
     def attention(self) -> dict[str, str]:
-        """Strategy and kernel of every role on this machine, for reports."""
+        """Describes the attention strategy and kernel of each role on this machine, for reports."""
         ...
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
-        """Operations of a pass over one scene without further inputs and with default choices.
+        """Counts the operations of a forward pass over one scene.
+
+        The pass has no inputs beside the images, and default choices.
 
         Args:
             views: S.
@@ -289,7 +296,10 @@ class Backbone(Protocol):
 
     @staticmethod
     def normalize_cameras(extrinsics: Any) -> Any:
-        """Known cameras [S, 3, 4] world-to-camera of one scene in the frame that the call takes."""
+        """Returns known cameras [S, 3, 4] of one scene in the frame that the call takes.
+
+        They are world-to-camera before and after.
+        """
         ...
 
 
@@ -315,14 +325,14 @@ class Published:
 
 
 def _dense(config: Any) -> Plan:
-    """The attention of weights that were trained with no other."""
+    """Returns the plan of dense attention, for weights that were trained with no other."""
     del config
     return Plan()
 
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """A row of the registry: all that is to be known about a backbone before one is built.
+    """A row of the registry: what is known about a backbone before a model of it is built.
 
     Attributes:
         name: in settings, manifests and on the command line.
@@ -346,27 +356,29 @@ class BackboneEntry:
 
     @property
     def build(self) -> Callable[..., Any]:
-        """(config, *, heads, plan, dtype, param_dtype, rngs) -> model."""
+        """Constructor of a model: (config, *, heads, plan, dtype, param_dtype, rngs) -> model."""
         return self.model
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of all heads."""
+        """Names of all heads that a model of this backbone can have."""
         return tuple(self.parts)
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """See `Backbone`."""
+        """Every head -> the part of the parameters that only it needs, see `Backbone.parts`."""
         return self.model.parts
 
 
 BUILT_IN = ("vggt", "da3", "pi3")
-"""Folders here with an `ENTRY`."""
+"""Names of the built-in backbones: subpackages of this package that define an `ENTRY`."""
 _REGISTERED: dict[str, BackboneEntry] = {}
 
 
 def register(entry: BackboneEntry) -> BackboneEntry:
-    """Make a backbone known by its name, to everything that takes one.
+    """Registers a backbone under its name and returns its entry.
+
+    Everything that takes the name of a backbone then knows it.
 
     Raises:
         InputError: the name is taken.
@@ -378,12 +390,15 @@ def register(entry: BackboneEntry) -> BackboneEntry:
 
 
 def unregister(name: str) -> None:
-    """Forget a backbone that `register` made known."""
+    """Removes a backbone that `register` added from the registry."""
     del _REGISTERED[name]
 
 
 def registered_places() -> tuple[tuple[str, str], ...]:
-    """Module and name there of every backbone that `register` made known, for a new process."""
+    """Returns module and variable name of the entry of every backbone that `register` added.
+
+    A new process finds the entries by these names.
+    """
     return tuple(
         (module, name)
         for entry in _REGISTERED.values()
@@ -394,7 +409,7 @@ def registered_places() -> tuple[tuple[str, str], ...]:
 
 
 def register_places(places: Iterable[tuple[str, str]]) -> None:
-    """Make backbones of another process known in this one.
+    """Registers in this process the backbones that another process has registered.
 
     Args:
         places: from `registered_places`.
@@ -415,15 +430,15 @@ def register_places(places: Iterable[tuple[str, str]]) -> None:
 
 
 def backbone_names() -> tuple[str, ...]:
-    """All names that `get_backbone` takes."""
+    """Returns all names that `get_backbone` takes."""
     return (*BUILT_IN, *_REGISTERED)
 
 
 def get_backbone(name: str) -> BackboneEntry:
-    """The backbone of that name.
+    """Returns the registry entry of the backbone with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: no backbone has this name.
     """
     if name in _REGISTERED:
         return _REGISTERED[name]

@@ -7,7 +7,7 @@ from lite3r_jax.errors import InputError
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The JSON form of a frozen dataclass: one key per setting, nested as the dataclasses are."""
+    """Returns the JSON form of a frozen dataclass: one key per setting, nested likewise."""
     return dataclasses.asdict(config, dict_factory=_jsonable)
 
 

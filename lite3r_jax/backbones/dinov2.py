@@ -1,4 +1,4 @@
-"""DINOv2 vision transformer: its tokens, and the one with registers as an image encoder.
+"""DINOv2 vision transformer: token embedding, and an image encoder with register tokens.
 
 Source: vggt/layers/vision_transformer.py.
 """
@@ -24,7 +24,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Depth and heads of the encoder; the defaults are ViT-L."""
+    """Depth, heads and MLP ratio of the encoder; the defaults are ViT-L."""
 
     depth: int = 24
     num_heads: int = 16
@@ -32,7 +32,7 @@ class EncoderConfig:
 
 
 class TokenEmbed(nnx.Module):
-    """Single images to tokens; the encoders of the backbones derive from it."""
+    """Embeds single images as tokens; the base class of the encoders of the backbones."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class TokenEmbed(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Build.
+        """Builds the embedding with random weights.
 
         Args:
             dim: C.
@@ -73,7 +73,7 @@ class TokenEmbed(nnx.Module):
         self.pos_embed = nnx.Param(draw(rngs.params(), (1, 1 + side * side, dim), param_dtype))
 
     def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Patches, and tokens before the first block.
+        """Computes patch embeddings of images, and the tokens before the first block.
 
         Args:
             images: [B, H, W, 3], normalized.
@@ -95,7 +95,10 @@ class TokenEmbed(nnx.Module):
 
 
 class DinoEncoder(TokenEmbed):
-    """Patch tokens of single images. Sites: role "patch", one per block."""
+    """A DINOv2 encoder that maps single images to patch tokens.
+
+    Attention layers: role "patch", one per block.
+    """
 
     def __init__(
         self,
@@ -108,7 +111,7 @@ class DinoEncoder(TokenEmbed):
         rngs: nnx.Rngs,
         **embed: Any,
     ):
-        """Args: config; dim C; plan; embed: the other arguments of `TokenEmbed`."""
+        """Builds the encoder with C = `dim` channels; `embed` are arguments of `TokenEmbed`."""
         super().__init__(dim=dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **embed)
         block = BlockConfig(dim, config.num_heads, config.mlp_ratio, eps=EPS, layer_scale=1.0)
         self.unroll = False  # see `run_stacks`
@@ -123,7 +126,7 @@ class DinoEncoder(TokenEmbed):
         self.norm = layer_norm(dim, EPS, param_dtype=param_dtype, rngs=rngs)
 
     def layout(self, grid: tuple[int, int]) -> TokenLayout:
-        """Tokens of one image: class token, registers, patches."""
+        """Returns the layout of the tokens of one image: class token, registers, patches."""
         return TokenLayout(1, self.special, grid, "frame")
 
     def __call__(
@@ -134,7 +137,7 @@ class DinoEncoder(TokenEmbed):
         views: int = 1,
         parts: ViewParts | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encode images.
+        """Encodes images as patch tokens.
 
         Args:
             images: [B, H, W, 3], normalized; H and W multiples of the patch size.

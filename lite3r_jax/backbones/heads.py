@@ -1,4 +1,4 @@
-"""What the dense heads of all backbones share: activations, and frames a chunk at a time."""
+"""Common parts of dense heads: activations, and running a head on a few frames at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ _BYTES_PER_PIXEL = 850
 
 
 def inv_log(x: jax.Array) -> jax.Array:
-    """sign(x) (exp(|x|) - 1)."""
+    """Inverts a signed logarithm: returns sign(x) (exp(|x|) - 1)."""
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """Euclidean length of the last axis, kept, at least 1e-8."""
+    """Returns the Euclidean length over the last axis, which is kept; at least 1e-8."""
     return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
 
 
@@ -63,7 +63,7 @@ _CONF_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def activate(
     logits: jax.Array, activation: Activation, conf_activation: ConfActivation
 ) -> tuple[jax.Array, jax.Array]:
-    """Split off the last channel as confidence and activate both (vggt/heads/head_act.py).
+    """Splits off the last channel as confidence and activates both (vggt/heads/head_act.py).
 
     Args:
         logits: [..., n + 1].
@@ -87,7 +87,7 @@ class DPTConfig:
 
 
 def default_frame_chunk(height: int, width: int, limit: int | None = None) -> int:
-    """Frames that the dense heads handle at a time where a call does not say.
+    """Returns how many frames the dense heads process at a time where a call does not say.
 
     On a CPU one. On a GPU or TPU eight, as all commands take, or 4, 2 or 1 where the maps of more
     would take over an eighth of the device's memory: convolutions of one frame leave most of a
@@ -123,7 +123,7 @@ def run_frames(
     on_host: bool = False,
     finish: Callable[[jax.Array], Any] | None = None,
 ) -> Any:
-    """A DPT head over all frames, a chunk at a time.
+    """Runs a DPT head on all frames, `frame_chunk` frames at a time.
 
     Args:
         head: the head.
@@ -162,7 +162,7 @@ def map_frames(
     parts: ViewParts | None = None,
     on_host: bool = False,
 ) -> Any:
-    """A function of one frame over all frames, a chunk at a time.
+    """Applies a function of frames to the tokens of all frames, `frame_chunk` frames at a time.
 
     Args:
         one: (state, [n, K, P, C]) -> arrays [n, ...]; n is `frame_chunk` times the devices that the
@@ -174,8 +174,8 @@ def map_frames(
             keeping all that is in them: the maps of a frame are many times as large as its tokens.
         parts: the devices that the views of the only scene are on, each of which goes over its own;
             `one` may then take no arrays but its arguments. None: as the mesh in use splits them.
-        on_host: whether the tokens rest on the host. Of several frames at a time there are then as
-            many as divide those of a device.
+        on_host: whether the tokens rest on the host. The number of frames at a time is then the
+            largest one up to `frame_chunk` that divides the number of frames of a device.
 
     Returns:
         Arrays [B, S, ...].
@@ -196,7 +196,7 @@ def map_frames(
     turns = count // chunk
 
     def together(part: jax.Array) -> Any:
-        """Apply the function to n frames of every device: [devices, n, ...] -> the same."""
+        """Applies the function to n frames of every device: [devices, n, ...] -> the same."""
         maps = one(state, part.reshape(-1, *rest))
         return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), maps)
 
@@ -217,9 +217,9 @@ def map_frames(
 def _map_resting(
     one: Callable[[Any, jax.Array], Any], state: Any, tokens: jax.Array, frame_chunk: int
 ) -> Any:
-    """`map_frames` of one device over tokens that rest on the host, and come when it is their turn.
+    """Implements `map_frames` on one device for tokens that are copied from host memory by chunks.
 
-    Nothing is cut off them outside of the loop, which XLA would do on the host.
+    The tokens are not sliced outside of the loop, which XLA would do on the host.
     """
     b, s, *rest = tokens.shape
     chunk = max(n for n in range(1, min(frame_chunk, b * s) + 1) if b * s % n == 0)

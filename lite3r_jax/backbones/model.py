@@ -1,4 +1,4 @@
-"""What the models of all backbones share: plan and sites, checks of a call, the compiled pass."""
+"""Base class of the models of all backbones: attention plan, checks of a call, compiled pass."""
 
 import functools
 import math
@@ -43,23 +43,23 @@ class Call:
     split_weights: bool = False
 
     def parts(self, filled: int) -> ViewParts | None:
-        """The devices that views are on, of so many together; see `mesh.view_parts`."""
+        """Returns how `filled` views are spread over the devices; see `mesh.view_parts`."""
         return view_parts(filled, self.views, self.split_weights)
 
     def __getitem__(self, choice: str) -> Any:
-        """The value of a choice."""
+        """Returns the value of a choice."""
         return dict(self.choices)[choice]
 
 
 @dataclass(frozen=True)
 class RoleSize:
-    """The attention layers of one role.
+    """Number and sizes of the attention layers of one role.
 
     Attributes:
         layers: how many.
         head_dim: size of a head.
         dtype: in which they compute; None for the dtype of the model.
-        heads: N; 0 where nobody said, which is enough for one device.
+        heads: N, number of heads; 0 where it is not known, which is enough for one device.
     """
 
     layers: int
@@ -72,7 +72,7 @@ _PUBLISHED_TABLE = 518  # side of the images that position tables of published m
 
 
 class BackboneModel(nnx.Module):
-    """A model of a backbone; the contract is `backbones.base.Backbone`.
+    """Base class of the models of all backbones; it implements `backbones.base.Backbone`.
 
     A subclass declares `parts` and `taps`, and `choices`, `inputs`, `camera_outputs` and
     `view_tokens` where it has some; its `__init__` calls this one's first; it defines `roles`,
@@ -90,7 +90,7 @@ class BackboneModel(nnx.Module):
     published_images: ClassVar[ImageInput] = ImageInput("crop", 518)
 
     def __init__(self, config: Any, *, heads: Sequence[str], plan: Plan | None, dtype: Any):
-        """Check and keep what a model is built for.
+        """Checks and stores config, heads, attention plan and compute dtype of a model.
 
         Args:
             config: sizes.
@@ -112,7 +112,7 @@ class BackboneModel(nnx.Module):
 
     @classmethod
     def images_for(cls, config: Any) -> ImageInput:
-        """See `Backbone`: those of the authors for models with their table of positions.
+        """Implements `Backbone.images_for`: the authors' images for a model with their table.
 
         A table for other images (`config.img_size`) is of a model that was trained here, and is
         taken to be for squares of that side.
@@ -121,22 +121,27 @@ class BackboneModel(nnx.Module):
         return cls.published_images if side == _PUBLISHED_TABLE else ImageInput("pad", side)
 
     def roles(self) -> dict[Role, RoleSize]:
-        """The attention layers of every role, for `config` and `heads`."""
+        """Returns the sizes of the attention layers of every role, for `config` and `heads`."""
         raise NotImplementedError(f"{type(self).__name__} does not define roles")
 
     def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
-        """The tokens that attend over views, of all views, with grids of (h, w) patches."""
+        """Returns the layout of the tokens of all views, which attend together over the views.
+
+        Args:
+            views: S.
+            grid: patches (h, w) of a view.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define scene_tokens")
 
     def forward(
         self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """The pass itself, traced.
+        """Computes the forward pass; called while `jax.jit` traces it.
 
         Args:
             images: checked.
             given: arrays of `inputs` that went in, by their names.
-            call: see there.
+            call: the static arguments of the pass.
 
         Returns:
             (`Prediction`, intermediates by name, those of `call.taps` among them; what is not asked
@@ -145,12 +150,12 @@ class BackboneModel(nnx.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
-        """See `Backbone`."""
+        """Counts the operations of a pass over one scene, see `Backbone.operations`."""
         raise NotImplementedError(f"{type(self).__name__} does not define operations")
 
     @property
     def plan(self) -> Plan:
-        """Attention strategy of every site."""
+        """Plan that assigns an attention strategy to every attention layer."""
         return self._sites[0]
 
     @property
@@ -160,11 +165,11 @@ class BackboneModel(nnx.Module):
 
     @property
     def patch_size(self) -> int:
-        """What height and width of images have to be multiples of, in pixels."""
+        """Side of a patch in pixels, of which height and width of images are multiples."""
         return self.config.patch_size
 
     def attention(self) -> dict[str, str]:
-        """Strategy and kernel of every role on this machine, for reports."""
+        """Describes the attention strategy and kernel of each role on this machine, for reports."""
         roles = self.roles()
         dtypes: dict[Role, Any] = {role: x.dtype or self.dtype for role, x in roles.items()}
         head_dims: dict[Role, int] = {role: x.head_dim for role, x in roles.items()}
@@ -172,13 +177,13 @@ class BackboneModel(nnx.Module):
 
     @staticmethod
     def normalize_cameras(extrinsics: Any) -> Any:
-        """Known cameras [S, 3, 4] of one scene in the frame that the call takes: as they are."""
+        """Implements `Backbone.normalize_cameras`: returns cameras [S, 3, 4] as they are."""
         return extrinsics
 
     def check_given(
         self, given: dict[str, jax.Array], batch: int, views: int
     ) -> dict[str, jax.Array]:
-        """Refuse arrays beside the images that are none; the others as the model wants them."""
+        """Checks arrays given beside the images and returns them in the form the model uses."""
         del batch, views
         return given
 
@@ -194,7 +199,7 @@ class BackboneModel(nnx.Module):
         split_weights: bool = False,
         **more: Any,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """Reconstruct scenes. Compiled once per shape and choice.
+        """Reconstructs scenes; the pass is compiled once per shape and set of choices.
 
         Args:
             images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of `patch_size`.
@@ -262,10 +267,10 @@ class BackboneModel(nnx.Module):
         return _forward(graph, state, images, given, call)
 
     def check_parts(self) -> None:
-        """Refuse views in parts where this model does not say how they are handled.
+        """Raises an error if this model does not support views spread over several devices.
 
         Raises:
-            InputError: it does not.
+            InputError: the model does not support them.
         """
         if not self.in_parts:
             raise InputError(
@@ -276,7 +281,7 @@ class BackboneModel(nnx.Module):
     def _check_heads_of(
         self, given: Collection[str], choices: Mapping[str, Any], taps: Collection[str]
     ) -> None:
-        """Refuse values, inputs and taps that are unknown or that need what is not there."""
+        """Raises an error for unknown values and taps, and for what lacks a head or an input."""
         needs: dict[str, str | None] = {}
         for name, value in choices.items():
             values = self.choices[name].values
@@ -307,7 +312,7 @@ def _forward(graph, state, images, given, call):
 
 
 def check_images(images: Any, patch: int) -> None:
-    """Refuse what no backbone can read.
+    """Raises an error for images whose type, shape, dtype or values no backbone can read.
 
     Values are looked at only where they are known, that is outside of jit.
 
@@ -346,7 +351,7 @@ def check_images(images: Any, patch: int) -> None:
 
 
 def check_heads(heads: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
-    """The heads in the order of `known`.
+    """Returns the heads in the order of `known`.
 
     Raises:
         InputError: one of them is unknown.
@@ -357,5 +362,5 @@ def check_heads(heads: Sequence[str], known: Collection[str]) -> tuple[str, ...]
 
 
 def count_parameters(model: nnx.Module) -> int:
-    """Number of scalars in all parameters; the model may be abstract."""
+    """Returns the number of scalars in all parameters; the model may be abstract."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

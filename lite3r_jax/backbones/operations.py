@@ -11,7 +11,7 @@ from lite3r_jax.attention.strategy import AttentionStrategy, Layouts, TokenLayou
 
 
 def patch_embed(views: int, grid: tuple[int, int], patch: int, dim: int) -> Counter[str]:
-    """Patches of all views to C = `dim` channels."""
+    """Counts the operations that embed the patches of all views in C = `dim` channels."""
     return Counter(layers=2 * views * grid[0] * grid[1] * 3 * patch**2 * dim)
 
 
@@ -24,7 +24,7 @@ def blocks(
     mlp_ratio: float = 4.0,
     swiglu: bool = False,
 ) -> Counter[str]:
-    """Transformer blocks (`layers.block.Block`), one for every strategy.
+    """Counts the operations of transformer blocks (`layers.block.Block`), one for every strategy.
 
     Args:
         specs: strategies of the layers.
@@ -58,7 +58,10 @@ def dpt(
     outputs: int,
     patch: int,
 ) -> Counter[str]:
-    """A dense head (`layers.dpt.DPT`) on every view; arguments as there."""
+    """Counts the operations of a dense head (`layers.dpt.DPT`) that runs on every view.
+
+    `dim` and the arguments behind it are those of `DPT`.
+    """
     h, w = grid
     c, f = out_channels, features
     # pixels of the four levels, finest first; the last one is half a grid, rounded up
@@ -76,5 +79,5 @@ def dpt(
 
 
 def _conv(pixels: int, inputs: int, outputs: int) -> int:
-    """3 x 3."""
+    """Counts the operations of a 3 x 3 convolution over `pixels` pixels."""
     return 18 * pixels * inputs * outputs

@@ -1,6 +1,7 @@
-"""Names that the backbones share, because their originals share layers: ViT blocks and DPT heads.
+"""Rules for the names of ViT blocks and DPT heads in the checkpoints of all backbones.
 
-Upstream names: dinov2/layers/*, vggt/heads/dpt_head.py, depth_anything_3/model/dpt.py.
+The backbones share these names because their originals share these layers. Upstream names:
+dinov2/layers/*, vggt/heads/dpt_head.py, depth_anything_3/model/dpt.py.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def layer(
     stack: str | None = None,
     layers: range | None = None,
 ) -> tuple[TensorRule, TensorRule]:
-    """A layer with weight and bias."""
+    """Returns the rules for the weight and the bias of one layer."""
     return (
         TensorRule(f"{source}.weight", f"{target}/kernel", kernel, stack, layers),
         TensorRule(f"{source}.bias", f"{target}/bias", Transform.IDENTITY, stack, layers),
@@ -69,7 +70,7 @@ def layer(
 
 
 def blocks(source: str, target: str, layers: range | None = None) -> tuple[TensorRule, ...]:
-    """A stack of transformer blocks.
+    """Returns the rules for a stack of transformer blocks.
 
     Args:
         source: upstream name of the list of blocks.
@@ -97,7 +98,10 @@ def blocks(source: str, target: str, layers: range | None = None) -> tuple[Tenso
 
 
 def refinements(source: str, target: str, field: str = "refine") -> tuple[TensorRule, ...]:
-    """The fusion of the four levels of a dense head; `field` has its names."""
+    """Returns the rules for the layers that fuse the four levels of a dense head.
+
+    `field` is the field of the name map that has the names of the levels.
+    """
     here = f"{{{field}}}"
     return (
         *layer(f"{source}.scratch.{here}.out_conv", f"{target}/{here}/out", Transform.CONV1X1),
@@ -110,7 +114,7 @@ def refinements(source: str, target: str, field: str = "refine") -> tuple[Tensor
 
 
 def dpt(source: str, target: str) -> tuple[TensorRule, ...]:
-    """A dense head."""
+    """Returns the rules for a dense head (DPT)."""
     return (
         TensorRule(f"{source}.norm.{{affine}}", f"{target}/norm/{{affine}}"),
         *layer(f"{source}.{{dpt_pointwise}}", f"{target}/{{dpt_pointwise}}", Transform.CONV1X1),

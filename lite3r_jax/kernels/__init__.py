@@ -1,1 +1,1 @@
-"""Operators: one folder each, with the definition, a plain JAX form and kernels for GPUs."""
+"""Operators with several implementations each: definition, plain JAX, GPU and TPU kernels."""

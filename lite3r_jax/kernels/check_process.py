@@ -21,7 +21,7 @@ from lite3r_jax.kernels.self_check import one_line, run_case
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases that are asked for; 0 also where some failed."""
+    """Runs the self-check cases that are asked for; returns 0 even where some failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""An implementation beside its definition in float64: what a self-check says about it."""
+"""Compares an implementation of an operator with its definition in float64, for self-checks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Both = Callable[..., Sequence[jax.Array]]
 
 
 def errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
-    """Of each array: the largest error over the largest exact value, which is at least 1."""
+    """Returns each array's largest error over its largest exact value, which is at least 1."""
     found = []
     for x, y in zip(got, exact, strict=True):
         error = np.abs(np.asarray(x, np.float64) - y).max() / max(np.abs(y).max(), 1)
@@ -22,7 +22,7 @@ def errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]
 
 
 def same_bits(first: Sequence[jax.Array], second: Sequence[jax.Array]) -> bool:
-    """Whether all arrays have equal bytes."""
+    """Returns whether two sequences of arrays are equal bit by bit."""
     pairs = zip(first, second, strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
@@ -30,16 +30,16 @@ def same_bits(first: Sequence[jax.Array], second: Sequence[jax.Array]) -> bool:
 def wrong(
     run: Both, definition: Both, arrays: Sequence[jax.Array], results: Sequence[str]
 ) -> str | None:
-    """What is wrong with an implementation, or None.
+    """Returns what is wrong with the results of an implementation, or None.
 
     An error may be twice that of the definition computed in the dtype of the arrays plus half the
     cap of the dtype, and at most the cap; two runs have to give the same bits.
 
     Args:
         run: gives the results, values and gradients, of the arrays.
-        definition: likewise; in float64 for arrays in float64.
+        definition: gives the same results; in float64 for arrays in float64.
         arrays: of one dtype, one of `CAPS`.
-        results: names.
+        results: names of the results.
     """
     defined: Any = jax.jit(definition)
     with jax.enable_x64(True):

@@ -1,6 +1,6 @@
 """Softmax attention of a block of queries to blocks of keys, as programs of Triton kernels.
 
-What the kernels of several operators share: they say which keys, or which queries, come in a step.
+Kernels of several operators call these functions with the keys, or the queries, of each step.
 Refs are those of one sequence and one head. q, k, v and do hold 0 where they are padding; `bias` is
 0 for valid keys and `MASKED` for others. Logits are in base 2, s = q k^T log2(e) / sqrt(D) + bias,
 and so is the log-sum-exp (FlashAttention, arXiv 2205.14135; SLA, arXiv 2509.24006, Algorithms 1-2).
@@ -18,22 +18,22 @@ from jax.experimental.pallas import triton as plt
 from lite3r_jax.kernels.softmax import LOG2E, LOWEST
 
 At = Callable[[Any], Any]
-"""Where the keys, or the queries, of a step of a loop stand."""
+"""Maps a step of a loop to the positions of the keys, or of the queries, that it works on."""
 
 
 def listed(ids_ref, block: int) -> At:
-    """The blocks of a row of a table, one at a time."""
+    """Returns an `At` for the blocks that a row of a table lists, one block per step."""
     return lambda step: pl.ds(ids_ref[step] * block, block)
 
 
 def attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, at: At, steps) -> None:
-    """Softmax attention of a block of queries to the keys of all steps."""
+    """Writes softmax attention of a block of queries to all steps' keys, and its log-sum-exp."""
     o, lse_ref[...] = attended(q_ref, k_ref, v_ref, bias_ref, at, steps)
     o_ref[...] = o.astype(o_ref.dtype)
 
 
 def attended(q_ref, k_ref, v_ref, bias_ref, at: At, steps) -> tuple[jax.Array, jax.Array]:
-    """The output of `attend` in float32 and its log-sum-exp."""
+    """Returns the output of a block of queries, as in `attend`, in float32 and its log-sum-exp."""
     q = q_ref[...]
 
     def fold(step, carry):
@@ -58,12 +58,12 @@ def attended(q_ref, k_ref, v_ref, bias_ref, at: At, steps) -> tuple[jax.Array, j
 
 
 def row_sums(do: jax.Array, o: jax.Array) -> jax.Array:
-    """Sums of do * o over channels: what the softmax's gradient subtracts in every row."""
+    """Returns the sums of do * o over channels, which the softmax's gradient subtracts per row."""
     return (do.astype(jnp.float32) * o.astype(jnp.float32)).sum(axis=1)
 
 
 def query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse, delta, dq_ref, at: At, steps) -> None:
-    """The gradient of a block of queries, from all steps."""
+    """Writes the gradient of a block of queries, summed over the keys of all steps."""
     q = q_ref[...]
 
     def fold(step, dq):
@@ -81,7 +81,7 @@ def query_gradient(q_ref, k_ref, v_ref, bias_ref, do, lse, delta, dq_ref, at: At
 def key_gradient(
     q_ref, k_ref, v_ref, bias_ref, do_ref, lse_ref, delta_ref, dk_ref, dv_ref, at: At, steps
 ) -> None:
-    """The gradients of a block of keys and values.
+    """Writes the gradients of a block of keys and values, summed over the queries of all steps.
 
     `at` gives the queries of a step and which of them count, or None where all do; `steps` is
     where steps begin and end.
@@ -105,12 +105,12 @@ def key_gradient(
 
 
 def dot(x: jax.Array, y: jax.Array, *, trans_a: bool = False, trans_b: bool = False):
-    """A product in full float32 for float32, where the default would be TF32."""
+    """Returns a matrix product, in full float32 for float32, where the default would be TF32."""
     full = x.dtype == jnp.float32
     precision = lax.Precision.HIGHEST if full else lax.Precision.DEFAULT
     return plt.dot(x, y, trans_a=trans_a, trans_b=trans_b, precision=precision)
 
 
 def logits(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Of the softmax to base 2, without a bias."""
+    """Returns x y^T log2(e) / sqrt(D), the logits of a softmax in base 2, without a bias."""
     return dot(x, y, trans_b=True) * (LOG2E * x.shape[1] ** -0.5)

@@ -26,7 +26,7 @@ _interpreter = threading.Lock()
 
 
 def unavailable() -> str | None:
-    """Why jax-triton cannot be used here, with what to do about it, or None."""
+    """Returns why jax-triton cannot be used here, with what to do about it, or None."""
     found = {name: _version(name) for name in ("jax-triton", "triton")}
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     return why_not(
@@ -37,12 +37,12 @@ def unavailable() -> str | None:
 
 
 def why_not(jax_version: str, installed: Mapping[str, str], cuda_plugin: bool) -> str | None:
-    """Why jax-triton cannot be used with what is installed, or None.
+    """Returns why jax-triton cannot be used with the given installed packages, or None.
 
     Args:
         jax_version: of jax.
         installed: versions of the packages jax-triton and triton, where they are installed.
-        cuda_plugin: whether jax's CUDA plugin is.
+        cuda_plugin: whether jax's CUDA plugin is installed.
     """
     series = _series(jax_version)
     if series not in _TRIED:
@@ -128,7 +128,10 @@ def call(
 
 
 def _interpret(kernel, launch, grid, arguments, results, constants, *arrays):
-    """The results of a kernel by Triton's interpreter, in NumPy; what is not written is NaN."""
+    """Runs a kernel in Triton's interpreter on NumPy arrays and returns its outputs.
+
+    Entries that the kernel does not write are NaN, or -1 for integers.
+    """
     rest = iter(arrays)
     inputs = [x if isinstance(x, int) else _Buffer(np.asarray(next(rest))) for x in arguments]
     found = [np.full(r.shape, np.nan if r.dtype.kind != "i" else -1, r.dtype) for r in results]
@@ -139,7 +142,7 @@ def _interpret(kernel, launch, grid, arguments, results, constants, *arrays):
 
 
 class _Buffer:
-    """A NumPy array as Triton's interpreter takes tensors: all that it asks of PyTorch's."""
+    """A NumPy array with those methods of a PyTorch tensor that Triton's interpreter calls."""
 
     def __init__(self, array: np.ndarray):
         self.array = np.require(array, requirements=["C"])
@@ -159,10 +162,10 @@ class _Buffer:
         return _Buffer(self.array)
 
     def set_(self, *where: Any) -> None:
-        """It has the same memory already."""
+        """Does nothing, since the buffer shares the memory of its source already."""
 
     def copy_(self, other: "_Buffer") -> None:
-        """It has the same memory already."""
+        """Does nothing, since the buffer shares the memory of its source already."""
 
     def storage_offset(self) -> int:
         return 0

@@ -1,11 +1,11 @@
-"""How a GPU kernel through Pallas' Triton lowering is launched; importing this needs no kernel."""
+"""Launch parameters of a Triton kernel on a GPU; importing this needs no kernel compiler."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Of one kernel.
+    """Launch parameters of one GPU kernel.
 
     Attributes:
         warps: warps of 32 threads per program.

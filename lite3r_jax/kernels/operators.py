@@ -18,10 +18,10 @@ from lite3r_jax.kernels.window_attention.api import OPERATOR as WINDOW_ATTENTION
 
 
 def by_name(*operators: Operator[Any]) -> Mapping[str, Operator[Any]]:
-    """Name -> operator.
+    """Returns the operators as a mapping from their names.
 
     Raises:
-        ValueError: two of one name.
+        ValueError: two operators have one name.
     """
     names = [operator.name for operator in operators]
     if len(set(names)) < len(names):

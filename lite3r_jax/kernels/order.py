@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 
 @dataclass(frozen=True)
 class LongFirst:
-    """Blocks of all heads in one dimension of a grid: first those that have the most work.
+    """An order of blocks and heads in one grid dimension: programs with the most work first.
 
     Programs start in the order of their numbers. Long ones at the end would run alone while the
     other multiprocessors of the device wait.
@@ -26,7 +26,7 @@ class LongFirst:
     rest: int
 
     def split(self, i: Any) -> tuple[Any, Any]:
-        """The block and the head of program i."""
+        """Returns the block and the head of program i."""
 
         def of(i, count):
             return lax.rem(i, jnp.int32(count)), lax.div(i, jnp.int32(count))
@@ -43,7 +43,7 @@ class LongFirst:
         )
 
     def spec(self, spec: pl.BlockSpec) -> pl.BlockSpec:
-        """What a program gets, from a spec for (block, head, sequence)."""
+        """Converts a block spec for (block, head, sequence) to one for this order's programs."""
         index = spec.index_map
         assert index is not None
         return pl.BlockSpec(spec.block_shape, lambda i, _, b: index(*self.split(i), b))

@@ -90,28 +90,31 @@ class Proof:
 
     @property
     def failures(self) -> tuple[Result, ...]:
-        """Cases in which something was wrong."""
+        """Results of the cases that failed."""
         return tuple(result for result in self.results if result.verdict == "failed")
 
     @property
     def passed(self) -> "Proof":
-        """Without the kinds of calls in which something was wrong or is missing."""
+        """This record without the kinds of calls in which a case failed or was not run."""
         wrong = {r.scope for r in self.results if r.verdict in ("failed", "missing")}
         kept = tuple(result for result in self.results if result.scope not in wrong)
         return dataclasses.replace(self, results=kept)
 
     def failure(self, scope: str) -> str | None:
-        """What was wrong in the first case of a kind of calls that failed, or None."""
+        """Returns the first failed case of a kind of calls and what was wrong with it, or None."""
         found = [f"{r.case}: {r.detail}" for r in self.failures if r.scope == scope]
         return found[0] if found else None
 
     def speaks_of(self, scope: str) -> bool:
-        """Whether it is known of that kind of calls: a case failed, or all were run."""
+        """Returns whether a kind of calls has an outcome: a case failed, or all cases were run."""
         verdicts = {r.verdict for r in self.results if r.scope == scope}
         return "failed" in verdicts or ("passed" in verdicts and "missing" not in verdicts)
 
     def joined(self, older: "Proof | None") -> "Proof":
-        """With what a record of the same key says of kinds of calls that this one leaves out."""
+        """Returns this record with an older one's results for kinds of calls that this one lacks.
+
+        Only an older record of the same key counts, see `_key`.
+        """
         if older is None or _key(older) != _key(self):
             return self
         scopes = {result.scope for result in (*older.results, *self.results)}
@@ -122,7 +125,7 @@ class Proof:
 
     @property
     def file_name(self) -> str:
-        """Of the record in this machine's folder."""
+        """Name of the record's file in this machine's folder."""
         return _file_name(
             self.operator, self.implementation, self.device_kind, self.jax, self.driver,
             self.package,
@@ -130,13 +133,13 @@ class Proof:
 
 
 def folder() -> Path:
-    """Where this machine's records lie."""
+    """Returns the folder of this machine's self-check records."""
     return _folder.get() or user_cache() / "kernels"
 
 
 @contextlib.contextmanager
 def kept_in(path: Path) -> Iterator[None]:
-    """Inside, this machine's records are read from and written to `path`."""
+    """Context manager in which this machine's records are read from and written to `path`."""
     token = _folder.set(path)
     try:
         yield
@@ -146,7 +149,7 @@ def kept_in(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def assumed() -> Iterator[None]:
-    """Inside, every kernel counts as proven: to plan for a device on which it would be."""
+    """Context manager in which all kernels count as proven, to plan for a device where they are."""
     token = _assumed.set(True)
     try:
         yield
@@ -155,16 +158,17 @@ def assumed() -> Iterator[None]:
 
 
 def are_assumed() -> bool:
-    """Whether this runs inside of `assumed`."""
+    """Returns whether the code runs inside of `assumed`, where all kernels count as proven."""
     return _assumed.get()
 
 
 def find(
     operator: str, implementation: str, device: Device, sources: str, scope: str
 ) -> Proof | None:
-    """The record that speaks of a kind of calls: this machine's, else the package's.
+    """Returns the record that speaks of a kind of calls, this machine's or else the package's.
 
-    What cannot be read counts as no record and is logged.
+    None where there is no such record. A file that cannot be read counts as no record and is
+    logged.
 
     Args:
         operator: its name.
@@ -191,9 +195,9 @@ def _candidates(operator: str, implementation: str, device: Device) -> Iterator[
 
 
 def own(operator: str, implementation: str, device: Device) -> Proof | None:
-    """This machine's record of an implementation, for its driver and this version of the package.
+    """Returns this machine's record of an implementation, for its driver and package version.
 
-    That of a device that is only described is one that was made without a driver.
+    For a device that is only described, the record is one that was made without a driver.
     """
     name = _file_name(
         operator, implementation, device.kind, jax.__version__, device.driver, package_version()
@@ -208,7 +212,7 @@ def own(operator: str, implementation: str, device: Device) -> Proof | None:
 
 
 def write(proof: Proof) -> Path:
-    """Put a record into `folder`, in place of an older one.
+    """Writes a record into `folder`, in place of an older one.
 
     Raises:
         InputError: the folder cannot be written.
@@ -219,15 +223,15 @@ def write(proof: Proof) -> Path:
 
 
 def write_record(path: Path, proofs: Iterable[Proof], **more: Any) -> None:
-    """A file of proofs, for `read_record`; what is there already is replaced.
+    """Writes self-check records to a file for `read_record`; an existing file is replaced.
 
     Args:
         path: of the file.
-        proofs: what it is made of.
-        **more: other values that JSON has, which nothing is chosen by.
+        proofs: the records.
+        **more: further JSON values for the file, on which no choice depends.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     values = {"proofs": [dataclasses.asdict(proof) for proof in proofs], **more}
     with atomic_write(path, overwrite=True) as partial:
@@ -235,7 +239,7 @@ def write_record(path: Path, proofs: Iterable[Proof], **more: Any) -> None:
 
 
 def read_record(path: Path) -> tuple[Proof, ...]:
-    """The proofs of a file; none, and a warning, where it cannot be read or is something else."""
+    """Returns a file's records; none, and a warning, if it cannot be read or holds no records."""
     try:
         listed = json.loads(path.read_text())["proofs"]
         return tuple(_proof(values) for values in listed)
@@ -260,16 +264,16 @@ def _proof(values: dict[str, Any]) -> Proof:
 
 
 def check_folder() -> None:
-    """Refuse a `folder` that cannot be written, before time goes into a check.
+    """Raises an error if `folder` cannot be written, before time goes into a self-check.
 
     Raises:
-        InputError: it cannot.
+        InputError: the folder cannot be written.
     """
     check_writable(folder() / "record.json")
 
 
 def digest(sources: Path) -> str:
-    """SHA-256 of the code of an operator, and of what kernels of several operators share."""
+    """Returns the SHA-256 of an operator's code and of the code that several operators share."""
     digest = hashlib.sha256()
     shared = [Path(__file__).with_name(name) for name in _SHARED]
     tables = sorted(sources.glob("*.json"))
@@ -279,14 +283,14 @@ def digest(sources: Path) -> str:
 
 
 def package_version() -> str:
-    """Of this package."""
+    """Returns the version of this package."""
     from lite3r_jax import __version__
 
     return __version__
 
 
 def _key(proof: Proof) -> Sequence[Any]:
-    """What records have to agree in to be one."""
+    """Returns the values in which two records have to agree to be joined."""
     return [
         value for name, value in vars(proof).items() if name not in ("date", "command", "results")
     ]

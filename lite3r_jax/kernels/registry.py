@@ -1,4 +1,4 @@
-"""The one registry of kernels: an operator's implementations, and which of them runs where.
+"""Registry of each operator's implementations (plain JAX or kernels) and the choice among them.
 
 Kernels of this package may be right in an interpreter and compile for a GPU, and still be wrong on
 it. Therefore "auto" takes the best implementation that does not refuse the device, dtype and shapes
@@ -33,15 +33,15 @@ def _never(device: Device, call: Any) -> None:
 
 
 def _nothing() -> None:
-    """Is missing."""
+    """Returns None: the implementation lacks no package and fits the mesh in use."""
 
 
 @dataclass(frozen=True)
 class Implementation(Generic[Call]):
-    """One way to compute an operator.
+    """An implementation of an operator: its function, when it can run and when it is chosen.
 
     Attributes:
-        name: as it is asked for.
+        name: by which it is asked for.
         run: computes it. A kernel is imported inside: neither the package nor the choice may need
             the kernel's compiler.
         refuses: why it cannot run a call (dtype and shapes, the operator's own class) on a device,
@@ -59,13 +59,13 @@ class Implementation(Generic[Call]):
     missing: Callable[[], str | None] = _nothing
 
     def unable(self, device: Device, call: Call) -> str | None:
-        """Why it cannot run a call on a device with what is installed, or None."""
+        """Returns why `call` cannot run on `device` with what is installed, or None."""
         return self.refuses(device, call) or self.missing()
 
 
 @dataclass(frozen=True)
 class Check(Generic[Call]):
-    """One comparison of an implementation with the definition, on the device that is here.
+    """A self-check case: one comparison of an implementation with its definition on this device.
 
     Attributes:
         name: of the case.
@@ -103,7 +103,7 @@ class Decision:
     detail: str = ""
 
     def __str__(self) -> str:
-        """As reports say it."""
+        """Returns the decision as one line of a report."""
         state = {
             "verified": "verified on this kind of device",
             "fell back": f"{self.best} failed its self-check here ({self.detail})",
@@ -115,7 +115,7 @@ class Decision:
 
 @contextlib.contextmanager
 def decisions() -> Iterator[list[Decision]]:
-    """Inside, what is chosen is written into the list that this gives, and nothing is logged."""
+    """Context manager that yields a list of all choices made inside it, which are not logged."""
     made: list[Decision] = []
     token = _watched.set(made)
     try:
@@ -126,7 +126,7 @@ def decisions() -> Iterator[list[Decision]]:
 
 @dataclass(frozen=True)
 class Operator(Generic[Call]):
-    """What is computed, and all ways to compute it.
+    """An operator, such as dense attention, with all of its implementations.
 
     Attributes:
         name: of the operator.
@@ -150,14 +150,14 @@ class Operator(Generic[Call]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the implementations."""
+        """Names of the operator's implementations."""
         return tuple(i.name for i in self.implementations)
 
     def __getitem__(self, name: str) -> Implementation[Call]:
-        """The implementation of that name.
+        """Returns the implementation with the given name.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no implementation has that name.
         """
         for implementation in self.implementations:
             if implementation.name == name:
@@ -167,7 +167,7 @@ class Operator(Generic[Call]):
         )
 
     def check_name(self, name: str) -> None:
-        """Refuse what is neither "auto" nor the name of an implementation.
+        """Raises an error unless `name` is "auto" or the name of an implementation.
 
         Raises:
             ValueError: it is neither.
@@ -179,10 +179,10 @@ class Operator(Generic[Call]):
             )
 
     def choose(self, name: str, call: Call, device: Device | None = None) -> str:
-        """The name of the implementation that runs: `name` itself, or what "auto" stands for.
+        """Returns the name of the implementation that runs: `name`, or what "auto" stands for.
 
-        Where a better one could run and is not proven, or with what is missing, that is logged,
-        once per process.
+        A warning is logged, once per process, where a better implementation could run but is not
+        proven, or could run but for what is missing (`Implementation.missing`).
 
         Args:
             name: of an implementation, or "auto".
@@ -223,21 +223,24 @@ class Operator(Generic[Call]):
         )
 
     def proven(self, name: str, device: Device, scope: str) -> bool:
-        """Whether "auto" may take an implementation on a device for a kind of calls."""
+        """Returns whether "auto" may take an implementation on a device for a kind of calls."""
         if not self[name].needs_proof or proofs.are_assumed():
             return True
         record = self.proof(name, device, scope)
         return record is not None and record.failure(scope) is None
 
     def proof(self, name: str, device: Device, scope: str) -> proofs.Proof | None:
-        """The record of its last self-check on that kind of device, of this code and this jax."""
+        """Returns the record of an implementation's self-check on a kind of device, or None.
+
+        The record is of this code and this version of jax; None also where no proof is needed.
+        """
         if not self[name].needs_proof:
             return None
         assert self.sources is not None
         return proofs.find(self.name, name, device, proofs.digest(self.sources), scope)
 
     def _note(self, chosen: str, better: Sequence[str], device: Device, scope: str) -> None:
-        """Write the decision down where that is wanted; else say what is not proven.
+        """Records the decision inside of `decisions`; elsewhere, logs what is not proven.
 
         Args:
             chosen: the implementation that runs.
@@ -262,7 +265,7 @@ class Operator(Generic[Call]):
         watched.append(Decision(self.name, scope, chosen, best, state, detail))
 
     def _note_absent(self, chosen: str, absent: Mapping[str, str | None]) -> None:
-        """Say which better ones than `chosen` could run with what is missing."""
+        """Logs which better implementations than `chosen` could run but for what is missing."""
         better = self.names[self.names.index(chosen) + 1 :]
         reasons = [f"{name!r} cannot: {absent[name]}" for name in better if absent.get(name)]
         if reasons and _watched.get() is None:

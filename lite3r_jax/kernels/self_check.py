@@ -1,8 +1,8 @@
-"""The self-check: kernels against their definitions on the device that is here, and its record.
+"""Self-check of kernels: compares them with their definitions on this device, keeps a record.
 
 `check_model_kernels` is what a model does when it is loaded on a GPU, `self_check` what
 `lite3r device-check` does. Cases run in a process of their own: a kernel that hangs is ended after
-some time, and one that reads where it must not takes no other work with it.
+some time, and one that reads memory it must not ends no other work.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from lite3r_jax.kernels.registry import Check, Decision, Operator, decisions
 from lite3r_jax.kernels.target import Device
 
 CASE_SECONDS = 120.0
-"""How long one case may take, compiling included, before it counts as one that hangs."""
+"""Seconds that one case may take, compiling included, before it counts as hung."""
 START_SECONDS = 180.0
-"""How long the process may take until it has a device."""
+"""Seconds that the process of a self-check may take until it has a device."""
 _COMMAND = (sys.executable, "-m", "lite3r_jax.kernels.check_process")
 _log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """No case could be run, which says nothing about the kernel."""
+    """Raised where no self-check case could be run, which says nothing about the kernel."""
 
 
 # (operator, implementation, scopes or None for all, whether only quick cases, kind of device).
@@ -50,7 +50,7 @@ Runner = Callable[[str, str, Collection[str] | None, bool, str], Iterator[Result
 def run_case(
     operator: Operator[Any], implementation: str, check: Check[Any], device: Device
 ) -> Result:
-    """Run one case in this process; where memory is short it counts as one that was not run."""
+    """Runs one self-check case in this process; one that runs out of memory counts as not run."""
     scope = operator.scope(check.call)
     if reason := operator[implementation].unable(device, check.call):
         return Result(check.name, scope, "refused", reason)
@@ -64,7 +64,10 @@ def run_case(
 
 
 def _device_is_full(error: str) -> bool:
-    """Whether memory was short that others use too; that inside of a core is the kernel's own."""
+    """Returns whether an error says that memory ran out that other programs use too.
+
+    Memory inside of a core (vmem, smem) is the kernel's own and does not count.
+    """
     own = re.search(r"memory space (vmem|smem)", error, re.IGNORECASE)
     return own is None and re.search("out.of.memory", error, re.IGNORECASE) is not None
 
@@ -81,10 +84,10 @@ def in_process(
     case_seconds: float = CASE_SECONDS,
     end: float | None = None,
 ) -> Iterator[Result]:
-    """Run cases in a process of their own, which is ended when one takes too long.
+    """Runs self-check cases in another process, which is ended when a case takes too long.
 
-    A case that was begun and has no answer, because the process died or was ended, failed. Of kinds
-    of calls that it did not get through, a last result says so.
+    A case that was begun and has no answer, because the process died or was ended, counts as
+    failed. For each kind of calls whose cases were not all run, a last result says so.
 
     Args:
         operator: name in `operators.OPERATORS`.
@@ -160,7 +163,7 @@ def in_process(
 
 
 def _missing(waiting: "Counter[str]", why: str) -> Iterator[Result]:
-    """A result for every kind of calls of which cases were not run."""
+    """Yields a "missing" result for every kind of calls of which cases were not run."""
     for scope, cases in waiting.items():
         if cases > 0:
             yield Result(f"{cases} more", scope, "missing", why)
@@ -174,7 +177,7 @@ def _read(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
 
 
 def _answer(line: str) -> dict[str, str]:
-    """What a line says; nothing where it is what a library printed."""
+    """Parses a line of the process's output as JSON; an empty dict for a library's own output."""
     try:
         answer = json.loads(line)
     except ValueError:
@@ -198,22 +201,23 @@ def self_check(
     command: str = "lite3r device-check",
     report: Callable[[str], None] = lambda line: None,
 ) -> Proof:
-    """Run cases of an implementation on the device that is here, and keep the record.
+    """Runs an implementation's self-check on this device and writes the record.
 
-    What an older record says of other kinds of calls stays in it.
+    Results that an older record has for other kinds of calls stay in it.
 
     Args:
         operator: one of `operators.OPERATORS`.
         implementation: one of its implementations that needs a proof.
-        run: gives the results; `in_process`, but for tests.
-        device: what is recorded; the device that is here by default.
+        run: yields the results; `in_process`, except in tests.
+        device: the device of the record; by default the one that is here.
         scopes: only cases of these kinds of calls; None for all.
         quick: only the few that a model waits for.
-        command: that the record names.
-        report: gets a line for each case.
+        command: what the record names as the command that made it.
+        report: is called with a line for each case.
 
     Raises:
-        InputError: it needs no proof, refuses every case here, or the record cannot be written.
+        InputError: the implementation needs no proof or refuses every case here, the device is only
+            described, or the record cannot be written.
         Unavailable: no case could be run.
     """
     device = target.device() if device is None else device
@@ -259,18 +263,18 @@ def check_model_kernels(
     device: Device | None = None,
     run: Runner = in_process,
 ) -> None:
-    """Check the kernels that a model would take on this GPU, unless a record says how that went.
+    """Runs the self-check of the kernels that a model would use here, where it was not run yet.
 
     Afterwards "auto" takes what passed, and the plain form in the place of what did not, which is
     logged. Nothing is done without a GPU, or in a run of several processes, all of which must
-    choose alike: there only records count that were made before. So it is on a TPU, which one
-    process at a time can have, and this one does.
+    choose alike: there only records count that were made before. Likewise nothing is done on a
+    TPU, which only one process at a time can hold, and this process holds it.
 
     Args:
-        describe: asks for the implementation of everything that the model computes with.
+        describe: asks the registry for the implementation of everything that the model computes.
         operators: by name; `operators.OPERATORS`.
         device: the device that is here by default.
-        run: gives the results; `in_process`, but for tests.
+        run: yields the results; `in_process`, except in tests.
 
     Raises:
         ValueError: a kernel that was asked for by name failed, or cannot run here.
@@ -305,5 +309,5 @@ def _unchecked(describe: Callable[[], object]) -> list[Decision]:
 
 
 def one_line(error: object) -> str:
-    """Its message, for a cell of a table."""
+    """Returns an error's message as one line of at most 300 characters, for a cell of a table."""
     return " ".join(str(error).split()).replace("|", "/")[:300]

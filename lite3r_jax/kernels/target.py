@@ -1,4 +1,4 @@
-"""The device that is traced for: an attached one, or one that is only described."""
+"""The device that programs are compiled for: an attached one, or one that is only described."""
 
 import contextlib
 import ctypes
@@ -32,19 +32,19 @@ _SHARED_MEMORY = {
 # Of a capability that is not listed: the least of all from 8.0 on.
 _LEAST = 99
 LEAST_CAPABILITY = 8.0
-"""Below it neither Triton nor cuDNN's flash attention compiles."""
+"""Compute capability below which neither Triton nor cuDNN's flash attention compiles."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What implementations of an operator are chosen by.
+    """A device, with what the choice of an operator's implementation depends on.
 
     Attributes:
         platform: "cpu", "gpu" or "tpu".
         kind: its name, as "NVIDIA H200" or "TPU v5 lite"; "cpu" for a CPU.
         compute_capability: of an NVIDIA GPU, as 9.0; None where there is none, and for a described
             GPU whose name is not known here: a description has no more than a name.
-        described: it is not the one that is here: programs are compiled for it and not run.
+        described: whether it is not attached: programs are compiled for it and not run.
         driver: version of NVIDIA's driver, or of libtpu, which compiles for TPUs and drives them;
             None where there is none or the device is only described.
     """
@@ -57,16 +57,16 @@ class Device:
 
     @property
     def shared_memory(self) -> int:
-        """Bytes of shared memory that one block of a kernel may have."""
+        """Bytes of shared memory that one thread block of a kernel may have."""
         return 1024 * _SHARED_MEMORY.get(self.compute_capability or 0.0, _LEAST)
 
     @property
     def is_hopper(self) -> bool:
-        """An H100, H200, GH200 or their like."""
+        """Whether the device is a Hopper GPU: an H100, H200, GH200 or the like."""
         return self.compute_capability == 9.0
 
     def __str__(self) -> str:
-        """As reports name it."""
+        """Returns the device's name for reports, with its compute capability and driver."""
         if self.platform == "gpu":
             capability = self.compute_capability
             return f"{self.kind}, compute capability {capability}, driver {self.driver}"
@@ -74,17 +74,17 @@ class Device:
 
     @property
     def is_old_tpu(self) -> bool:
-        """A TPU before v5e, with 16 MiB of vector memory or less per core."""
+        """Whether the device is a TPU before v5e, with at most 16 MiB of vector memory a core."""
         return re.search(r"\bTPU v[234]\b", self.kind) is not None
 
     @property
     def multiplies_no_float8(self) -> bool:
-        """A TPU before v6e, for which jax's table of TPUs has no rate of float8 products."""
+        """Whether the device is a TPU before v6e, without a float8 rate in jax's TPU table."""
         return re.search(r"\bTPU v[2345]", self.kind) is not None
 
 
 def device() -> Device:
-    """Where what is traced now will run.
+    """Returns the device on which the computation that is traced now will run.
 
     The device of the mesh in use where that names one (`jax.set_mesh`, or
     `jax.sharding.use_abstract_mesh` to compile for a device that is not there), otherwise the
@@ -107,14 +107,14 @@ def device() -> Device:
 
 
 def described(platform: str, kind: str) -> Device:
-    """A device that is not here, by its name, with what is known of NVIDIA GPUs of that name."""
+    """Returns a device that is not attached, with what is known of NVIDIA GPUs of its name."""
     found = [c for c, names in _CAPABILITIES if re.search(rf"\b(?:{names})\b", kind)]
     return Device(platform, kind, found[0] if found else None, described=True)
 
 
 @functools.cache
 def driver_version() -> str | None:
-    """Version of NVIDIA's driver on this machine, from its management library; None without it."""
+    """Returns the version of NVIDIA's driver here, from its management library, or None."""
     text = ctypes.create_string_buffer(96)
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -125,7 +125,7 @@ def driver_version() -> str | None:
 
 
 def libtpu_version(tpu: Any) -> str | None:
-    """Version of the libtpu that drives a device of jax, or when it was built; None if unknown."""
+    """Returns the version or build date of the libtpu that drives a device; None if unknown."""
     for name in ("libtpu", "libtpu-nightly"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
@@ -135,7 +135,7 @@ def libtpu_version(tpu: Any) -> str | None:
 
 
 def unfit_for_triton(device: Device) -> str | None:
-    """Why no kernel that Triton compiles runs on a device, or None; whatever is installed."""
+    """Returns why no Triton kernel runs on a device, or None; whatever is installed."""
     if device.platform != "gpu":
         return f"its kernels are for NVIDIA GPUs and this is {device.kind}"
     if device.compute_capability is None:
@@ -152,7 +152,7 @@ def unfit_for_triton(device: Device) -> str | None:
 
 
 def unfit_for_tpu_kernels(device: Device) -> str | None:
-    """Why no kernel for TPUs runs on a device, or None."""
+    """Returns why no kernel for TPUs runs on a device, or None."""
     if device.platform != "tpu":
         return f"its kernels are for TPUs and this is {device.kind}"
     if device.is_old_tpu:
@@ -161,7 +161,7 @@ def unfit_for_tpu_kernels(device: Device) -> str | None:
 
 
 def mesh_unfit_for_tpu_kernels() -> str | None:
-    """Why no kernel for TPUs can run on the mesh in use, or None.
+    """Returns why no kernel for TPUs can run on the mesh in use, or None.
 
     XLA does not split kernels for TPUs, nor does it gather their inputs as it does on GPUs.
     """
@@ -176,9 +176,9 @@ def mesh_unfit_for_tpu_kernels() -> str | None:
 
 
 def without_triton() -> str | None:
-    """Why Pallas' Triton lowering cannot be used with this jax, or None.
+    """Returns why Pallas' Triton lowering cannot be used with this jax, or None.
 
-    It has been deprecated since jax 0.11, which says that it will be removed.
+    The lowering has been deprecated since jax 0.11, which says that it will be removed.
     """
     try:
         from jax.experimental.pallas import triton
@@ -193,7 +193,7 @@ def without_triton() -> str | None:
 
 
 def without_mosaic() -> str | None:
-    """Why Pallas' Mosaic GPU lowering cannot be used with this jax, or None."""
+    """Returns why Pallas' Mosaic GPU lowering cannot be used with this jax, or None."""
     try:
         from jax.experimental.pallas import mosaic_gpu
     except ImportError as error:
@@ -207,9 +207,9 @@ def without_mosaic() -> str | None:
 
 
 def split_over_devices() -> bool:
-    """Whether arrays may be split over several devices here, which XLA then sees to.
+    """Returns whether XLA may split arrays over several devices at this place of the program.
 
-    It cannot do so for kernels. Inside of a `jax.shard_map` over all axes nothing is split.
+    XLA cannot split kernels. Inside of a `jax.shard_map` over all axes nothing is split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 and set(mesh.manual_axes) != set(mesh.axis_names)

@@ -1,14 +1,14 @@
-"""Tokens put into another order by static tables, and where each of them went."""
+"""Reorders tokens by static tables of indices, and inverts such tables."""
 
 import jax
 import numpy as np
 
 
 def take(x: jax.Array, tokens: np.ndarray) -> jax.Array:
-    """x[:, tokens], with 0 where `tokens` is past the end.
+    """Gathers x[:, tokens], with 0 where an index in `tokens` is past the end.
 
-    No token is taken twice, so the gradient comes back by taking as well, where JAX would add row
-    by row.
+    No token is taken twice, so the gradient is computed by gathering as well, where JAX would add
+    row by row.
 
     Args:
         x: [B, T, ...].
@@ -28,7 +28,7 @@ def take(x: jax.Array, tokens: np.ndarray) -> jax.Array:
 
 
 def inverse(tokens: np.ndarray, count: int) -> np.ndarray:
-    """Where each of `count` tokens stands in `tokens`.
+    """Returns the place in `tokens` of each token from 0 to `count` - 1.
 
     Args:
         tokens: tokens below `count`, each at most once, and any others.

@@ -21,11 +21,11 @@ def call(
     *,
     interpret: bool,
 ) -> list[jax.Array]:
-    """Run a kernel over (blocks, N, B).
+    """Runs a Pallas Triton kernel over the grid (blocks, N, B).
 
     Args:
         kernel: called with a ref per input and output.
-        launch: warps and stages. Always given: what jax makes of a call without differs by version.
+        launch: warps and stages. Always given: jax's defaults differ by version.
         grid: (blocks, N, B), or (an order of blocks and heads, B).
         inputs: (array, what a program gets of it).
         outputs: (shape, dtype, what a program writes of it).
@@ -54,35 +54,35 @@ def call(
 
 
 def rows(size: int, head_dim: int) -> pl.BlockSpec:
-    """Rows i * size and following of [B, T, N, D]."""
+    """Returns the block spec for rows i * size and following of [B, T, N, D]."""
     return pl.BlockSpec((None, size, None, head_dim), lambda i, n, b: (b, i, n, 0))
 
 
 def all_variants(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-    """All rows of [B, T, N, D]."""
+    """Returns the block spec for all rows of one sequence and head of [B, T, N, D]."""
     return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, n, b: (b, 0, n, 0))
 
 
 def row(size: int) -> pl.BlockSpec:
-    """Entries i * size and following of [B, N, T]."""
+    """Returns the block spec for entries i * size and following of [B, N, T]."""
     return pl.BlockSpec((None, None, size), lambda i, n, b: (b, n, i))
 
 
 def mask(size: int) -> pl.BlockSpec:
-    """Entries i * size and following of [B, T]."""
+    """Returns the block spec for entries i * size and following of [B, T]."""
     return pl.BlockSpec((None, size), lambda i, n, b: (b, i))
 
 
 def all_mask(x: jax.Array) -> pl.BlockSpec:
-    """All entries of [B, T]."""
+    """Returns the block spec for all entries of one sequence of [B, T]."""
     return pl.BlockSpec((None, x.shape[1]), lambda i, n, b: (b, 0))
 
 
 def head(*rest: int) -> pl.BlockSpec:
-    """All of [B, N, *rest]."""
+    """Returns the block spec for all of one sequence and head of [B, N, *rest]."""
     return pl.BlockSpec((None, None, *rest), lambda i, n, b: (b, n, *(0 for _ in rest)))
 
 
 def part(*rest: int) -> pl.BlockSpec:
-    """Element i of [B, N, M, *rest]."""
+    """Returns the block spec for element i of one sequence and head of [B, N, M, *rest]."""
     return pl.BlockSpec((None, None, None, *rest), lambda i, n, b: (b, n, i, *(0 for _ in rest)))

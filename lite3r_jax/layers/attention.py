@@ -34,7 +34,10 @@ class Attention(nnx.Module):
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
-        """Args: dim C; heads N; qk_norm: LayerNorm over the head dimension before RoPE."""
+        """Creates the layer of `dim` = C channels and `heads` = N heads.
+
+        With `qk_norm`, queries and keys get a LayerNorm over the head dimension before RoPE.
+        """
         self.heads = heads
         self.head_dim = dim // heads
         self.dtype = dtype
@@ -53,22 +56,22 @@ class Attention(nnx.Module):
         self.k_norm = layer_norm(self.head_dim, **norm) if qk_norm else None
 
     def pack(self, x: jax.Array | Quantized) -> jax.Array:
-        """Queries, keys and values side by side: [B, T, C] -> [B, T, 3C]."""
+        """Projects tokens to queries, keys and values side by side, [B, T, C] -> [B, T, 3C]."""
         return self.qkv(x)
 
     def unpack(self, o: jax.Array) -> jax.Array:
-        """What the strategy gave, [B, T, N, D], to the layer's output [B, T, C]."""
+        """Projects the strategy's output [B, T, N, D] to the layer's output [B, T, C]."""
         return self.proj(o.reshape(*o.shape[:2], -1))
 
     def raw(self, x: jax.Array | Quantized) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values [B, T, N, D] of x [B, T, C], before norm and rotation."""
+        """Projects x [B, T, C] to queries, keys and values [B, T, N, D], not normed or rotated."""
         b, t, _ = x.shape
         packed = self.pack(x).reshape(b, t, 3, self.heads, self.head_dim)
         q, k, v = jnp.moveaxis(packed, 2, 0)
         return q, k, v
 
     def norm(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The qk-norm, if the layer has one: [B, T, N, D] each, float32 then."""
+        """Applies the qk-norm to q and k [B, T, N, D], if the layer has one; float32 then."""
         if self.q_norm is None or self.k_norm is None:
             return q, k
         return self.q_norm(q), self.k_norm(k)
@@ -76,7 +79,7 @@ class Attention(nnx.Module):
     def project(
         self, x: jax.Array | Quantized, rope: RopeTable | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys, values, normed and rotated. Pure.
+        """Projects tokens to queries, keys and values, normed and rotated. Pure.
 
         Args:
             x: [B, T, C], quantized only where `qkv` takes that.
@@ -92,7 +95,7 @@ class Attention(nnx.Module):
         return q.astype(self.dtype), k.astype(self.dtype), v
 
     def functions(self, rope: RopeTable | None) -> LayerFunctions:
-        """What strategies may compute with this layer, whose tokens have these rotations."""
+        """Returns the functions of this layer for its strategy, with the rotations of `rope`."""
 
         def rotated(x: jax.Array, positions: Any) -> jax.Array:
             if rope is None:
@@ -111,21 +114,21 @@ class Attention(nnx.Module):
         shared: Any,
         normed: Callable[[], jax.Array],
     ) -> jax.Array:
-        """What the strategy makes of projected tokens.
+        """Runs the attention strategy on projected queries, keys and values.
 
         Args:
             core: the strategy of this site.
-            qkv: of `project`.
+            qkv: result of `project`.
             layouts: token layouts of queries and keys.
             rope: table of `rope_table` or None.
             shared: context of the strategy.
-            normed: gives the layer's input [B, T, C] when the strategy asks for it.
+            normed: returns the layer's input [B, T, C] when the strategy asks for it.
 
         Returns:
             [B, T, N, D].
 
         Raises:
-            ValueError: the strategy gives another shape.
+            ValueError: the strategy returns another shape.
         """
         inputs = AttentionInputs(*qkv, layouts, shared, self.functions(rope), normed, normed)
         in_parts = getattr(layouts.query, "parts", None) is not None
@@ -145,10 +148,10 @@ class Attention(nnx.Module):
         shared: Any = None,
         codes: Quantized | None = None,
     ) -> jax.Array:
-        """Attend.
+        """Applies the attention layer to tokens.
 
         Args:
-            x: [B, T, C], or a function that gives it.
+            x: [B, T, C], or a function that returns it.
             core: the strategy of this site.
             layouts: token layouts of queries and keys.
             rope: table of `rope_table` or None.

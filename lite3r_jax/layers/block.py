@@ -30,8 +30,8 @@ class BlockConfig:
         mlp_ratio: hidden size of the MLP over C.
         ffn: the feed-forward layer, `Mlp` or `SwiGlu`.
         qk_norm: LayerNorm on queries and keys before RoPE.
-        eps: of the two LayerNorms.
-        qk_eps: of the qk-norm.
+        eps: epsilon of the two LayerNorms.
+        qk_eps: epsilon of the qk-norm.
         layer_scale: initial LayerScale; None: the block has none.
     """
 
@@ -46,20 +46,20 @@ class BlockConfig:
 
 
 class LayerScale(nnx.Module):
-    """Product with a learned vector."""
+    """LayerScale: multiplies every channel by a learned factor."""
 
     def __init__(self, dim: int, init: float, param_dtype: Any):
         self.gamma = nnx.Param(jnp.full((dim,), init, param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., C] -> x * gamma in float32, the dtype of the residual stream."""
+        """Returns x [..., C] times gamma in float32, the dtype of the residual stream."""
         return x.astype(jnp.float32) * self.gamma[...].astype(jnp.float32)
 
 
 class Block(nnx.Module):
-    """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))) (vggt/layers/block.py).
+    """Pre-norm transformer block: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))).
 
-    The residual stream stays float32; matrix products run in `dtype`.
+    Source: vggt/layers/block.py. The residual stream stays float32; matrix products run in `dtype`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Block(nnx.Module):
         rope: RopeTable | None = None,
         shared: Any = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Run the block.
+        """Applies the block to tokens.
 
         Args:
             x: [B, T, C] float32.
@@ -110,12 +110,12 @@ class Block(nnx.Module):
     def project(
         self, x: jax.Array, rope: RopeTable | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What comes before attention: x [B, T, C] to q, k, v of `Attention.project`."""
+        """Computes q, k, v of `Attention.project` from x [B, T, C], the part before attention."""
         codes = normed(self.norm1, x, self.attn.qkv)
         return self.attn.project(self.norm1(x) if codes is None else codes, rope)
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """What comes after it: x and the output of the attention layer, [B, T, C] both, to x."""
+        """Adds the attention output to x, both [B, T, C], then the output of the MLP."""
         x = computed_once(x + _scaled(self.ls1, attended))
         codes = normed(self.norm2, x, self.mlp.reads)
         made = self.mlp(self.norm2(x) if codes is None else codes)
@@ -123,10 +123,10 @@ class Block(nnx.Module):
 
 
 def _scaled(scale: LayerScale | None, x: jax.Array) -> jax.Array:
-    """x in float32, times its LayerScale if there is one."""
+    """Returns x in float32, times its LayerScale if there is one."""
     return x.astype(jnp.float32) if scale is None else scale(x)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:
-    """`depth` modules as one, every parameter with a leading axis of that length."""
+    """Builds `depth` modules as one, every parameter with a leading axis of that length."""
     return nnx.vmap(make)(rngs.split(depth))

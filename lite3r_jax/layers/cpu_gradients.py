@@ -19,11 +19,11 @@ from lite3r_jax.layers import rounded_products
 from lite3r_jax.mesh import split_ways
 
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-"""Options of a compilation for a CPU with which `computed_once` has an effect in any jax."""
+"""Compiler options for a CPU with which `computed_once` has an effect in any version of jax."""
 _PIXELS = 96 * 96
-"""Smaller maps are as fast as XLA has it."""
+"""Least pixels of a map whose gradient is computed here; XLA's is as fast for smaller maps."""
 _CHANNELS = 16
-"""So are more of them."""
+"""Most input channels of a map whose gradient is computed here; XLA's is as fast for more."""
 _OUTPUTS = 4
 
 
@@ -32,7 +32,9 @@ def _on_cpu() -> bool:
 
 
 def computed_once(x: jax.Array) -> jax.Array:
-    """x, which every use then reads instead of computing it again; so for the gradient of x.
+    """Returns x such that every use reads it instead of computing it again, on a CPU.
+
+    The same holds for the gradient of x.
 
     XLA on a CPU fuses a sum into each of its uses. Of a residual stream, each use then computes the
     sums of all blocks before it (after it, for the gradient): a cost of the square of the depth.
@@ -43,7 +45,7 @@ def computed_once(x: jax.Array) -> jax.Array:
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """`lax.conv_general_dilated` as `nnx.Conv` calls it.
+    """Computes `lax.conv_general_dilated` for `nnx.Conv`, with a fast gradient on a CPU.
 
     Args:
         x: [B, h, w, C].
@@ -78,7 +80,11 @@ def _conv_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
 
 
 def _conv_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Products of shifted inputs and gradients, picture by picture, three columns together."""
+    """Computes the gradients of a 3x3 convolution for its input and its kernel.
+
+    That of the kernel comes from products of shifted inputs and gradients, image by image, three
+    columns together.
+    """
     x, kernel = kept
     _, h, w, c = x.shape
     (to_x,) = jax.vjp(lambda x: _plain(x, kernel), x)[1](g)
@@ -101,7 +107,7 @@ _conv3x3.defvjp(_conv_forward, _conv_backward)
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """`lax.dot_general` as `nnx.Linear` calls it.
+    """Computes `lax.dot_general` for `nnx.Linear`, with a fast gradient on a CPU.
 
     Args:
         x: [..., C].

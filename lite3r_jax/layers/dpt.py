@@ -19,11 +19,11 @@ _PAD = ((1, 1), (1, 1))
 
 
 def uv_axes(width: int, height: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centers of a map on the unit-diagonal rectangle of the image.
+    """Returns the pixel centers of a map on the image's rectangle, whose half diagonal is 1.
 
     Args:
-        width: of the map.
-        height: of the map.
+        width: width of the map.
+        height: height of the map.
         aspect: image width over image height.
 
     Returns:
@@ -40,7 +40,7 @@ def uv_axes(width: int, height: int, aspect: float) -> tuple[np.ndarray, np.ndar
 
 
 def waves(position: np.ndarray, channels: int, base: float = 100.0) -> np.ndarray:
-    """Sines, then cosines, of one coordinate (vggt/heads/utils.py).
+    """Returns the sinusoidal embedding of one coordinate, sines first (vggt/heads/utils.py).
 
     Args:
         position: [n] float64.
@@ -56,7 +56,7 @@ def waves(position: np.ndarray, channels: int, base: float = 100.0) -> np.ndarra
 
 
 def add_uv_embedding(x: jax.Array, aspect: float, factor: float = 0.1) -> jax.Array:
-    """Add the position embedding of a map, in float32: half of the channels say x, half y.
+    """Adds the position embedding of a map, in float32: half of the channels for x, half for y.
 
     A table of the whole map would be 100 MB at image resolution. One small table per axis, zero in
     the other axis's channels, gives the same sums and is never expanded in memory.
@@ -64,7 +64,7 @@ def add_uv_embedding(x: jax.Array, aspect: float, factor: float = 0.1) -> jax.Ar
     Args:
         x: [B, h, w, C], C a multiple of 4.
         aspect: image width over image height.
-        factor: of the embedding.
+        factor: factor of the embedding.
 
     Returns:
         [B, h, w, C] in the dtype of x.
@@ -90,7 +90,7 @@ class Upsample(nnx.Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """Args: dim: channels; k: see above; out: channels of the result, None for as many."""
+        """Creates the parameters for `dim` input channels and `out` output ones, None for `dim`."""
         self.dtype = dtype
         out = dim if out is None else out
         init = nnx.initializers.lecun_normal(in_axis=0, out_axis=3)
@@ -98,7 +98,7 @@ class Upsample(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, h*k, w*k, out]."""
+        """Upsamples a map, [B, h, w, C] -> [B, h*k, w*k, out]."""
         b, h, w, c = x.shape
         kernel = self.kernel[...].astype(self.dtype)
         k = kernel.shape[1]
@@ -108,7 +108,7 @@ class Upsample(nnx.Module):
 
 
 class ResidualUnit(nnx.Module):
-    """skip + conv2(relu(conv1(relu(x)))).
+    """Residual unit of two convolutions: skip + conv2(relu(conv1(relu(x)))).
 
     The skip is relu(x) in VGGT, whose first ReLU works in place, and x in Depth Anything 3.
     """
@@ -119,14 +119,14 @@ class ResidualUnit(nnx.Module):
         self.conv2 = nnx.Conv(features, features, (3, 3), padding=_PAD, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, F] -> [B, h, w, F]."""
+        """Applies the unit to a map, [B, h, w, F] -> [B, h, w, F]."""
         rectified = nnx.relu(x)
         skip = rectified if self.rectified_skip else x
         return skip + self.conv2(nnx.relu(self.conv1(rectified)))
 
 
 class Refine(nnx.Module):
-    """Fuse the coarser map with this level, refine, resize, mix channels."""
+    """Fuses the coarser map with the map of a level, refines it, mixes channels and resizes."""
 
     def __init__(self, features: int, skip: bool, rectified_skip: bool = True, **kinds: Any):
         self.unit1 = ResidualUnit(features, rectified_skip, **kinds) if skip else None
@@ -134,7 +134,7 @@ class Refine(nnx.Module):
         self.out = nnx.Linear(features, features, **kinds)
 
     def __call__(self, x: jax.Array, skip: jax.Array | None, size: tuple[int, int]) -> jax.Array:
-        """[B, h, w, F] (and the level's own [B, h, w, F]) -> [B, *size, F].
+        """Fuses the coarser map and the level's own, if any, [B, h, w, F] each, to [B, *size, F].
 
         The 1x1 mixing comes before the resize, which it commutes with: interpolation weights sum
         to one. Upstream mixes after it, at up to four times the cost.
@@ -145,17 +145,17 @@ class Refine(nnx.Module):
 
 
 def refinements(features: int, rectified_skip: bool = True, **kinds: Any) -> nnx.List:
-    """The fusion of four levels, finest first; the coarsest has nothing coarser to fuse with."""
+    """Builds the fusion of four levels, finest first; the coarsest has no coarser one to fuse."""
     return nnx.List([Refine(features, level < 3, rectified_skip, **kinds) for level in range(4)])
 
 
 def fuse(
     refine: Sequence[Refine], maps: Sequence[jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Fuse levels from coarse to fine.
+    """Fuses the maps of four levels from coarse to fine.
 
     Args:
-        refine: of `refinements`.
+        refine: result of `refinements`.
         maps: four levels [B, h_l, w_l, F], finest first.
 
     Returns:
@@ -172,7 +172,7 @@ def fuse(
 
 
 class DPT(nnx.Module):
-    """Tokens of four layers to a feature map or to per-pixel channels.
+    """Dense prediction head, from tokens of four layers to a feature map or per-pixel channels.
 
     Frames are independent: callers may split them as memory asks.
     """
@@ -190,7 +190,7 @@ class DPT(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Build.
+        """Creates the layers of the head.
 
         Args:
             dim: channels of the tokens.
@@ -227,7 +227,7 @@ class DPT(nnx.Module):
     def __call__(
         self, levels: Sequence[jax.Array], grid: tuple[int, int]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Run the head.
+        """Computes the map of the head from the tokens of four layers.
 
         Args:
             levels: four token arrays [B, h*w, C] (patches only), shallow to deep.
@@ -246,7 +246,7 @@ class DPT(nnx.Module):
     def levels(
         self, tokens: Sequence[jax.Array], grid: tuple[int, int]
     ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
-        """The first half of `__call__`: tokens to four maps of different sizes.
+        """Turns tokens into four maps of different sizes, the first half of `__call__`.
 
         Args:
             tokens: four arrays [B, h*w, C], shallow to deep.
@@ -269,7 +269,7 @@ class DPT(nnx.Module):
     def decode(
         self, maps: Sequence[jax.Array], grid: tuple[int, int]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The second half of `__call__`: from the maps of `levels` to its results."""
+        """Turns the maps of `levels` into the results of `__call__`, its second half."""
         height, width = grid[0] * self.patch, grid[1] * self.patch
         x, out = fuse(self.refine, maps)
         x = out["out_conv1"] = self.out_conv1(x)

@@ -1,4 +1,4 @@
-"""Linears whose weights are stored as float8, and what layers do before them."""
+"""Linear layers with weights stored as float8, and the norm or GELU before them."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lite3r_jax.layers.gelu import exact_gelu
 
 
 class StoredWeight(nnx.Variable):
-    """Codes or scales: state that is never trained."""
+    """Codes or scales of quantized weights: state that is never trained."""
 
 
 class Fp8Linear(nnx.Module):
@@ -37,12 +37,12 @@ class Fp8Linear(nnx.Module):
         granularity: ScaleName,
         implementation: str,
     ):
-        """Build it in the place of a Linear.
+        """Creates the layer in the place of a Linear.
 
         Args:
-            codes: float8 or int8 [..., N, K], or their description.
+            codes: float8 or int8 [..., N, K], or their shape and dtype.
             scale: float32 [..., N] or [..., 1], likewise.
-            like: whose bias and dtypes it takes over.
+            like: the Linear whose bias and dtypes it takes over.
             weights: format of the codes.
             activations: format of what comes in, or None.
             gradients: format of what comes back, or None.
@@ -69,7 +69,7 @@ class Fp8Linear(nnx.Module):
         return self.granularity == "tensor" and (self.activations or self.gradients) is not None
 
     def choose(self, rows: int, dtype: Any) -> str:
-        """The implementation for that many tokens, on the device that is computed on.
+        """Returns the implementation for `rows` tokens, on the device that is computed on.
 
         Raises:
             ValueError: the one that was asked for by name cannot run it.
@@ -82,7 +82,7 @@ class Fp8Linear(nnx.Module):
         return OPERATOR.choose(self.implementation, product)
 
     def quantized(self, x: jax.Array, before: Before = None) -> Quantized | None:
-        """before(x) as what `__call__` takes as well, or None where that is left to XLA.
+        """Returns before(x) quantized for `__call__`, or None where quantizing is left to XLA.
 
         Args:
             x: [..., K] float32 or bfloat16.
@@ -96,7 +96,7 @@ class Fp8Linear(nnx.Module):
         return quantize_before(x, before, interpret=self.interpret)
 
     def product(self, x: Quantized) -> jax.Array:
-        """[P, N], see `kernels.fp8.fused.linear`."""
+        """Multiplies quantized tokens by the weights: [P, N], see `kernels.fp8.fused.linear`."""
         return linear(
             x,
             self.weight[...],
@@ -107,7 +107,7 @@ class Fp8Linear(nnx.Module):
         )
 
     def __call__(self, x: jax.Array | Quantized) -> jax.Array:
-        """[..., K] -> [..., N] in the compute dtype."""
+        """Applies the layer to tokens, [..., K] -> [..., N] in the compute dtype."""
         if not isinstance(x, Quantized):
             x = x if self.dtype is None else x.astype(self.dtype)
             codes = self.quantized(x)
@@ -131,7 +131,7 @@ class Fp8Linear(nnx.Module):
 
 
 def normed(norm: nnx.LayerNorm, x: jax.Array, to: Any) -> Quantized | None:
-    """norm(x) as the Linear `to` takes it, where it takes no array; otherwise None."""
+    """Returns norm(x) quantized for the Linear `to`, or None where `to` takes an array."""
     if not isinstance(to, Fp8Linear):
         return None
     scale, bias = (None if p is None else p[...] for p in (norm.scale, norm.bias))
@@ -139,7 +139,7 @@ def normed(norm: nnx.LayerNorm, x: jax.Array, to: Any) -> Quantized | None:
 
 
 def gelu_between(first: Any, x: jax.Array | Quantized, second: Any) -> jax.Array | Quantized:
-    """The exact GELU of first(x), as the Linear `second` takes it."""
+    """Returns the exact GELU of first(x), quantized if Linear `second` takes quantized tokens."""
     shape = x.shape[:-1]
     # With the rows behind the tokens: a kernel could not read a part without a copy.
     h = first.product(x) if isinstance(x, Quantized) else first(x)
@@ -152,11 +152,11 @@ def gelu_between(first: Any, x: jax.Array | Quantized, second: Any) -> jax.Array
 
 
 def products(model: nnx.Module, tokens: int) -> dict[str, str]:
-    """How every Linear with float8 weights runs here for that many tokens, for reports.
+    """Returns how every Linear with float8 weights runs here for `tokens` tokens, for reports.
 
     Args:
-        model: of `precision.deploy`, which may be abstract.
-        tokens: that a Linear gets in one call.
+        model: result of `precision.deploy`, which may be abstract.
+        tokens: number of tokens that a Linear gets in one call.
 
     Returns:
         Path -> name in `kernels.fp8.fused.OPERATOR`.
@@ -165,7 +165,7 @@ def products(model: nnx.Module, tokens: int) -> dict[str, str]:
 
 
 def describe_products(model: nnx.Module, tokens: int = 1024) -> str:
-    """`products` in a few words, stacked layers counted one by one; "" where there are none."""
+    """Summarizes `products` in text, stacked layers counted one by one; "" if there are none."""
     deployed, chosen = _deployed(model), products(model, tokens)
     counts = dict.fromkeys(sorted(set(chosen.values())), 0)
     for path, name in chosen.items():

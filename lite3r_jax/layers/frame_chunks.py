@@ -21,18 +21,18 @@ from lite3r_jax.mesh import split_ways
 T = TypeVar("T")
 
 _TOKENS = 2**15
-"""At a time: enough for matrix products at full speed."""
+"""Number of tokens in a chunk, enough for matrix products at full speed."""
 
 
 def chunked(block: nnx.Module, tokens: int) -> bool:
-    """Whether a block takes `map_frame_chunks` instead of its call.
+    """Returns whether a block is run by `map_frame_chunks` instead of being called.
 
     Not where a mesh splits scenes or views, where a device has its own frames only; nor where
     tokens have something in common outside of attention.
 
     Args:
         block: a `Block`, or what stands in its place.
-        tokens: of all frames.
+        tokens: number of tokens of all frames.
     """
     return (
         tokens > 2 * _TOKENS
@@ -43,7 +43,7 @@ def chunked(block: nnx.Module, tokens: int) -> bool:
 
 
 def joins_tokens(module: nnx.Module) -> bool:
-    """Whether the outputs of a module for a token depend on others, as by a common scale."""
+    """Returns whether a module's output for a token depends on others, as by a common scale."""
     product = getattr(module, "dot_general", None)
     return any(getattr(x, "joins_tokens", False) for x in (module, product))
 
@@ -58,7 +58,7 @@ def map_frame_chunks(
     kept: Any = (),
     keep: Callable[[Any, jax.Array, Any], Any] = lambda kept, frames, first: kept,
 ) -> tuple[jax.Array, Any]:
-    """What the block gives, and what is kept of it.
+    """Runs a block over chunks of frames, and returns its output and what `keep` made of it.
 
     Args:
         block: where `chunked` says so.
@@ -67,7 +67,7 @@ def map_frame_chunks(
         layouts: token layouts of queries and keys; `views` of them share a sequence.
         rope: table of `rope_table` or None.
         shared: context of the strategy, arrays with the sequences first.
-        kept: arrays, handed on.
+        kept: arrays, handed on to `keep`.
         keep: (kept, [n, P, C] of the block's output, number of the first frame) -> kept.
 
     Returns:
@@ -98,7 +98,7 @@ def map_frame_chunks(
     )
 
     def normed() -> jax.Array:
-        """The layer's input, which only a strategy that asks for it has in memory."""
+        """Computes the layer's normed input, for a strategy that asks for it only."""
         like = jax.eval_shape(block.norm1, x)
 
         def put(whole: jax.Array, first: Any, size: int) -> jax.Array:
@@ -119,7 +119,7 @@ def map_frame_chunks(
 
 
 def _over(turn: Callable[[T, Any, int], T], carry: T, count: int, tokens: int) -> T:
-    """`turn(carry, first frame, frames)` until all have had theirs."""
+    """Calls `turn(carry, first frame, number of frames)` for chunk after chunk of all frames."""
     most = max(1, _TOKENS // tokens)
     # Equal chunks spare the program a second copy of the block.
     size = next((n for n in range(most, most // 2, -1) if count % n == 0), min(most, count))

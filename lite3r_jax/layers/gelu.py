@@ -1,4 +1,4 @@
-"""The exact GELU with a backward pass that keeps its input alone."""
+"""The exact GELU, with a backward pass that keeps nothing but the input."""
 
 import math
 
@@ -9,11 +9,12 @@ from jax import lax
 
 @jax.custom_vjp
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), Phi the normal distribution (arXiv 1606.08415), as `jax.nn.gelu` computes it.
+    """Computes the exact GELU x Phi(x), Phi the normal distribution (arXiv 1606.08415).
 
-    JAX's own derivative keeps three arrays of the size of x besides x, which a CPU then writes and
-    reads; this one computes them again. Where a gradient is taken, Phi comes from erf instead of
-    erfc, in half of the time: values differ by rounding, of 1. In reverse mode only.
+    The values are those of `jax.nn.gelu`. JAX's own derivative keeps three arrays of the size of x
+    besides x, which a CPU then writes and reads; this one computes them again. Where a gradient is
+    taken, Phi comes from erf instead of erfc, in half of the time: values differ by rounding, of 1.
+    Differentiable in reverse mode only.
 
     Args:
         x: [...], any float dtype.

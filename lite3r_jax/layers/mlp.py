@@ -1,4 +1,4 @@
-"""The feed-forward layers of a block."""
+"""Feed-forward layers of a transformer block."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from lite3r_jax.layers.fp8 import gelu_between
 
 
 class Mlp(nnx.Module):
-    """Linear, exact (erf) GELU, Linear (vggt/layers/mlp.py)."""
+    """Feed-forward layer: Linear, exact (erf) GELU, Linear (vggt/layers/mlp.py)."""
 
     def __init__(
         self,
@@ -41,15 +41,18 @@ class Mlp(nnx.Module):
         return self.fc1
 
     def __call__(self, x: jax.Array | Quantized) -> jax.Array:
-        """x [..., dim] -> [..., out] in the compute dtype; quantized where `reads` takes that."""
+        """Applies the layer to x, [..., dim] -> [..., out] in the compute dtype.
+
+        The input may be quantized where `reads` takes quantized tokens.
+        """
         return self.fc2(gelu_between(self.fc1, x, self.fc2))
 
 
 class SwiGlu(nnx.Module):
-    """Linear, silu(first half) * second half, Linear (dinov2/layers/swiglu_ffn.py).
+    """Gated feed-forward layer: Linear, silu(first half) * second half, Linear.
 
-    Gated feed-forward layer of Shazeer, arXiv 2002.05202. The gated width is two thirds of the
-    hidden size that a plain MLP would have, rounded up to a multiple of 8.
+    Source: dinov2/layers/swiglu_ffn.py, after Shazeer, arXiv 2002.05202. The gated width is two
+    thirds of the hidden size that a plain MLP would have, rounded up to a multiple of 8.
     """
 
     def __init__(
@@ -79,6 +82,9 @@ class SwiGlu(nnx.Module):
         return self.w12
 
     def __call__(self, x: jax.Array | Quantized) -> jax.Array:
-        """x [..., dim] -> [..., dim] in the compute dtype; quantized as for `Mlp`."""
+        """Applies the layer to x, [..., dim] -> [..., dim] in the compute dtype.
+
+        The input may be quantized where `reads` takes quantized tokens.
+        """
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
         return self.w3(nnx.silu(gate) * value)

@@ -1,4 +1,4 @@
-"""Image to patch tokens, and position embeddings for any patch grid."""
+"""Embeds images as patch tokens, and resizes position embeddings to any patch grid."""
 
 from typing import Any, Literal
 
@@ -16,12 +16,12 @@ Resampling = Literal["antialias", "offset"]
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """[..., 3] RGB in [0, 1] -> zero mean and unit deviation over ImageNet."""
+    """Normalizes RGB [..., 3] in [0, 1] to zero mean and unit deviation over ImageNet."""
     return (images - jnp.asarray(IMAGE_MEAN, images.dtype)) / jnp.asarray(IMAGE_STD, images.dtype)
 
 
 class PatchEmbed(nnx.Module):
-    """Convolution with kernel = stride = patch, written as one matrix product."""
+    """Patch embedding: convolution with kernel = stride = patch, written as one matrix product."""
 
     def __init__(self, patch: int, dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         self.patch = patch
@@ -31,7 +31,7 @@ class PatchEmbed(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((dim,), param_dtype))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Patches row by row.
+        """Embeds the patches of images as tokens, row by row.
 
         Args:
             images: [B, H, W, 3], H and W multiples of the patch size.
@@ -53,7 +53,7 @@ def resize_pos_embed(
     square: bool,
     resampling: Resampling = "antialias",
 ) -> jax.Array:
-    """Position embedding of a patch grid, always float32.
+    """Resizes a position embedding to a patch grid, always in float32.
 
     "antialias": Keys cubic with a = -0.5 and antialiasing, which is what PyTorch's bicubic with
     antialias=True computes (`interpolate_pos_encoding` in vggt/layers/vision_transformer.py).
@@ -90,7 +90,7 @@ def resize_pos_embed(
 
 
 def _cubic_weights(size: int, out: int, a: float = -0.75, offset: float = 0.1) -> np.ndarray:
-    """[out, size] float32: what every input contributes to every output, see `resize_pos_embed`."""
+    """Returns weights [out, size] float32 of cubic interpolation, see `resize_pos_embed`."""
     source = (np.arange(out) + 0.5) * size / (out + offset) - 0.5
     first = np.floor(source).astype(int)
     weights = np.zeros((out, size))

@@ -9,7 +9,7 @@ from jax import lax
 
 
 def _taps(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper source index and weight of the upper one, for every output index.
+    """Returns lower and upper source index, and the upper one's weight, for every output index.
 
     PyTorch forms source coordinates in float32 as index * ((size - 1) / (out - 1)); doing the same
     keeps the result within rounding on high frequencies.
@@ -32,10 +32,10 @@ def _along(x: jax.Array, axis: int, out: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear, corner pixels on corner pixels (`align_corners=True`).
+    """Resizes maps bilinearly, corner pixels on corner pixels (`align_corners=True`).
 
     The backward pass is two products with matrices: that of a gather would be a scatter, pixel by
-    pixel. In reverse mode only.
+    pixel. Differentiable in reverse mode only.
 
     Args:
         x: [B, h, w, C].
@@ -48,7 +48,7 @@ def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _matrix(size: int, out: int) -> np.ndarray:
-    """What every input contributes to every output: [out, size] float32."""
+    """Returns the weights of input pixels in output pixels along an axis, [out, size] float32."""
     low, high, weight = _taps(size, out)
     matrix = np.zeros((out, size), np.float32)
     np.add.at(matrix, (np.arange(out), low), 1 - weight)

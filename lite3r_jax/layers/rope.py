@@ -18,13 +18,13 @@ from lite3r_jax.attention.strategy import TokenLayout
 )
 @dataclass(frozen=True, eq=False)
 class RopeTable:
-    """Rotations of the tokens of a view.
+    """Cosines and sines of the angles by which RoPE rotates the tokens of a view.
 
     Attributes:
         cos: [P, D] float32.
         sin: [P, D] float32.
         positions: [P, 2] integers (y, x) that it was made for.
-        base: of the frequencies.
+        base: base of the frequencies.
     """
 
     cos: Any
@@ -34,10 +34,10 @@ class RopeTable:
 
 
 def view_positions(layout: TokenLayout, *, spatial: bool = True) -> np.ndarray:
-    """Integer positions of the tokens of one view.
+    """Returns the integer positions of the tokens of one view.
 
     Args:
-        layout: of the tokens.
+        layout: layout of the tokens.
         spatial: whether patches have places; otherwise all are at (1, 1), apart from the special
             tokens only (`pos_nodiff` in depth_anything_3/model/dinov2/vision_transformer.py).
 
@@ -56,7 +56,7 @@ def view_positions(layout: TokenLayout, *, spatial: bool = True) -> np.ndarray:
 
 
 def rope_table(positions: Any, head_dim: int, base: float = 100.0) -> RopeTable:
-    """Cosines and sines of the rotation, always float32 whatever the model computes in.
+    """Computes cosines and sines of RoPE, always in float32 whatever the model computes in.
 
     The first half of the head dimension turns with y, the second with x; within a half of size m
     the frequencies are base^(-2k/m), k = 0 .. m/2 - 1, repeated twice.
@@ -83,13 +83,13 @@ def rope_table(positions: Any, head_dim: int, base: float = 100.0) -> RopeTable:
 
 
 def rotate(x: jax.Array, table: RopeTable) -> jax.Array:
-    """Turn queries or keys by their positions.
+    """Rotates queries or keys by the positions of their tokens (RoPE).
 
     Per half (a | b) of quarters a and b: (a, b) cos + (-b, a) sin.
 
     Args:
         x: [B, T, N, D]; T may hold several views that share the table one after the other.
-        table: of P positions, with T a multiple of P.
+        table: table of P positions, with T a multiple of P.
 
     Returns:
         [B, T, N, D] float32.

@@ -21,7 +21,7 @@ _ACTIVE = ContextVar("rounded_products", default=False)
 
 @contextlib.contextmanager
 def rounded_products(active: bool = True) -> Iterator[None]:
-    """Rounds operands of the Linears of blocks that are traced within, gradients included."""
+    """Context in which Linears of blocks are traced with bfloat16 operands, gradients included."""
     token = _ACTIVE.set(active)
     try:
         yield
@@ -30,7 +30,7 @@ def rounded_products(active: bool = True) -> Iterator[None]:
 
 
 def active() -> bool:
-    """Whether a Linear that is traced now rounds."""
+    """Returns whether a Linear that is traced now rounds its operands."""
     return _ACTIVE.get()
 
 
@@ -44,7 +44,7 @@ def _value(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
 
 
 def _over_rows(x: jax.Array, y: jax.Array, turn: bool = False) -> jax.Array:
-    """[N, C] and [N, F] to [C, F], or to [F, C]; fast for C below F.
+    """Computes x^T y of [N, C] and [N, F]: [C, F], or [F, C] with `turn`; fast for C below F.
 
     XLA multiplies in bfloat16 on a CPU where the last axis of x meets the first of y, and moves
     transposes into the product where no barrier is in their way.
@@ -65,7 +65,7 @@ def _gradients(kept: Any, g: jax.Array, *, on_cpu: bool) -> tuple[jax.Array, jax
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., C] times kernel [C, F], float32 both, to [..., F] float32."""
+    """Multiplies float32 x [..., C] and kernel [C, F], rounded to bfloat16, to float32 [..., F]."""
     return _value(x, kernel)[0]
 
 
@@ -74,7 +74,7 @@ product.defvjp(_value, partial(_gradients, on_cpu=False))
 
 @jax.custom_vjp
 def product_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [N, C] times kernel [C, F], float32 both, to [N, F] float32, in the form for a CPU.
+    """Computes `product` of x [N, C] and kernel [C, F], to [N, F], in the form for a CPU.
 
     Its gradients are fast only where barriers stay, see `cpu_gradients.computed_once`.
     """

@@ -23,7 +23,7 @@ Tap = tuple[jax.Array, jax.Array]
 
 
 def _taps(position: jax.Array, size: int, outside: str) -> tuple[Tap, Tap]:
-    """The two pixels around a position on one axis: index and weight of each."""
+    """Returns index and weight of the two pixels around a position on one axis."""
     if size == 1:
         # Upstream rescales by 2 / max(size - 1, 1) to [-1, 1] and by (size - 1) / 2 back: every
         # position on a one-pixel axis becomes 0 and none is outside.
@@ -44,7 +44,7 @@ def _taps(position: jax.Array, size: int, outside: str) -> tuple[Tap, Tap]:
 def bilinear_sample(
     maps: jax.Array, points: jax.Array, *, outside: Literal["border", "zeros"]
 ) -> jax.Array:
-    """Values of maps at points (`bilinear_sampler`, vggt/heads/track_modules/utils.py).
+    """Samples maps at points bilinearly (`bilinear_sampler`, vggt/heads/track_modules/utils.py).
 
     Without the detour of upstream over normalized coordinates, which only adds rounding.
 
@@ -74,7 +74,7 @@ def bilinear_sample(
 
 
 def halve(maps: jax.Array) -> jax.Array:
-    """Means of 2x2 cells, [M, h, w, C] -> [M, h // 2, w // 2, C].
+    """Halves maps by means of 2x2 cells, [M, h, w, C] -> [M, h // 2, w // 2, C].
 
     An odd last row or column is dropped, as torch's `avg_pool2d(2, 2)` does.
     """
@@ -84,7 +84,7 @@ def halve(maps: jax.Array) -> jax.Array:
 
 
 def pyramid(maps: jax.Array, levels: int) -> tuple[jax.Array, ...]:
-    """Maps [M, h, w, C] and their successive halves, `levels` in all.
+    """Returns maps [M, h, w, C] and their successive halves, `levels` in all.
 
     Raises:
         InputError: a side is shorter than 2^(levels - 1) pixels.
@@ -105,7 +105,7 @@ def pyramid(maps: jax.Array, levels: int) -> tuple[jax.Array, ...]:
 def dense_correlation_windows(
     features: jax.Array, levels: tuple[jax.Array, ...], points: jax.Array, radius: int
 ) -> jax.Array:
-    """All correlations of a level first, then samples of them: defines `correlation_windows`.
+    """Samples all correlations of each level, which is the definition of `correlation_windows`.
 
     As `CorrBlock`, vggt/heads/track_modules/blocks.py. Holds M * N * h * w values at a time.
     """
@@ -126,9 +126,10 @@ def dense_correlation_windows(
 
 
 def _pad(maps: jax.Array, window: int) -> jax.Array:
-    """Margins that a window reads beyond the map.
+    """Adds the margins that a window may read beyond the map.
 
-    Zeros on both sides; an axis of one pixel, which has no outside, is repeated to one window.
+    They are zeros on both sides; an axis of one pixel, which has no outside, is repeated to one
+    window.
     """
     for axis in (1, 2):
         if maps.shape[axis] == 1:
@@ -139,7 +140,10 @@ def _pad(maps: jax.Array, window: int) -> jax.Array:
 
 
 def _window(padded: jax.Array, feature: jax.Array, point: jax.Array, radius: int) -> jax.Array:
-    """One point on one map: [hp, wp, C], [C], [2] -> [(2r+1)^2] float32, not yet scaled."""
+    """Correlates the feature of one point with a window of one padded map.
+
+    [hp, wp, C], [C], [2] -> [(2r+1)^2] float32, not yet scaled.
+    """
     side = 2 * radius + 2
     low = jnp.floor(point)
     fraction_x, fraction_y = point - low
@@ -160,7 +164,7 @@ def _window(padded: jax.Array, feature: jax.Array, point: jax.Array, radius: int
 def correlation_windows(
     features: jax.Array, levels: tuple[jax.Array, ...], points: jax.Array, radius: int
 ) -> jax.Array:
-    """Correlation of each feature with the maps around its point, on every level of a pyramid.
+    """Correlates each feature with the maps around its point, on every level of a pyramid.
 
     dot(feature, map) / sqrt(C), bilinear, zero outside, at x + (i - r), y + (j - r) for the entry
     (i, j) of a window. Equals `dense_correlation_windows`, but takes dot products only with the

@@ -1,4 +1,8 @@
-"""Stacks of blocks run by one scan: strategies by layer, remat, frame chunks, taps, kept layers."""
+"""Runs stacks of transformer blocks by one scan over layers.
+
+It handles strategies by layer, rematerialization, frame chunks, taps (intermediates that are
+returned) and layers that are kept for heads.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +22,20 @@ from lite3r_jax.layers.rope import RopeTable
 from lite3r_jax.mesh import ViewParts, join_weights, split_axis, to_host
 
 BLOCK_TAPS = ("frame/blocks", "frame/attn", "global/blocks", "global/attn")
-"""Taps of a trunk with blocks within views and over views."""
+"""Names of the taps of a trunk with blocks that attend within views and over all views."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlockStack:
-    """Blocks of one role that are run one after the other, and how they attend.
+    """Stacked blocks of one role that are run one after the other, and how they attend.
 
     Attributes:
-        role: of their attention.
+        role: role of their attention.
         blocks: the stacked `Block`.
-        cores: its stacked strategy of every run.
-        layout: of the tokens of a sequence: of a view, or of all views of a scene.
+        cores: the stacked attention core of every run.
+        layout: layout of the tokens of a sequence: of a view, or of all views of a scene.
         rope: table of `rope_table` or None.
-        first: number of the first of them among the layers of the role.
+        first: number of the first block among the layers of the role.
         depth: number of all layers of the role; 0 if these are all.
         whole: with weights in parts (`ViewParts.split_weights`), shapes of the parameters of one
             whole block, and of its strategy in every run; None elsewhere.
@@ -47,21 +51,22 @@ class BlockStack:
     whole: tuple[Any, Sequence[Any]] | None = None
 
     def sequences(self, x: jax.Array) -> jax.Array:
-        """[B, S, P, C] to what attends together: [B * S, P, C] or [B, S * P, C]."""
+        """Reshapes x [B, S, P, C] to attention sequences, [B * S, P, C] or [B, S * P, C]."""
         return x.reshape(-1, self.layout.tokens, x.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """Which layers of a scan are kept, for heads: every layer writes into the slot of the next one.
+    """Layers of a scan whose outputs are kept for heads, and the form in which they are kept.
 
-    So that after the scan a slot holds just the layer that is read, and no other was kept.
+    Every layer writes into the slot of the next layer that is read, so that after the scan a slot
+    holds just that layer, and no other was kept.
 
     Attributes:
         read: numbers of the layers that are kept, ascending, the last one among them.
-        dtype: of what is kept.
-        on_host: whether it rests in the memory of the host. The first token of every view, which
-            camera heads read at once, is then given apart as well, see `FIRST_TOKENS`.
+        dtype: dtype of what is kept.
+        on_host: whether what is kept rests in the memory of the host. The first token of every
+            view, which camera heads read at once, is then given apart as well, see `FIRST_TOKENS`.
     """
 
     read: Sequence[int]
@@ -70,15 +75,15 @@ class Slots:
 
 
 FIRST_TOKENS = "kept/first"
-"""Name of the first tokens [B, S, K, n C] among the taps, where what is kept rests on the host."""
+"""Name of the tap of first tokens [B, S, K, n C], for kept layers that rest on the host."""
 
 
 def first_tokens(kept: jax.Array, taps: Mapping[str, jax.Array]) -> jax.Array:
-    """The first token of every view in every kept layer [B, S, K, n C], on the device.
+    """Returns the first token of every view in every kept layer, [B, S, K, n C] on the device.
 
     Args:
-        kept: of `run_stacks`.
-        taps: likewise.
+        kept: kept layers of `run_stacks`.
+        taps: taps of `run_stacks`.
     """
     return taps[FIRST_TOKENS] if FIRST_TOKENS in taps else kept[:, :, :, 0]
 
@@ -96,11 +101,11 @@ def run_stacks(
     unroll: bool = False,
     parts: ViewParts | None = None,
 ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
-    """Run stacks that advance together: in every layer one block of each, in their order.
+    """Runs stacks of blocks that advance together: in every layer one block of each, in order.
 
     Args:
         x: [B, S, P, C] float32, the residual stream, which passes through all blocks.
-        stacks: of one depth.
+        stacks: stacks of equal depth.
         plan_runs: runs of their layers, with one strategy for each stack.
         views: S of the scene, for schedules; 1 where it is not known.
         taps: names of intermediates to return; others than these are ignored.
@@ -166,7 +171,10 @@ def run_stacks(
 
 
 def _empty_slots(shape: tuple[int, ...], slots: Slots) -> Any:
-    """Zeros [B, S, K, P, n C]; on the host with zeros [B, S, K, n C] on the device beside them."""
+    """Returns zeros [B, S, K, P, n C] for the layers that are kept.
+
+    On the host, with zeros [B, S, K, n C] for first tokens on the device beside them.
+    """
     if not slots.on_host:
         return jnp.zeros(shape, slots.dtype)
     b, s, k, p, c = shape
@@ -180,7 +188,10 @@ def _empty_slots(shape: tuple[int, ...], slots: Slots) -> Any:
 
 
 def _write(kept: Any, part: jax.Array, at: tuple[Any, ...]) -> Any:
-    """What is kept with tokens [..., P, C] at a place [..., slot, 0, channel], and their first."""
+    """Writes tokens [..., P, C] into the kept layers, at a place [..., slot, 0, channel].
+
+    Their first token is written apart as well where kept layers rest on the host.
+    """
     if not isinstance(kept, tuple):
         return lax.dynamic_update_slice(kept, part.astype(kept.dtype), at)
     tokens, firsts = kept
@@ -196,7 +207,7 @@ def _run_in_parts(
     parts: ViewParts,
     options: Mapping[str, Any],
 ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
-    """`run_stacks` on every device with the views that it has; only attention sends anything."""
+    """Calls `run_stacks` on every device with its own views; only attention sends tokens."""
     for stack in stacks:
         if any(joins_tokens(module) for _, module in nnx.iter_modules(stack.blocks)):
             raise InputError(
@@ -244,7 +255,7 @@ def _run_in_parts(
 
 
 def _by_stack(plan_runs: Sequence[Run]) -> list[list[Any]]:
-    """For each stack the strategies of its layers."""
+    """Returns for each stack the strategies of its layers."""
     per_layer = [run.specs for run in plan_runs for _ in range(run.start, run.stop)]
     return [list(specs) for specs in zip(*per_layer, strict=True)]
 
@@ -252,7 +263,7 @@ def _by_stack(plan_runs: Sequence[Run]) -> list[list[Any]]:
 def _contexts(
     stack: BlockStack, position: int, plan_runs: Sequence[Run], x: jax.Array
 ) -> list[Any]:
-    """What the strategy of every run shares; equal strategies share it, too."""
+    """Computes the context of the strategy of every run, once for equal strategies."""
     made: dict[Any, Any] = {}
     for run in plan_runs:
         spec = run.specs[position]
@@ -271,7 +282,7 @@ def _block(
     place: tuple[Any, int] | None,
     tapped: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    """One block over x [B, S, P, C]: (its output, kept, output of its attention layer)."""
+    """Applies one block to x [B, S, P, C]: (output, kept, output of the attention layer)."""
     b, s, p, c = x.shape
     layouts = Layouts.both(stack.layout)
     if tapped or not chunked(block, b * s * p):
@@ -282,7 +293,7 @@ def _block(
         return y, kept, attended
 
     def write(kept: Any, frames: jax.Array, first: Any) -> Any:
-        """Put finished frames where heads read them, so that nothing else holds them."""
+        """Writes finished frames to the slots that heads read, so that nothing else holds them."""
         assert place is not None
         return _write(kept, frames[:, None], (first, place[0], 0, place[1]))
 
@@ -307,7 +318,7 @@ def scan_layers(
     unroll: bool = False,
     wholes: Sequence[tuple[Any, Sequence[Any]] | None] = (),
 ) -> tuple[Any, Any]:
-    """Scan over layers, compiling each run of equal strategies once.
+    """Scans over layers, compiling each run of equal strategies once.
 
     Args:
         body: (carry, layer index, modules, cores, number of the run) -> (carry, ys), with one
@@ -375,7 +386,7 @@ def scan_layers(
 
 
 def _joined(here: Any, cores: Any, wholes: Sequence[Any], run: int) -> tuple[Any, Any]:
-    """Parameters of a layer, of blocks and of strategies, whole where devices have parts."""
+    """Gathers the parameters of a layer, of blocks and strategies, where devices have parts."""
     if not any(whole is not None for whole in wholes):
         return here, cores
     blocks = [join_weights(x, whole[0]) for x, whole in zip(here, wholes, strict=True)]
@@ -384,7 +395,7 @@ def _joined(here: Any, cores: Any, wholes: Sequence[Any], run: int) -> tuple[Any
 
 
 def _one_layer(stacked: nnx.Module) -> Any:
-    """Shapes of the parameters of one of stacked modules."""
+    """Returns the shapes of the parameters of a single module out of stacked ones."""
     state = nnx.split(stacked)[1]
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
 
@@ -402,7 +413,7 @@ def _join(*parts: jax.Array) -> jax.Array:
 
 
 def _split_all(modules: Sequence[nnx.Module]) -> tuple[list[Any], list[Any]]:
-    """Graph definitions and states of several modules."""
+    """Returns the graph definitions and the states of several modules."""
     graphs, states = [], []
     for module in modules:
         graph, state = nnx.split(module)

@@ -11,12 +11,12 @@ from lite3r_jax.losses.elements import fit_scale, limit, magnitude, norm, residu
 from lite3r_jax.losses.masked import Masked
 
 PARTS = {"T": slice(0, 3), "R": slice(3, 7), "FL": slice(7, 9)}
-"""Where translation, rotation and field of view are in the pose encoding."""
+"""Slices of the pose encoding: translation, rotation and field of view."""
 
 
 @dataclass(frozen=True)
 class CameraLoss:
-    """Settings of `camera_terms`; the defaults are Lite3R's for VGGT.
+    """Settings of the camera loss, `camera_terms`; the defaults are Lite3R's for VGGT.
 
     Attributes:
         weight: of the camera loss in the objective.
@@ -46,7 +46,9 @@ class CameraLoss:
 def camera_terms(
     settings: CameraLoss, pose_enc_list: jax.Array, truth: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Camera loss over all stages (training/loss.py: compute_camera_loss, camera_loss_single).
+    """Computes the camera loss over all stages of pose encodings.
+
+    Source: training/loss.py, compute_camera_loss and camera_loss_single.
 
     View 0 decides for its scene: the scene counts when that view has more valid pixels than
     `settings.min_valid_pixels`.

@@ -13,18 +13,18 @@ from lite3r_jax.losses.masked import Masked, as_ratio, filter_by_quantile
 
 MIN_CONF = 1e-3
 MIN_POINTS = 100
-"""Fewer valid pixels than this in the batch: the loss is 0. The scale needs one more."""
+"""Least number of valid pixels in a batch; with fewer the loss is 0. The scale needs one more."""
 MIN_NORMALS = 10
 NORMAL_EPS = 1e-8
 LARGEST = 1e18
-"""Cross products of differences of larger numbers overflow."""
+"""Largest valid prediction; cross products of differences of larger numbers overflow."""
 GRAD_ALPHA = 0.2
 """Weight of log(conf) in the terms on differences; upstream keeps it fixed."""
 
 
 @dataclass(frozen=True)
 class MapLoss:
-    """Settings of `map_terms`, for depth or points.
+    """Settings of the loss of depth maps or of point maps, `map_terms`.
 
     Attributes:
         weight: of conf + reg + grad in the objective.
@@ -44,7 +44,10 @@ class MapLoss:
     valid_range: float | None = None
 
     def __post_init__(self) -> None:
-        """Check choices and range."""
+        """Raises an error for an unknown gradient term, or a quantile that is out of range.
+
+        The same for `gradient_conf` without a gradient term.
+        """
         if self.gradient not in ("none", "grad", "normal"):
             raise InputError(
                 f'MapLoss.gradient: expected "none", "grad" or "normal", got {self.gradient!r}'
@@ -60,7 +63,9 @@ class MapLoss:
 def map_terms(
     settings: MapLoss, pred: jax.Array, conf: jax.Array, truth: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Loss of a depth or point map with confidence (training/loss.py: regression_loss).
+    """Computes the loss of a depth or point map with confidence.
+
+    Source: training/loss.py, regression_loss.
 
     With s = clip(<truth, pred> / <pred, pred>, 0.1, 10) over the valid pixels of the whole batch,
     detached (1 for 100 pixels or fewer), r = |truth - s pred| and c = max(conf, 1e-3) per pixel:
@@ -128,7 +133,7 @@ def map_terms(
 def difference_term(
     pred: jax.Array, truth: jax.Array, mask: jax.Array, conf: jax.Array | None
 ) -> Masked:
-    """Differences of the error between neighboring pixels (training/loss.py: gradient_loss).
+    """Sums differences of the error between neighboring pixels (training/loss.py: gradient_loss).
 
     Sum of |e(x+1) - e(x)| and |e(y+1) - e(y)| over pairs of valid pixels; the count is that of
     valid pixels times channels. With confidence c (of the right or lower pixel) a difference d
@@ -163,7 +168,7 @@ def difference_term(
 def normal_term(
     pred: jax.Array, truth: jax.Array, mask: jax.Array, conf: jax.Array | None
 ) -> Masked:
-    """Angles between surface normals (training/loss.py: normal_loss, point_map_to_normal).
+    """Compares surface normals by angle (training/loss.py: normal_loss, point_map_to_normal).
 
     A pixel has four normals, cross products of neighboring differences (up x left, left x down,
     down x right, right x up), each valid where the pixel and both neighbors are. Every normal
@@ -198,7 +203,10 @@ def normal_term(
 
 
 def _normals(points: jax.Array) -> jax.Array:
-    """[N, H, W, 3] -> [4, N, H, W, 3], of unit length unless they are shorter than 1e-8."""
+    """Computes the four normals of every pixel, [4, N, H, W, 3], of points [N, H, W, 3].
+
+    They are of unit length unless they are shorter than 1e-8.
+    """
     to = [x - points for x in _neighbors(points)]
     normal = jnp.stack([jnp.cross(to[i], to[(i + 1) % 4]) for i in range(4)])
     length = norm(normal)[..., None]
@@ -206,7 +214,10 @@ def _normals(points: jax.Array) -> jax.Array:
 
 
 def _neighbors(x: jax.Array) -> list[jax.Array]:
-    """Values of [N, H, W, ...] above, left, below and right of each pixel, 0 past the border."""
+    """Returns values of [N, H, W, ...] above, left, below and right of each pixel.
+
+    They are 0 past the border.
+    """
     wide = jnp.pad(x, [(0, 0), (1, 1), (1, 1)] + [(0, 0)] * (x.ndim - 3))
     return [wide[:, :-2, 1:-1], wide[:, 1:-1, :-2], wide[:, 2:, 1:-1], wide[:, 1:-1, 2:]]
 
@@ -220,7 +231,7 @@ def _over_scales(
     mask: jax.Array,
     conf: jax.Array | None,
 ) -> jax.Array:
-    """Average of a term over maps [B, S, H, W, ...] of every 1st, 2nd, 4th, ... pixel.
+    """Averages a term over maps [B, S, H, W, ...] of every 1st, 2nd, 4th, ... pixel.
 
     A count below `least` gives 0 (training/loss.py: gradient_loss_multi_scale_wrapper).
     """

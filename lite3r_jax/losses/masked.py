@@ -29,22 +29,22 @@ class Masked:
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array) -> "Masked":
-        """Sum of `values` where `mask` (broadcast) is true; the others may hold anything."""
+        """Sums and counts `values` where `mask` (broadcast) is true; others may hold anything."""
         mask = jnp.broadcast_to(mask, values.shape)
         return cls(jnp.where(mask, values, 0).sum(), mask.sum(dtype=jnp.int32))
 
     @property
     def mean(self) -> jax.Array:
-        """sum / count, and 0 with gradient 0 when there are no elements."""
+        """The mean sum / count; 0 with gradient 0 when there are no elements."""
         return jnp.where(self.count > 0, self.sum / jnp.maximum(self.count, 1), 0)
 
     def __add__(self, other: "Masked") -> "Masked":
-        """Merge."""
+        """Returns sum and count over the elements of both."""
         return Masked(self.sum + other.sum, self.count + other.count)
 
 
 def filter_by_quantile(values: jax.Array, mask: jax.Array, quantile: float | None) -> Masked:
-    """Sum of the smaller elements (training/loss.py: filter_by_quantile, torch_quantile).
+    """Sums the elements below a quantile (training/loss.py: filter_by_quantile, torch_quantile).
 
     The threshold is the k-th smallest of the valid elements, see `quantile_rank`. Elements strictly
     below it stay when they are more than 1000, otherwise all do, which is always so for 1000
@@ -74,10 +74,11 @@ def filter_by_quantile(values: jax.Array, mask: jax.Array, quantile: float | Non
 
 
 def quantile_rank(quantile: float, n: jax.Array | int) -> jax.Array:
-    """round(quantile * (n - 1)) + 1 with halves to even, exact for every int32 n.
+    """Returns the rank of a quantile among n elements, round(quantile * (n - 1)) + 1.
 
-    float32 could not tell halves apart for the n of a batch of images. The quantile is taken as the
-    decimal number it is written as, at most four decimals.
+    Halves are rounded to even, and the rank is exact for every int32 n. float32 could not tell
+    halves apart for the n of a batch of images. The quantile is taken as the decimal number it is
+    written as, at most four decimals.
     """
     p, d = as_ratio("quantile", quantile)
     whole, part = jnp.divmod(jnp.maximum(jnp.asarray(n, jnp.int32) - 1, 0), d)
@@ -88,9 +89,10 @@ def quantile_rank(quantile: float, n: jax.Array | int) -> jax.Array:
 
 
 def kth_smallest(values: jax.Array, mask: jax.Array, k: jax.Array | int) -> jax.Array:
-    """Exact order statistic of a masked array, by bisection on the bits of float32.
+    """Finds the k-th smallest element of a masked array, by bisection on the bits of float32.
 
-    32 counts take the place of a sort: linear in the size, and counts of shards simply add.
+    The result is exact. 32 counts take the place of a sort: linear in the size, and counts of
+    shards simply add.
 
     Args:
         values: float32, any shape, no NaN where valid.
@@ -116,7 +118,7 @@ def kth_smallest(values: jax.Array, mask: jax.Array, k: jax.Array | int) -> jax.
 
 
 def as_ratio(name: str, quantile: float) -> tuple[int, int]:
-    """The decimal number in (0, 1] as numerator and denominator.
+    """Returns a decimal number in (0, 1] as numerator and denominator.
 
     Raises:
         InputError: out of range, or more than four decimals.

@@ -24,7 +24,7 @@ from lite3r_jax.losses.maps import MapLoss, map_terms
 
 @dataclass(frozen=True)
 class MultitaskLoss:
-    """What the objective consists of; None leaves a part out. Defaults: Lite3R's for VGGT.
+    """Parts of the training objective; None leaves a part out. Defaults: Lite3R's for VGGT.
 
     Attributes:
         camera: needs the prediction `pose_enc_list`.
@@ -37,7 +37,7 @@ class MultitaskLoss:
     points: MapLoss | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Raises an error for the gradient term "normal" on depth, and where all parts are None."""
         if self.depth is not None and self.depth.gradient == "normal":
             raise InputError(
                 'MultitaskLoss.depth.gradient: "normal" needs 3D points; use "grad" for depth'
@@ -78,7 +78,7 @@ def multitask_loss(
     world_points: jax.Array | None = None,
     world_points_conf: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The objective and its parts.
+    """Computes the training objective and its terms.
 
     Args:
         settings: which parts, how weighted. Predictions of other parts are not looked at.

@@ -14,22 +14,22 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.losses.multitask import Targets
 
 LEAST_DEPTH = 0.1
-"""Depths below this share of the mean depth of their view weigh as this."""
+"""Least depth in the weight of a pixel, as a share of the mean depth of its view."""
 DEPTH_STEP = 0.03
-"""Pixels whose true depth changes by more than this share of it have no normal."""
+"""Largest relative change of true depth around a normal; normals at larger ones do not count."""
 ANGLES = (1.0, 90.0)
-"""Angles between normals are clamped to these, in degrees: below there is no slope."""
+"""Bounds in degrees to which angles between normals are clamped; beyond them there is no slope."""
 ANGLE_BETA = 3.0
-"""Smaller angles between normals are squared, in degrees."""
+"""Threshold in degrees below which angles between normals are squared (smooth L1)."""
 TRANSLATION_DELTA = 0.1
-"""Smaller errors of translations are squared, in units of the scene."""
+"""Threshold in units of the scene below which errors of translations are squared (Huber)."""
 TRANSLATION_WEIGHT = 100.0
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class ScaleAligned:
-    """Weights of the parts; 0 leaves a part out.
+    """Weights of the parts of the objective of pi^3; 0 leaves a part out.
 
     Attributes:
         points: of the points in the camera frame.
@@ -47,11 +47,12 @@ class ScaleAligned:
 def scale_aligned_loss(
     settings: ScaleAligned, targets: Targets, *, points: jax.Array, extrinsics: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The objective and its parts.
+    """Computes the objective of pi^3 and its terms.
 
     The truth is divided by the mean distance of its valid points from the first camera, the
-    prediction by that from their own cameras. With w = 1 / max(z, 0.1 mean z of the view) of the
-    truth and the scale s = argmin sum w |s p - q| of a scene, without gradient:
+    prediction by the mean distance of its points from their own cameras. With
+    w = 1 / max(z, 0.1 mean z of the view) of the truth and the scale s = argmin sum w |s p - q| of
+    a scene, without gradient:
 
         points = mean of w |s p - q| over valid pixels and coordinates,
         normals = mean smooth-L1 angle of normals at the four corners of 2 x 2 pixels, over
@@ -110,7 +111,9 @@ def scale_aligned_loss(
 
 
 def fit_scale(points: jax.Array, truth: jax.Array, weight: jax.Array, samples: int) -> jax.Array:
-    """s of least sum of w |s p - q| over points and coordinates: a weighted median of q / p.
+    """Fits the scale s of least sum of w |s p - q|, which is a weighted median of q / p.
+
+    The sum is over points and coordinates.
 
     Args:
         points: [S, H, W, 3] of one scene.
@@ -141,12 +144,12 @@ def fit_scale(points: jax.Array, truth: jax.Array, weight: jax.Array, samples: i
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1, 1]."""
+    """Reshapes [B] to [B, 1, 1, 1, 1]."""
     return x[:, None, None, None, None]
 
 
 def _mean_distance(points: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B], of the valid points from the origin; 1 where there is none."""
+    """Returns the mean distance [B] of the valid points from the origin; 1 where there is none."""
     points = jnp.where(mask[..., None], points, 0)
     square = (points * points).sum(-1)
     distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
@@ -156,7 +159,10 @@ def _mean_distance(points: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _normals(points: jax.Array, truth: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean cost of the angles of normals, see `scale_aligned_loss`; points [B, S, H, W, 3]."""
+    """Returns the mean cost of angles between normals; point maps are [B, S, H, W, 3].
+
+    The cost is defined in `scale_aligned_loss`.
+    """
     height, width = mask.shape[-2:]
     if min(height, width) < 2:
         return jnp.zeros(())
@@ -185,7 +191,7 @@ _CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))
 
 
 def _corners(points: jax.Array) -> list[jax.Array]:
-    """The corners of every cell of 2 x 2 pixels, around it."""
+    """Returns the four corners of every cell of 2 x 2 pixels, in order around the cell."""
     height, width = points.shape[-3:-1]
     return [points[..., i : height - 1 + i, j : width - 1 + j, :] for i, j in _CORNERS]
 
@@ -197,13 +203,15 @@ def _cameras(
     true_length: jax.Array,
     counts: jax.Array,
 ) -> jax.Array:
-    """Mean error of relative poses T_i^-1 T_j over ordered pairs, see `scale_aligned_loss`.
+    """Returns the mean error of relative poses T_i^-1 T_j over ordered pairs of views.
+
+    The error is defined in `scale_aligned_loss`.
 
     Args:
         poses: [B, S, 3, 4] camera-to-world.
         truth: likewise.
         length: [B], by which predicted translations are multiplied.
-        true_length: likewise.
+        true_length: [B], by which true translations are multiplied.
         counts: [B] bool.
     """
     b, s = poses.shape[:2]

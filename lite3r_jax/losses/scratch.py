@@ -18,12 +18,12 @@ from lite3r_jax.losses.masked import Masked
 from lite3r_jax.losses.multitask import Targets
 
 MIN_DEPTH = 1e-6
-"""Smaller predictions count as this; their logarithm has no slope."""
+"""Least predicted depth: smaller ones count as this, and their logarithm has no slope."""
 
 
 @dataclass(frozen=True)
 class HuberCamera:
-    """Settings of the camera part.
+    """Settings of the camera loss of `ScratchLoss`, with Huber errors.
 
     Attributes:
         weight: of the sum in the objective.
@@ -46,7 +46,7 @@ class HuberCamera:
 
 @dataclass(frozen=True)
 class LogDepth:
-    """Settings of the depth part.
+    """Settings of the depth loss of `ScratchLoss`, on logarithms of depth.
 
     Attributes:
         weight: of the depth and gradient terms in the objective.
@@ -63,7 +63,7 @@ class LogDepth:
 
 @dataclass(frozen=True)
 class ScratchLoss:
-    """What the objective consists of; None leaves a part out.
+    """Parts of the objective for training from scratch; None leaves a part out.
 
     Attributes:
         camera: needs the prediction `pose_enc_list`.
@@ -78,7 +78,7 @@ class ScratchLoss:
     align: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Raises an error if the settings leave out both parts."""
         if self.camera is None and self.depth is None:
             raise InputError("ScratchLoss: expected camera or depth, both are None")
 
@@ -91,7 +91,7 @@ def scratch_loss(
     depth: jax.Array | None = None,
     depth_conf: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The objective and its parts.
+    """Computes the objective for training from scratch, and its terms.
 
     With e = log(depth) - log(truth) at valid pixels, minus its mean over the scene if `align`:
 
@@ -161,7 +161,11 @@ def scratch_loss(
 def _log_error(
     depth: jax.Array, truth: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(log ratio, 0 where it does not count; where it counts; how many were not finite)."""
+    """Computes log(predicted depth / true depth), 0 at pixels that do not count.
+
+    Returns:
+        (errors, mask of the pixels that count, how many predictions were not finite).
+    """
     known = mask & (truth > 0) & jnp.isfinite(truth)
     bad = known & ~jnp.isfinite(depth)
     valid = known & ~bad
@@ -218,7 +222,7 @@ def _camera_terms(
 
 
 def _huber(x: jax.Array, delta: float) -> jax.Array:
-    """|x| - delta / 2, below delta x^2 / (2 delta): slope 1 far off, smooth at 0."""
+    """Computes a Huber loss scaled to slope 1: |x| - delta / 2, below delta x^2 / (2 delta)."""
     size = magnitude(x)
     if not delta:
         return size

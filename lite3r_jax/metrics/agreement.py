@@ -1,4 +1,4 @@
-"""How far one prediction is from another: a student from its teacher."""
+"""Metrics of how far a student's prediction is from its teacher's."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,10 +18,11 @@ def agreement(
     teacher_depth: ArrayLike | None,
     teacher_extrinsics: ArrayLike | None,
 ) -> Metrics:
-    """The teacher's prediction as the truth for the student's, at every pixel and in every pair.
+    """Computes errors of a student's prediction with its teacher's as the truth.
 
-    Depth after one least-squares scale for the scene, poses as in `pose_metrics`; lengths are in
-    the teacher's unit. Names begin with "teacher_".
+    Every pixel and every pair of views counts. Depth is compared after one least-squares scale for
+    the scene, poses as in `pose_metrics`; lengths are in the teacher's unit. Names begin with
+    "teacher_".
 
     Args:
         student_depth: [S, H, W]; None without depth.

@@ -28,7 +28,7 @@ _SMALLEST = 1e-3
 
 
 def depth_metrics(depth: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> Metrics:
-    """Its depth_metrics with scale_invariant=True, over all views at once.
+    """Computes Lite3R's depth_metrics with scale_invariant=True, over all views at once.
 
     Args:
         depth: [S, H, W] prediction.
@@ -54,7 +54,7 @@ def depth_metrics(depth: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> Metric
 
 
 def pose_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
-    """Its pose_metrics after both were made relative to view 0, as its evaluation does.
+    """Computes Lite3R's pose_metrics of poses relative to view 0, as its evaluation does.
 
     Args:
         extrinsics: [S, 3, 4] world-to-camera prediction.
@@ -77,7 +77,7 @@ def pose_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
 
 
 def point_metrics(points: ArrayLike, truth: ArrayLike) -> Metrics:
-    """Its chamfer_l2 and fscore_pointcloud with tau 0.05.
+    """Computes Lite3R's chamfer_l2, and its fscore_pointcloud with tau 0.05.
 
     Args:
         points: [N, 3], all predicted points, in the camera frame of view 0.

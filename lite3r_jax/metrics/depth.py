@@ -23,7 +23,7 @@ def align_depth(
     alignment: Alignment = "scale",
     scope: Scope = "scene",
 ) -> np.ndarray:
-    """Bring predicted depth to the unit of the truth, by what valid pixels say.
+    """Brings predicted depth to the unit of the truth, by a fit to the valid pixels.
 
     - none: nothing is changed.
     - median: times median(truth) / median(depth).
@@ -64,7 +64,7 @@ def depth_metrics(
     alignment: Alignment = "scale",
     scope: Scope = "scene",
 ) -> Metrics:
-    """Errors over all valid pixels of all views, each pixel counting the same.
+    """Computes errors over all valid pixels of all views, each pixel counting the same.
 
     With p the aligned prediction and g the truth: abs_rel = mean |p - g| / g; rmse =
     sqrt(mean (p - g)^2), in the unit of the truth; delta1, 2, 3 = share of pixels with

@@ -1,4 +1,4 @@
-"""Errors of point clouds after a similarity."""
+"""Errors of point clouds after alignment by a similarity transform."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,7 +21,7 @@ POINT_METRICS = (
 def point_metrics(
     points: ArrayLike, truth: ArrayLike, mask: ArrayLike, *, icp: int = 0, limit: int = 50_000
 ) -> Metrics:
-    """Distances between the predicted and the true surface, in the unit of the truth.
+    """Computes distances between the predicted and the true surface, in the unit of the truth.
 
     The prediction is first brought onto the truth by the similarity of all valid pixels. Then, with
     distances to the nearest point of the other cloud: accuracy is the mean from prediction to
@@ -83,7 +83,7 @@ def _closest(pred: np.ndarray, true: np.ndarray, rounds: int) -> np.ndarray:
 
 
 def _distances(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(distance to the nearest target [N], which one [N])."""
+    """Returns distances to the nearest target points [N], and the indices of these points [N]."""
     from scipy.spatial import KDTree
 
     distance, nearest = KDTree(target).query(source)

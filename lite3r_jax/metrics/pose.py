@@ -13,7 +13,7 @@ from lite3r_jax import geometry
 from lite3r_jax.metrics.values import Metrics, NotAvailable, float64, require_finite, unavailable
 
 THRESHOLDS = (3, 5, 15, 30)
-"""In degrees, of AUC, RRA and RTA."""
+"""Thresholds of AUC, RRA and RTA, in degrees."""
 SAME_PLACE = 1e-6
 """Cameras nearer to each other than this share of the longest distance have no direction."""
 
@@ -39,13 +39,13 @@ class PairErrors:
 
     @property
     def largest(self) -> np.ndarray:
-        """The larger of both, for the pairs that have a direction."""
+        """Larger of rotation and direction error, for the pairs that have a direction."""
         known = np.isfinite(self.direction)
         return np.maximum(self.rotation, self.direction)[known]
 
 
 def pair_errors(extrinsics: ArrayLike, truth: ArrayLike) -> PairErrors:
-    """Errors of all pairs, (0, 1), (0, 2), ..., (1, 2), ...
+    """Computes the errors of relative poses of all pairs of views, (0, 1), (0, 2), ..., (1, 2), ...
 
     Args:
         extrinsics: [S, 3, 4] prediction.
@@ -61,10 +61,10 @@ def pair_errors(extrinsics: ArrayLike, truth: ArrayLike) -> PairErrors:
 
 
 def auc(errors: np.ndarray, threshold: int) -> float:
-    """Area under the curve of the share of errors below 1, 2, ..., `threshold` degrees.
+    """Returns the area under the curve of the share of errors below 1, 2, ..., `threshold` degrees.
 
-    The mean of these shares, as in calculate_auc_np of VGGT's evaluation and of Depth Anything 3
-    (bench/utils.py), where an error of just `threshold` counts as below.
+    It is the mean of these shares, as in calculate_auc_np of VGGT's evaluation and of Depth
+    Anything 3 (bench/utils.py), where an error of just `threshold` counts as below.
 
     Args:
         errors: [N] in degrees, N > 0.
@@ -75,14 +75,14 @@ def auc(errors: np.ndarray, threshold: int) -> float:
 
 
 def pose_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
-    """Errors against the first view, and over all pairs.
+    """Computes errors of poses relative to the first view, and over all pairs of views.
 
     - rotation_deg, direction_deg, translation: means over views 1 to S - 1 relative to view 0,
       which itself does not count. direction_deg is the angle between the directions in which a view
       has the first camera. translation is the distance of the camera centers, in the frame of view
       0 and the unit of the truth, after one least-squares scale for the scene.
     - rra_T, rta_T: share of all pairs with a rotation or direction error below T degrees.
-    - auc_T: `auc` of the larger of both.
+    - auc_T: `auc` of the larger of rotation and direction error.
     - published_auc_T: as the published tables have it, for comparison with them: first camera made
       the world, pairs E_i^-1 E_j, and a direction and its opposite count as the same (VGGT's
       evaluation; Depth Anything 3, bench/utils.py).
@@ -132,7 +132,7 @@ def pose_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
 
 
 def trajectory_metrics(extrinsics: ArrayLike, truth: ArrayLike) -> Metrics:
-    """Errors of the path of the camera, views in order, after the best similarity (Sim(3)).
+    """Computes errors of the camera's path, views in order, after the best similarity (Sim(3)).
 
     - ate: root of the mean squared distance of the camera centers (Sturm et al., IROS 2012).
     - rpe_translation, rpe_rotation_deg: root of the mean square of the length and of the angle of
@@ -177,7 +177,7 @@ def _cameras(extrinsics: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.nd
 
 
 def _centers(e: np.ndarray) -> np.ndarray:
-    """Camera centers [S, 3]."""
+    """Returns the camera centers [S, 3] in the world."""
     return -(np.swapaxes(e[..., :3], -1, -2) @ e[..., 3:])[..., 0]
 
 
@@ -186,19 +186,22 @@ def _first_is_world(e: np.ndarray) -> np.ndarray:
 
 
 def _relative(e: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """E_j E_i^-1, [N, 3, 4]: what takes the frame of camera i to that of camera j."""
+    """Returns E_j E_i^-1 [N, 3, 4], which takes the frame of camera i to that of camera j."""
     rotation = e[j, :, :3] @ np.swapaxes(e[i, :, :3], -1, -2)
     return np.concatenate([rotation, e[j, :, 3:] - rotation @ e[i, :, 3:]], -1)
 
 
 def _errors(pred: np.ndarray, true: np.ndarray, *, signed: bool = True) -> PairErrors:
-    """Errors of relative poses [N, 3, 4]."""
+    """Computes the errors of predicted relative poses [N, 3, 4]."""
     rotation = _angle(pred[..., :3] @ np.swapaxes(true[..., :3], -1, -2))
     return PairErrors(rotation, _between(pred[..., 3], true[..., 3], signed))
 
 
 def _angle(rotation: np.ndarray) -> np.ndarray:
-    """Angle of rotations [N, 3, 3] in degrees, exact near 0 and 180, where acos is not."""
+    """Returns the angle of rotations [N, 3, 3] in degrees.
+
+    It is exact near 0 and 180, where acos is not.
+    """
     r = rotation
     axis = np.stack([r[:, 2, 1] - r[:, 1, 2], r[:, 0, 2] - r[:, 2, 0], r[:, 1, 0] - r[:, 0, 1]])
     trace = np.trace(r, axis1=-2, axis2=-1)
@@ -206,7 +209,7 @@ def _angle(rotation: np.ndarray) -> np.ndarray:
 
 
 def _between(pred: np.ndarray, true: np.ndarray, signed: bool) -> np.ndarray:
-    """Angle between vectors [N, 3] in degrees; see `PairErrors.direction`."""
+    """Returns the angle between vectors [N, 3] in degrees; see `PairErrors.direction`."""
     cross = np.linalg.norm(np.cross(pred, true), axis=-1)
     angle = np.degrees(np.arctan2(cross, (pred * true).sum(-1)))
     if not signed:
@@ -222,11 +225,14 @@ def _same_place(shifts: np.ndarray) -> np.ndarray:
 
 
 def _published(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The larger error of every pair as the published tables have it, first camera the world."""
+    """Returns the larger error of every pair as the published tables have it.
+
+    The first camera is the world.
+    """
     i, j = np.triu_indices(len(true), 1)
 
     def relative(e: np.ndarray) -> np.ndarray:
-        """E_i^-1 E_j."""
+        """Returns the relative poses E_i^-1 E_j of all pairs."""
         moved = e[j].copy()
         moved[..., 3] -= e[i, :, 3]
         return np.swapaxes(e[i, :, :3], -1, -2) @ moved
@@ -235,7 +241,10 @@ def _published(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def _translation(pred: np.ndarray, true: np.ndarray) -> float | NotAvailable:
-    """Mean distance of the centers of views 1 and up, first camera the world, after one scale."""
+    """Returns the mean distance of the centers of views 1 and up, after one least-squares scale.
+
+    The first camera is the world.
+    """
     c, g = _centers(pred)[1:], _centers(true)[1:]
     if not g.any():
         return NotAvailable("all cameras are at the first one's place")

@@ -1,4 +1,7 @@
-"""A metric is a number, or not available for a reason; it is never a stand-in."""
+"""Types of metrics, whose values are numbers or reasons why they are not available.
+
+A number never stands in for a metric that is not available.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,21 +25,21 @@ class NotAvailable:
 
 Value = float | NotAvailable
 Metrics = dict[str, Value]
-"""Name -> value of one sample."""
+"""Metrics of one sample: name -> value."""
 
 
 def unavailable(names: Iterable[str], reason: str) -> Metrics:
-    """All of these names, for one reason."""
+    """Returns metrics of all these names that are not available for one reason."""
     return dict.fromkeys(names, NotAvailable(reason))
 
 
 def prefixed(prefix: str, metrics: Mapping[str, Value]) -> Metrics:
-    """The same values under longer names."""
+    """Returns the same metrics with `prefix` in front of their names."""
     return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
 def float64(array: ArrayLike, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The array in float64, after its shape was checked; None in `shape` is any length.
+    """Returns the array in float64, after a check of its shape; None in `shape` is any length.
 
     Raises:
         ValueError: another shape.
@@ -51,10 +54,10 @@ def float64(array: ArrayLike, name: str, shape: tuple[int | None, ...]) -> np.nd
 
 
 def require_finite(values: np.ndarray, name: str) -> None:
-    """Refuse a prediction that is no number where it is looked at.
+    """Raises an error if a prediction has values that are not finite.
 
     Raises:
-        InputError: with how many.
+        InputError: some are not; the message says how many.
     """
     bad = int(values.size - np.isfinite(values).sum())
     if bad:

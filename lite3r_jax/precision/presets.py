@@ -35,7 +35,7 @@ PRESETS: Mapping[str, tuple[PrecisionRule, ...]] = MappingProxyType(
 
 
 def preset(name: str) -> tuple[PrecisionRule, ...]:
-    """Give the rules of a preset; they fit all backbones with any heads and plan.
+    """Returns the rules of a preset, which fit all backbones with any heads and plan.
 
     `none`: full precision.
 
@@ -46,8 +46,9 @@ def preset(name: str) -> tuple[PrecisionRule, ...]:
     `int8`: the same Linears with weights in int8, one scale for each output, and activations as
     they are: for chips without float8, and for less rounding of weights than e4m3.
 
-    `paper`: those as well, which are all that Lite3R wraps (lite3r_kit/fp8_fake_quant.py): 384 of
-    VGGT-1B with camera and depth heads and the plan "sla_paper", 147 of DA3-Large.
+    `paper`: the Linears of `default` and its exceptions, which are all that Lite3R wraps
+    (lite3r_kit/fp8_fake_quant.py): 384 of VGGT-1B with camera and depth heads and the plan
+    "sla_paper", 147 of DA3-Large.
 
     `paper_w4a16` and `paper_w4a8`: the first stage of Lite3R's recipe for VGGT (four-bit weights
     outside of attention, 156 Linears; its 16-bit activations are finer than bfloat16 and are left)

@@ -1,4 +1,4 @@
-"""How the matrix product of one site is quantized, and the sites that a rule is for."""
+"""Precision rules: how matrix products are quantized, and at which sites of a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,14 @@ from lite3r_jax.kernels.fp8.reference import (
 )
 
 CAMERA_OUTPUTS = "<camera outputs>"
-"""In place of the path of a rule: the layers of which a backbone says that they put out cameras
-(`Backbone.camera_outputs`)."""
+"""Path of a rule that stands for the layers whose outputs are cameras.
+
+A backbone says which layers they are (`Backbone.camera_outputs`)."""
 
 
 @dataclass(frozen=True)
 class Fp8Rule:
-    """Float8, or weights in int8, at the sites in whose path `path` is found (`re.search`).
+    """Quantizes to float8, or weights to int8, the sites whose path has `path` (`re.search`).
 
     With weights and activations both None the sites keep full precision, which is how a rule makes
     exceptions from the rules behind it.
@@ -49,7 +50,7 @@ class Fp8Rule:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Refuses settings without a meaning."""
         for name in ("weights", "activations", "gradients"):
             known = WEIGHT_FORMATS if name == "weights" else FORMATS
             if getattr(self, name) not in (None, *known):
@@ -83,14 +84,14 @@ class Fp8Rule:
         return self.scale == "tensor" and (self.activations or self.gradients) is not None
 
     def dot_general(self, x: Any, w: Any, dimensions: Any, **settings: Any) -> jax.Array:
-        """Multiply as `lax.dot_general` does, with quantized operands."""
+        """Multiplies as `lax.dot_general` does, with quantized operands."""
         return fp8_dot_general(
             x, w, dimensions, weights=self.weights, activations=self.activations,
             gradients=self.gradients, scale=self.scale, **settings,
         )  # fmt: skip
 
     def matrix(self, w: jax.Array) -> jax.Array:
-        """The weights [..., K, N] as the operator sees them: quantized and dequantized."""
+        """Returns the weights [..., K, N] quantized and dequantized, as the product sees them."""
         if self.weights is None:
             return w
         return fake_quantize(w, self.weights, -2 if self.scale == "row" else (-2, -1))
@@ -116,7 +117,7 @@ class Int4Rule:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Refuses settings without a meaning."""
         bits = self.activation_bits
         if self.group < 1 or not (bits is None or 2 <= bits <= 8):
             raise InputError(
@@ -129,17 +130,17 @@ class Int4Rule:
 
     @property
     def activations(self) -> int | None:
-        """Whether activations are quantized."""
+        """Number of bits of quantized activations, or None where they are left."""
         return self.activation_bits
 
     def dot_general(self, x: Any, w: Any, dimensions: Any, **settings: Any) -> jax.Array:
-        """Multiply as `lax.dot_general` does, with quantized operands."""
+        """Multiplies as `lax.dot_general` does, with quantized operands."""
         if self.activation_bits is not None:
             x = fake_quantize_int(x, self.activation_bits, None)
         return lax.dot_general(x, self.matrix(w).astype(x.dtype), dimensions, **settings)
 
     def matrix(self, w: jax.Array) -> jax.Array:
-        """The weights [..., K, N] as the operator sees them: quantized and dequantized."""
+        """Returns the weights [..., K, N] quantized and dequantized, as the product sees them."""
         flat = w.reshape(-1, *w.shape[-2:])
         return jax.vmap(lambda m: fake_quantize_int(m, 4, self.group))(flat).reshape(w.shape)
 
@@ -155,11 +156,11 @@ class RuleDotGeneral:
 
     @property
     def joins_tokens(self) -> bool:
-        """See `Fp8Rule`."""
+        """Whether tokens share a scale under the rule, see `Fp8Rule.joins_tokens`."""
         return self.rule.joins_tokens
 
     def __call__(self, x: Any, w: Any, dimensions: Any, **settings: Any) -> jax.Array:
-        """See `lax.dot_general`; an explicit output sharding is refused."""
+        """Multiplies as `lax.dot_general` does, by the rule; refuses an output sharding."""
         if settings.pop("out_sharding", None) is not None:
             raise ValueError("out_sharding is not supported where a Linear is quantized")
         return self.rule.dot_general(x, w, dimensions, **settings)

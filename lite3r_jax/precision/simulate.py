@@ -1,4 +1,4 @@
-"""Quantization simulated on a built model whose parameters stay as they are."""
+"""Simulates quantization on a built model, whose parameters stay as they are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from lite3r_jax.precision.sites import find_places, match
 
 
 def apply_precision(model: Any, rules: Sequence[PrecisionRule], *, count: int | None = None) -> Any:
-    """Give the model with simulated quantization; its parameters stay what they are.
+    """Returns the model with simulated quantization; its parameters stay what they are.
 
     The parameters keep path, shape, dtype and value, so checkpoints, weight maps and selectors of
     trained parameters do not change. Quantization happens at every use, from the parameter as it is
@@ -71,13 +71,13 @@ class QuantizedParam(nnx.Param):
     """
 
     def __getitem__(self, key: Any) -> Any:
-        """The quantized value."""
+        """Returns the quantized value, or a part of it."""
         value = self.get_metadata("rule").matrix(self.get_value())
         return value if key is Ellipsis else value[key]
 
 
 def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """The `promote_dtype` of a Linear, without rounding the kernel before it is quantized."""
+    """Promotes dtypes for a Linear, without rounding the kernel before it is quantized."""
     del inexact
     x, kernel, bias = arrays
     dtype = jnp.result_type(x, kernel) if dtype is None else dtype

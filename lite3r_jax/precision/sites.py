@@ -1,4 +1,4 @@
-"""The matrix products of a built model, by path, and the rule that each of them gets."""
+"""Finds the matrix products of a built model, by path, and the precision rule of each."""
 
 import difflib
 import math
@@ -19,7 +19,7 @@ class Site:
     """A matrix product of a model and the rule that it gets from a list of rules.
 
     Attributes:
-        path: of the Linear or the matrix in the model, "/" between the parts.
+        path: path of the Linear or the matrix in the model, "/" between the parts.
         layers: number of upstream Linears that are stacked here.
         rule: the first that fits, or None. It may say to leave the site in full precision.
     """
@@ -30,12 +30,12 @@ class Site:
 
     @property
     def wrapped(self) -> bool:
-        """Whether it is quantized."""
+        """Whether the rule quantizes the site."""
         return self.rule is not None and not self.rule.full
 
 
 def match(model: nnx.Module, rules: Sequence[PrecisionRule]) -> tuple[Site, ...]:
-    """List all sites of a model, which may be abstract, each with the rule that it gets.
+    """Lists all sites of a model, which may be abstract, each with the rule that it gets.
 
     Raises:
         InputError: a rule is no regular expression, matches no site, or only sites that rules
@@ -72,19 +72,19 @@ class Place:
 
     @property
     def rule(self) -> PrecisionRule | None:
-        """The rule by which it is quantized now, or None."""
+        """The rule by which the weight is quantized now, or None."""
         if isinstance(dot := self.owner.dot_general, RuleDotGeneral):
             return dot.rule
         return None if isinstance(self.held, nnx.Linear) else self.held.get_metadata("rule", None)
 
     @property
     def quantized(self) -> bool:
-        """Whether a rule has been applied to it."""
+        """Whether a rule has been applied to the weight."""
         return self.rule is not None
 
 
 def find_places(model: nnx.Module) -> dict[str, Place]:
-    """All matrix products of a model by path, sorted."""
+    """Returns all matrix products of a model by path, sorted."""
     places = {}
     modules = dict(nnx.iter_modules(model))
     for path, module in modules.items():
@@ -118,7 +118,11 @@ def _count_layers(matrix: nnx.Variable) -> int:
 
 
 def path_matches(pattern: str, path: str) -> bool:
-    """Whether a regular expression is found in a path (`re.search`); InputError if it is none."""
+    """Returns whether a regular expression is found in a path (`re.search`).
+
+    Raises:
+        InputError: the pattern is no regular expression.
+    """
     try:
         return re.search(pattern, path) is not None
     except re.error as error:

@@ -1,4 +1,4 @@
-"""Weights stored as float8 and scales: those that are not trained, or all of them."""
+"""Stores weights as float8 and scales: those that are not trained, or all weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ Kind = Literal["fp8_weight_only", "fp8_dynamic"]
 
 
 def freeze_quantized(model: Any, trainable: Sequence[str] = ()) -> Any:
-    """Store the weights that are not trained as float8 and scales.
+    """Stores the weights that are not trained as float8 and scales.
 
     For a model of `apply_precision`. A Linear under an `Fp8Rule` with weights becomes an
     `Fp8Linear`, whose gradient flows to its input only; kernel paths change from `kernel` to
@@ -34,12 +34,12 @@ def freeze_quantized(model: Any, trainable: Sequence[str] = ()) -> Any:
     quantizing at use costs little; call it where time counts (a CPU) or where there is no teacher.
 
     Args:
-        model: from `apply_precision`; abstract will do. It is not changed.
+        model: from `apply_precision`; abstract will do. The model is not changed.
         trainable: regular expressions of the parameters that are trained, as for
             `training.parameters.split`.
 
     Raises:
-        InputError: an expression that is none.
+        InputError: one of `trainable` is no regular expression.
     """
     model = nnx.merge(*nnx.split(model))
     for path, place in find_places(model).items():
@@ -59,7 +59,7 @@ def deploy(
     rest: Any = None,
     implementation: str = "auto",
 ) -> Any:
-    """Give the model with its weights stored as float8, for inference only.
+    """Returns the model with its weights stored as float8, for inference only.
 
     The numbers are those of the simulation: what was trained is what runs. `proj_lin` keeps its
     dtype and has the values of its codes.
@@ -116,7 +116,7 @@ def deploy(
 def _stored(
     linear: nnx.Linear, rule: Fp8Rule, activations: FormatName | None, implementation: str
 ) -> Fp8Linear:
-    """The float8 module that takes the place of a Linear."""
+    """Builds the float8 module that takes the place of a Linear."""
     assert rule.weights is not None
     axis = -1 if rule.scale == "row" else (-2, -1)
     kernel = linear.kernel.get_value()
@@ -140,7 +140,7 @@ def _codes(kernel: jax.Array, form: WeightFormat, axis: Any) -> tuple[jax.Array,
 
 
 def _compute(function: Callable[..., Any], value: Any) -> Any:
-    """The function of an array, or the shapes of it of a shape."""
+    """Returns function(value), or the shapes of the result where `value` is only a shape."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.eval_shape(function, value)
     return function(value)

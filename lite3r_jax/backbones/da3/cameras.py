@@ -1,4 +1,4 @@
-"""Cameras in and out: known cameras to tokens, tokens to cameras.
+"""Camera encoder (known cameras to tokens) and camera decoder (tokens to cameras).
 
 Poses are encoded camera-to-world here (depth_anything_3/model/utils/transform.py), in VGGT
 world-to-camera; the nine numbers are the same otherwise.
@@ -33,16 +33,16 @@ ROTATION_TOLERANCE = 1e-3
 def encode_cameras(
     extrinsics: jax.Array, intrinsics: jax.Array, image_size: Sequence[int]
 ) -> jax.Array:
-    """World-to-camera [..., 3, 4] and intrinsics [..., 3, 3] to encodings [..., 9].
+    """Encodes world-to-camera poses [..., 3, 4] and intrinsics [..., 3, 3] as vectors [..., 9].
 
-    The principal point is not part of it.
+    The principal point is not part of the encoding.
     """
     poses = geometry.invert_se3(extrinsics)
     return geometry.cameras_to_pose_encoding(poses, intrinsics, image_size)
 
 
 def decode_cameras(pose_enc: jax.Array, image_size: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """Encodings [..., 9] to world-to-camera [..., 3, 4] and intrinsics [..., 3, 3] in pixels.
+    """Decodes vectors [..., 9] to world-to-camera [..., 3, 4] and intrinsics [..., 3, 3] in pixels.
 
     Fields of view of 0, or of more than half a turn, give focal lengths of 1e6 half image sizes.
     """
@@ -58,9 +58,10 @@ def decode_cameras(pose_enc: jax.Array, image_size: Sequence[int]) -> tuple[jax.
 def camera_matrix(
     focal: jax.Array, image_size: Sequence[int], center: jax.Array | None = None
 ) -> jax.Array:
-    """Intrinsics [..., 3, 3] of focal lengths and principal points [..., 2] in pixels (x, y).
+    """Builds intrinsics [..., 3, 3] of focal lengths and principal points [..., 2] in pixels.
 
-    The principal point is that of the image, (W / 2, H / 2), when None.
+    The last axis of both is (x, y). The principal point is that of the image, (W / 2, H / 2), when
+    None.
     """
     height, width = image_size
     if center is None:
@@ -75,7 +76,7 @@ def camera_matrix(
 
 
 def world_to_camera_encoding(pose_enc: jax.Array) -> jax.Array:
-    """The encoding of the inverse poses, which `Prediction.pose_enc` has."""
+    """Converts camera-to-world encodings to those of the inverse, as `Prediction.pose_enc` has."""
     quat = pose_enc[..., 3:7] * jnp.asarray([-1, -1, -1, 1], pose_enc.dtype)
     rotation = geometry.quat_to_mat(quat)
     shift = -jnp.einsum("...ij,...j->...i", rotation, pose_enc[..., :3], precision="highest")
@@ -83,10 +84,10 @@ def world_to_camera_encoding(pose_enc: jax.Array) -> jax.Array:
 
 
 class CameraDecoder(nnx.Module):
-    """Camera token of every view to a pose encoding (depth_anything_3/model/cam_dec.py)."""
+    """Decodes a pose from the camera token of every view (depth_anything_3/model/cam_dec.py)."""
 
     def __init__(self, dim: int, *, param_dtype: Any, rngs: nnx.Rngs):
-        """Args: dim: channels of the camera token (both streams together)."""
+        """Builds the decoder for camera tokens of `dim` channels (both streams together)."""
         linear = {"dtype": jnp.float32, "param_dtype": param_dtype, "rngs": rngs}
         self.fc1 = nnx.Linear(dim, dim, **linear)
         self.fc2 = nnx.Linear(dim, dim, **linear)
@@ -95,16 +96,17 @@ class CameraDecoder(nnx.Module):
         self.field_of_view = nnx.Linear(dim, 2, **linear)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """[B, S, 2C] -> camera-to-world encodings [B, S, 9]."""
+        """Maps camera tokens [B, S, 2C] to camera-to-world encodings [B, S, 9]."""
         x = nnx.relu(self.fc2(nnx.relu(self.fc1(tokens.astype(jnp.float32)))))
         fov = nnx.relu(self.field_of_view(x))
         return jnp.concatenate([self.translation(x), self.quaternion(x), fov], axis=-1)
 
 
 class CameraEncoder(nnx.Module):
-    """Known cameras to camera tokens (depth_anything_3/model/cam_enc.py).
+    """Encodes known cameras as camera tokens (depth_anything_3/model/cam_enc.py).
 
-    Attends over the S views of a scene. Sites: role "camera", one per block. Always float32.
+    Attends over the S views of a scene. Attention layers: role "camera", one per block. Always
+    float32.
     """
 
     def __init__(self, config: DA3Config, *, plan: Plan, param_dtype: Any, rngs: nnx.Rngs):
@@ -123,11 +125,11 @@ class CameraEncoder(nnx.Module):
     def __call__(
         self, extrinsics: jax.Array, intrinsics: jax.Array, image_size: tuple[int, int]
     ) -> jax.Array:
-        """Encode cameras.
+        """Encodes known cameras as one token for every view.
 
         Args:
             extrinsics: [B, S, 3, 4] world-to-camera.
-            intrinsics: [B, S, 3, 3] in pixels of images of that size.
+            intrinsics: [B, S, 3, 3] in pixels of images of size `image_size`.
             image_size: (H, W).
 
         Returns:
@@ -144,7 +146,7 @@ class CameraEncoder(nnx.Module):
 def check_cameras(
     extrinsics: Any, intrinsics: Any, batch: int, views: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Known cameras in the form that the model wants; values are looked at outside of jit only.
+    """Checks known cameras and returns them in float32; values are looked at outside of jit only.
 
     Args:
         extrinsics: [B, S, 3, 4] or [B, S, 4, 4] world-to-camera.

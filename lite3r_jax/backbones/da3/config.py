@@ -1,4 +1,4 @@
-"""Sizes of the published models, and their JSON forms: the one here and that of the hub."""
+"""Sizes of the published Depth Anything 3 models, read from this package's or the hub's JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,27 +47,27 @@ class DA3Config:
 
     @property
     def early_blocks(self) -> range:
-        """Blocks before the alternation, all within a view."""
+        """Numbers of the blocks before the alternation, which all attend within a view."""
         return range(self.alt_start)
 
     @property
     def lead_blocks(self) -> range:
-        """The global block that comes before the first pair where `alt_start` is odd."""
+        """Number of the global block before the first pair if `alt_start` is odd, else empty."""
         return range(self.alt_start, self.first_pair)
 
     @property
     def frame_blocks(self) -> range:
-        """First blocks of the pairs."""
+        """Numbers of the first blocks of the pairs, which attend within each view."""
         return range(self.first_pair, self.depth, 2)
 
     @property
     def global_blocks(self) -> range:
-        """Second blocks of the pairs."""
+        """Numbers of the second blocks of the pairs, which attend over all views."""
         return range(self.first_pair + 1, self.depth, 2)
 
     @property
     def first_pair(self) -> int:
-        """The first even block at or after `alt_start`."""
+        """Number of the block that starts the first pair: the first even one from `alt_start`."""
         return self.alt_start + self.alt_start % 2
 
 
@@ -123,7 +123,7 @@ _NETS = {"vits": "da3-small", "vitb": "da3-base", "vitl": "da3-large", "vitg": "
 
 
 def config_from_json(data: dict[str, Any]) -> DA3Config:
-    """Read the JSON form, or the config.json of a hub repository.
+    """Reads sizes from their JSON form, or from the config.json of a hub repository.
 
     Settings that are absent keep DA3-Large's values. The hub form is {"model_name": ..., "config":
     ...}; its tree, where there is one, must say the same as the published model of that name.

@@ -1,4 +1,4 @@
-"""Known cameras as the model wants them (depth_anything_3/api.py, _normalize_extrinsics)."""
+"""Normalization of known cameras (depth_anything_3/api.py, _normalize_extrinsics)."""
 
 from typing import Any
 
@@ -8,11 +8,10 @@ LEAST_DISTANCE = 0.1
 
 
 def normalize(extrinsics: Any) -> np.ndarray:
-    """Known cameras as the model wants them.
+    """Makes known cameras relative to the first one, in units of the median distance from it.
 
-    Relative to the first camera, in units of the median distance from it. That is the lower median
-    and counts the first camera itself; it is at least 0.1. With one or two views it is therefore
-    0.1, whatever their distance: upstream has it so.
+    The median is the lower one and counts the first camera itself; it is at least 0.1. With one or
+    two views it is therefore 0.1, whatever their distance: upstream has it so.
 
     Args:
         extrinsics: [S, 3, 4] or [S, 4, 4] world-to-camera, of one scene.

@@ -1,8 +1,8 @@
-"""Depth Anything 3: the model (depth_anything_3/model/da3.py, arXiv 2511.10647).
+"""The Depth Anything 3 model (depth_anything_3/model/da3.py, arXiv 2511.10647).
 
 One DINOv2 encodes all views; its later blocks attend in turn within each view and over all views.
-A dense head turns tokens of four blocks into depth and, where asked for, rays; a small one reads
-cameras off the tokens. Known cameras can go in as camera tokens.
+A dense head turns tokens of four blocks into depth and, where asked for, rays; a small head
+predicts cameras from the tokens. Known cameras can go in as camera tokens.
 """
 
 from collections import Counter
@@ -69,7 +69,7 @@ TAPS = {
 
 
 class DA3(BackboneModel):
-    """The model. `prediction, taps = model(images)`."""
+    """The Depth Anything 3 model; `prediction, taps = model(images)` reconstructs scenes."""
 
     parts = PARTS
     taps = TAPS
@@ -108,7 +108,7 @@ class DA3(BackboneModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Build with random weights.
+        """Builds the model with random weights.
 
         Args:
             config: sizes.
@@ -165,7 +165,7 @@ class DA3(BackboneModel):
         on_host: bool = False,
         split_weights: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """Reconstruct scenes. Compiled once per shape and choice.
+        """Reconstructs scenes; the pass is compiled once per shape and set of choices.
 
         The world frame is the model's own, near the reference view's camera. Predicted cameras are
         the model's also where known cameras went in; `infer.alignment.align` brings them together.
@@ -186,15 +186,15 @@ class DA3(BackboneModel):
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.
             views: how many of the views count, where they are in parts; see `BackboneModel`.
-            on_host: whether tokens rest on the host; see there.
-            split_weights: see there.
+            on_host: whether tokens rest on the host; see `BackboneModel`.
+            split_weights: see `BackboneModel`.
 
         Returns:
             (`Prediction`, {tap: array}).
 
         Raises:
-            InputError: see `BackboneModel`; known cameras that are none.
-            ValueError: known cameras of another shape, or one half of them.
+            InputError: see `BackboneModel`; known cameras with values that no camera has.
+            ValueError: known cameras of another shape, or one of the two arrays without the other.
         """
         return super().__call__(
             images,
@@ -214,7 +214,7 @@ class DA3(BackboneModel):
     def check_given(
         self, given: dict[str, jax.Array], batch: int, views: int
     ) -> dict[str, jax.Array]:
-        """Known cameras, both halves of them, with values that are cameras."""
+        """Implements `BackboneModel.check_given`: checks both arrays of known cameras."""
         if not given:
             return given
         extrinsics, intrinsics = given.get("extrinsics"), given.get("intrinsics")
@@ -222,7 +222,7 @@ class DA3(BackboneModel):
         return {"extrinsics": extrinsics, "intrinsics": intrinsics}
 
     def roles(self) -> dict[Role, RoleSize]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.roles`: frame, global, and camera with the camera encoder."""
         config = self.config
         head = config.embed_dim // config.num_heads
         roles: dict[Role, RoleSize] = {
@@ -237,11 +237,11 @@ class DA3(BackboneModel):
         return roles
 
     def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.scene_tokens`: a camera token and patches per view."""
         return TokenLayout(views, 1, grid, "global")
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
-        """See `BackboneModel`; no rays, no known cameras."""
+        """Implements `BackboneModel.operations`: counts a pass without rays and known cameras."""
         config, plan, sites = self.config, self.plan, self.sites
         c, d = config.embed_dim, 2 * config.embed_dim
         frame = TokenLayout(1, 1, grid, "frame")
@@ -274,7 +274,7 @@ class DA3(BackboneModel):
     def forward(
         self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.forward`: runs trunk and heads."""
         poses, rays, taps, remat = call["poses"], call["rays"], call.taps, call.remat
         size = (images.shape[2], images.shape[3])
         patch = self.config.patch_size

@@ -32,14 +32,14 @@ INLIER = 0.2
 
 
 class RayHead(nnx.Module):
-    """Maps of the depth head's levels to rays and their confidence (model/dualdpt.py).
+    """Predicts rays and their confidence from the depth head's levels (model/dualdpt.py).
 
     It has its own fusion of the levels. Upstream evaluates an output for each of the four levels
     and uses that of the finest one, which is the only one here.
     """
 
     def __init__(self, features: int, *, param_dtype: Any, rngs: nnx.Rngs):
-        """Args: features: F, width of the levels."""
+        """Builds the branch for levels of F = `features` channels."""
         kinds = {"param_dtype": param_dtype, "rngs": rngs}
         half = features // 2
         self.refine = refinements(features, rectified_skip=False, **kinds)
@@ -54,7 +54,7 @@ class RayHead(nnx.Module):
     def __call__(
         self, maps: Sequence[jax.Array], grid: tuple[int, int]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Run the branch.
+        """Predicts rays and confidence, not activated, from the levels of the depth head.
 
         Args:
             maps: four levels [B, h_l, w_l, F] of `DPT.levels`.
@@ -72,7 +72,7 @@ class RayHead(nnx.Module):
 
 
 def draw_samples(points: int, seed: int = 0) -> np.ndarray:
-    """Which candidates each trial homography is made of.
+    """Draws the candidates that each trial homography is fitted to.
 
     Args:
         points: rays of one view.
@@ -93,7 +93,7 @@ def cameras_from_rays(
     image_size: tuple[int, int],
     samples: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cameras of ray maps.
+    """Computes cameras from maps of rays.
 
     Exact for rays of a camera whose principal point is the image center; for others upstream's
     decomposition, which is followed here, is not that of a pinhole camera.
@@ -139,7 +139,7 @@ def cameras_from_rays(
 def robust_homography(
     source: jax.Array, target: jax.Array, weight: jax.Array, samples: jax.Array
 ) -> jax.Array:
-    """The homography that most weight agrees with, by RANSAC.
+    """Fits the homography that points of the largest total weight agree with, by RANSAC.
 
     Args:
         source: [N, 2].
@@ -166,7 +166,10 @@ def robust_homography(
 
 
 def homography(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
-    """Weighted direct linear transform [3, 3] with 1 in the corner, from points [N, 2]."""
+    """Fits a homography [3, 3] to weighted points [N, 2] by the direct linear transform.
+
+    The entry in its corner is 1.
+    """
     root = jnp.sqrt(weight)[:, None]
     plane = jnp.concatenate([source, jnp.ones_like(source[:, :1])], -1) * root
     zero = jnp.zeros_like(plane)
@@ -183,7 +186,7 @@ def homography(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.A
 
 
 def ql(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[3, 3] = Q L with Q orthogonal and L lower triangular, its diagonal positive."""
+    """Factors a matrix [3, 3] into Q L: Q orthogonal, L lower triangular, its diagonal positive."""
     q, r = jnp.linalg.qr(matrix[:, ::-1])
     q, lower = q[:, ::-1], r[::-1, ::-1]
     sign = jnp.sign(jnp.diagonal(lower))

@@ -1,4 +1,4 @@
-"""Which view comes first: the strategies of depth_anything_3/model/reference_view_selector.py."""
+"""Choice of the reference view (depth_anything_3/model/reference_view_selector.py)."""
 
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ LEAST_VIEWS = 3
 
 
 def check_strategy(strategy: str) -> None:
-    """Refuse what is no strategy.
+    """Raises an error if the strategy of choosing the reference view is unknown.
 
     Raises:
         InputError: it is unknown.
@@ -27,7 +27,7 @@ def check_strategy(strategy: str) -> None:
 
 
 def balance_scores(tokens: jax.Array) -> dict[str, jax.Array]:
-    """What "saddle_balanced" looks at, see `select_reference`.
+    """Computes the scores by which "saddle_balanced" chooses, see `select_reference`.
 
     Args:
         tokens: [B, S, C] class tokens.
@@ -54,13 +54,16 @@ def balance_scores(tokens: jax.Array) -> dict[str, jax.Array]:
 
 
 def similarity_range(tokens: jax.Array) -> jax.Array:
-    """Largest minus smallest similarity of each view to the others [B, S], 0 to itself counted."""
+    """Returns the largest minus the smallest similarity of each view to the others [B, S].
+
+    The similarity of a view to itself counts as 0.
+    """
     similarity = _similarities(tokens.astype(jnp.float32))
     return similarity.max(-1) - similarity.min(-1)
 
 
 def select_reference(tokens: jax.Array, strategy: Strategy) -> jax.Array:
-    """The reference view of every scene.
+    """Chooses the reference view of every scene.
 
     "saddle_balanced": the view that is nearest to the middle in three respects, mean similarity to
     the others, length of the class token and variance of its direction. The direction's variance is
@@ -90,7 +93,7 @@ def select_reference(tokens: jax.Array, strategy: Strategy) -> jax.Array:
 
 
 def reference_first(reference: jax.Array, views: int) -> jax.Array:
-    """The order of views that puts the reference view first and leaves the others in theirs.
+    """Returns the order that puts the reference view first and keeps that of the other views.
 
     Args:
         reference: [B] index of the reference view.
@@ -106,25 +109,28 @@ def reference_first(reference: jax.Array, views: int) -> jax.Array:
 
 
 def take_views(x: jax.Array, order: jax.Array) -> jax.Array:
-    """x [B, S, ...] with its views in the order [B, S]."""
+    """Returns x [B, S, ...] with its views in the order `order` [B, S]."""
     return jax.vmap(lambda one, index: one[index])(x, order)
 
 
 def restore_views(x: jax.Array, order: jax.Array) -> jax.Array:
-    """What `take_views` with the same order was applied to."""
+    """Undoes `take_views` with the same order."""
     return take_views(x, jnp.argsort(order, axis=1))
 
 
 def move_views(
     x: jax.Array, reference: jax.Array, parts: ViewParts | None, *, back: bool = False
 ) -> jax.Array:
-    """`take_views` by `reference_first`, or back; of views in parts every device sends one or two.
+    """Moves the reference view to the front, or back to its place, also across devices.
+
+    This is `take_views` by `reference_first`, or its inverse. With views in parts every device
+    sends one or two views.
 
     Args:
         x: [B, S, ...], or [B, filled, ...] of views in parts.
         reference: [B] index of the reference view.
         parts: the devices that the views are on, or None.
-        back: whether to undo it.
+        back: whether to move the reference view back to its place.
     """
     if parts is None:
         order = reference_first(reference, x.shape[1])
@@ -148,7 +154,7 @@ def move_views(
 
 
 def _similarities(tokens: jax.Array) -> jax.Array:
-    """Cosines between views [B, S, S], those of a view with itself taken off."""
+    """Returns cosine similarities between views [B, S, S], minus the identity matrix."""
     direction = tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
     cosine = jnp.einsum("bic,bjc->bij", direction, direction, precision=lax.Precision.HIGHEST)
     return cosine - jnp.eye(tokens.shape[1])

@@ -37,12 +37,12 @@ from lite3r_jax.mesh import ViewParts, views_of_all
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens that heads read.
+    """The tokens that heads read, and what restores the order of the views.
 
     Attributes:
         kept: [B, S, K, P, 2C] in the compute dtype, frame and global stream side by side, of the
-            pairs that are read; the reference view first. It may rest on the host.
-        first: [B, S, K, 2C] the first token of every view in them, on the device.
+            pairs of blocks that are read; the reference view first. It may rest on the host.
+        first: [B, S, K, 2C] the first token of every view in `kept`, on the device.
         reference: [B] the view that was put first; None where the views kept their order.
         taps: intermediates, views in the order of the images.
         parts: the devices that the views are on, or None.
@@ -55,9 +55,10 @@ class Encoded:
     parts: ViewParts | None = None
 
     def restore(self, x: jax.Array) -> jax.Array:
-        """x [B, S, ...] that was computed from `kept`, in the order of the images.
+        """Returns x [B, S, ...], computed from `kept`, with its views in the order of the images.
 
-        Of views in parts there may be all of them, or those that count on every device.
+        With views in parts, x has the views of `kept`, spread over the devices, or the views that
+        count, whole on every device.
         """
         if self.reference is None:
             return x
@@ -66,12 +67,13 @@ class Encoded:
 
 
 class Trunk(TokenEmbed):
-    """Views to tokens (depth_anything_3/model/dinov2/vision_transformer.py).
+    """Encodes views as tokens (depth_anything_3/model/dinov2/vision_transformer.py).
 
-    Sites: roles "frame" and "global", each counted through in the order of execution. Block i is
-    global if i is odd and not before `alt_start`. Blocks before `alt_start` know neither RoPE nor
-    the other views; their class tokens choose the reference view, which comes first from there on,
-    and are then replaced by camera tokens. In global blocks all patches have the same position.
+    Attention layers: roles "frame" and "global", each numbered in the order of execution. Block i
+    is global if i is odd and not before `alt_start`. Blocks before `alt_start` know neither RoPE
+    nor the other views; their class tokens choose the reference view, which comes first from
+    `alt_start` on, and are then replaced by camera tokens. In global blocks all patches have the
+    same position.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Trunk(TokenEmbed):
         self.norm = layer_norm(c, 1e-5, param_dtype=param_dtype, rngs=rngs)
 
     def level(self, tokens: jax.Array, index: int) -> jax.Array:
-        """The tokens of an out layer: [..., K, P, 2C] of `Encoded.kept` -> [..., P, 2C]."""
+        """Returns the tokens of an out layer: [..., K, P, 2C] of `Encoded.kept` -> [..., P, 2C]."""
         slot, is_global = self.levels[index]
         tokens = tokens[..., slot, :, :]
         if is_global:
@@ -141,12 +143,14 @@ class Trunk(TokenEmbed):
         return jnp.concatenate([first, first], axis=-1)
 
     def features(self, tokens: jax.Array, index: int, norm: Any = None) -> jax.Array:
-        """What the dense heads read of an out layer; only the second half is normed.
+        """Returns the features of an out layer that the dense heads read.
+
+        Only the second half of the channels is normed.
 
         Args:
             tokens: [..., K, P, 2C] of `Encoded.kept`.
             index: of the out layer, 0 to 3.
-            norm: the norm of this trunk where it is an argument of what calls this; None: this one.
+            norm: this trunk's norm, from a caller that takes it as an argument; None: `self.norm`.
 
         Returns:
             [..., h*w, 2C].
@@ -165,7 +169,7 @@ class Trunk(TokenEmbed):
         parts: ViewParts | None = None,
         on_host: bool = False,
     ) -> Encoded:
-        """Encode views.
+        """Encodes views as tokens.
 
         Args:
             images: [B, S, H, W, 3], normalized.
@@ -264,7 +268,7 @@ class Trunk(TokenEmbed):
     def _original_order(
         ys: dict[str, jax.Array], first_view: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """Taps [L, B, S, ...] with their views in the order of the images."""
+        """Returns taps [L, B, S, ...] with their views in the order of the images."""
         if first_view is None or not ys:
             return ys
         order = reference_first(first_view, next(iter(ys.values())).shape[2])

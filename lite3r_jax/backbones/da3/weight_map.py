@@ -1,4 +1,4 @@
-"""Names of the Depth Anything 3 checkpoints and of the parameters here.
+"""Map of tensor names in Depth Anything 3 checkpoints to parameter paths here.
 
 Upstream names: depth_anything_3/model/*, behind the prefix "model." of the published files. Which
 stack a block belongs to depends on the config.
@@ -49,7 +49,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 
 
 def name_map(config: DA3Config) -> NameMap:
-    """The map of a model of these sizes."""
+    """Returns the map of tensor names for a model of these sizes."""
     return NameMap(
         fields=FIELDS,
         rules=(
@@ -85,10 +85,11 @@ def name_map(config: DA3Config) -> NameMap:
 
 
 def _unused_outputs() -> list[Skip]:
-    """The outputs of the ray branch for the three coarser levels, and the other names of its norm.
+    """Lists tensors of the ray branch that are skipped: coarser outputs, and copies of its norm.
 
-    Published files have the shared norm under its first name only; a file saved by PyTorch has it
-    under all four.
+    These are the outputs for the three coarser levels, and the other names of the shared norm.
+    Published files have that norm under its first name only; a file saved by PyTorch has it under
+    all four.
     """
     reason = "upstream computes a ray output for this level and discards it"
     conv, deeper = (3, 2, 0, 1), "ray_head/convs"
@@ -112,7 +113,7 @@ def _unused_outputs() -> list[Skip]:
 
 
 def license_of(config: DA3Config) -> str | None:
-    """The license of the published weights of these sizes."""
+    """Returns the license of the published weights of these sizes; None if there are none."""
     return next((known.license for known in PUBLISHED if known.config == config), None)
 
 

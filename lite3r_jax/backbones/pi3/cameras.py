@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 
 LEAST_WEIGHT = 1e-6
-"""Of a pixel in the fit of intrinsics, so that one of no confidence anywhere has a solution."""
+"""Added to the weight of every pixel in the fit of intrinsics.
+
+The fit then has a solution even if no pixel has any confidence."""
 
 
 def _product(*factors: jax.Array) -> jax.Array:
-    """Product of 3 x 3 matrices at full precision."""
+    """Multiplies 3 x 3 matrices at full precision."""
     result, *rest = factors
     for factor in rest:
         result = jnp.matmul(result, factor, precision=lax.Precision.HIGHEST)
@@ -26,7 +28,10 @@ def _transposed(matrix: jax.Array) -> jax.Array:
 
 
 def _decomposed(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(R, V, signed singular values) of M = U diag(s) V^T, with R = U diag(1, 1, det U V^T) V^T."""
+    """Returns (R, V, signed singular values) of M = U diag(s) V^T, R being the nearest rotation.
+
+    R = U diag(1, 1, det U V^T) V^T.
+    """
     u, s, vt = jnp.linalg.svd(matrix)
     sign = jnp.where(jnp.linalg.det(u) * jnp.linalg.det(vt) < 0, -1.0, 1.0).astype(s.dtype)
     signs = jnp.stack([jnp.ones_like(sign), jnp.ones_like(sign), sign], -1)
@@ -35,12 +40,12 @@ def _decomposed(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def nearest_rotation(matrix: jax.Array) -> jax.Array:
-    """The rotation with the least squared distance to a matrix.
+    """Returns the rotation with the least squared distance to a matrix.
 
     M = U S V^T gives R = U diag(1, 1, det(U V^T)) V^T. It is unique unless the two smallest signed
-    singular values cancel, as those of -I do. Its derivative is its own: that of the singular
-    vectors is infinite where singular values are equal, as they are of every exact rotation, where
-    R is smooth all the same.
+    singular values cancel, as those of -I do. Its derivative is defined apart: the derivative of
+    singular vectors is infinite where singular values are equal, as they are of every exact
+    rotation, where R is smooth all the same.
 
     Args:
         matrix: [..., 3, 3].
@@ -55,9 +60,10 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
 def _nearest_rotation_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """dR = R V W V^T with W_ij = X_ij / (l_i + l_j) and X = V^T (R^T dM - dM^T R) V.
+    """Computes the JVP of `nearest_rotation` for a change dM of the matrix.
 
-    l are the signed singular values. (From R^T M being symmetric for the nearest rotation.)
+    dR = R V W V^T with W_ij = X_ij / (l_i + l_j) and X = V^T (R^T dM - dM^T R) V, where l are the
+    signed singular values. (From R^T M being symmetric for the nearest rotation.)
     """
     (matrix,), (change,) = primals, tangents
     rotation, v, values = _decomposed(matrix)
@@ -70,7 +76,7 @@ def _nearest_rotation_jvp(
 
 
 def poses_of(translation: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Camera-to-world poses of what the camera head reads.
+    """Builds camera-to-world poses from the numbers that the camera head predicts.
 
     Args:
         translation: [..., 3].
@@ -86,7 +92,9 @@ def poses_of(translation: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def ray_sums(rays: jax.Array, weight: jax.Array) -> jax.Array:
-    """What the fit of intrinsics needs to know of a view; sums of several views add up.
+    """Computes the weighted sums of a view from which `intrinsics_of` fits intrinsics.
+
+    Sums of several views add up.
 
     Args:
         rays: [..., H, W, 2] (x / z, y / z) of every pixel.
@@ -109,7 +117,7 @@ def ray_sums(rays: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def intrinsics_of(sums: jax.Array, size: Sequence[int], principal_point: str = "free") -> jax.Array:
-    """Intrinsics by least squares: pixel = focal * ray + principal point, of x and of y.
+    """Fits intrinsics by least squares: pixel = focal * ray + principal point, for x and for y.
 
     Args:
         sums: [..., 2, 5] of `ray_sums`.

@@ -17,7 +17,7 @@ from lite3r_jax.layers.rngs import traced_rngs
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """The DINOv2 encoder of single views.
+    """Sizes of the DINOv2 encoder of single views.
 
     Attributes:
         img_size: side of the images that the position table was made for.
@@ -36,7 +36,7 @@ class EncoderSizes:
 
 @dataclass(frozen=True)
 class TrunkSizes:
-    """The blocks over several views.
+    """Sizes of the trunk, whose blocks attend within views and over all views in turn.
 
     Attributes:
         dim: C, that of the encoder.
@@ -53,7 +53,7 @@ class TrunkSizes:
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """The three decoders in front of the heads.
+    """Sizes of the three decoders in front of the heads.
 
     Attributes:
         dim: channels of their blocks.
@@ -72,7 +72,7 @@ class HeadSizes:
 
 @dataclass(frozen=True)
 class ConvHeadSizes:
-    """The convolutional heads of Pi3X.
+    """Sizes of the convolutional heads of Pi3X.
 
     Attributes:
         stages: channels of the three stages, each a multiple of 16.
@@ -87,13 +87,13 @@ class ConvHeadSizes:
 
 @dataclass(frozen=True)
 class MetricSizes:
-    """The metric branch of Pi3X.
+    """Sizes of the metric branch of Pi3X.
 
     Attributes:
         dim: channels.
         heads: attention heads of a block.
         depth: number of blocks, at most 32.
-        out: channels that the number is read from.
+        out: channels that the meters per unit are read from.
     """
 
     dim: int = 512
@@ -109,14 +109,14 @@ class Pi3Config:
     Attributes:
         patch_size: side of a patch in pixels.
         mlp_ratio: hidden size of MLPs over channels.
-        encoder: see there, as the other parts.
-        decoder: see there.
-        heads: see there.
+        encoder: see `EncoderSizes`.
+        decoder: see `TrunkSizes`.
+        heads: see `HeadSizes`.
         metric: whether it is Pi3X: points and confidence come from convolutions (`conv_head`), and
-            lengths are metres (`metric_head`).
-        conv_head: sizes of that; of no meaning otherwise.
-        metric_head: likewise.
-        sparse: whether it is the one that Speed3R was made of: its layers over all views have
+            lengths are meters (`metric_head`).
+        conv_head: sizes of the convolutional heads; of no meaning without `metric`.
+        metric_head: sizes of the metric branch; likewise.
+        sparse: whether it is the sparse pi^3 of Speed3R: its layers over all views have
             `attention.speed3r` with gates among the weights, its trunk has no register tokens.
     """
 
@@ -132,7 +132,7 @@ class Pi3Config:
 
     @property
     def registers(self) -> int:
-        """Register tokens that every view has in the trunk."""
+        """Number of register tokens that every view has in the trunk."""
         return 0 if self.sparse else self.decoder.registers
 
     @property
@@ -165,7 +165,7 @@ _CONSTANTS: dict[str, Any] = {
 
 
 def config_from_json(data: dict[str, Any]) -> Pi3Config:
-    """Read the JSON form; settings that are absent keep the published values.
+    """Reads the sizes of a pi^3 from JSON; settings that are absent keep the published values.
 
     `parameters`, if present, is checked against the model with all heads, and so are constants of
     the architecture (eps, RoPE). Keys of a test run (input, input_axes) are accepted and ignored.
@@ -194,17 +194,20 @@ def config_from_json(data: dict[str, Any]) -> Pi3Config:
 
 
 def config_to_json(config: Pi3Config) -> dict[str, Any]:
-    """The inverse of `config_from_json`; a dense model does not say that it is no sparse one."""
+    """Returns the JSON form that `config_from_json` reads.
+
+    A dense model leaves out the key `sparse`.
+    """
     return {key: value for key, value in to_json(config).items() if key != "sparse" or value}
 
 
 def own_plan(config: Pi3Config) -> Plan:
-    """The attention that weights of these sizes were trained with."""
+    """Returns the attention plan that weights of these sizes were trained with."""
     return Plan((Rule("global", Speed3R()),)) if config.sparse else Plan()
 
 
 def check_plan(config: Pi3Config, plan: Plan) -> None:
-    """Refuse attention that leaves out what the weights of a sparse model have learned.
+    """Raises an error for attention that leaves out what weights of a sparse model have learned.
 
     Raises:
         InputError: another strategy, or other settings than may change without training.
@@ -251,5 +254,5 @@ def _check(config: Pi3Config) -> None:
 
 
 def license_of(config: Pi3Config) -> str | None:
-    """The license of the published weights of these sizes."""
+    """Returns the license of the published weights of these sizes; None if there are none."""
     return next((known.license for known in PUBLISHED if known.config == config), None)

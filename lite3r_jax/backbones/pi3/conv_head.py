@@ -1,4 +1,4 @@
-"""The convolutional head of Pi3X: features of patches to pixels.
+"""The convolutional head of Pi3X, from features of patches to outputs of pixels.
 
 Source: pi3/models/layers/conv_head.py, after MoGe (arXiv 2410.19115).
 """
@@ -15,23 +15,23 @@ from lite3r_jax.backbones.pi3.config import ConvHeadSizes
 from lite3r_jax.layers.dpt import Upsample, uv_axes
 
 GROUP = 32
-"""Channels that the inner norm of a residual unit takes together."""
+"""Number of channels in a group of the inner norm of a residual unit."""
 
 
 class ConvHead(nnx.Module):
     """Three stages that double the size, a resize to pixels, and a small block for every output.
 
-    In front of every stage and of the outputs two channels say where a pixel is. All of it is
-    float32.
+    In front of every stage and of the outputs two channels with the position of the pixel are
+    appended. All of it is float32.
     """
 
     def __init__(self, dim: int, outputs: Sequence[int], sizes: ConvHeadSizes, **kinds: Any):
-        """Build.
+        """Builds the head with random weights.
 
         Args:
             dim: channels of the features.
             outputs: channels of every output.
-            sizes: see there.
+            sizes: see `ConvHeadSizes`.
             **kinds: param_dtype and rngs.
         """
         into = (dim, *sizes.stages[:-1])
@@ -43,7 +43,7 @@ class ConvHead(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
-        """Run the head.
+        """Computes all outputs of every pixel from features of patches.
 
         Args:
             x: [n, h*w, C] features of patches.
@@ -62,7 +62,7 @@ class ConvHead(nnx.Module):
         return jnp.concatenate([output(x) for output in self.outputs], -1)
 
     def operations(self, grid: tuple[int, int], patch: int, frames: int) -> Counter[str]:
-        """Operations for so many frames."""
+        """Counts the operations of the head for `frames` frames."""
         (h, w), work = grid, 0
         for stage in self.stages:
             h, w = 2 * h, 2 * w
@@ -73,7 +73,7 @@ class ConvHead(nnx.Module):
 
 
 def with_places(x: jax.Array, aspect: float) -> jax.Array:
-    """[n, h, w, C] with two channels more: (x, y) of the pixel in an image of unit diagonal / 2."""
+    """Appends to x [n, h, w, C] two channels: (x, y) of pixels where half the diagonal is 1."""
     n, h, w, _ = x.shape
     across, down = (jnp.asarray(axis, x.dtype) for axis in uv_axes(w, h, aspect))
     places = jnp.stack(jnp.broadcast_arrays(across, down[:, None]), -1)
@@ -88,20 +88,23 @@ class Conv(nnx.Module):
     """
 
     def __init__(self, dim: int, out: int, **kinds: Any):
-        """Args: dim and out: channels; param_dtype; rngs."""
+        """Builds a convolution from `dim` to `out` channels; `kinds` are param_dtype and rngs."""
         self.conv = nnx.Conv(dim, out, (3, 3), padding="VALID", **kinds)
         self.products = 9 * dim * out
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, dim] -> [n, h, w, out]."""
+        """Convolves x [n, h, w, dim]; returns [n, h, w, out]."""
         return self.conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"))
 
 
 class Unit(nnx.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))), twice as wide within."""
+    """A residual unit of two convolutions, twice as wide within.
+
+    It computes x + conv(relu(norm(conv(relu(norm(x)))))).
+    """
 
     def __init__(self, dim: int, **kinds: Any):
-        """Args: dim: channels; param_dtype; rngs."""
+        """Builds the unit for `dim` channels; `kinds` are param_dtype and rngs."""
         norm = {"epsilon": 1e-5, "use_fast_variance": False, **kinds}
         self.norm1 = nnx.GroupNorm(dim, num_groups=1, **norm)
         self.conv1 = Conv(dim, 2 * dim, **kinds)
@@ -109,27 +112,30 @@ class Unit(nnx.Module):
         self.conv2 = Conv(2 * dim, dim, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, C] -> [n, h, w, C]."""
+        """Applies the unit to x [n, h, w, C]; returns [n, h, w, C]."""
         y = self.conv1(nnx.relu(self.norm1(x)))
         return x + self.conv2(nnx.relu(self.norm2(y)))
 
     @property
     def products(self) -> int:
-        """Multiply-adds of a pixel."""
+        """Number of multiply-adds per pixel."""
         return self.conv1.products + self.conv2.products
 
 
 class Stage(nnx.Module):
-    """Twice as many pixels along both sides, then a convolution and residual units."""
+    """A stage that doubles height and width, then applies a convolution and residual units."""
 
     def __init__(self, dim: int, out: int, units: int, **kinds: Any):
-        """Args: dim: channels without those of places; out: channels; units: how many; kinds."""
+        """Builds a stage from `dim` to `out` channels with `units` residual units.
+
+        `dim` does not count the two channels of positions; `kinds` are param_dtype and rngs.
+        """
         self.up = Upsample(dim + 2, 2, out, dtype=jnp.float32, **kinds)
         self.mix = Conv(out, out, **kinds)
         self.units = nnx.List([Unit(out, **kinds) for _ in range(units)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, dim + 2] -> [n, 2h, 2w, out]."""
+        """Upsamples x [n, h, w, dim + 2]; returns [n, 2h, 2w, out]."""
         x = self.mix(self.up(x))
         for unit in self.units:
             x = unit(x)
@@ -137,24 +143,27 @@ class Stage(nnx.Module):
 
     @property
     def products(self) -> int:
-        """Multiply-adds of a pixel that comes out."""
+        """Number of multiply-adds per pixel of the output."""
         dim, *_, out = self.up.kernel.shape
         return dim * out + self.mix.products + sum(unit.products for unit in self.units)
 
 
 class Output(nnx.Module):
-    """Features of pixels to one output.
+    """A small block that computes one output of pixels from their features.
 
     Attributes:
         products: multiply-adds of a pixel.
     """
 
     def __init__(self, dim: int, hidden: int, outputs: int, **kinds: Any):
-        """Args: dim, hidden and outputs: channels; param_dtype; rngs."""
+        """Builds a block from `dim` over `hidden` to `outputs` channels.
+
+        `kinds` are param_dtype and rngs.
+        """
         self.conv = Conv(dim, hidden, **kinds)
         self.out = nnx.Linear(hidden, outputs, **kinds)
         self.products = self.conv.products + hidden * outputs
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, H, W, dim] -> [n, H, W, outputs]."""
+        """Maps features of pixels [n, H, W, dim] to an output [n, H, W, outputs]."""
         return self.out(nnx.relu(self.conv(x)))

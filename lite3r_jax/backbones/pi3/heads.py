@@ -25,13 +25,13 @@ from lite3r_jax.layers.stacks import BlockStack, run_stacks
 
 Taps = dict[str, jax.Array]
 LARGEST_LOG_DEPTH = 15.0
-"""Of Pi3X, before its metric branch."""
+"""Largest logarithm of depth in Pi3X, before its metric branch scales depth."""
 
 
 class HeadDecoder(nnx.Module):
-    """Tokens of single views to the features that one head reads.
+    """Decodes tokens of single views to the features that one head reads.
 
-    Linear, blocks within the view with RoPE, Linear. Sites: role "head".
+    Linear, blocks within the view with RoPE, Linear. Attention layers: role "head".
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HeadDecoder(nnx.Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """Build.
+        """Builds the decoder with random weights.
 
         Args:
             config: sizes of the model.
@@ -80,7 +80,7 @@ class HeadDecoder(nnx.Module):
         taps: Collection[str] = (),
         remat: bool = False,
     ) -> tuple[jax.Array, Taps]:
-        """What comes out of the last block.
+        """Returns the output of the last block of the decoder.
 
         Args:
             tokens: [n, P, 2C] of the trunk.
@@ -90,7 +90,7 @@ class HeadDecoder(nnx.Module):
             remat: see `run_stacks`.
 
         Returns:
-            ([n, P, D] float32, `head/blocks` and `head/attn` [n, L, P, D] of these).
+            ([n, P, D] float32; of `head/blocks` and `head/attn` [n, L, P, D] those in `taps`).
         """
         x = self.projects(tokens).astype(jnp.float32)
         rope = rope_table(view_positions(layout), self.head_dim)
@@ -106,12 +106,12 @@ class HeadDecoder(nnx.Module):
         taps: Collection[str] = (),
         remat: bool = False,
     ) -> tuple[jax.Array, Taps]:
-        """See `stream`; features [n, h*w, out] float32 of the patches, and taps."""
+        """Returns features [n, h*w, out] float32 of patches, and taps; arguments as `stream`."""
         x, tapped = self.stream(tokens, layout, views, taps, remat)
         return self.out(x[:, layout.special :]).astype(jnp.float32), tapped
 
     def operations(self, plan: Plan, layout: TokenLayout, views: int) -> Counter[str]:
-        """Operations for all views of a scene."""
+        """Counts the operations of the decoder for all views of a scene."""
         last = self.first + self.runs[-1].stop
         specs = plan.specs("head", self.sites, views)[self.first : last]
         dim, out = self.widths
@@ -122,7 +122,7 @@ class HeadDecoder(nnx.Module):
 
 
 def pixel_shuffle(features: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
-    """Features of patches to pixels.
+    """Rearranges features of patches as pixels.
 
     Args:
         features: [n, h*w, c * patch^2], a patch as (channel, row, column).
@@ -138,15 +138,18 @@ def pixel_shuffle(features: jax.Array, grid: tuple[int, int], patch: int) -> jax
 
 
 class DenseHead(nnx.Module):
-    """A decoder, and from its features the pixels of every patch, in float32.
+    """A dense head: a decoder, and a float32 map of its features to the pixels of every patch.
 
-    By a Linear, or in Pi3X by convolutions, of which the outputs have separate last ones.
+    The map is a Linear, or in Pi3X convolutions, of which the outputs have separate last ones.
     """
 
     def __init__(
         self, config: Pi3Config, outputs: tuple[int, ...], which: int, sites: int, **kinds: Any
     ):
-        """Args: outputs: channels of a pixel, by output; others as `HeadDecoder`."""
+        """Builds the head; `outputs` are the channels of a pixel, by output.
+
+        The other arguments are those of `HeadDecoder`.
+        """
         self.patch, features = config.patch_size, config.heads.point_out
         self.channels = (features, sum(outputs))
         self.decoder = HeadDecoder(config, features, which, sites, **kinds)
@@ -165,14 +168,14 @@ class DenseHead(nnx.Module):
         taps: Collection[str] = (),
         remat: bool = False,
     ) -> tuple[jax.Array, Taps]:
-        """Tokens as for `HeadDecoder.stream`; ([n, H, W, all outputs] float32, taps)."""
+        """Returns ([n, H, W, all outputs] float32, taps); arguments as for `HeadDecoder.stream`."""
         x, tapped = self.decoder(tokens, layout, views, taps, remat)
         if self.conv is not None:
             return self.conv(x, layout.grid, self.patch), tapped
         return pixel_shuffle(self.pixels(x), layout.grid, self.patch), tapped
 
     def operations(self, plan: Plan, layout: TokenLayout, views: int) -> Counter[str]:
-        """Operations for all views of a scene."""
+        """Counts the operations of the head for all views of a scene."""
         work = self.decoder.operations(plan, layout, views)
         if self.conv is not None:
             return work + self.conv.operations(layout.grid, self.patch, views)
@@ -182,10 +185,10 @@ class DenseHead(nnx.Module):
 
 
 class DepthHead(nnx.Module):
-    """Points in the camera frame, how sure they are, and in Pi3X how many metres their unit has."""
+    """Predicts points in the camera frame, their confidence, and in Pi3X the meters per unit."""
 
     def __init__(self, config: Pi3Config, sites: int, **kinds: Any):
-        """Args: as `HeadDecoder`."""
+        """Builds the head with random weights; the arguments are those of `HeadDecoder`."""
         self.point = DenseHead(config, (2, 1), 0, sites, **kinds)
         self.conf = DenseHead(config, (1,), 1, sites, **kinds)
         if not config.metric:
@@ -196,29 +199,29 @@ class DepthHead(nnx.Module):
             self.metric = MetricHead(channels, config.metric_head, config.mlp_ratio, **own)
 
     def depth(self, raw: jax.Array) -> jax.Array:
-        """What the head says of z to z, which Pi3X limits."""
+        """Returns depth z from its logarithm, which the head predicts and Pi3X limits."""
         return jnp.exp(raw if self.metric is None else jnp.minimum(raw, LARGEST_LOG_DEPTH))
 
 
 class ResidualUnit(nnx.Module):
-    """x + three Linears, each with a ReLU behind it."""
+    """A residual unit that adds to x three Linears of x, each with a ReLU behind it."""
 
     def __init__(self, dim: int, **kinds: Any):
-        """Args: dim: channels; param_dtype; rngs."""
+        """Builds the unit for `dim` channels; `kinds` are param_dtype and rngs."""
         self.fc1 = nnx.Linear(dim, dim, **kinds)
         self.fc2 = nnx.Linear(dim, dim, **kinds)
         self.fc3 = nnx.Linear(dim, dim, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]."""
+        """Applies the unit to x [..., C]; returns [..., C]."""
         return x + nnx.relu(self.fc3(nnx.relu(self.fc2(nnx.relu(self.fc1(x))))))
 
 
 class CameraHead(nnx.Module):
-    """Patches of a view to the numbers of its pose. All but the decoder is float32."""
+    """Predicts the numbers of a view's pose from its tokens; all but the decoder is float32."""
 
     def __init__(self, config: Pi3Config, sites: int, **kinds: Any):
-        """Args: as `HeadDecoder`."""
+        """Builds the head with random weights; the arguments are those of `HeadDecoder`."""
         dim = self.dim = config.heads.camera_out
         self.decoder = HeadDecoder(config, dim, 2, sites, **kinds)
         own = {"param_dtype": kinds["param_dtype"], "rngs": kinds["rngs"]}
@@ -229,14 +232,17 @@ class CameraHead(nnx.Module):
         self.rotation = nnx.Linear(dim, 9, **own)
 
     def pose(self, x: jax.Array) -> jax.Array:
-        """Features of patches [n, h*w, D] -> [n, 12]: translation, and a 3 x 3 matrix by rows."""
+        """Predicts poses [n, 12] from features of patches [n, h*w, D].
+
+        They are a translation, and a 3 x 3 matrix by rows.
+        """
         for unit in self.units:
             x = unit(x)
         x = nnx.relu(self.fc2(nnx.relu(self.fc1(x.mean(1)))))
         return jnp.concatenate([self.translation(x), self.rotation(x)], -1)
 
     def operations(self, plan: Plan, layout: TokenLayout, views: int) -> Counter[str]:
-        """Operations for all views of a scene."""
+        """Counts the operations of the head for all views of a scene."""
         dim, patches = self.dim, layout.tokens - layout.special
         linear = patches * 3 * len(self.units) * dim**2 + 2 * dim**2 + 12 * dim
         return self.decoder.operations(plan, layout, views) + Counter(layers=2 * views * linear)

@@ -1,4 +1,4 @@
-"""The metric branch of Pi3X: how many metres the unit of a scene has.
+"""The metric branch of Pi3X, which predicts how many meters the unit of a scene has.
 
 Source: pi3/models/layers/transformer_head.py (ContextOnlyTransformerDecoder), pi3/models/pi3x.py.
 """
@@ -23,18 +23,18 @@ EPS = 1e-6
 
 
 class MetricHead(nnx.Module):
-    """One learned token that looks at all tokens of a scene, and gives one number.
+    """Predicts the meters per unit of a scene by one learned token that attends to all its tokens.
 
-    It attends to nothing but the scene; its own position is 0, so that its queries are not rotated.
-    Tokens are in no order but that of their positions within a view.
+    The learned token attends to nothing but the scene; its own position is 0, so that its queries
+    are not rotated. Tokens are in no order but that of their positions within a view.
     """
 
     def __init__(self, tokens: int, sizes: MetricSizes, ratio: float, **kinds: Any):
-        """Build.
+        """Builds the head with random weights.
 
         Args:
             tokens: channels of the scene's tokens.
-            sizes: see there.
+            sizes: see `MetricSizes`.
             ratio: hidden size of MLPs over channels.
             **kinds: dtype, param_dtype and rngs.
         """
@@ -55,13 +55,13 @@ class MetricHead(nnx.Module):
     def __call__(
         self, tokens: jax.Array, rope: RopeTable, parts: ViewParts | None = None
     ) -> jax.Array:
-        """Metres per unit.
+        """Predicts how many meters the unit of length of every scene has.
 
         Args:
             tokens: [B, S*P, 2C] of the trunk.
             rope: table of the positions of a view's tokens [P].
-            parts: the devices that have the views, of each of which these are the tokens of its
-                own; inside of `ViewParts.on_each` only. None: these are all tokens.
+            parts: the devices that the views are on; the tokens are then those of the views of this
+                device. Inside of `ViewParts.on_each` only. None: these are all tokens.
 
         Returns:
             [B] float32, positive.
@@ -77,7 +77,7 @@ class MetricHead(nnx.Module):
         rope: RopeTable,
         parts: ViewParts | None = None,
     ) -> jax.Array:
-        """[B, 1, 2C] that looks at [B, S*P, 2C], to features [B, 1, out]."""
+        """Lets a query [B, 1, 2C] attend to tokens [B, S*P, 2C]; returns features [B, 1, out]."""
         x = self.project_query(query).astype(jnp.float32)
         scene = self.project_scene(tokens).astype(jnp.float32)
         for block in self.blocks:
@@ -85,7 +85,7 @@ class MetricHead(nnx.Module):
         return self.out(x)
 
     def operations(self, tokens: int) -> Counter[str]:
-        """Operations for a scene of so many tokens."""
+        """Counts the operations for a scene of `tokens` tokens."""
         dim, out, depth = self.sizes.dim, self.sizes.out, self.sizes.depth
         block = 2 * tokens * dim**2 + 2 * dim**2 + 2 * dim * int(dim * self.ratio)
         layers = (tokens + 1) * self.into * dim + depth * block + dim * out + out
@@ -93,10 +93,16 @@ class MetricHead(nnx.Module):
 
 
 class CrossBlock(nnx.Module):
-    """x + attention(norm(x), norm(scene)), then x + mlp(norm(x))."""
+    """A block of cross attention to the tokens of a scene, and an MLP.
+
+    It computes x + attention(norm(x), norm(scene)), then x + mlp(norm(x)).
+    """
 
     def __init__(self, dim: int, heads: int, ratio: float, **kinds: Any):
-        """Args: dim: channels; heads; ratio: of the MLP; dtype, param_dtype and rngs."""
+        """Builds a block of `dim` channels; `ratio` is the hidden size of its MLP over channels.
+
+        `kinds` are dtype, param_dtype and rngs.
+        """
         self.heads = heads
         self.norm_query = layer_norm(dim, EPS, **kinds)
         self.norm_scene = layer_norm(dim, EPS, **kinds)
@@ -112,7 +118,7 @@ class CrossBlock(nnx.Module):
     def __call__(
         self, x: jax.Array, scene: jax.Array, rope: RopeTable, parts: ViewParts | None = None
     ) -> jax.Array:
-        """[B, 1, C] float32 and [B, T, C] -> [B, 1, C] float32."""
+        """Lets x [B, 1, C] float32 attend to scene [B, T, C]; returns [B, 1, C] float32."""
         keys = self.norm_scene(scene)
 
         def by_head(y: jax.Array) -> jax.Array:
@@ -126,10 +132,10 @@ class CrossBlock(nnx.Module):
 
 
 def _to_all_parts(q: jax.Array, k: jax.Array, v: jax.Array, parts: ViewParts) -> jax.Array:
-    """`dense_attention` of queries that all devices have to the keys of all of them.
+    """Computes `dense_attention` of replicated queries to keys that are spread over the devices.
 
-    Every device sums up its own keys, and the sums are added up; nothing else is sent. Views that
-    fill up the parts count nothing.
+    Every device sums up over its own keys, and maxima and sums are reduced over the devices;
+    nothing else is sent. Views that fill up the parts count nothing.
     """
     scale, tokens = 1 / math.sqrt(q.shape[-1]), k.shape[1] // parts.each
     logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * scale

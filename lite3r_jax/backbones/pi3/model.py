@@ -1,4 +1,4 @@
-"""pi^3: the model (arXiv 2507.13347; pi3/models/pi3.py).
+"""The pi^3 model (arXiv 2507.13347; pi3/models/pi3.py).
 
 A DINOv2 encoder turns every view into patch tokens; 18 pairs of blocks attend in turn within each
 view and over all views; three decoders of single views lead to points in the camera frame, their
@@ -65,7 +65,7 @@ TAPS = {
 
 
 class Pi3(BackboneModel):
-    """The model. `prediction, taps = model(images)`."""
+    """The pi^3 model; `prediction, taps = model(images)` reconstructs scenes."""
 
     parts = PARTS
     taps = TAPS
@@ -100,7 +100,7 @@ class Pi3(BackboneModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Build with random weights.
+        """Builds the model with random weights.
 
         Args:
             config: sizes.
@@ -145,7 +145,7 @@ class Pi3(BackboneModel):
 
     @classmethod
     def images_for(cls, config: Pi3Config) -> ImageInput:
-        """See `Backbone`: the authors' limit, or the pixels that another position table is for."""
+        """Implements `Backbone.images_for`: the authors' limit, or pixels for another table."""
         side = config.encoder.img_size
         return cls.published_images if side == EncoderSizes.img_size else ImageInput(AREA, side**2)
 
@@ -164,12 +164,12 @@ class Pi3(BackboneModel):
         on_host: bool = False,
         split_weights: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """Reconstruct scenes. Compiled once per shape and choice.
+        """Reconstructs scenes; the pass is compiled once per shape and set of choices.
 
         Args:
             images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of the patch size.
             world: "first": the camera frame of the first view; "model": the frame that the model
-                has the scene in, which is any.
+                has the scene in, which is arbitrary.
             intrinsics: fitted to the rays of every view, weighted with confidence, or to those of
                 all views of a scene together ("shared").
             principal_point: fitted as well ("free"), or ((W - 1) / 2, (H - 1) / 2) ("center").
@@ -182,8 +182,8 @@ class Pi3(BackboneModel):
                 keeping all that is in them. Memory against about a third more time; values are the
                 same.
             views: how many of the views count, where they are in parts; see `BackboneModel`.
-            on_host: whether tokens rest on the host; see there.
-            split_weights: see there.
+            on_host: whether tokens rest on the host; see `BackboneModel`.
+            split_weights: see `BackboneModel`.
 
         Returns:
             (`Prediction`, {tap: array}). Confidences are in (0, 1); the pose encoding leaves out
@@ -207,7 +207,7 @@ class Pi3(BackboneModel):
         )
 
     def roles(self) -> dict[Role, RoleSize]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.roles`: patch, frame, global, and head with the depth head."""
         encoder, trunk, heads = self.config.encoder, self.config.decoder, self.config.heads
         roles: dict[Role, RoleSize] = {
             "patch": RoleSize(encoder.depth, encoder.dim // encoder.heads),
@@ -220,11 +220,11 @@ class Pi3(BackboneModel):
         return roles
 
     def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.scene_tokens`: registers and patches per view, no reference."""
         return scene_layout(self.config, grid, views)
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.operations`: counts encoder, trunk and heads."""
         config, plan, sites = self.config, self.plan, self.sites
         encoder, trunk = config.encoder, config.decoder
         frame, scene = view_layout(config, grid), scene_layout(config, grid, views)
@@ -259,7 +259,7 @@ class Pi3(BackboneModel):
     def forward(
         self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.forward`: runs encoder, trunk and heads."""
         del given
         b, s, height, width, _ = images.shape
         size, patch = (height, width), self.config.patch_size
@@ -331,11 +331,11 @@ class Pi3(BackboneModel):
         call: Call,
         parts: ViewParts | None,
     ) -> dict[str, jax.Array]:
-        """What the heads read of the trunk's tokens [B, S, 1, P, 2C], some frames at a time.
+        """Runs the heads on the trunk's tokens [B, S, 1, P, 2C], some frames at a time.
 
-        depth [B, S, H, W, 1]; logits [B, S, H, W] of the confidence; sums [B, S, 2, 5] of
-        `ray_sums`; points [B, S, H, W, 3] where they are asked for; pose [B, S, 12] with a camera
-        head; taps of the decoders [B, S, L, P, D].
+        Results by name: depth [B, S, H, W, 1]; logits [B, S, H, W] of the confidence; sums
+        [B, S, 2, 5] of `ray_sums`; points [B, S, H, W, 3] where they are asked for; pose [B, S, 12]
+        with a camera head; taps of the decoders [B, S, L, P, D].
         """
         layout = view_layout(self.config, grid)
         taps = [name for name in HEAD_TAPS if name in call.taps]
@@ -366,7 +366,7 @@ class Pi3(BackboneModel):
 def _metres(
     metric: MetricHead, kept: jax.Array, view: TokenLayout, parts: ViewParts | None
 ) -> jax.Array:
-    """Metres per unit [B], from the trunk's tokens [B, S, 1, P, 2C]."""
+    """Predicts the meters per unit of length [B] from the trunk's tokens [B, S, 1, P, 2C]."""
     rope = rope_table(view_positions(view), metric.head_dim)
     graph, state = nnx.split(metric)
 

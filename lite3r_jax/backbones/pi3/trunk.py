@@ -19,20 +19,21 @@ EPS = 1e-6
 
 
 def view_layout(config: Pi3Config, grid: tuple[int, int]) -> TokenLayout:
-    """Tokens of one view: registers, then patches."""
+    """Returns the layout of the tokens of one view: registers, then patches."""
     return TokenLayout(1, config.registers, grid, "frame")
 
 
 def scene_layout(config: Pi3Config, grid: tuple[int, int], views: int) -> TokenLayout:
-    """Tokens of all views of a scene, none of which is a reference."""
+    """Returns the layout of the tokens of all views of a scene, none of which is a reference."""
     return TokenLayout(views, config.registers, grid, "global", has_reference=False)
 
 
 class Trunk(nnx.Module):
     """Blocks that attend in turn within each view and over all views of the scene.
 
-    Sites: roles "frame" and "global". Upstream's block 2i is frame block i, block 2i + 1 is global
-    block i. Nothing tells one view from another, so permuting views permutes the tokens.
+    Attention layers: roles "frame" and "global". Upstream's block 2i is frame block i, block
+    2i + 1 is global block i. Nothing tells one view from another, so permuting views permutes the
+    tokens.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Trunk(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: as `Pi3`."""
+        """Builds the trunk with random weights; the arguments are those of `Pi3`."""
         sizes, pairs = config.decoder, config.pairs
         kinds = {"dtype": dtype, "param_dtype": param_dtype}
         self.config = config
@@ -76,7 +77,7 @@ class Trunk(nnx.Module):
         parts: ViewParts | None = None,
         on_host: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Run the blocks.
+        """Runs the blocks on the patch tokens of the encoder.
 
         Args:
             patches: [B, S, h*w, C] float32 of the encoder.

@@ -1,4 +1,4 @@
-"""Names of the pi^3 checkpoint (yyfz233/Pi3) and of the parameters here.
+"""Map of tensor names in the pi^3 checkpoint (yyfz233/Pi3) to parameter paths here.
 
 Upstream names: pi3/models/pi3.py, pi3/models/dinov2/*, pi3/models/layers/*. One upstream list holds
 all blocks of the trunk, frame blocks at even numbers and global ones at odd. The sparse model of
@@ -73,7 +73,7 @@ _CONDITIONS = "of known depth, rays and poses, which this system does not give t
 
 
 def name_map(config: Pi3Config) -> NameMap:
-    """The map of a model of these sizes."""
+    """Returns the map of tensor names for a model of these sizes."""
     depth = config.decoder.depth
     heads = (
         *layer("{pixels}.proj", "{pixels}/pixels", Transform.LINEAR),
@@ -129,7 +129,7 @@ def name_map(config: Pi3Config) -> NameMap:
 
 
 def _of_pi3x() -> tuple[TensorRule, ...]:
-    """The convolutional heads and the metric branch (pi3/models/pi3x.py)."""
+    """Returns the rules of the convolutional heads and the metric branch (pi3/models/pi3x.py)."""
     stage, here = "{pixels}.upsample_blocks.{stage}", "{pixels}/conv/stages/{stage}"
     unit, unit_here = f"{stage}.{{conv_unit}}", f"{here}/units/{{conv_unit}}"
     output, output_here = "{pixels}.output_block.{output}", "{pixels}/conv/outputs/{output}"

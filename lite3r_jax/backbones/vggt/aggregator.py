@@ -20,10 +20,10 @@ from lite3r_jax.mesh import ViewParts
 
 
 class Aggregator(nnx.Module):
-    """Encoder and alternating trunk (vggt/models/aggregator.py).
+    """The encoder, and a trunk of frame and global blocks in turn (vggt/models/aggregator.py).
 
-    Sites: roles "patch", "frame" and "global". Frame block i runs before global block i; the
-    residual stream passes through both.
+    Attention layers: roles "patch", "frame" and "global". Frame block i runs before global block i;
+    the residual stream passes through both.
     """
 
     def __init__(
@@ -36,7 +36,10 @@ class Aggregator(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: config; read: trunk layers that heads read, besides the last; others as `VGGT`."""
+        """Builds encoder and trunk; `read` are trunk layers that heads read, besides the last.
+
+        The other arguments are those of `VGGT`.
+        """
         c, trunk = config.embed_dim, config.aggregator
         kinds = {"dtype": dtype, "param_dtype": param_dtype}
         self.dtype = dtype
@@ -72,7 +75,7 @@ class Aggregator(nnx.Module):
         self.global_cores = build_cores(self.runs, 1, *site)
 
     def tokens(self, patches: jax.Array) -> jax.Array:
-        """Put camera and register tokens before the patches.
+        """Puts camera and register tokens before the patches.
 
         Slot 0 of both belongs to the first view of every scene, slot 1 to all others.
 
@@ -96,7 +99,7 @@ class Aggregator(nnx.Module):
         parts: ViewParts | None = None,
         on_host: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Run encoder and trunk.
+        """Runs encoder and trunk on images.
 
         Args:
             images: [B, S, H, W, 3] in [0, 1].

@@ -1,4 +1,4 @@
-"""Cameras by iterative refinement (vggt/heads/camera_head.py)."""
+"""Camera head of VGGT, which refines pose encodings iteratively (vggt/heads/camera_head.py)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ class CameraConfig:
 
 
 class IterativeCameraHead(nnx.Module):
-    """Camera token of every view to a pose encoding (vggt/heads/camera_head.py).
+    """Predicts a pose encoding from the camera token of each view (vggt/heads/camera_head.py).
 
-    The trunk attends over the S views of a scene. Sites: role "camera", one per trunk block.
-    Always float32: it is small, and upstream keeps it out of autocast.
+    The trunk attends over the S views of a scene. Attention layers: role "camera", one per trunk
+    block. Always float32: it is small, and upstream keeps it out of autocast.
     """
 
     def __init__(
         self, config: CameraConfig, dim: int, *, plan: Plan, param_dtype: Any, rngs: nnx.Rngs
     ):
-        """Args: config; dim: channels of the camera token (frame and global stream together)."""
+        """Builds the head for camera tokens of `dim` channels (frame and global stream joined)."""
         self.config = config
         kinds = {"param_dtype": param_dtype, "rngs": rngs}
         self.empty_pose_tokens = nnx.Param(jnp.zeros((1, 1, POSE_DIM), param_dtype))
@@ -59,7 +59,10 @@ class IterativeCameraHead(nnx.Module):
         self.cores = build_cores(self.runs, 0, block.heads, dim // block.heads, param_dtype, rngs)
 
     def operations(self, specs: Sequence[AttentionStrategy], views: int) -> Counter[str]:
-        """Operations of all iterations for one scene, with these strategies in the trunk."""
+        """Counts the operations of all iterations for one scene.
+
+        `specs` are the strategies of the layers of the trunk.
+        """
         config, d = self.config, self.token_norm.num_features
         layout = TokenLayout(views, 1, (0, 0), "global")
         once = operations.blocks(specs, layout, 1, d, config.num_heads)
@@ -67,7 +70,7 @@ class IterativeCameraHead(nnx.Module):
         return Counter({kind: config.num_iterations * n for kind, n in once.items()})
 
     def __call__(self, tokens: jax.Array, iterations: int | None = None) -> jax.Array:
-        """Refine the encoding from nothing.
+        """Predicts pose encodings by refinement that starts from a learned empty encoding.
 
         The unactivated encoding is fed back without gradient, so every iteration is trained
         through its own increment only.
@@ -85,14 +88,15 @@ class IterativeCameraHead(nnx.Module):
     def attended(
         self, tokens: jax.Array, iterations: int | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Refine the encoding, and show what the attention layers gave out.
+        """Refines pose encodings, and also returns the outputs of the attention layers.
 
         Args:
-            tokens: as for the call, and so are the iterations.
-            iterations: likewise.
+            tokens: [B, S, C] camera tokens.
+            iterations: K; the config's when None.
 
         Returns:
-            (encodings as of the call, outputs of the attention layers [K, L, B, S, C]).
+            (encodings [K, B, S, 9] as `__call__` gives, outputs of the attention layers
+            [K, L, B, S, C]).
         """
         b, s, _ = tokens.shape
         t = self.token_norm(tokens.astype(jnp.float32))

@@ -17,7 +17,7 @@ from lite3r_jax.layers.rngs import traced_rngs
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """Frame and global blocks: `depth` of each."""
+    """Sizes of the trunk, which has `depth` frame blocks and as many global blocks."""
 
     depth: int = 24
     num_heads: int = 16
@@ -44,7 +44,7 @@ _RUN_KEYS = {"batch", "views", "height", "width"}
 
 
 def config_from_json(data: dict[str, Any]) -> VGGTConfig:
-    """Read the JSON form; settings that are absent keep VGGT-1B's values.
+    """Reads the sizes of a VGGT from JSON; settings that are absent keep VGGT-1B's values.
 
     `param_count`, if present, is checked against the model with all heads. Keys of a test run
     (batch, views, height, width) are accepted and ignored.

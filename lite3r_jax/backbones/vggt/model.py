@@ -1,4 +1,4 @@
-"""VGGT: the model (arXiv 2503.11651; vggt/models/vggt.py).
+"""The VGGT model (arXiv 2503.11651; vggt/models/vggt.py).
 
 A DINOv2 encoder turns every view into patch tokens; 24 pairs of blocks attend in turn within each
 view ("frame") and over all views of the scene ("global"); heads read the tokens of four layers.
@@ -57,7 +57,7 @@ TAPS = {
 
 
 class TrackHead(nnx.Module):
-    """Feature maps by DPT, then the tracker (vggt/heads/track_head.py)."""
+    """A DPT that computes feature maps, and the tracker on them (vggt/heads/track_head.py)."""
 
     def __init__(
         self, config: TrackConfig, dim: int, patch: int, *, param_dtype: Any, rngs: nnx.Rngs
@@ -75,7 +75,7 @@ class TrackHead(nnx.Module):
 
 
 class VGGT(BackboneModel):
-    """The model. `prediction, taps = model(images)`."""
+    """The VGGT model; `prediction, taps = model(images)` reconstructs scenes."""
 
     parts = PARTS
     taps = TAPS
@@ -97,7 +97,7 @@ class VGGT(BackboneModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Build with random weights.
+        """Builds the model with random weights.
 
         Args:
             config: sizes.
@@ -158,7 +158,7 @@ class VGGT(BackboneModel):
         on_host: bool = False,
         split_weights: bool = False,
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """Reconstruct scenes. Compiled once per shape.
+        """Reconstructs scenes; the pass is compiled once per shape of its arguments.
 
         Args:
             images: [B, S, H, W, 3] float32 RGB in [0, 1]; H and W multiples of the patch size. The
@@ -172,8 +172,8 @@ class VGGT(BackboneModel):
                 of keeping all that is in them. Memory against about a third more time; values are
                 the same.
             views: how many of the views count, where they are in parts; see `BackboneModel`.
-            on_host: whether tokens rest on the host; see there.
-            split_weights: see there.
+            on_host: whether tokens rest on the host; see `BackboneModel`.
+            split_weights: see `BackboneModel`.
 
         Returns:
             (`Prediction`, {tap: array}).
@@ -193,7 +193,7 @@ class VGGT(BackboneModel):
         )
 
     def roles(self) -> dict[Role, RoleSize]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.roles`: patch, frame, global, and camera with its head."""
         c, config = self.config.embed_dim, self.config
         vit, trunk, camera = config.vit, config.aggregator, config.camera_head
         roles: dict[Role, RoleSize] = {
@@ -206,11 +206,11 @@ class VGGT(BackboneModel):
         return roles
 
     def scene_tokens(self, views: int, grid: tuple[int, int]) -> TokenLayout:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.scene_tokens`: camera token, registers and patches per view."""
         return TokenLayout(views, 1 + self.config.num_register_tokens, grid, "global")
 
     def operations(self, views: int, grid: tuple[int, int]) -> Mapping[str, Mapping[str, int]]:
-        """See `BackboneModel`; nothing is tracked."""
+        """Implements `BackboneModel.operations`: counts the operations of a pass without tracks."""
         config, plan, sites = self.config, self.plan, self.sites
         c, special = config.embed_dim, 1 + config.num_register_tokens
         frame = TokenLayout(1, special, grid, "frame")
@@ -246,7 +246,7 @@ class VGGT(BackboneModel):
     def forward(
         self, images: jax.Array, given: Mapping[str, jax.Array], call: Call
     ) -> tuple[Prediction, dict[str, jax.Array]]:
-        """See `BackboneModel`."""
+        """Implements `BackboneModel.forward`: runs encoder, trunk and heads."""
         query_points = given.get("query_points")
         config = self.config
         size = images.shape[2:4]

@@ -63,7 +63,7 @@ class TrackConfig:
     dpt_out_channels: tuple[int, ...] = (256, 512, 1024, 1024)
 
     def __post_init__(self):
-        """Check the sizes."""
+        """Raises an error for sizes that cannot be built."""
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "dpt_out_channels":
@@ -88,14 +88,14 @@ class TrackConfig:
 
     @property
     def corr_size(self) -> int:
-        """Correlations of one point: one window per pyramid level."""
+        """Number of correlations of one point: one window per pyramid level."""
         return self.corr_levels * (2 * self.corr_radius + 1) ** 2
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RefinedTracks:
-    """Where the query points are in every view, after every iteration.
+    """Positions of the query points in every view, after every iteration.
 
     Attributes:
         coords: [I, B, S, N, 2] float32 (x, y) in image pixels; the last of the I iterations is the
@@ -110,9 +110,10 @@ class RefinedTracks:
 
 
 def flow_embedding(flow: jax.Array, channels: int) -> jax.Array:
-    """Sines of a displacement (`get_2d_embedding`, vggt/heads/track_modules/utils.py).
+    """Computes a sinusoidal embedding of displacements.
 
-    Always float32: arguments reach 10^5 rad, and `jnp.sin` reduces float32 arguments exactly.
+    Source: `get_2d_embedding`, vggt/heads/track_modules/utils.py. Always float32: arguments reach
+    10^5 rad, and `jnp.sin` reduces float32 arguments exactly.
 
     Args:
         flow: [..., 2] in feature pixels.
@@ -129,7 +130,7 @@ def flow_embedding(flow: jax.Array, channels: int) -> jax.Array:
 
 
 def position_embedding(points: jax.Array, size: tuple[int, int], channels: int) -> jax.Array:
-    """Position code of points on a map, interpolated linearly between its pixels.
+    """Computes a sinusoidal code of positions on a map, interpolated linearly between its pixels.
 
     With w_k = 10000^(-4k / channels) the code of pixel (x, y) is [sin x w_k, cos x w_k, sin y w_k,
     cos y w_k], a quarter of the channels each (`get_2d_sincos_pos_embed`,
@@ -165,7 +166,10 @@ class MultiheadAttention(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        """Args: C; heads N; dtype of products; dtype of parameters; random streams."""
+        """Builds attention with N = `num_heads` heads over C = `dim` channels.
+
+        `dtype` is that of products, `param_dtype` that of parameters.
+        """
         self.num_heads = num_heads
         linear = {
             "kernel_init": _xavier,
@@ -177,7 +181,7 @@ class MultiheadAttention(nnx.Module):
         self.out_proj = nnx.Linear(dim, dim, **linear)
 
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        """Let x [..., T, C] attend to context [..., K, C], or to itself -> [..., T, C]."""
+        """Lets x [..., T, C] attend to context [..., K, C], or to itself; returns [..., T, C]."""
         if context is None:
             q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
         else:
@@ -194,7 +198,7 @@ class MultiheadAttention(nnx.Module):
         return self.out_proj(o.reshape(x.shape))
 
     def _project(self, x: jax.Array, start: int, stop: int) -> jax.Array:
-        """Columns [start, stop) of `in_proj`: q comes from one input, k and v from another."""
+        """Applies columns [start, stop) of `in_proj`: q and k, v come from different inputs."""
         linear = self.in_proj
         assert linear.bias is not None
         kernel, bias = linear.kernel[...][:, start:stop], linear.bias[...][start:stop]
@@ -204,14 +208,17 @@ class MultiheadAttention(nnx.Module):
 
 
 class SelfBlock(nnx.Module):
-    """Self attention and MLP (`AttnBlock`, vggt/heads/track_modules/modules.py).
+    """A block of self attention and MLP (`AttnBlock`, vggt/heads/track_modules/modules.py).
 
     The residual stream, float32, restarts from the normalized input: x = norm1(x), then
     x = x + attn(x), where a textbook block adds to the input as it came.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        """Args: C; heads N; dtype of products; dtype of parameters; random streams."""
+        """Builds a block with N = `num_heads` heads over C = `dim` channels.
+
+        `dtype` is that of products, `param_dtype` that of parameters.
+        """
         matmul = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm = {"param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = layer_norm(dim, EPS, **norm)
@@ -220,20 +227,23 @@ class SelfBlock(nnx.Module):
         self.mlp = Mlp(dim, 4 * dim, kernel_init=_xavier, **matmul)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Run the block on x [..., T, C] float32 -> the same."""
+        """Runs the block on x [..., T, C] float32; the result has the same shape and dtype."""
         x = self.norm1(x)
         x = x + self.attn(x)
         return x + self.mlp(self.norm2(x))
 
 
 class CrossBlock(nnx.Module):
-    """Cross attention and MLP (`CrossAttnBlock`, vggt/heads/track_modules/modules.py).
+    """A block of cross attention and MLP (`CrossAttnBlock`, vggt/heads/track_modules/modules.py).
 
-    Residual as in `SelfBlock`.
+    The residual stream is as in `SelfBlock`.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        """Args: C; heads N; dtype of products; dtype of parameters; random streams."""
+        """Builds a block with N = `num_heads` heads over C = `dim` channels.
+
+        `dtype` is that of products, `param_dtype` that of parameters.
+        """
         matmul = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm = {"param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = layer_norm(dim, EPS, **norm)
@@ -243,7 +253,10 @@ class CrossBlock(nnx.Module):
         self.mlp = Mlp(dim, 4 * dim, kernel_init=_xavier, **matmul)
 
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Run the block on x [..., T, C] and context [..., K, C] float32 -> [..., T, C] float32."""
+        """Runs the block on x [..., T, C] and context [..., K, C], both float32.
+
+        The result is [..., T, C] float32.
+        """
         x = self.norm1(x)
         x = x + self.cross_attn(x, self.norm_context(context))
         return x + self.mlp(self.norm2(x))
@@ -252,12 +265,15 @@ class CrossBlock(nnx.Module):
 class UpdateFormer(nnx.Module):
     """Transformer over times and tracks (`EfficientUpdateFormer`, track_modules/blocks.py).
 
-    Each layer attends over time within a track, then over tracks at a time: virtual tracks read
-    the points, talk to each other, and the points read them back, which is linear in the points.
+    Each layer attends over time within a track, then over tracks at each time: virtual tracks read
+    the points, attend to each other, and the points read them back, which is linear in the points.
     """
 
     def __init__(self, config: TrackConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        """Args: config; dtype of products; dtype of parameters; random streams."""
+        """Builds the transformer with random weights.
+
+        `dtype` is that of products, `param_dtype` that of parameters.
+        """
         dim = config.hidden_size
         matmul = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         exact = matmul | {"dtype": jnp.float32}
@@ -287,7 +303,7 @@ class UpdateFormer(nnx.Module):
         self.space_point2virtual_blocks = blocks(CrossBlock)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Update of every track at every time.
+        """Computes the update of position and feature of every track at every time.
 
         Args:
             x: [B, N, S, 3C+4] tokens of N tracks at S times.
@@ -337,7 +353,10 @@ class Tracker(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: config; dtype of products; dtype of parameters; random streams."""
+        """Builds the tracker with random weights.
+
+        `dtype` is that of products, `param_dtype` that of parameters.
+        """
         self.config = config
         self.dtype = dtype
         c = config.features
@@ -359,7 +378,7 @@ class Tracker(nnx.Module):
     def __call__(
         self, query_points: jax.Array, fmaps: jax.Array, iters: int | None = None
     ) -> tuple[RefinedTracks, dict[str, jax.Array]]:
-        """Follow the points.
+        """Tracks query points of view 0 through all views.
 
         The points of one call see each other through the virtual tracks: a track depends on which
         other points are asked for, not on their order.
@@ -446,7 +465,7 @@ class Tracker(nnx.Module):
 def _checked(
     config: TrackConfig, query_points: Any, fmaps: Any, iters: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The arrays, the points in float32, or InputError."""
+    """Checks the arguments and returns the arrays, points in float32; or raises InputError."""
     query_points, fmaps = jnp.asarray(query_points), jnp.asarray(fmaps)
     if query_points.ndim != 3 or query_points.shape[-1] != 2 or query_points.shape[1] == 0:
         raise InputError(

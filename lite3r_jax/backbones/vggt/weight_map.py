@@ -1,4 +1,4 @@
-"""Names of the VGGT checkpoint (facebook/VGGT-1B) and of the parameters here.
+"""Map of tensor names in the VGGT checkpoint (facebook/VGGT-1B) to parameter paths here.
 
 Upstream names: vggt/models/vggt.py, vggt/models/aggregator.py, vggt/layers/*, vggt/heads/*.
 """

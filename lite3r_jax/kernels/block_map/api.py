@@ -1,4 +1,4 @@
-"""The block selection: its arguments are checked here and its implementation chosen."""
+"""Entry point of the block selection: checks the arguments and chooses the implementation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from lite3r_jax.kernels.target import (
 
 @dataclass(frozen=True)
 class SelectionCall:
-    """What decides which implementations can choose blocks.
+    """Properties of a block selection that decide which implementations can run it.
 
     Attributes:
         head_dim: D.
@@ -40,12 +40,13 @@ class SelectionCall:
 
 @dataclass(frozen=True)
 class ViewChoice:
-    """That key blocks are chosen among those of few views.
+    """Limits the choice of key blocks to few views: each view of queries chooses views of keys.
 
     Attributes:
-        queries: views of which the query blocks are, behind the full rows; equally many of each.
-        keys: views of which the key blocks are that are not always kept.
-        chosen: how many of these a view of queries chooses from.
+        queries: number of views that the query blocks behind the full rows belong to, equally many
+            blocks to each.
+        keys: number of views that the key blocks belong to, but for those that are always kept.
+        chosen: number of views of keys whose blocks a view of queries chooses from.
     """
 
     queries: int
@@ -95,7 +96,7 @@ OPERATOR = Operator(
 
 
 def budgets(free: int, keep: float, low: float = 0.0) -> tuple[int, int]:
-    """How many blocks are critical and negligible.
+    """Returns how many of the free key blocks are critical and how many are negligible.
 
     Counts are rounded down as upstream does (thu-ml/SLA utils.py, Lite3R lite3r_kit/sla.py), but
     at least one block is critical, and critical ones come first.
@@ -136,8 +137,9 @@ def block_map(
 ) -> BlockMap:
     """Choose the critical and the negligible key blocks of every query block.
 
-    `reference.classes` of `reference.block_scores`, without ever holding all scores. No gradient
-    flows through the choice, as upstream (SLA Alg. 2; torch.topk's indices in thu-ml/SLA utils.py).
+    Gives `reference.classes` of `reference.block_scores` without ever holding all scores. No
+    gradient flows through the choice, as upstream (SLA Alg. 2; torch.topk's indices in thu-ml/SLA
+    utils.py).
 
     Args:
         q: [B, Tq, N, D] queries as they will be attended with (normed and rotated).
@@ -153,8 +155,8 @@ def block_map(
         among: for two levels of choice, first views and then blocks of these
             (`two_level.select_within_views`); what is always kept then comes first, and `bottom` is
             0. None for a choice among all.
-        implementation: name in `OPERATOR`, or "auto" (see `registry`). They choose the same but
-            where the order in which a score is summed up decides.
+        implementation: name in `OPERATOR`, or "auto" (see `registry`). All choose the same blocks
+            but where the order in which a score is summed up decides.
 
     Returns:
         The map; its critical table has len(always) + top entries per row, its negligible one
@@ -238,7 +240,7 @@ def _check_choice(among, rows, columns, first, kept, top, bottom) -> None:
 
 
 def valid_mask(valid: jax.Array | None, x: jax.Array, name: str) -> jax.Array:
-    """`valid`, checked against x [B, T, ...]; all True for None."""
+    """Checks the mask `valid` against x [B, T, ...] and returns it; all True for None."""
     if valid is None:
         return jnp.ones(x.shape[:2], bool)
     if valid.shape != x.shape[:2] or valid.dtype != bool:
@@ -249,16 +251,18 @@ def valid_mask(valid: jax.Array | None, x: jax.Array, name: str) -> jax.Array:
 
 
 def pooled_dtype(dtype: Any) -> Any:
-    """Of the means of tokens."""
+    """Returns the dtype of the means of tokens, which is at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def pool(
     x: jax.Array, valid: jax.Array, block: int, dtype: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Means over valid tokens [B, T, N, D] -> [B, N, M, D], and which blocks have one [B, M].
+    """Averages the valid tokens of each block and says which blocks have any.
 
-    In `dtype`, or that of `pooled_dtype`.
+    Takes tokens [B, T, N, D]; returns means [B, N, M, D] and a mask [B, M].
+
+    The means are in `dtype`, or that of `pooled_dtype`.
     """
     b, tokens, n, d = x.shape
     blocks = block_count(tokens, block)

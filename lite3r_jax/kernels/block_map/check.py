@@ -1,4 +1,4 @@
-"""The self-check of implementations of the block selection: what they choose, twice."""
+"""Self-check of the implementations of the block selection: the blocks chosen, in two runs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """Pooled tokens and budgets of one choice.
+    """Sizes and budgets of one self-check case of the block selection.
 
     Attributes:
         name: says what is special about it.
@@ -69,10 +69,10 @@ QUICK = CASES[0], *CASES[7:12]
 
 
 def checks(name: str) -> Iterator[Check[SelectionCall]]:
-    """All cases, for a name in `api.OPERATOR`.
+    """Yields all cases, for an implementation's name in `api.OPERATOR`.
 
     With whole numbers, whose scores are exact and often equal, the choice has to be that of the
-    definition; with real ones it may differ where scores are closer than float32 tells apart.
+    definition; with real numbers it may differ where scores are closer than float32 tells apart.
     """
     for case in CASES:
         call = SelectionCall(case.head_dim, case.dtype)
@@ -86,7 +86,7 @@ def checks(name: str) -> Iterator[Check[SelectionCall]]:
 
 
 def wrong(run: Callable[..., Any], case: Case, kind: str) -> str | None:
-    """What is wrong with the choice, or None."""
+    """Returns what is wrong with the blocks chosen in a case, or None."""
     rng = np.random.default_rng(0)
     shapes = [(case.batch, case.heads, m, case.head_dim) for m in (case.rows, case.columns)]
     if kind == "whole numbers":

@@ -26,13 +26,16 @@ def select_jax_triton(
     bottom: int,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `select.select_sorted`, whose arguments these are, without its sort and its scores.
+    """Chooses key blocks as `select.select_sorted`, by a kernel without sort or stored scores.
 
-    `pallas_triton.select_triton`, but for its shorter way where few of many are chosen.
+    The arguments are those of `select_sorted`.
+
+    The method is that of `pallas_triton.select_triton`, but for its shorter way where few of many
+    are chosen.
     `interpret` runs the kernel by Triton's interpreter, see `jax_triton_call.call`.
 
     Raises:
-        ValueError: a head dim or dtype that the kernel is not made for, or what is missing here.
+        ValueError: the kernel does not support the head dim or dtype, or jax-triton cannot be used.
     """
     if reason := unsupported(q.shape[-1], q.dtype):
         raise ValueError(f"the Triton kernel cannot run this: {reason}")

@@ -41,7 +41,7 @@ def block_map_select(
     DEPTH: tl.constexpr,
     LOW: tl.constexpr,
 ):
-    """The rows of the tables of ROWS query blocks.
+    """Writes the table rows of ROWS query blocks: the ids of the key blocks chosen for them.
 
     q is [B, N, programs * ROWS, D], used [B, programs * ROWS] int32, k [B, N, tiles * TILE, D] and
     kind [B, tiles * TILE] int32; critical is [B, N, rows, width] and negligible, written where LOW,
@@ -90,7 +90,10 @@ def block_map_select(
 def _scores(
     q, k, kind, tile, D: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
 ):
-    """Order of the scores of a tile, `NOTHING` where a key block is not free; what they are."""
+    """Returns the scores of a tile as ordered integers, and the kind of each of its key blocks.
+
+    The integer is `NOTHING` where a key block is not free.
+    """
     row = tl.arange(0, ROWS)
     column = tile * TILE + tl.arange(0, TILE)
     s = tl.zeros((ROWS, TILE), tl.float32)
@@ -106,7 +109,10 @@ def _scores(
 
 @triton.jit
 def _ordered(s):
-    """float32 -> int32 of the same order, above `NOTHING`, and so is the bitwise complement."""
+    """Maps float32 scores to int32 numbers of the same order.
+
+    The numbers are above `NOTHING`, and so are their bitwise complements.
+    """
     s = tl.where(s == s, tl.minimum(tl.maximum(s, -MOST), MOST), -MOST)
     s = tl.where(s == 0, 0.0, s)  # -0 and 0 are equal
     bits = s.to(tl.int32, bitcast=True)
@@ -115,7 +121,10 @@ def _ordered(s):
 
 @triton.jit
 def _mirrored(order, border):
-    """Of what is free and not above the border: the lowest is the highest."""
+    """Reverses the order of the scores of free key blocks that are not above the border.
+
+    The lowest becomes the highest; all others become `NOTHING`.
+    """
     rest = (order > NOTHING) & (order <= border[:, None])
     return tl.where(rest, ~order, NOTHING)
 
@@ -134,10 +143,11 @@ def _border(
     TILE: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The value of rank `count` of each row, and how many are above it.
+    """Finds the score of rank `count` in each row, and how many scores are above it.
 
-    Four bits of it at a time, which are one of 15 numbers or 0.
-    `NOTHING` where there are fewer, above everything for count 0. MIRROR: of `_mirrored`.
+    Finds four bits of the score at a time, which are one of 15 numbers or 0. The score is
+    `NOTHING` where there are fewer scores, and above everything for count 0. MIRROR: whether the
+    scores are those of `_mirrored`.
     """
     border = tl.full((ROWS,), NOTHING, tl.int32)
     above = tl.zeros((ROWS,), tl.int32)
@@ -166,9 +176,10 @@ def _border(
 
 @triton.jit
 def _take(order, border, need, equal):
-    """What is chosen of a tile: all above the border, and on it the first `need`.
+    """Marks the key blocks that are chosen of a tile: all above the border, the first `need` on it.
 
-    `equal` counts those on the border in the tiles before; it is returned with this one's.
+    `equal` counts the key blocks on the border in the tiles before; it is returned with this
+    tile's added. `need` is that of all tiles.
     """
     on = (order == border[:, None]) & (order > NOTHING)
     rank = equal[:, None] + tl.cumsum(on.to(tl.int32), 1)
@@ -178,7 +189,7 @@ def _take(order, border, need, equal):
 
 @triton.jit
 def _append(table, here, width, chosen, tile, written, TILE: tl.constexpr):
-    """Write the chosen ids of a tile behind those that are there; the new number of them."""
+    """Appends the ids chosen of a tile to rows of a table; returns their new number of entries."""
     number = chosen.to(tl.int32)
     place = written[:, None] + tl.cumsum(number, 1) - 1
     ids = tl.broadcast_to((tile * TILE + tl.arange(0, TILE))[None, :], place.shape)
@@ -189,7 +200,7 @@ def _append(table, here, width, chosen, tile, written, TILE: tl.constexpr):
 
 @triton.jit
 def _fill(table, here, width, written, value, TILE: tl.constexpr):
-    """Write `value` behind the entries that are there."""
+    """Writes `value` behind the entries that rows of a table have."""
     for part in range(0, tl.cdiv(width, TILE)):
         place = (part * TILE + tl.arange(0, TILE))[None, :]
         empty = here[:, None] & (place >= written[:, None]) & (place < width)

@@ -1,4 +1,4 @@
-"""What the kernels of the block selection are made for; importing this needs no kernel."""
+"""Head dims and dtypes that the kernels of the block selection support; imports no kernel."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ TPU_DTYPES = ("float32", "bfloat16")
 
 
 def unsupported(head_dim: int, dtype: Any) -> str | None:
-    """Why the GPU kernel is not made for pooled tokens of this kind, or None; on any device."""
+    """Returns why the GPU kernel does not support such pooled tokens, or None; on any device."""
     if head_dim not in HEAD_DIMS:
         return f"head dim {head_dim} is not one of {HEAD_DIMS}"
     if jnp.dtype(dtype) not in DTYPES:
@@ -19,9 +19,9 @@ def unsupported(head_dim: int, dtype: Any) -> str | None:
 
 
 def unsupported_tpu(dtype: Any) -> str | None:
-    """Why the TPU kernel is not made for pooled tokens of this dtype, or None; on any device.
+    """Returns why the TPU kernel does not support pooled tokens of this dtype, or None.
 
-    Scores are float32, of tokens in any of these.
+    The answer holds on any device. Scores are float32, of tokens in any of the dtypes.
     """
     if jnp.dtype(dtype) not in TPU_DTYPES:
         return f"{jnp.dtype(dtype)} is not one of {', '.join(TPU_DTYPES)}"

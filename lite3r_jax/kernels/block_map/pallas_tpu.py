@@ -1,4 +1,4 @@
-"""The block selection on TPUs: some scores at a time by XLA, and no sort of them."""
+"""Block selection on TPUs: XLA computes some scores at a time, a kernel chooses without a sort."""
 
 import functools
 from typing import Any
@@ -34,7 +34,9 @@ def select_tpu(
     chunk: int | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `select.select_sorted`, whose arguments these are, with a kernel in place of its sorts.
+    """Chooses key blocks as `select.select_sorted`, with a TPU kernel in place of its sorts.
+
+    The arguments are those of `select_sorted`.
 
     `interpret`, a `pallas.tpu.InterpretParams`, runs the kernel's code on any device, slowly.
 
@@ -52,7 +54,7 @@ def select_tpu(
 def _pick(
     scores: jax.Array, usable: jax.Array, always: np.ndarray, top: int, bottom: int, *, interpret
 ) -> tuple[jax.Array, jax.Array]:
-    """See `select.pick`; scores are [B, N, rows, Mk] and usable [B, 1, 1, Mk]."""
+    """Picks ids by score as `select.pick`; scores are [B, N, rows, Mk], usable [B, 1, 1, Mk]."""
     b, n, rows, columns = scores.shape
     width = _LANES * block_count(columns, _LANES)
     programs = block_count(n * rows, _ROWS)
@@ -83,11 +85,11 @@ def _pick(
 def block_map_select(
     scores_ref, kind_ref, critical_ref, *negligible_ref, columns: int, top: int, bottom: int
 ):
-    """The rows of the tables of some query blocks, from their scores [8, W] and kinds [1, W].
+    """Writes the table rows of some query blocks, from their scores [8, W] and kinds [1, W].
 
     The score of rank `top` is found bit by bit in the order of scores as integers. What is chosen
     then moves to the front, each id by the number of blocks before it that are not chosen: all at
-    once, one bit of that number after the other. The lowest bit first, no two meet.
+    once, one bit of that number after the other. With the lowest bit first, no two ids meet.
     """
     kind = jnp.broadcast_to(kind_ref[...], scores_ref.shape)
     order = jnp.where(kind == _FREE, _ordered(scores_ref[...]), _NOTHING)
@@ -100,7 +102,10 @@ def block_map_select(
 
 
 def _ordered(s: jax.Array) -> jax.Array:
-    """float32 -> int32 of the same order, above `_NOTHING`, and so is the bitwise complement."""
+    """Maps float32 scores to int32 numbers of the same order.
+
+    The numbers are above `_NOTHING`, and so are their bitwise complements.
+    """
     most = float(np.finfo(np.float32).max)
     s = jnp.where(s == s, jnp.clip(s, -most, most), -most)
     s = jnp.where(s == 0, 0.0, s)  # -0 and 0 are equal
@@ -109,7 +114,10 @@ def _ordered(s: jax.Array) -> jax.Array:
 
 
 def _highest(order: jax.Array, count: int) -> jax.Array:
-    """[R, W] bool, the `count` highest of every row, of equal ones the first; not `_NOTHING`."""
+    """Marks the `count` highest values of every row, of equal ones the first: [R, W] bool.
+
+    `_NOTHING` is never marked.
+    """
     if count == 0:
         return order != order
 
@@ -130,7 +138,7 @@ def _highest(order: jax.Array, count: int) -> jax.Array:
 
 
 def _running_sum(where: jax.Array) -> jax.Array:
-    """[R, W] int32, how many are True up to here and here."""
+    """Counts the True values of every row up to and including each place: [R, W] int32."""
     total, lane = where.astype(jnp.int32), lax.broadcasted_iota(jnp.int32, where.shape, 1)
     for shift in _powers(where.shape[1]):
         total = total + jnp.where(lane >= shift, pltpu.roll(total, shift, 1), 0)
@@ -138,7 +146,7 @@ def _running_sum(where: jax.Array) -> jax.Array:
 
 
 def _ids(chosen: jax.Array, columns: int) -> jax.Array:
-    """[R, W] int32, the ids of what is chosen, ascending, and `columns` behind them."""
+    """Returns the ids of the chosen blocks, ascending, and `columns` behind them: [R, W] int32."""
     width = chosen.shape[1]
     lane = lax.broadcasted_iota(jnp.int32, chosen.shape, 1)
     ids = jnp.where(chosen, lane, columns)

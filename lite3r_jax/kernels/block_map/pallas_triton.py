@@ -1,4 +1,4 @@
-"""The block selection on NVIDIA GPUs: no sort, and no scores in memory."""
+"""Block selection on NVIDIA GPUs by Pallas Triton kernels, without a sort or stored scores."""
 
 import functools
 from typing import Any
@@ -42,11 +42,13 @@ def select_triton(
     first: int = 0,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `select.select_sorted`, whose arguments these are, without its sort and its scores.
+    """Chooses key blocks as `select.select_sorted`, by kernels without sort or stored scores.
+
+    The arguments are those of `select_sorted`.
 
     The first `first` query blocks choose nothing and have no rows in the result.
 
-    Beside arguments and result nothing of note is in memory. A program has some query blocks and
+    Nothing of note but arguments and result is in memory. A program has some query blocks and
     goes over all key blocks several times, computing the same scores again: first to find the score
     of rank `top`, four bits at a time, and where `bottom` is asked for also that of rank `bottom`
     from below; then to write the ids. Few of many key blocks are chosen in fewer steps, see
@@ -88,10 +90,10 @@ def select_triton(
 
 
 def _few(q, q_used, k, k_used, top, interpret):
-    """Choose few of many key blocks: one pass over the scores, and a second look at few of them.
+    """Chooses few of many key blocks: one pass over all scores, and a second over few of them.
 
     The first kernel keeps the largest score of every 64 key blocks, a tile. The `top` tiles with
-    the largest ones, of equal ones the first, have all that is to be chosen in them: a key block in
+    the largest ones, of equal ones the first, hold all key blocks that are to be chosen: one in
     another tile is behind a key block of each of those. The second kernel finds these tiles, and
     the third computes their scores again, row by row, and chooses. In memory are the maxima, a 64th
     of the scores.
@@ -152,12 +154,12 @@ def _few(q, q_used, k, k_used, top, interpret):
 
 
 def _rows_of_maxima(dtype: Any) -> int:
-    """Query blocks of a program of `block_map_maxima`; in float32 more would spill."""
+    """Returns the query blocks per program of `block_map_maxima`; in float32 more would spill."""
     return 128 if jnp.dtype(dtype).itemsize == 2 else _ROWS
 
 
 def block_map_maxima(q_ref, k_ref, used_ref, maxima_ref):
-    """The order of the largest score of each tile for some query blocks: [tiles, R]."""
+    """Writes each tile's largest score, as an ordered integer, per query block: [tiles, R]."""
 
     def one(tile, _):
         where = pl.ds(tile * _TILE, _TILE)
@@ -171,7 +173,7 @@ def block_map_maxima(q_ref, k_ref, used_ref, maxima_ref):
 
 
 def block_map_tiles(maxima_ref, best_ref, *, tiles, top):
-    """The tiles with the largest maxima for some query blocks, ascending."""
+    """Writes the tiles with the largest maxima for some query blocks, ascending."""
     rows = pl.program_id(0) * _ROWS + lax.broadcasted_iota(jnp.int32, (_ROWS, _TILE), 0)
     chunks = maxima_ref.shape[0] // _TILE
 
@@ -195,7 +197,10 @@ def block_map_tiles(maxima_ref, best_ref, *, tiles, top):
 def block_map_among(
     q_ref, q_used_ref, k_ref, used_ref, best_ref, ids_ref, *, tiles, columns, top, height
 ):
-    """One query block: the best key blocks of some tiles, whose scores it holds, `height` tiles."""
+    """Writes the best key blocks of one query block, chosen from those of some tiles.
+
+    The program holds the scores of these tiles, of `height` tiles.
+    """
     q = q_ref[...].astype(jnp.float32)
     row = lax.broadcasted_iota(jnp.int32, (height, _TILE), 0)
 
@@ -230,12 +235,12 @@ def block_map_among(
 
 
 def _count(found: jax.Array) -> jax.Array:
-    """How many are True, of [A, B]."""
+    """Returns the number of True values of [A, B]."""
     return found.astype(jnp.int32).sum(axis=1).sum(axis=0)
 
 
 def _rank(found: jax.Array) -> jax.Array:
-    """How many are True up to each place of [A, B], row by row."""
+    """Counts the True values up to and including each place of [A, B], row by row."""
     number = found.astype(jnp.int32)
     of_row = number.sum(axis=1)
     return (jnp.cumsum(of_row, axis=0) - of_row)[:, None] + jnp.cumsum(number, axis=1)
@@ -244,7 +249,7 @@ def _rank(found: jax.Array) -> jax.Array:
 def block_map_select(
     q_ref, used_ref, k_ref, kind_ref, critical_ref, *negligible_ref, first, top, bottom
 ):
-    """The rows of the tables of some query blocks.
+    """Writes the table rows of some query blocks: the ids of the key blocks chosen for them.
 
     Refs are those of one sequence and one head: q [Mq, D], used [R], k [Mk, D], kind [Mk] filled up
     to whole tiles, and the whole tables.
@@ -255,9 +260,10 @@ def block_map_select(
     own = first + pl.program_id(0) * _ROWS
 
     def scores(tile):
-        """Order of the scores of a tile [R, tile], `_NOTHING` for blocks that are not free.
+        """Returns the scores of a tile [R, tile] as ordered integers, and its key blocks' kinds.
 
-        Every pass computes them by this code, and so to the same bits.
+        The integer is `_NOTHING` for blocks that are not free. Every pass computes the scores by
+        this code, and so to the same bits.
         """
         where = pl.ds(tile * _TILE, _TILE)
         s = _scores(q_ref, own, k_ref, tile * _TILE)
@@ -270,7 +276,10 @@ def block_map_select(
     lowest_high, above = _border(high, tiles, _ROWS, top)
 
     def mirrored(order):
-        """Of what is free and not above the border: the lowest is the highest."""
+        """Reverses the order of the scores of free key blocks that are not above the border.
+
+        The lowest becomes the highest; all others become `_NOTHING`.
+        """
         rest = (order > _NOTHING) & (order <= lowest_high[:, None])
         return jnp.where(rest, ~order, _NOTHING)
 
@@ -300,7 +309,7 @@ def block_map_select(
 
 
 def _scores(q_ref, first_q, k_ref, first_k) -> jax.Array:
-    """Scores of _ROWS queries and _TILE keys in full float32; nothing is read past their ends."""
+    """Returns float32 scores of _ROWS queries and _TILE keys; reads nothing past their ends."""
 
     def some(ref, first, count, depth):
         at = first + lax.iota(jnp.int32, count)
@@ -317,7 +326,10 @@ def _scores(q_ref, first_q, k_ref, first_k) -> jax.Array:
 
 
 def _products(q_ref, k_ref, where) -> jax.Array:
-    """Scores of all queries and some keys, added up in float32; products of halves are exact."""
+    """Returns scores of all queries and some keys, added up in float32.
+
+    Products of half-precision numbers are exact.
+    """
     if q_ref.dtype != jnp.float32:
         return plt.dot(q_ref[...], k_ref[where, :], trans_b=True)
 
@@ -331,7 +343,10 @@ def _products(q_ref, k_ref, where) -> jax.Array:
 
 
 def _ordered(s: jax.Array) -> jax.Array:
-    """float32 -> int32 of the same order, above `_NOTHING`, and so is the bitwise complement."""
+    """Maps float32 scores to int32 numbers of the same order.
+
+    The numbers are above `_NOTHING`, and so are their bitwise complements.
+    """
     s = jnp.where(s == s, jnp.clip(s, -_MOST, _MOST), -_MOST)
     s = jnp.where(s == 0, 0.0, s)  # -0 and 0 are equal
     bits = lax.bitcast_convert_type(s, jnp.int32)
@@ -339,7 +354,7 @@ def _ordered(s: jax.Array) -> jax.Array:
 
 
 def _border(order, tiles: int, rows: int, count: int) -> tuple[jax.Array, jax.Array]:
-    """The value of rank `count` among all order(tile) [R, tile], and how many are above it.
+    """Finds the value of rank `count` among all order(tile) [R, tile], and how many exceed it.
 
     Returns:
         [R] int32 twice; `_NOTHING` where there are fewer, above everything for count 0.
@@ -371,9 +386,10 @@ def _border(order, tiles: int, rows: int, count: int) -> tuple[jax.Array, jax.Ar
 def _take(
     order: jax.Array, border: jax.Array, need: jax.Array, equal: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What is chosen of a tile: all above the border, and on it the first `need`.
+    """Marks the key blocks that are chosen of a tile: all above the border, the first `need` on it.
 
-    `equal` [R] counts those on the border in the tiles before; it is returned with this one's.
+    `equal` [R] counts the key blocks on the border in the tiles before; it is returned with this
+    tile's added. `need` is that of all tiles.
     """
     on = (order == border[:, None]) & (order > _NOTHING)
     rank = equal[:, None] + jnp.cumsum(on.astype(jnp.int32), axis=1)
@@ -382,7 +398,7 @@ def _take(
 
 
 def _append(table_ref, rows, chosen: jax.Array, tile: jax.Array, written: jax.Array) -> jax.Array:
-    """Write the chosen ids of a tile behind those that are there; the new number of them."""
+    """Appends the ids chosen of a tile to rows of a table; returns their new number of entries."""
     number = chosen.astype(jnp.int32)
     place = written[:, None] + jnp.cumsum(number, axis=1) - 1
     ids = tile * _TILE + lax.broadcasted_iota(jnp.int32, chosen.shape, 1)
@@ -391,7 +407,7 @@ def _append(table_ref, rows, chosen: jax.Array, tile: jax.Array, written: jax.Ar
 
 
 def _fill(table_ref, rows, written: jax.Array, value: int) -> None:
-    """Write `value` behind the entries that are there."""
+    """Writes `value` behind the entries that rows of a table have."""
 
     def some(part, _):
         place = part * _TILE + lax.broadcasted_iota(jnp.int32, (_ROWS, _TILE), 1)
@@ -402,7 +418,7 @@ def _fill(table_ref, rows, written: jax.Array, value: int) -> None:
 
 
 def _store(table_ref, rows, place, values, mask) -> None:
-    """Never outside of the table, whatever the places."""
+    """Stores values in a table where `mask` is True, never outside of it, whatever the places."""
     height, width = table_ref.shape
     mask &= (rows < height) & (place < width)
     # The interpreter writes old values back where the mask is False; past the end it does not.

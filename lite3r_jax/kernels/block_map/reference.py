@@ -13,7 +13,9 @@ def block_scores(
     q_valid: np.ndarray,
     k_valid: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of all pairs of blocks: pool(q) pool(k)^T, means over the valid tokens of a block.
+    """Returns the scores of all pairs of blocks, pool(q) pool(k)^T, in float64.
+
+    pool takes the mean over the valid tokens of a block.
 
     SLA (arXiv 2509.24006, Eq. 2-6) has softmax(pool(Q) pool(K)^T / sqrt(d)); scale and softmax do
     not change the order within a row, and neither does the mean of k, which upstream subtracts
@@ -55,7 +57,9 @@ def classes(
     bottom: int = 0,
     always: Sequence[int] = (),
 ) -> np.ndarray:
-    """M_c of SLA (Eq. 2-6, Alg. 1), with blocks that are always kept and blocks that are padding.
+    """Returns each key block's class for each query block: M_c of SLA (Eq. 2-6, Alg. 1).
+
+    Beyond SLA, there are blocks that are always kept and blocks that are padding.
 
     Every row has as critical its `always` blocks and the `top` highest scores of the others, and as
     negligible the `bottom` lowest scores of what is left. Of equal scores the lower block comes

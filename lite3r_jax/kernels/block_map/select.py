@@ -74,7 +74,7 @@ def select_sorted(
 def pick(
     scores: jax.Array, usable: jax.Array, always: np.ndarray, top: int, bottom: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Ids of the highest and of the lowest scores of every row.
+    """Returns the ids of the highest and of the lowest scores of every row.
 
     Args:
         scores: [..., Mk]; infinite ones count as the largest and lowest that are finite, NaN as

@@ -14,7 +14,7 @@ from jax import lax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Transposed:
-    """A `BlockTable` seen from the key blocks, in compressed rows (CSR).
+    """The query blocks that list each key block of a `BlockTable`, in compressed rows (CSR).
 
     The query blocks that list key block j are `rows[..., offsets[..., j] : offsets[..., j + 1]]`.
 
@@ -44,24 +44,24 @@ class BlockTable:
 
     @property
     def counts(self) -> jax.Array:
-        """[B, N, Mq] int32, how many entries of each list are used."""
+        """Number of used entries of each list, [B, N, Mq] int32."""
         return (self.ids < self.columns).sum(axis=-1, dtype=jnp.int32)
 
     def mask(self) -> jax.Array:
-        """[B, N, Mq, Mk] bool, whether the key block is listed. For definitions and tests."""
+        """Returns whether a key block is listed, [B, N, Mq, Mk] bool. For definitions and tests."""
         b, n, rows, _ = self.ids.shape
         at = jnp.ix_(*(jnp.arange(size) for size in (b, n, rows)))
         empty = jnp.zeros((b, n, rows, self.columns), bool)
         return empty.at[(*(index[..., None] for index in at), self.ids)].set(True, mode="drop")
 
     def transpose(self) -> Transposed:
-        """The query blocks of every key block.
+        """Returns the query blocks that list each key block.
 
         Sorts the table's entries as one int32 each, key block and query block in one number. Takes
         memory of a few tables: at 1,000 views of 1,374 tokens and keep 0.1 one has 4e8 entries.
 
         Raises:
-            ValueError: (columns + 1) * Mq is not below 2^31. That of 1,000 views is 5e8.
+            ValueError: (columns + 1) * Mq is not below 2^31. For 1,000 views it is 5e8.
         """
         b, n, rows, k = self.ids.shape
         if (self.columns + 1) * rows >= 2**31:
@@ -102,7 +102,10 @@ class BlockMap:
     full_columns: int = field(default=0, metadata={"static": True})
 
     def split(self) -> tuple["BlockMap", "BlockMap"]:
-        """Maps of the query blocks for which all are critical, in a table, and of the others."""
+        """Returns the map of the query blocks that attend to all keys, and that of the others.
+
+        The table of the first map lists all key blocks in every row.
+        """
         b, n = self.critical.ids.shape[:2]
         columns = self.critical.columns
         ids = jnp.broadcast_to(
@@ -114,5 +117,5 @@ class BlockMap:
 
 
 def block_count(tokens: int, block: int) -> int:
-    """Blocks that cover `tokens`."""
+    """Returns the number of blocks that cover `tokens` tokens."""
     return -(-tokens // block)

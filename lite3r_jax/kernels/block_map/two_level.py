@@ -24,7 +24,7 @@ def select_within_views(
     views: int,
     select: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> jax.Array:
-    """Choose key blocks among those of the views that fit best.
+    """Choose key blocks in two levels: first the best views of keys, then blocks of these views.
 
     First every view of queries chooses, head by head, `views` views of keys: those with the largest
     score of any of its query blocks, mean query by mean key of the view. Then every query block
@@ -38,9 +38,9 @@ def select_within_views(
         k_used: [B, Mk] bool.
         kept: so many key blocks come first, which are critical in every row.
         top: blocks chosen per row besides; at most views * (key blocks of a view).
-        query_views: views of which the query blocks are.
-        key_views: views of which the key blocks behind `kept` are.
-        views: how many of those a view of queries chooses.
+        query_views: number of views that the query blocks belong to.
+        key_views: number of views that the key blocks behind `kept` belong to.
+        views: number of views of keys that a view of queries chooses.
         select: an implementation of `block_map.api.OPERATOR`, for the second level.
 
     Returns:
@@ -69,7 +69,7 @@ def select_within_views(
         keys, valid = of_view[(*at, chosen)], ok[(at[0], chosen)]
 
         def merged(x: jax.Array, *rest: int) -> jax.Array:
-            """Heads and views of queries as sequences of one head."""
+            """Reshapes heads and views of queries into sequences of one head."""
             return x.reshape(b * n * size, *rest)
 
         ids, _ = select(

@@ -15,7 +15,7 @@ from lite3r_jax.kernels.target import Device, mesh_unfit_for_tpu_kernels, unfit_
 
 @dataclass(frozen=True)
 class DenseCall:
-    """What decides which implementations can run a call.
+    """Properties of a dense attention call that decide which implementations can run it.
 
     Attributes:
         head_dim: D.
@@ -35,9 +35,11 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
 
 
 def _refuses_cudnn(device: Device, call: DenseCall) -> str | None:
-    """What jax checks when it is lowered (jax/_src/cudnn/fused_attention_stablehlo.py), and where.
+    """Returns why cuDNN's flash attention cannot run a call on a device, or None.
 
-    It asks the GPU that is there, and so lowers it for no other one.
+    These are the conditions that jax checks when it lowers the call
+    (jax/_src/cudnn/fused_attention_stablehlo.py). jax asks the GPU that is there, and so lowers the
+    call for no other GPU.
     """
     if jnp.dtype(call.dtype) not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 or float16 and this is {jnp.dtype(call.dtype)}"

@@ -13,27 +13,27 @@ from lite3r_jax.mesh import shard_major, split_ways, unshard
 # Finite, so that exp(old - new) of two untouched maxima is 1 and not NaN.
 _LOWEST = -1e30
 _TOGETHER = 2**24
-"""Logits of all heads and sequences, 64 MiB, up to which they are computed at once."""
+"""Number of logits of all heads and sequences (64 MiB) up to which one tile holds them all."""
 _TILE = 2**26
-"""Logits, 256 MiB, that a GPU computes at a time of all heads and sequences."""
+"""Number of logits of all heads and sequences (256 MiB) that a GPU computes at a time."""
 _LEAST_QUERIES = 64
-"""Queries that a GPU handles at a time at least, since all keys are read for each such part."""
+"""Number of queries that a GPU handles at a time at least; each part reads all keys."""
 
 
 def _split(length: int, block: int) -> tuple[int, int]:
-    """Blocks of equal size that cover `length`: (count, size <= block), least padding."""
+    """Splits `length` into equal blocks of at most `block`: (count, size) with least padding."""
     count = -(-length // block)
     return count, -(-length // count)
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
-    """[T, D] -> [blocks, size, D], zero padded."""
+    """Reshapes [T, D] to [blocks, size, D], padded with zeros."""
     count, size = _split(x.shape[0], block)
     return jnp.pad(x, ((0, count * size - x.shape[0]), (0, 0))).reshape(count, size, -1)
 
 
 def blocked(q: jax.Array, k: jax.Array, v: jax.Array, *, q_block: int, k_block: int) -> jax.Array:
-    """Dense attention to one head of one sequence at a time, one query block at a time.
+    """Computes dense attention, one head of one sequence and one query block at a time.
 
     The live tile is [q_block, k_block] float32 whatever T is. Keys beyond one block are folded in
     with the running maximum and sum of Milakov and Gimelshein (arXiv 1805.02867); the backward pass
@@ -50,7 +50,7 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, *, q_block: int, k_block: 
         return _side_by_side(q, k, v, *_gpu_blocks(b * n, tq, tk))
 
     def heads_first(x: jax.Array) -> jax.Array:
-        """[heads of a device, devices, T, D]: every device goes over its own."""
+        """Reshapes to [heads of a device, devices, T, D]: every device goes over its own heads."""
         return shard_major(x.transpose(0, 2, 1, 3)).swapaxes(0, 1)
 
     @jax.checkpoint
@@ -74,7 +74,10 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, *, q_block: int, k_block: 
 
 
 def _together(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """All heads at once: [B, Tq, N, D] and twice [B, Tk, N, D] to [B, Tq, N, D]."""
+    """Computes attention of all heads at once, with all logits in memory.
+
+    Takes [B, Tq, N, D] and twice [B, Tk, N, D], returns [B, Tq, N, D].
+    """
     b, tq, n, d = q.shape
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * n, -1, d) for x in (q, k, v))
     s = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32) * (1 / math.sqrt(d))
@@ -85,7 +88,7 @@ def _together(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _gpu_blocks(heads: int, queries: int, keys: int) -> tuple[int, int]:
-    """Queries and keys of a tile of all heads: all keys, if enough queries fit beside them."""
+    """Returns the queries and keys of a tile of all heads: all keys, if enough queries fit too."""
     q_block = max(_TILE // (heads * keys), min(_LEAST_QUERIES, queries))
     k_block = max(_TILE // (heads * q_block), 1)
     return min(q_block, queries), min(k_block, keys)
@@ -94,7 +97,10 @@ def _gpu_blocks(heads: int, queries: int, keys: int) -> tuple[int, int]:
 def _side_by_side(
     q: jax.Array, k: jax.Array, v: jax.Array, q_block: int, k_block: int
 ) -> jax.Array:
-    """All heads at a time, [B, Tq, N, D] and twice [B, Tk, N, D] to [B, Tq, N, D], by tiles."""
+    """Computes attention of all heads at a time, tile by tile, as is best on a GPU.
+
+    Takes [B, Tq, N, D] and twice [B, Tk, N, D], returns [B, Tq, N, D].
+    """
     b, tq, n, d = q.shape
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * n, -1, d) for x in (q, k, v))
     count, size = _split(tq, q_block)
@@ -115,12 +121,12 @@ def _side_by_side(
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[Tq, D], [Tk, D] -> [Tq, Tk] float32."""
+    """Returns the logits q k^T / sqrt(D) in float32, [Tq, D], [Tk, D] -> [Tq, Tk]."""
     return jnp.dot(q, k.T, preferred_element_type=jnp.float32) * (1 / math.sqrt(q.shape[-1]))
 
 
 def _one_pass(q: jax.Array, k: jax.Array, v: jax.Array, k_block: int) -> jax.Array:
-    """All keys fit into one tile."""
+    """Computes attention of one head whose keys all fit into one tile."""
     del k_block
     s = _logits(q, k)
     p = jnp.exp(s - lax.stop_gradient(s.max(axis=-1, keepdims=True)))
@@ -129,10 +135,10 @@ def _one_pass(q: jax.Array, k: jax.Array, v: jax.Array, k_block: int) -> jax.Arr
 
 
 def _sum_by_product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """All keys in one tile, with a column of ones behind the values [Tk, D + 1].
+    """Computes attention with all keys in one tile, given v and a column of ones [Tk, D + 1].
 
-    Weights are summed up by the product that applies them, so that they are written over the
-    logits. Summed up where they are computed, they are in memory beside them.
+    The product that applies the weights also sums them up, so that the weights are written over
+    the logits. Summed up where they are computed, they are in memory beside the logits.
     """
     s = _logits(q, k)
     p = jnp.exp(s - lax.stop_gradient(s.max(axis=-1, keepdims=True)))
@@ -141,7 +147,7 @@ def _sum_by_product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _running(q: jax.Array, k: jax.Array, v: jax.Array, k_block: int) -> jax.Array:
-    """Keys in blocks, the last one padded and masked."""
+    """Computes attention by a running softmax over key blocks, the last one padded and masked."""
     tk = k.shape[0]
     count, size = _split(tk, k_block)
     valid = (jnp.arange(count * size) < tk).reshape(count, 1, size)

@@ -1,4 +1,4 @@
-"""The self-check of implementations of dense attention: value and gradients, twice."""
+"""Self-check of the implementations of dense attention: value and gradients, in two runs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from lite3r_jax.kernels.registry import Check
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one call.
+    """Sizes of one self-check case of dense attention.
 
     Attributes:
         name: says what is special about it.
@@ -51,7 +51,7 @@ RESULTS = ("o", "dq", "dk", "dv")
 
 
 def checks(name: str) -> Iterator[Check[DenseCall]]:
-    """All cases in all dtypes, for a name in `api.OPERATOR`."""
+    """Yields all cases in all dtypes, for an implementation's name in `api.OPERATOR`."""
     for case in CASES:
         for dtype in comparison.CAPS:
             call = DenseCall(case.head_dim, dtype)
@@ -60,7 +60,7 @@ def checks(name: str) -> Iterator[Check[DenseCall]]:
 
 
 def wrong(run: Callable[..., jax.Array], case: Case, dtype: str) -> str | None:
-    """What is wrong with value and gradients, or None; see `comparison.wrong`."""
+    """Returns what is wrong with value and gradients, or None; see `comparison.wrong`."""
     rng = np.random.default_rng(0)
     shapes = [(case.batch, t, case.heads, case.head_dim) for t in (case.q_tokens, case.k_tokens)]
     arrays = [jnp.asarray(rng.standard_normal(shapes[i]), dtype) for i in (0, 1, 1, 0)]
@@ -69,6 +69,6 @@ def wrong(run: Callable[..., jax.Array], case: Case, dtype: str) -> str | None:
 
 
 def _both(run: Any, q: jax.Array, k: jax.Array, v: jax.Array, up: jax.Array) -> Any:
-    """o, dq, dk, dv."""
+    """Returns the output o and the gradients dq, dk and dv."""
     o, pull = jax.vjp(run, q, k, v)
     return o, *pull(up)

@@ -18,19 +18,22 @@ _BLOCK = 512
 
 
 def block(tokens: int) -> tuple[int, int]:
-    """Blocks of equal size, a multiple of 128 up to 512, that cover tokens: (count, size)."""
+    """Splits `tokens` into equal blocks, a multiple of 128 up to 512: (count, size)."""
     count = -(-tokens // _BLOCK)
     return count, _LANES * -(-tokens // (count * _LANES))
 
 
 def flash_tpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v for [B, Tq, N, D] and twice [B, Tk, N, D], D of 64 or 128.
+    """Computes dense attention by jax's TPU kernel of flash attention, for head dim 64 or 128.
 
-    Both are filled up to whole blocks; keys that fill up are of another segment, which no query
-    sees. jax's splash attention is not used: its table of blocks, an entry for every pair, is made
-    in Python and lies in scalar memory, where that of 300 views has no room. Products of the kernel
-    are of bfloat16, added up in float32, whatever `jax_default_matmul_precision` says: the chip's
-    matrix unit has none of bfloat16 at a higher precision, and Mosaic refuses them.
+    The result is softmax(q k^T / sqrt(D)) v for q [B, Tq, N, D] and k and v [B, Tk, N, D].
+
+    Queries and keys are filled up to whole blocks; keys that fill up are of another segment, which
+    no query sees. jax's splash attention is not used: its table of blocks, an entry for every pair,
+    is made in Python and lies in scalar memory, where the table of 300 views has no room. Products
+    of the kernel are of bfloat16, added up in float32, whatever `jax_default_matmul_precision`
+    says: the chip's matrix unit has no products of bfloat16 at a higher precision, and Mosaic
+    refuses them.
 
     Source: jax.experimental.pallas.ops.tpu.flash_attention, part of jax.
     """
@@ -38,7 +41,7 @@ def flash_tpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     (queries, q_block), (keys, k_block) = block(tq), block(tk)
 
     def heads_first(x: jax.Array, length: int) -> jax.Array:
-        """[B, T, N, D] -> [B, N, length, D]."""
+        """Transposes [B, T, N, D] to [B, N, length, D], padded with zeros."""
         return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
 
     segments = None
@@ -61,7 +64,7 @@ def flash_tpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 # The kernel has no argument for the precision of its products and takes jax's default when it is
 # traced, its gradient's later than its value's; so each is traced under a default of its own.
 def _flash(q: Any, k: Any, v: Any, segments: SegmentIds | None, sizes: BlockSizes) -> jax.Array:
-    """jax's kernel for q, k and v [B, N, T, D] of whole blocks."""
+    """Runs jax's kernel for q, k and v [B, N, T, D] of whole blocks."""
     return _flash_vjp(q, k, v, segments, sizes)
 
 

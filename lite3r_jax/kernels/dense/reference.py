@@ -1,4 +1,4 @@
-"""The definition of dense attention."""
+"""The definition of dense attention, with all logits in memory."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v for [B, T, N, D]; allocates [B, N, Tq, Tk].
+    """Computes softmax(q k^T / sqrt(D)) v for [B, T, N, D]; allocates [B, N, Tq, Tk].
 
     Logits and sums are float32, or float64 for inputs in float64.
     """

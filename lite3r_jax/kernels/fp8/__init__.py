@@ -1,1 +1,1 @@
-"""Matrix products with scaled float8 operands: definition, quantization, simulated and stored."""
+"""Matrix products with scaled float8 operands: definition, fake quantization, stored weights."""

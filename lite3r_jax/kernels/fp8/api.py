@@ -1,4 +1,4 @@
-"""The doors to products with float8 operands: quantized at use, or stored."""
+"""Matrix products with float8 operands: quantized when they are used, or stored as codes."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from lite3r_jax.kernels.target import device
 
 @dataclass(frozen=True)
 class _How:
-    """Everything about a product that is no array; dtypes are those of x and w."""
+    """Static settings of a product: formats, scales, precision, and dtypes of x, w and result."""
 
     weights: WeightFormat | None
     activations: FormatName | None
@@ -55,7 +55,7 @@ def fp8_dot_general(
     gradients: FormatName | None = None,
     scale: ScaleName = "row",
 ) -> jax.Array:
-    """x w with quantized operands, in the place of `lax.dot_general` in a Linear.
+    """Computes x w with quantized operands, in the place of `lax.dot_general` in a Linear.
 
     Forward: codes are multiplied in the dtype of x, in which they are exact, and summed in float32;
     the scales come after, in float32. That is what a float8 product computes, but for the order of
@@ -121,11 +121,11 @@ def fp8_linear(
     scale: ScaleName = "row",
     precision: Any = None,
 ) -> jax.Array:
-    """x w for weights that are stored as codes and scales.
+    """Computes x w for weights that are stored as codes and scales.
 
     The result is that of `fp8_dot_general` but for the order of summation, and so is the gradient
     of x. Weights are constants here. On a GPU quantized activations are multiplied by them as
-    float8, which those of compute capability 8.9 and more have in hardware, and summed in full
+    float8, which GPUs of compute capability 8.9 and more have in hardware, and summed in full
     float32: the fast mode of Hopper's tensor cores keeps about 14 bits.
 
     Args:
@@ -161,10 +161,10 @@ def fp8_linear(
 
 
 def _same_axes(*arrays: jax.Array) -> list[jax.Array]:
-    """The arrays as varying over the same axes of a `shard_map`.
+    """Makes the arrays vary over the same axes of a surrounding `shard_map`.
 
-    Inside of one, JAX does this for its own operations, and sums gradients over the axes that are
-    new; for a custom gradient it has to be asked for.
+    Inside of a `shard_map`, JAX does this for its own operations, and sums gradients over the axes
+    that are new; for a custom gradient it has to be asked for.
     """
     varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
     every = frozenset().union(*varying)
@@ -184,7 +184,7 @@ def _canonical(precision: Any) -> Any:
 
 
 def multiply(x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype: Any, precision: Any) -> Any:
-    """Contract an axis of each, summed in float32.
+    """Contracts one axis of x with one axis of y, with sums in float32.
 
     Two float8 operands are multiplied as such on a GPU, and everything else in `dtype`.
     """
@@ -206,12 +206,18 @@ def _product(how: _How, x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> ja
 
 
 def _tokens(how: _How, x: jax.Array) -> tuple[jax.Array, Any]:
-    """Codes of x [..., K] and their scales, [..., 1]; x itself and 1 where it is not quantized."""
+    """Returns codes of x [..., K] and their scales [..., 1].
+
+    Returns x itself and 1 where it is not quantized.
+    """
     return (x, 1.0) if how.activations is None else quantize(x, how.activations, how.token)
 
 
 def _columns(how: _How, w: jax.Array) -> tuple[jax.Array, Any]:
-    """Codes of w [K, N] and their scales, [N] or [1]; w itself and 1 where it is not quantized."""
+    """Returns codes of w [K, N] and their scales, [N] or [1].
+
+    Returns w itself and 1 where it is not quantized.
+    """
     if how.weights is None:
         return w, 1.0
     codes, scale = quantize(w, how.weights, how.column)
@@ -258,7 +264,7 @@ _dot.defvjp(_dot_forward, _dot_backward, symbolic_zeros=True)
 
 
 def _arriving(how: _How, dy: jax.Array) -> jax.Array:
-    """dy in float32, quantized where asked for."""
+    """Returns the gradient dy of the output in float32, quantized if `gradients` names a format."""
     dy = dy.astype(jnp.float32)
     return dy if how.gradients is None else fake_quantize(dy, how.gradients, how.token)
 

@@ -1,11 +1,11 @@
-"""Named products for tests and kernel compilation: odd ones and real ones."""
+"""Named matrix products for tests and kernel compilation, with odd sizes and with VGGT's."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Case:
-    """x [batch..., K] and w [K, N].
+    """Sizes of a product of x [batch..., K] and w [K, N].
 
     Attributes:
         name: says what is special about it.
@@ -30,7 +30,7 @@ ODD = (
 
 
 def vggt_linears(views: int) -> tuple[Case, ...]:
-    """The four Linears of a block of VGGT-1B at 518 x 518; tokens as in a global layer."""
+    """Returns the four Linears of a VGGT-1B block at 518 x 518; tokens as in a global layer."""
     tokens = views * (37 * 37 + 5)
     sizes = {"qkv": (1024, 3072), "proj": (1024, 1024), "fc1": (1024, 4096), "fc2": (4096, 1024)}
     return tuple(

@@ -1,4 +1,4 @@
-"""The self-check of float8 products and of the quantization before them: against float64, twice."""
+"""Self-check of float8 products and the quantization before them: against float64, in two runs."""
 
 import functools
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ HALF_STEP, OTHER_CODES, PRODUCT = 2.0**-4 + 1e-4, 0.01, 2.0**-12
 
 @dataclass(frozen=True)
 class Case:
-    """A Linear and what comes before it.
+    """Sizes of a Linear, and the operation before it, in one self-check case.
 
     Attributes:
         name: says what is special about it.
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def product(self) -> Product:
-        """What implementations are chosen by."""
+        """Properties of the case's product by which implementations are chosen."""
         return Product(self.rows, self.inputs, self.outputs, jnp.dtype(self.dtype))
 
 
@@ -62,7 +62,7 @@ QUICK = "short last tile", "one view", "float32"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of one case.
+    """Errors that were found in one self-check case.
 
     Attributes:
         other_codes: fraction of codes that are not those of XLA.
@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def wrong(self) -> str | None:
-        """What is not as it should be, or None."""
+        """What is wrong with the outcome, as text, or None."""
         wrong = [
             sentence
             for fine, sentence in (
@@ -93,7 +93,7 @@ class Outcome:
 
 
 def checks(name: str) -> Iterator[Check[Product]]:
-    """All cases, for a name in `fused.OPERATOR`."""
+    """Yields all cases, for an implementation's name in `fused.OPERATOR`."""
     for case in CASES:
         run = functools.partial(_wrong, case, name)
         yield Check(f"{case.name}, {case.dtype}", case.product, run, case.name in QUICK)
@@ -104,7 +104,7 @@ def _wrong(case: Case, name: str) -> str | None:
 
 
 def outcome(case: Case, name: str, *, interpret: bool = False) -> Outcome:
-    """Codes against the definition, and the product against float64 with the same codes.
+    """Compares codes with the definition, and the product with float64 for the same codes.
 
     Args:
         case: what is computed.
@@ -167,7 +167,7 @@ def outcome(case: Case, name: str, *, interpret: bool = False) -> Outcome:
 
 
 def _layer(x: jax.Array, before: Before) -> jax.Array:
-    """What the model's own layers give, in float32."""
+    """Computes the operation before the product in float32, as the model's own layers do."""
     x = x.astype(jnp.float32)
     if isinstance(before, Gelu):
         return jax.nn.gelu(x, approximate=False)

@@ -1,9 +1,9 @@
-"""Products of stored float8 weights with as little as possible in memory between two kernels.
+"""Products of stored float8 weights, fused with quantization, scales and bias on NVIDIA GPUs.
 
 `api.fp8_linear` leaves everything to XLA, which on a GPU makes a float8 product with a result in
 float32, and other kernels that find the largest value of a token, quantize, scale and add the bias.
 Here quantization goes into what comes before the product (LayerNorm, GELU), and scales and bias go
-into the product itself.
+into the product itself, so that as little as possible is in memory between two kernels.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from lite3r_jax.kernels.target import (
 
 @dataclass(frozen=True)
 class Product:
-    """All that an implementation looks at.
+    """Properties of a product that decide which implementations can run it.
 
     Attributes:
         rows: number of tokens.
@@ -109,7 +109,7 @@ OPERATOR = Operator(
 
 
 def without_products() -> str | None:
-    """Why a TPU that is computed on multiplies no float8, or None; elsewhere XLA converts."""
+    """Returns why the TPU in use multiplies no float8, or None; elsewhere XLA converts."""
     here = device()
     if here.multiplies_no_float8:
         return f"{here.kind} has no float8 products, which fp8_dynamic is made of"
@@ -117,9 +117,9 @@ def without_products() -> str | None:
 
 
 def quantize_before(x: jax.Array, before: Before, *, interpret: bool = False) -> Quantized:
-    """Codes and scales of before(x), for `linear`; see `pallas_triton.quantize_rows`.
+    """Returns codes and scales of before(x) for `linear`; see `pallas_triton.quantize_rows`.
 
-    It has no gradient: what is differentiated goes through `api.fp8_linear`.
+    The function has no gradient: what is differentiated goes through `api.fp8_linear`.
     """
     from lite3r_jax.kernels.fp8 import pallas_triton
 
@@ -135,7 +135,7 @@ def linear(
     implementation: str,
     interpret: bool = False,
 ) -> jax.Array:
-    """x w + bias for weights that are stored as codes and scales.
+    """Computes x w + bias for weights that are stored as codes and scales.
 
     By XLA ("xla", "triton") the result has the rounding of `api.fp8_linear` with a bias added to
     it; with "mosaic" it is rounded once, after the bias.

@@ -1,4 +1,4 @@
-"""What the GPU kernels for float8 are made for; importing this needs no kernel."""
+"""Sizes and dtypes that the GPU kernels for float8 support; imports no kernel."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ MOST_INPUTS = 8192
 
 
 def unsupported_rows(inputs: int, dtype: Any) -> str | None:
-    """Why the Triton kernel cannot quantize tokens of this kind, or None; whatever the device."""
+    """Returns why the Triton kernel cannot quantize such tokens, or None; on any device."""
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return f"{jnp.dtype(dtype)} is neither float32 nor bfloat16"
     if inputs % 16 or inputs > MOST_INPUTS:
@@ -20,7 +20,7 @@ def unsupported_rows(inputs: int, dtype: Any) -> str | None:
 
 
 def unsupported_product(rows: int, inputs: int, outputs: int, dtype: Any) -> str | None:
-    """Why the Mosaic kernel is not made for such a product, or None; whatever the device."""
+    """Returns why the Mosaic kernel does not support such a product, or None; on any device."""
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return f"{jnp.dtype(dtype)} is neither float32 nor bfloat16"
     if inputs % INPUTS or outputs % COLUMNS:

@@ -1,4 +1,4 @@
-"""The kernel for Hopper GPUs: Pallas' Mosaic GPU lowering, TMA and wgmma on float8."""
+"""The float8 product for Hopper GPUs: Pallas' Mosaic GPU lowering, TMA and wgmma on float8."""
 
 import functools
 from typing import Any
@@ -32,7 +32,7 @@ def product(
     tiles: ProductTiles,
     interpret: bool = False,
 ) -> jax.Array:
-    """(x w^T) * x_scale * w_scale + bias.
+    """Computes (x w^T) * x_scale * w_scale + bias for float8 codes x and w.
 
     A program computes one tile after the other; while it writes one, its third warpgroup already
     fetches for the next. Tiles beside each other in a row of the result are computed at the same
@@ -47,7 +47,7 @@ def product(
         bias: [N], float32 or bfloat16.
         rows: M, a multiple of 8 and at least `tiles.ROWS`.
         dtype: of the result.
-        tiles: how it is cut.
+        tiles: how the result is cut.
         interpret: run the code on any device, slowly.
 
     Returns:
@@ -69,7 +69,7 @@ def product(
 
 
 def fp8_product(x_ref, x_scale_ref, w_ref, w_scale_ref, bias_ref, y_ref, *, tiles, interpret):
-    """Every `programs`-th tile; refs are whole arrays."""
+    """Computes every `programs`-th tile of the result; refs are whole arrays."""
     height, width = y_ref.shape[0], tiles.columns
     across = y_ref.shape[1] // width
     number = -(-height // ROWS) * across
@@ -86,7 +86,7 @@ def fp8_product(x_ref, x_scale_ref, w_ref, w_scale_ref, bias_ref, y_ref, *, tile
         mine = lax.div(number - 1 - program, jnp.int32(tiles.programs)) + 1
 
         def corner(i):
-            """First row and column of this program's tile i."""
+            """Returns the first row and column of this program's tile i."""
             at = program + i * tiles.programs
             return lax.div(at, jnp.int32(across)) * ROWS, lax.rem(at, jnp.int32(across)) * width
 
@@ -193,7 +193,7 @@ def fp8_product(x_ref, x_scale_ref, w_ref, w_scale_ref, bias_ref, y_ref, *, tile
 
 
 def _product(x, w):
-    """x w^T of two refs."""
+    """Returns x w^T of two refs, in float32."""
 
     def multiply(acc):
         plgpu.wgmma(acc, x, w.transpose((1, 0)))
@@ -203,13 +203,13 @@ def _product(x, w):
 
 
 def _zeros(interpret: bool) -> jax.Array:
-    """Sums to begin with. The interpreter knows no layouts."""
+    """Returns sums of zero in wgmma's layout; the interpreter knows no layouts."""
     x = jnp.zeros((_HEIGHT, COLUMNS), jnp.float32)
     return x if interpret else plgpu.layout_cast(x, _LAYOUT)
 
 
 def _vector(ref, reduced: int, interpret: bool) -> jax.Array:
-    """What belongs to the rows of a product (then axis 1 is reduced) or to its columns (0)."""
+    """Loads a vector with an element per row of a product (`reduced` 1) or per column (0)."""
     if interpret:
         return ref[...]
     index = ((),) if jax.__version_info__ < (0, 11) else ()  # deprecated in 0.11

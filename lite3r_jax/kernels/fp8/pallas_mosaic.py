@@ -1,4 +1,4 @@
-"""The product of codes on Hopper GPUs: as float8, with scales and bias in its epilogue."""
+"""The float8 product on Hopper GPUs by one kernel, with scales and bias in its epilogue."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def scaled_product(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """x w + bias with one kernel and no intermediate result in memory.
+    """Computes x w + bias with one kernel and no intermediate result in memory.
 
     Sums are in float32: of 128 products at a time in the tensor core, whose sums keep about 14 bits
     (DeepSeek-V3, arXiv 2412.19437, section 3.3.2), and from there on in float32 registers: not the

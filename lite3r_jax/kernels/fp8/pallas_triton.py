@@ -1,4 +1,4 @@
-"""Quantization of tokens on NVIDIA GPUs, in one kernel with what comes before it."""
+"""Quantization of tokens on NVIDIA GPUs, in one kernel with the LayerNorm or GELU before it."""
 
 import functools
 
@@ -33,9 +33,9 @@ _ERFC = (
 
 
 def quantize_rows(x: jax.Array, before: Before = None, *, interpret: bool = False) -> Quantized:
-    """Codes (e4m3) and a scale for every token of before(x), which itself is never in memory.
+    """Quantizes each token of before(x) to e4m3 codes and a scale; before(x) is never in memory.
 
-    They are those of `quantize.quantize` for what the layer itself gives in float32. In between
+    Codes and scales are those of `quantize.quantize` for the layer's result in float32. In between
     nothing is rounded to the compute dtype: XLA does not for LayerNorm either where it compiles it
     together with quantization, but does for GELU, which is therefore more exact here, by up to
     2^-8 of a value in bfloat16. Sums over a token are added up in another order and quotients may
@@ -88,17 +88,21 @@ def _whole(shape: tuple[int, ...]) -> pl.BlockSpec:
 
 
 def _code_rows(rows: int, inputs: int) -> int:
-    """Of the array of codes.
+    """Returns the number of rows of the array of codes.
 
     Pallas' Triton lowering counts the elements of an array of at most 4 GiB in 32 bits with a sign,
-    which bytes need to be fewer than 2^31 for. One that would be in between is made larger.
+    for which an array of bytes needs to have fewer than 2^31. An array that would have between 2^31
+    and 2^32 bytes is made larger.
     """
     rows = padded_rows(rows)
     return padded_rows(2**32 // inputs + 1) if 2**31 < rows * inputs <= 2**32 else rows
 
 
 def fp8_rows(x_ref, *refs, step, block, width):
-    """Some tokens: x [M, K], parameters of `step` [K], codes [>= P, K], scales [P]."""
+    """Quantizes some tokens of step(x), the operation before quantization.
+
+    Refs are x [M, K], the parameters of `step` [K], codes [>= P, K] and scales [P].
+    """
     *parameters, codes_ref, scale_ref = refs
     rows, inputs = x_ref.shape
     row = pl.program_id(0) * block + lax.broadcasted_iota(jnp.int32, (block, width), 0)
@@ -142,7 +146,7 @@ def _gelu(x, column):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU of float32, from what Pallas' Triton lowering has, which is no erf."""
+    """Computes the exact GELU of float32 without erf, which Pallas' Triton lowering lacks."""
     z = jnp.abs(x) * 0.5**0.5
     t = 2.5 / (2.5 + z)
     p = jnp.full_like(t, _ERFC[-1])

@@ -18,7 +18,7 @@ from lite3r_jax.kernels.fp8.reference import (
 
 
 def quantize(x: jax.Array, form: WeightFormat = "e4m3", axis: Axis = -1) -> tuple[jax.Array, Any]:
-    """Codes and scales, computed in float32.
+    """Quantizes x to codes and scales, computed in float32.
 
     Args:
         x: float32 or bfloat16.
@@ -40,7 +40,7 @@ def quantize(x: jax.Array, form: WeightFormat = "e4m3", axis: Axis = -1) -> tupl
 
 
 def encode(x: jax.Array, scale: jax.Array, form: WeightFormat = "e4m3") -> jax.Array:
-    """Codes of x for given scales; what is beyond the largest value becomes the largest value.
+    """Returns the codes of x for given scales; values beyond the largest one become the largest.
 
     A mere cast to float8_e4m3fn would make NaN of everything from 464 on. NaN stays NaN.
     """
@@ -50,13 +50,13 @@ def encode(x: jax.Array, scale: jax.Array, form: WeightFormat = "e4m3") -> jax.A
 
 
 def dequantize(codes: jax.Array, scale: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """codes * scale, multiplied in float32 and rounded to `dtype` once."""
+    """Returns codes * scale, multiplied in float32 and rounded to `dtype` once."""
     return (codes.astype(jnp.float32) * scale).astype(dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def fake_quantize(x: jax.Array, form: WeightFormat = "e4m3", axis: Axis = -1) -> jax.Array:
-    """Quantized and dequantized x, in its dtype; the gradient goes straight through.
+    """Quantizes and dequantizes x, in its dtype; the gradient goes straight through.
 
     Straight through means d x' / d x = 1, the scale counting as a constant. Nothing is clipped from
     the gradient, because with a scale from the largest magnitude no value is out of range. Adding
@@ -72,7 +72,7 @@ def _fake_quantize_jvp(form, axis, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def fake_quantize_int(x: jax.Array, bits: int, group: int | None) -> jax.Array:
-    """Signed integers of `bits` bits in place of x, in its dtype; straight-through gradient.
+    """Rounds x to scaled signed integers of `bits` bits, in its dtype; straight-through gradient.
 
     Args:
         x: float32 or bfloat16. [K, N] weights if there are groups, otherwise [..., C] tokens.
@@ -97,13 +97,13 @@ def _fake_quantize_int_jvp(bits, group, primals, tangents):
 
 
 def check_format(form: Any) -> None:
-    """Refuse an unknown format."""
+    """Raises ValueError for an unknown float8 format."""
     if form not in FORMATS:
         raise ValueError(f"float8 format {form!r} is not known, there are: {', '.join(FORMATS)}")
 
 
 def check_dtype(x: Any, where: str) -> None:
-    """Refuse what is neither float32 nor bfloat16."""
+    """Raises ValueError unless the dtype of x is float32 or bfloat16."""
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"{where}: expected float32 or bfloat16, got {x.dtype}")
 

@@ -1,4 +1,4 @@
-"""Tokens as float8 codes and scales, and what may be done to tokens before they become that."""
+"""Tokens as float8 codes and scales, and the operations that may come before quantization."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Gelu:
-    """x Phi(x), Phi being the normal distribution: the exact GELU (arXiv 1606.08415, eq. 1).
+    """The exact GELU, x Phi(x) with Phi the normal distribution (arXiv 1606.08415, eq. 1).
 
     Attributes:
         dtype: compute dtype, float32 or bfloat16.
@@ -49,7 +49,7 @@ Before = Norm | Gelu | None
 )
 @dataclass(frozen=True)
 class Quantized:
-    """Tokens [..., K] as codes and one scale each: what stands for them is codes * scale.
+    """Quantized tokens [..., K]: codes and one scale per token, for the values codes * scale.
 
     Attributes:
         codes: [P, K] float8_e4m3fn, the tokens one after the other; P is at least their number, and
@@ -71,5 +71,5 @@ class Quantized:
 
 
 def padded_rows(rows: int) -> int:
-    """The next multiple of `ROWS`."""
+    """Returns `rows` rounded up to the next multiple of `ROWS`."""
     return -(-rows // ROWS) * ROWS

@@ -1,4 +1,4 @@
-"""The definition of quantization and of the products, in numpy.
+"""The definition of quantization and of products of quantized operands, in numpy.
 
 Float8 (arXiv 2209.05433; e4m3fn has no infinity, its largest value is 448). A group of values,
 which is a row of weights, a token, or a whole array, has one float32 scale s, and every value
@@ -39,11 +39,11 @@ LEAST_SCALE = np.float32(2.0**-126)
 
 @dataclass(frozen=True)
 class Format:
-    """A float8 format, or that of integers.
+    """A format of codes: one of float8, or of integers.
 
     Attributes:
-        dtype: of its codes.
-        top: its largest value.
+        dtype: of the codes.
+        top: the format's largest value.
     """
 
     dtype: Any
@@ -51,7 +51,7 @@ class Format:
 
     @property
     def inverse_top(self) -> np.float32:
-        """1 / top as the scales are computed with it."""
+        """1 / top, rounded to float32, by which scales are computed."""
         return np.float32(1 / self.top)
 
 
@@ -66,7 +66,7 @@ WEIGHT_FORMATS: Mapping[str, Format] = MappingProxyType({**FORMATS, "int8": Form
 
 
 def quantize_reference(x: np.ndarray, form: FormatName, axis: Axis) -> tuple[np.ndarray, Any]:
-    """Codes (float8, of the shape of x) and scales (float32, size 1 along `axis`)."""
+    """Returns codes (float8, of the shape of x) and scales (float32, size 1 along `axis`)."""
     f = FORMATS[form]
     codes = np.arange(256, dtype=np.uint8).view(f.dtype)
     values = codes.astype(np.float64)
@@ -90,13 +90,13 @@ def quantize_reference(x: np.ndarray, form: FormatName, axis: Axis) -> tuple[np.
 
 
 def fake_quantize_reference(x: np.ndarray, form: FormatName, axis: Axis) -> np.ndarray:
-    """x' of x, float32."""
+    """Returns x', x quantized and dequantized, in float32."""
     codes, scale = quantize_reference(x, form, axis)
     return codes.astype(np.float32) * scale
 
 
 def int_reference(x: np.ndarray, bits: int, group: int) -> np.ndarray:
-    """x' for integers, in groups along the first axis of x [K, N]; float32.
+    """Returns x' for integers, in groups along the first axis of x [K, N], in float32.
 
     One group per column where `group` does not divide K, as upstream.
     """
@@ -110,7 +110,7 @@ def int_reference(x: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 
 def norm_reference(x: np.ndarray, scale: Any, bias: Any, eps: float) -> np.ndarray:
-    """LayerNorm over the last axis, in float64; None for scale 1 or bias 0."""
+    """Computes LayerNorm over the last axis in float64; None is scale 1 or bias 0."""
     x = np.asarray(x, np.float64)
     x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
@@ -119,7 +119,7 @@ def norm_reference(x: np.ndarray, scale: Any, bias: Any, eps: float) -> np.ndarr
 
 
 def gelu_reference(x: np.ndarray) -> np.ndarray:
-    """x Phi(x) in float64, Phi being the normal distribution."""
+    """Computes the exact GELU x Phi(x) in float64, Phi being the normal distribution."""
     x = np.asarray(x, np.float64)
     upper = [math.erfc(-z) for z in (x * math.sqrt(0.5)).ravel()]
     return 0.5 * x * np.reshape(upper, x.shape)
@@ -133,7 +133,9 @@ def linear_reference(
     activations: FormatName | None,
     scale: ScaleName,
 ) -> np.ndarray:
-    """x' w' in float64: x [..., K], one scale per token; w [K, N], one scale per output.
+    """Returns x' w' in float64, the product of the quantized and dequantized x and w.
+
+    x is [..., K] with one scale per token, w is [K, N] with one scale per output.
 
     With scale "tensor" x and w have one scale each. None leaves an operand as it is.
     """

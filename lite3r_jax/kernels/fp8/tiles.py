@@ -1,4 +1,4 @@
-"""How the product of codes is cut into tiles on Hopper GPUs."""
+"""Tile sizes of the float8 product on Hopper GPUs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,10 @@ _PROGRAMS = 132
 
 @dataclass(frozen=True)
 class ProductTiles:
-    """Of one product.
+    """How the result of one float8 product is cut into tiles, and by how many programs.
 
     Attributes:
-        columns: of a tile.
+        columns: width of a tile.
         stages: parts of both operands, `INPUTS` wide, that are in shared memory at a time.
         programs: that run; each computes one tile after the other.
     """
@@ -29,7 +29,7 @@ class ProductTiles:
 
 
 def tiles(rows: int, outputs: int, dtype: Any) -> ProductTiles:
-    """From counting; nothing was timed.
+    """Returns the tiles of a product, which are chosen by counting; nothing was timed.
 
     A tile of 256 columns reads a quarter less from the L2 cache than two of 128. Narrow ones are
     taken where they leave fewer multiprocessors idle: where the largest number of columns that one

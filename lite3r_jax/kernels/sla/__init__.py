@@ -1,1 +1,1 @@
-"""Sparse Linear Attention; `api.sla` is the door."""
+"""Sparse Linear Attention (SLA); its entry point is `api.sla`."""

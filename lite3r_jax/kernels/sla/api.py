@@ -1,4 +1,4 @@
-"""Sparse Linear Attention: its arguments are checked here and its implementation chosen."""
+"""Entry point of Sparse Linear Attention: checks arguments and chooses the implementation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -128,9 +128,9 @@ _SELECTION = MappingProxyType(
 
 
 def selection(name: str) -> str:
-    """The block selection that goes with an implementation that is asked for by name.
+    """Returns the block selection's implementation that goes with an SLA implementation, by name.
 
-    That of "mosaic" goes through Pallas' Triton lowering where jax has it, and is else the best.
+    With "mosaic" goes the one through Pallas' Triton lowering where jax has that, else "auto".
     """
     return "auto" if name == "mosaic" and without_triton() else _SELECTION[name]
 
@@ -152,7 +152,7 @@ def sla(
     project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     places: np.ndarray | None = None,
 ) -> jax.Array:
-    """Sparse Linear Attention: softmax over few keys, plus projected linear attention.
+    """Computes Sparse Linear Attention: softmax over few keys, plus projected linear attention.
 
     `reference` has the formulas. Tokens come in the order in which `block_map` cuts them into
     blocks. No gradient flows through the choice of keys.
@@ -178,7 +178,7 @@ def sla(
             products that are quantized. With it the linear part is computed by itself and in
             memory. None: a plain product, which the implementations fold into the state.
         places: [T] int, static, which of the queries have an output and in which order: T
-            different numbers below Tq. None for all of them as they come.
+            different numbers below Tq. None for all queries in their order.
 
     Returns:
         [B, Tq, N, D] in the dtype of v; [B, T, N, D] with `places`.
@@ -209,18 +209,18 @@ def sla(
 
 
 def runner(name: str) -> Callable[..., jax.Array]:
-    """What computes a call by an implementation, full rows and places included."""
+    """Returns the function of an implementation, for calls with full rows and places as well."""
     run = OPERATOR[name].run
     return run if name in _TAKE_ALL else in_two(run)
 
 
 def in_two(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`run`, which knows neither full rows nor places, for calls that have them."""
+    """Wraps `run`, which knows neither full rows nor places, for calls that have them."""
     return partial(_in_two, run)
 
 
 def _in_two(run, q, k, v, proj_lin, block_map, *, q_valid, places=None, **settings) -> jax.Array:
-    """`run` for the query blocks that attend to all keys, and again for the others."""
+    """Calls `run` for the query blocks that attend to all keys, and again for the others."""
     if block_map is None or not block_map.full_rows:
         o = run(q, k, v, proj_lin, block_map, q_valid=q_valid, **settings)
         return o if places is None else take(o, places)

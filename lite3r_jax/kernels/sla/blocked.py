@@ -20,7 +20,7 @@ _MASKED = -2e30
 
 @dataclass(frozen=True)
 class BlockedTiles:
-    """How much is worked on at a time: rows * q_block queries times entries * k_block keys.
+    """Size of one tile of work: rows * q_block queries times entries * k_block keys.
 
     The default is the fastest of what was tried on a CPU for VGGT's blocks: few query blocks with
     long rows, since a fold of partial sums costs as much as a small product.
@@ -49,9 +49,10 @@ def sla_blocked(
     k_valid: jax.Array,
     tiles: BlockedTiles = BlockedTiles(),
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are; not for routing "token".
+    """Computes `api.sla` in plain JAX, block by block; not for routing "token".
 
-    The softmax part has its own backward pass; the linear part is differentiated by JAX.
+    The arguments are those of `api.sla`. The softmax part has its own backward pass; the linear
+    part is differentiated by JAX.
     """
     del keep  # which is in the map
     sizes = block_map.q_block, block_map.k_block
@@ -69,7 +70,7 @@ def sla_blocked(
 def sparse(
     q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, ids: jax.Array, tiles: BlockedTiles
 ) -> jax.Array:
-    """Softmax attention of every query block to its listed key blocks.
+    """Computes softmax attention of every query block to its listed key blocks.
 
     Forward with the running maximum and sum of FlashAttention over the table (SLA Alg. 1). Backward
     from the log-sum-exp, with tiles computed again (SLA Eq. 7-8, Alg. 2; they omit the 1 / sqrt(D)
@@ -92,7 +93,7 @@ def sparse(
 
 
 def _forward(q, k, v, ok, ids, tiles):
-    """Output and log-sum-exp [H, Mq, q_block, 1]."""
+    """Returns the output and the log-sum-exp [H, Mq, q_block, 1] of every query block."""
     dtype = jnp.promote_types(v.dtype, jnp.float32)
     count, columns = q.shape[1], k.shape[1]
     rows, entries, ids = _fit(tiles, ids, columns)
@@ -186,7 +187,7 @@ _sparse.defvjp(_save, _backward)
 
 
 def _fit(tiles: BlockedTiles, ids: jax.Array, columns: int) -> tuple[int, int, jax.Array]:
-    """Rows and entries of a tile, and the table [H, Mq, K] with K a multiple of the entries."""
+    """Returns rows and entries of a tile, and ids [H, Mq, K] with K a multiple of the entries."""
     rows = min(tiles.rows, ids.shape[1])
     steps = block_count(ids.shape[2], tiles.entries)
     entries = block_count(ids.shape[2], steps)
@@ -200,7 +201,7 @@ def _dot(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _tile(step, q, k, v, ok, ids, entries):
-    """One tile of logits [rows, q_block, entries * k_block], its blocks, keys and values."""
+    """Returns a tile of logits [rows, q_block, entries * k_block], its blocks, keys and values."""
     at = lax.dynamic_slice_in_dim(ids, step * entries, entries, axis=1)
     rows, flat = at.shape[0], entries * k.shape[1]
     # An entry that holds no block reads zeros, none of them valid.
@@ -211,6 +212,6 @@ def _tile(step, q, k, v, ok, ids, entries):
 
 
 def _steps(ids: jax.Array, columns: int, entries: int) -> jax.Array:
-    """BlockedTiles that the fullest of these rows needs."""
+    """Returns how many tiles the fullest of some rows of the table needs."""
     counts = (ids < columns).sum(axis=-1, dtype=jnp.int32)
     return -(-counts.max() // entries)

@@ -7,7 +7,7 @@ from lite3r_jax.kernels.block_map.table import block_count
 
 
 def to_blocks(x: jax.Array, valid: jax.Array, block: int) -> jax.Array:
-    """[B, T, N, D] -> [B * N, M, block, D], with 0 for what is not valid [B, T]."""
+    """Cuts [B, T, N, D] into [B * N, M, block, D], with 0 for tokens that are not valid [B, T]."""
     b, tokens, n, d = x.shape
     blocks = block_count(tokens, block)
     x = jnp.where(valid[..., None, None], x, 0).transpose(0, 2, 1, 3)
@@ -24,7 +24,7 @@ def all_to_blocks(
     q_block: int,
     k_block: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """q, k, v of `api.sla` by `to_blocks`, and which keys are valid, [B * N, Mk, k_block]."""
+    """Cuts q, k and v by `to_blocks`; also returns which keys are valid, [B * N, Mk, k_block]."""
     qb = to_blocks(q, q_valid, q_block)
     kb, vb = (to_blocks(x, k_valid, k_block) for x in (k, v))
     pad = kb.shape[1] * k_block - k.shape[1]
@@ -33,19 +33,19 @@ def all_to_blocks(
 
 
 def from_blocks(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """The inverse of `to_blocks`: [B * N, M, block, D] -> [B, T, N, D], for valid [B, T]."""
+    """Inverts `to_blocks`: [B * N, M, block, D] -> [B, T, N, D], with 0 where not valid [B, T]."""
     b, tokens = valid.shape
     x = x.reshape(b, x.shape[0] // b, -1, x.shape[-1])[:, :, :tokens].transpose(0, 2, 1, 3)
     return jnp.where(valid[..., None, None], x, 0)
 
 
 def in_parts(x: jax.Array, rows: int, fill: int = 0) -> jax.Array:
-    """[M, ...] -> [parts, rows, ...]; the last part is filled up with `fill`."""
+    """Splits [M, ...] into [parts, rows, ...]; the last part is filled up with `fill`."""
     parts = block_count(x.shape[0], rows)
     pad = [(0, parts * rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, pad, constant_values=fill).reshape(parts, rows, *x.shape[1:])
 
 
 def whole(x: jax.Array, count: int) -> jax.Array:
-    """The inverse of `in_parts`: [parts, rows, ...] -> [count, ...]."""
+    """Inverts `in_parts`: [parts, rows, ...] -> [count, ...]."""
     return x.reshape(-1, *x.shape[2:])[:count]

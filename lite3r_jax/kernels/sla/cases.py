@@ -1,4 +1,4 @@
-"""Named problems for tests, benchmarks and kernel compilation: odd ones and real ones."""
+"""Named SLA calls for tests, benchmarks and kernel compilation, with odd sizes and VGGT's."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from lite3r_jax.kernels.sla.reference import Phi, Routing
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes, blocks and classes of one call.
+    """Shapes, blocks and budgets of one call of Sparse Linear Attention.
 
     Attributes:
         name: says what is special about it.
@@ -46,17 +46,17 @@ class Case:
 
     @property
     def q_blocks(self) -> int:
-        """Mq."""
+        """Number of query blocks, Mq."""
         return block_count(self.q_tokens, self.q_block)
 
     @property
     def k_blocks(self) -> int:
-        """Mk."""
+        """Number of key blocks, Mk."""
         return block_count(self.k_tokens, self.k_block)
 
     @property
     def budgets(self) -> tuple[int, int]:
-        """(top, bottom) for `block_map`."""
+        """Numbers (top, bottom) of critical and negligible key blocks for `block_map`."""
         return budgets(self.k_blocks - self.always, self.keep, self.low)
 
     @property
@@ -81,10 +81,11 @@ ODD = (
 
 
 def vggt_global(views: int, keep: float, *, q_block: int = 64, low: float = 0.0) -> Case:
-    """A global layer of VGGT-1B at 518 x 518: 37 x 37 patches and 5 special tokens per view.
+    """Returns the case of a global layer of VGGT-1B at 518 x 518.
 
-    Patches are the queries; special tokens stand first among the keys, in blocks of their own, and
-    those and the first view's patches are always kept.
+    A view has 37 x 37 patches and 5 special tokens. Patches are the queries; special tokens
+    stand first among the keys, in blocks of their own, and those and the first view's patches are
+    always kept.
 
     Args:
         views: number of views S.

@@ -1,4 +1,4 @@
-"""The self-check of implementations of Sparse Linear Attention: value and gradients, twice."""
+"""Self-check of implementations of Sparse Linear Attention: value and gradients, in two runs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ RESULTS = ("o", "dq", "dk", "dv", "dproj_lin")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of one case.
+    """Errors that were found in one self-check case.
 
     Attributes:
         errors: of `RESULTS`, each the largest over the largest exact value, which is at least 1;
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def checks(name: str) -> Iterator[Check[SlaCall]]:
-    """All cases in all dtypes, for a name in `api.OPERATOR`."""
+    """Yields all cases in all dtypes, for an implementation's name in `api.OPERATOR`."""
     for case in CASES:
         for dtype in CAPS:
             call = SlaCall(case.routing, case.head_dim, dtype, case.q_block, case.k_block)
@@ -75,7 +75,7 @@ def _wrong(run: Callable[..., jax.Array], case: Case, dtype: str) -> str | None:
 
 
 def outcome(run: Callable[..., jax.Array], case: Case, dtype: str) -> Outcome:
-    """Value and all gradients against the definition in float64.
+    """Compares value and all gradients of a case with the definition in float64.
 
     An error may be twice that of the definition computed in float32 plus half the cap of its
     dtype, and at most the cap.
@@ -101,7 +101,7 @@ def outcome(run: Callable[..., jax.Array], case: Case, dtype: str) -> Outcome:
 
 
 def problem(case: Case, dtype: str) -> tuple[jax.Array, ...]:
-    """q, k, v, proj_lin, a cotangent and the masks; rows of padding hold NaN."""
+    """Returns q, k, v, proj_lin, a cotangent and the masks; rows of padding hold NaN."""
     rng = np.random.default_rng(0)
     b, n, d = case.batch, case.heads, case.head_dim
     q_valid, k_valid = (rng.random((b, t)) < 0.9 for t in (case.q_tokens, case.k_tokens))
@@ -118,7 +118,7 @@ def problem(case: Case, dtype: str) -> tuple[jax.Array, ...]:
 
 
 def select(case: Case, name: str, q: Any, k: Any, q_valid: Any, k_valid: Any) -> BlockMap:
-    """The block map of a case by one of the selections."""
+    """Returns the block map of a case by an implementation of the block selection."""
     top, bottom = case.budgets
     chosen = functools.partial(
         block_map,
@@ -136,7 +136,7 @@ def select(case: Case, name: str, q: Any, k: Any, q_valid: Any, k_valid: Any) ->
 
 
 def _both(run, q, k, v, w, up, *, case, maps, masks):
-    """o, dq, dk, dv, dproj_lin."""
+    """Returns the output o and the gradients dq, dk, dv and dproj_lin."""
     settings = {"routing": case.routing, "phi": case.phi, "keep": None, "eps": 1e-6}
     settings |= {"q_valid": masks[0], "k_valid": masks[1]}
     if case.full:

@@ -26,14 +26,14 @@ CAPABILITIES = (8.0, 8.9, 9.0, 10.0)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes.
+    """Resources that a compiled kernel takes.
 
     Attributes:
         registers: per thread.
         spilled: bytes of local memory per thread, which holds what does not fit in registers.
         shared_memory: bytes per program.
-        wgmma: instructions of Hopper's matrix unit in it.
-        atomics: instructions in it.
+        wgmma: number of instructions of Hopper's matrix unit.
+        atomics: number of atomic instructions.
     """
 
     registers: int
@@ -44,7 +44,10 @@ class Usage:
 
 
 def candidates(kernel: str, dtype: str, head_dim: int) -> Iterator[RowsLaunch]:
-    """What is tried. Float32 operands are multiplied from shared memory, by fewer rows."""
+    """Yields the launches that are tried for a kernel.
+
+    Float32 operands are multiplied from shared memory, by fewer rows.
+    """
     small = head_dim <= 64
     if dtype == "float32":
         rows, warps, stages = ((64, 32), (8,), (2,)) if small else ((32, 16), (8,), (1,))
@@ -57,7 +60,7 @@ def candidates(kernel: str, dtype: str, head_dim: int) -> Iterator[RowsLaunch]:
 def compile_kernel(
     kernel: str, launch: RowsLaunch, dtype: str, head_dim: int, q_block: int, capability: float
 ) -> Usage:
-    """Compile one of `launches.KERNELS` down to machine code.
+    """Compiles one of `launches.KERNELS` down to machine code and returns what it takes.
 
     Args:
         kernel: its name.
@@ -68,7 +71,7 @@ def compile_kernel(
         capability: compute capability of the GPU.
 
     Raises:
-        Exception: whatever Triton's compiler raises where it cannot.
+        Exception: whatever Triton's compiler raises where it cannot compile the kernel.
     """
     import triton  # pyright: ignore[reportMissingImports]
     from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
@@ -101,7 +104,7 @@ def compile_kernel(
 
 
 def _type(name: str, kernel: str, dtype: str) -> str:
-    """Of a parameter of a kernel."""
+    """Returns Triton's type of a parameter of a kernel."""
     if name == "o" and kernel == "sla_query_gradient":
         return "*fp32"
     if name in ("q", "k", "v", "o", "do", "dq", "dk", "dv"):
@@ -112,7 +115,7 @@ def _type(name: str, kernel: str, dtype: str) -> str:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory, by the cuobjdump of the package triton."""
+    """Returns registers and bytes of local memory, by the cuobjdump of the package triton."""
     import triton  # pyright: ignore[reportMissingImports]
 
     program = Path(str(triton.__file__)).with_name("backends") / "nvidia" / "bin" / "cuobjdump"
@@ -129,15 +132,15 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def table(capability: float, report: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
-    """The best launch of every kernel on a compute capability, by what compiling shows.
+    """Yields the best launch of every kernel on a compute capability, by what compiling shows.
 
-    Of those that fit and spill least, at best nothing: enough warps on a multiprocessor come first,
-    then the most rows, which read each key block for more queries, then more warps, then more
-    stages. This is an estimate; nothing is timed.
+    Of the launches that fit and spill least, at best nothing: enough warps on a multiprocessor come
+    first, then the most rows, which read each key block for more queries, then more warps, then
+    more stages. This is an estimate; nothing is timed.
 
     Args:
         capability: of `SHARED_MEMORY`.
-        report: gets a line for each candidate.
+        report: is called with a line for each candidate.
     """
     for kernel in KERNELS:
         for dtype in ("half", "float32"):
@@ -158,7 +161,7 @@ def table(capability: float, report: Callable[[str], None] = lambda line: None) 
 def _usages(
     kernel: str, dtype: str, head_dim: int, capability: float, report: Callable[[str], None]
 ) -> Iterator[tuple[RowsLaunch, Usage]]:
-    """Candidates that fit, and what they take."""
+    """Yields the candidates whose shared memory fits, and the resources that they take."""
     for launch in candidates(kernel, dtype, head_dim):
         name = "bfloat16" if dtype == "half" else dtype
         usage = compile_kernel(kernel, launch, name, head_dim, max(Q_BLOCKS), capability)
@@ -168,14 +171,14 @@ def _usages(
 
 
 def resident_warps(launch: RowsLaunch, usage: Usage, capability: float) -> int:
-    """Warps that are on a multiprocessor at a time."""
+    """Returns the number of warps that are on a multiprocessor at a time."""
     granted = -(-usage.registers // 8) * 8 * 32 * launch.warps
     shared = SHARED_MEMORY[capability] * 1024 // (usage.shared_memory + 1024)
     return launch.warps * min(REGISTERS // granted, shared, WARPS // launch.warps)
 
 
 def rank(launch: RowsLaunch, usage: Usage, capability: float) -> tuple[int, ...]:
-    """The larger the better, see `table`."""
+    """Returns the sort key by which `table` ranks a launch, the larger the better."""
     warps = resident_warps(launch, usage, capability)
     enough, many = (min(warps, most) for most in (ENOUGH_WARPS, 2 * ENOUGH_WARPS))
     return -usage.spilled, enough, launch.rows, many, launch.stages

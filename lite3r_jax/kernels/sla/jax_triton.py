@@ -31,15 +31,16 @@ def sla_jax_triton(
     launch: Launches | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are; not for routing "token".
+    """Computes `api.sla` by Triton kernels through jax-triton; not for routing "token".
 
-    The linear part is `linear`'s, plain JAX. Every sum has a fixed order, so that two runs give the
-    same bits. `launch` has rows, warps and stages, by default those of `launches`; `interpret` runs
-    the kernels by Triton's interpreter, see `jax_triton_call.call`.
+    The arguments are those of `api.sla`. The linear part is `linear`'s, plain JAX. Every sum has a
+    fixed order, so that two runs give the same bits. `launch` has rows, warps and stages, by
+    default those of `launches`; `interpret` runs the kernels by Triton's interpreter, see
+    `jax_triton_call.call`.
 
     Raises:
-        ValueError: a head dim, block or dtype that the kernels are not made for, or what is
-            missing or does not fit together here.
+        ValueError: a head dim, block or dtype that the kernels are not made for, or packages
+            that are missing or do not fit together here.
     """
     del keep  # which is in the map
     wanted = SlaCall.of(routing, q, block_map)
@@ -63,12 +64,12 @@ def sla_jax_triton(
 
 @functools.cache  # so that traces of equal calls are equal
 def softmax_kernels(q_block: int, launch: Launches, interpret: bool) -> SoftmaxKernels:
-    """The three kernels, launched in a certain way.
+    """Returns the three kernels of the softmax part with fixed launch parameters.
 
     Args:
         q_block: queries per block.
-        launch: of each kernel.
-        interpret: by Triton's interpreter.
+        launch: launch parameters of each kernel.
+        interpret: run the kernels by Triton's interpreter.
     """
     from lite3r_jax.kernels.sla import jax_triton_kernels as kernels
 

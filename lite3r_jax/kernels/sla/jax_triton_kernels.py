@@ -1,4 +1,4 @@
-"""Triton kernels of the softmax part, for `sla.jax_triton`; they need the package triton.
+"""Triton kernels of SLA's softmax part, for `sla.jax_triton`; they need the package triton.
 
 The formulas are those of `flash_kernels` (FlashAttention, arXiv 2205.14135; SLA, arXiv 2509.24006,
 Algorithms 1-2): logits in base 2, s = q k^T log2(e) / sqrt(D) + bias, and log-sum-exp in base 2.
@@ -41,7 +41,10 @@ def sla_forward(
     ROWS: tl.constexpr,
     SCALE: tl.constexpr,
 ):
-    """ROWS queries: output and log-sum-exp. `width` is K, the entries of a row of the table."""
+    """Writes the output and the log-sum-exp of ROWS queries.
+
+    `width` is K, the entries of a row of the table.
+    """
     i = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -96,7 +99,7 @@ def sla_query_gradient(
     ROWS: tl.constexpr,
     SCALE: tl.constexpr,
 ):
-    """ROWS queries: their gradient, and delta, the sums of do * o over channels."""
+    """Writes the gradient of ROWS queries, and delta, the sums of do * o over channels."""
     i = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -148,7 +151,7 @@ def sla_key_gradient(
     SIZE: tl.constexpr,
     SCALE: tl.constexpr,
 ):
-    """One key block: the gradients of keys and values, from SIZE queries at a time.
+    """Writes the gradients of one block of keys and values, from SIZE queries at a time.
 
     `rows` [B, N, entries] and `offsets` [B, N, Mk + 1] are the transposed table.
     """
@@ -199,7 +202,7 @@ def _places(
     Q_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Where the queries of program i are: in [B, T, N, D], and in [B, N, T]."""
+    """Returns the offsets of program i's queries: in [B, T, N, D], and in [B, N, T]."""
     query = tl.arange(0, ROWS)
     at = sequence * q_blocks * Q_BLOCK + i * ROWS
     tile = _block(at, head, query, tl.arange(0, D), HEADS, D)
@@ -209,6 +212,6 @@ def _places(
 
 @triton.jit
 def _block(at, head, row, channel, HEADS: tl.constexpr, D: tl.constexpr):
-    """Tokens `at` + row of one head in [B * T, N, D]."""
+    """Returns the offsets of tokens `at` + row of one head in [B * T, N, D]."""
     token = at.to(tl.int64) * (HEADS * D) + head * D
     return token + row[:, None] * (HEADS * D) + channel[None, :]

@@ -1,4 +1,4 @@
-"""How the kernels of `jax_triton` are launched: tables by device, compiled or timed.
+"""Launch parameters of the kernels of `jax_triton`: tables by device, compiled or timed.
 
 A table is a JSON file:
 
@@ -9,7 +9,7 @@ A table is a JSON file:
 
 `launches.json` beside this file has what compiling shows, for compute capabilities, and no time
 (`python -m tools.tune_kernels`). A table in the user's cache directory is for a kind of device and
-was timed there (`lite3r device-check tune`); it comes first. Importing this needs no kernel.
+was timed there (`lite3r device-check tune`); it comes first. This module imports no kernel.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowsLaunch(Launch):
-    """Of one kernel.
+    """Launch parameters of one kernel, with its rows of queries.
 
     Attributes:
         rows: queries of one program, or of one step of the key gradient; no more than a block has.
@@ -49,7 +49,7 @@ class RowsLaunch(Launch):
 
 @dataclass(frozen=True)
 class Launches:
-    """Of the three kernels of `jax_triton`.
+    """Launch parameters of the three kernels of `jax_triton`.
 
     Attributes:
         forward: output and log-sum-exp.
@@ -96,18 +96,18 @@ class Row:
 
     @property
     def launch(self) -> RowsLaunch:
-        """What the kernel is launched with."""
+        """Launch parameters of the kernel."""
         return RowsLaunch(self.warps, self.stages, self.rows)
 
     @property
     def capability(self) -> float | None:
-        """Of a row for a compute capability."""
+        """Compute capability of a row that is for one; None for a kind of device."""
         found = re.fullmatch(r"compute capability (\d+\.\d)", self.device)
         return float(found[1]) if found else None
 
 
 def launches(device: Device, call: SlaCall) -> Launches:
-    """How the kernels are launched on a device for a kind of calls.
+    """Returns the launch parameters of the kernels on a device for a kind of calls.
 
     Raises:
         ValueError: none of the tables has a row that fits the device.
@@ -119,7 +119,7 @@ def launches(device: Device, call: SlaCall) -> Launches:
 
 
 def too_little_shared_memory(device: Device, call: SlaCall) -> str | None:
-    """Why no launch of the kernels fits on a device, or None."""
+    """Returns why no launch of the kernels fits on a device, or None."""
     if all(_find(device, call, kernel) for kernel in KERNELS):
         return None
     return (
@@ -130,9 +130,9 @@ def too_little_shared_memory(device: Device, call: SlaCall) -> str | None:
 
 
 def _find(device: Device, call: SlaCall, kernel: str) -> Row | None:
-    """The row of a kernel: of this kind of device, else of the closest lower capability.
+    """Returns a kernel's row for this kind of device, else for the closest lower capability.
 
-    Of a device whose capability is below all, not known or none, the lowest.
+    For a device whose capability is below all, or not known, or that has none, returns the lowest.
     """
     wanted = kernel, dtype_class(call.dtype), call.head_dim, call.q_block
     own = read(user_table(device)) if user_table(device).exists() else ()
@@ -152,24 +152,24 @@ def _find(device: Device, call: SlaCall, kernel: str) -> Row | None:
 
 
 def dtype_class(dtype: Any) -> str:
-    """The dtypes of a row: those of two bytes are launched alike."""
+    """Returns the name of a dtype's rows; dtypes of two bytes are launched alike."""
     return "half" if jnp.dtype(dtype).itemsize == 2 else "float32"
 
 
 def user_table(device: Device) -> Path:
-    """Where the table of what was timed on this machine's device is."""
+    """Returns the path of the table of launches that were timed on this machine's device."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"launches-{device.kind}")
     return proofs.folder() / f"{name}.json"
 
 
 @functools.cache
 def compiled() -> tuple[Row, ...]:
-    """The rows of the table that comes with the package."""
+    """Returns the rows of the table that comes with the package."""
     return read(COMPILED)
 
 
 def read(path: Path) -> tuple[Row, ...]:
-    """The rows of a table; none, and a warning, where it cannot be read or is something else."""
+    """Returns a table's rows; none, and a warning, if it cannot be read or is something else."""
     try:
         table = json.loads(path.read_text())
         if table["format"] != FORMAT:
@@ -181,7 +181,7 @@ def read(path: Path) -> tuple[Row, ...]:
 
 
 def write(path: Path, rows: Iterable[Row], made: str) -> None:
-    """Write a table, in place of what is there.
+    """Writes a table of launches, in place of an existing one.
 
     Args:
         path: of the file.
@@ -189,7 +189,7 @@ def write(path: Path, rows: Iterable[Row], made: str) -> None:
         made: when, with what and by which command.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     lines = ",\n  ".join(json.dumps(dataclasses.asdict(row)) for row in rows)
     head = f'{{"format": {json.dumps(FORMAT)}, "made": {json.dumps(made)}'

@@ -1,4 +1,4 @@
-"""What the kernels of Sparse Linear Attention are made for; importing this needs no kernel."""
+"""Sizes and dtypes that the kernels of Sparse Linear Attention support; imports no kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ TPU_DTYPES = ("bfloat16", "float32")
 
 @dataclass(frozen=True)
 class SlaCall:
-    """All of a call of `api.sla` that decides which implementations can run it.
+    """Properties of an `api.sla` call that decide which implementations can run it.
 
     Attributes:
         routing: of the call.
@@ -37,25 +37,25 @@ class SlaCall:
 
     @classmethod
     def of(cls, routing: Routing, q: Any, block_map: BlockMap | None) -> "SlaCall":
-        """That of queries [B, T, N, D], or of their description."""
+        """Returns the properties of a call for queries [B, T, N, D], or their description."""
         if block_map is None:
             return cls(routing, q.shape[-1], q.dtype)
         return cls(routing, q.shape[-1], q.dtype, block_map.q_block, block_map.k_block)
 
 
 def scope(call: SlaCall) -> str:
-    """The kind of a call: what the kernels are compiled anew for."""
+    """Returns the kind of a call: the properties for which the kernels are compiled anew."""
     queries = "" if call.q_block is None else f", query blocks of {call.q_block}"
     return f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}{queries}"
 
 
 def unsupported_triton(call: SlaCall) -> str | None:
-    """Why the Triton kernels are not made for this call, or None; whatever the device."""
+    """Returns why the Triton kernels do not support this call, or None; on any device."""
     return _unsupported(call, DTYPES)
 
 
 def unsupported_mosaic(call: SlaCall) -> str | None:
-    """Why the Mosaic kernels are not made for this call, or None; whatever the device."""
+    """Returns why the Mosaic kernels do not support this call, or None; on any device."""
     if reason := unsupported_triton(call):
         return reason
     if call.q_block != MOSAIC_Q_BLOCK:
@@ -66,7 +66,7 @@ def unsupported_mosaic(call: SlaCall) -> str | None:
 
 
 def unsupported_tpu(call: SlaCall) -> str | None:
-    """Why the TPU kernels are not made for this call, or None; whatever the device."""
+    """Returns why the TPU kernels do not support this call, or None; on any device."""
     return _unsupported(call, TPU_DTYPES)
 
 

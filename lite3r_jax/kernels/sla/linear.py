@@ -34,7 +34,7 @@ def linear(
     q_valid: jax.Array,
     k_valid: jax.Array,
 ) -> jax.Array:
-    """The linear part of `api.sla`, whose arguments these are, before its projection.
+    """Computes the linear part of `api.sla`, whose arguments these are, before its projection.
 
     Returns:
         [B, Tq, N, D] float32 (float64 for float64).
@@ -64,7 +64,7 @@ def linear_all(
     phi: Phi,
     eps: float,
 ) -> jax.Array:
-    """Linear attention to all valid keys, projected.
+    """Computes linear attention to all valid keys, projected by W.
 
     phi(q) (H W) / (phi(q) Z + eps) with H = phi(K)^T V and Z the sum of phi(K) over all keys
     (Lite3R Algorithm 1; thu-ml/SLA core.py). W goes into H, D^3 per head, and not into the output.
@@ -107,7 +107,7 @@ def linear_marginal(
     phi: Phi,
     eps: float,
 ) -> jax.Array:
-    """Linear attention to the valid keys of the marginal blocks, projected.
+    """Computes linear attention to the valid keys of the marginal blocks, projected by W.
 
     phi(Q_i) H_i / (phi(Q_i) Z_i + eps) with H_i and Z_i the sums of h_j = phi(K_j)^T V_j and
     z_j = sum phi(K_j) over the blocks j that are marginal for i (SLA Eq. 2-6, Alg. 1). The sums are
@@ -122,7 +122,7 @@ def linear_marginal(
         ok: [H, Mk, k_block] bool, which keys are valid.
         critical: [H, Mq, K] int32, as in `BlockTable`.
         negligible: [H, Mq, L] int32.
-        proj_lin: [D, D]; None for the output without it.
+        proj_lin: [D, D], W; None for the output without it.
         phi: name of the feature map.
         eps: added to the denominator.
 
@@ -162,7 +162,7 @@ def linear_marginal(
 
 
 def _features(args, phi: Phi) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """phi(q), phi(k) with 0 for what is not valid, v; in the dtype of the states."""
+    """Returns phi(q), phi(k) with 0 for invalid keys, and v, in the dtype of the states."""
     q, k, v, ok = args
     dtype = _state_dtype(v.dtype)
     fk = jnp.where(ok[..., None], PHI[phi](k.astype(dtype)), 0)
@@ -178,6 +178,6 @@ def _divide(weighted: jax.Array, total: jax.Array, eps: float) -> jax.Array:
 
 
 def _dot(dtype) -> Callable[[str, jax.Array, jax.Array], jax.Array]:
-    """Products for inputs of that dtype; TF32, a GPU's default, only for half precision."""
+    """Returns einsum for inputs of a dtype, with TF32, a GPU's default, only for half precision."""
     half = jnp.dtype(dtype).itemsize < 4
     return functools.partial(jnp.einsum, precision=None if half else "highest")

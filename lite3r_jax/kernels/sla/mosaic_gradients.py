@@ -1,4 +1,4 @@
-"""The gradient kernels for Hopper GPUs: Pallas' Mosaic GPU lowering, TMA and wgmma.
+"""Gradient kernels of SLA's softmax part for Hopper GPUs: Pallas Mosaic GPU, TMA and wgmma.
 
 As in `mosaic_kernels`, two warpgroups multiply what a third one fetches by TMA. P and dS go through
 shared memory, since the interpreter that proves the numbers takes both operands of a product from
@@ -49,7 +49,9 @@ def query_gradient(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradient of the queries, each program's from the listed key blocks of its query block.
+    """Computes the gradient of the queries, one query block per program.
+
+    A program adds up the gradient from the listed key blocks of its query block.
 
     Args:
         q: [B, Mq * 128, N, D] bfloat16 or float16, 0 where it is padding, as do.
@@ -87,10 +89,11 @@ def key_gradient(
     full_columns: int = 0,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of keys and values, each program's from the query blocks that list its key block.
+    """Computes the gradients of keys and values, one key block per program.
 
-    One warpgroup has the first half of every query block and the other the second; at the end one
-    adds up the gradient of the keys and the other that of the values.
+    A program adds up the gradients from the query blocks that list its key block. One warpgroup
+    has the first half of every query block and the other the second; at the end one adds up the
+    gradient of the keys and the other that of the values.
 
     Args:
         q: [B, Mq * 128, N, D] bfloat16 or float16, 0 where it is padding, as do.
@@ -120,7 +123,7 @@ def sla_mosaic_query_gradient(
     q_ref, k_ref, v_ref, bias_ref, ids_ref, counts_ref, do_ref, lse_ref, delta_ref, dq_ref,
     *, order, interpret,
 ):  # fmt: skip
-    """One query block; refs are whole arrays."""
+    """Computes the gradient of one query block; refs are whole arrays."""
     d, dtype = q_ref.shape[-1], q_ref.dtype
     scale = d**-0.5
 
@@ -201,7 +204,7 @@ def sla_mosaic_key_gradient(
     q_ref, k_ref, v_ref, bias_ref, rows_ref, offsets_ref, do_ref, lse_ref, delta_ref,
     dk_ref, dv_ref, *, order, interpret,
 ):  # fmt: skip
-    """One key block; refs are whole arrays."""
+    """Computes the gradients of one block of keys and values; refs are whole arrays."""
     d, dtype = q_ref.shape[-1], q_ref.dtype
     scale = d**-0.5
     # Query blocks with what belongs to them: 181 KiB in all for D = 64, 211 KiB for D = 128.

@@ -1,4 +1,4 @@
-"""The forward kernel for Hopper GPUs: Pallas' Mosaic GPU lowering, TMA and wgmma."""
+"""Forward kernel of SLA's softmax part for Hopper GPUs: Pallas Mosaic GPU, TMA and wgmma."""
 
 import functools
 from collections.abc import Callable
@@ -33,12 +33,12 @@ def forward(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of every query block to its listed key blocks.
+    """Computes softmax attention of every query block to its listed key blocks.
 
     A program has one query block: two warpgroups with 64 rows each share the key and value blocks
     that a third one fetches ahead of them. As FlashAttention-3 (arXiv 2407.08608) but for the table
-    and without its ping-pong; probabilities go through shared memory, which the interpreter of the
-    proof needs.
+    and without its ping-pong; probabilities go through shared memory, which the interpreter that
+    proves the numbers needs.
 
     Args:
         q: [B, Mq * 128, N, D], 0 where it is padding.
@@ -66,7 +66,9 @@ def forward(
 def launched(
     kernel: Callable[..., None], outputs: Any, order: LongFirst, sequences: int, interpret: bool
 ) -> Callable[..., Any]:
-    """A kernel of `WORKERS` warpgroups that multiply and one that fetches, as a function of arrays.
+    """Returns a kernel as a function of arrays, with `WORKERS` + 1 warpgroups per program.
+
+    `WORKERS` warpgroups multiply and one more fetches.
 
     Args:
         kernel: takes references to whole arrays, those of the outputs last, and `order` and
@@ -93,15 +95,15 @@ def launched(
 
 
 def place(order: LongFirst) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sequence, head and block of this program."""
+    """Returns the sequence, head and block of this program."""
     block, head = order.split(lax.axis_index("program"))
     return lax.axis_index("sequence"), head, block
 
 
 def divide(work: Callable[[Any], None], fetch: Callable[[], None]) -> None:
-    """Let `WORKERS` warpgroups `work`, each with its number, and one more `fetch`.
+    """Runs `work` in `WORKERS` warpgroups, each with its number, and `fetch` in one more.
 
-    Those that work wait for registers that the other gives away.
+    The warpgroups that work wait for registers that the one that fetches gives away.
     """
     group = lax.axis_index("group")
 
@@ -117,7 +119,7 @@ def divide(work: Callable[[Any], None], fetch: Callable[[], None]) -> None:
 
 
 def tile(dtype: Any, *shape: int) -> Any:
-    """Rows in shared memory, tiled and swizzled as TMA and wgmma take them."""
+    """Returns a buffer of rows in shared memory, tiled and swizzled as TMA and wgmma take them."""
     line = 128 // jnp.dtype(dtype).itemsize
     transforms = plgpu.TilingTransform((8, line)), plgpu.SwizzleTransform(128)
     return plgpu.SMEM(shape, dtype, transforms=transforms)
@@ -126,7 +128,7 @@ def tile(dtype: Any, *shape: int) -> Any:
 def sla_mosaic_forward(
     q_ref, k_ref, v_ref, bias_ref, ids_ref, counts_ref, o_ref, lse_ref, *, order, interpret
 ):
-    """One query block; refs are whole arrays."""
+    """Computes output and log-sum-exp of one query block; refs are whole arrays."""
     d, dtype = q_ref.shape[-1], q_ref.dtype
     # An output in the dtype of queries goes where they were. One in float32 has a place of its own,
     # for which there is room beside three pairs of key and value blocks of D = 128, not four.
@@ -207,9 +209,9 @@ def sla_mosaic_forward(
 
 
 def fetch_all(one: Callable[[Any, Any], None], count: Any, stages: int, *empty: Any) -> None:
-    """Call `one(step, slot)` for so many steps, each when its slot is free again.
+    """Calls `one(step, slot)` for `count` steps, each when its slot is free again.
 
-    `empty` are the barriers of the slots at which those that multiply arrive.
+    `empty` are the barriers of the slots at which the warpgroups that multiply arrive.
     """
 
     def free(step, _=None):
@@ -226,7 +228,7 @@ def fetch_all(one: Callable[[Any, Any], None], count: Any, stages: int, *empty: 
 
 
 def product(x, y, shape):
-    """x @ y of two refs, in float32."""
+    """Returns x @ y of two refs, in float32."""
 
     def multiply(acc):
         plgpu.wgmma(acc, x, y)
@@ -236,23 +238,23 @@ def product(x, y, shape):
 
 
 def row(ref, interpret: bool) -> jax.Array:
-    """A vector that runs along the columns of a product. The interpreter knows no layouts."""
+    """Loads a vector with an element per column of a product. The interpreter knows no layouts."""
     return ref[...] if interpret else loaded(ref, LAYOUT.reduce(0))
 
 
 def column(ref, interpret: bool) -> jax.Array:
-    """A vector that runs along the rows of a product."""
+    """Loads a vector with an element per row of a product."""
     return ref[...] if interpret else loaded(ref, LAYOUT.reduce(1))
 
 
 def loaded(ref, layout: Any) -> jax.Array:
-    """What is in shared memory, spread over a warpgroup's registers as `layout` says."""
+    """Loads shared memory, spread over a warpgroup's registers as `layout` says."""
     index = ((),) if jax.__version_info__ < (0, 11) else ()  # deprecated in 0.11
     return plgpu.load(ref, *index, layout=layout)
 
 
 def full(shape: tuple[int, ...], value: float, interpret: bool) -> jax.Array:
-    """A constant in the layout of products, or of their rows."""
+    """Returns an array of a constant in the layout of products, or for a vector, of their rows."""
     x = jnp.full(shape, value, jnp.float32)
     layout = LAYOUT if len(shape) == 2 else LAYOUT.reduce(1)
     return x if interpret else plgpu.layout_cast(x, layout)

@@ -28,11 +28,12 @@ def sla_mosaic(
     plain_linear: bool | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are; not for routing "token".
+    """Computes `api.sla` on Hopper GPUs through Mosaic GPU; not for routing "token".
 
-    The linear part is that of `pallas_triton.sla_triton`, and where jax has no Triton lowering
-    `linear`'s, plain JAX, as with `plain_linear`. Every sum has a fixed order, so that two runs
-    give the same bits. `interpret` runs all kernels' code on any device, slowly.
+    The arguments are those of `api.sla`. The linear part is that of `pallas_triton.sla_triton`, and
+    where jax has no Triton lowering, or with `plain_linear`, it is `linear`'s, plain JAX. Every sum
+    has a fixed order, so that two runs give the same bits. `interpret` runs all kernels' code on
+    any device, slowly.
 
     Raises:
         ValueError: a head dim, block or dtype that the kernels are not made for, or `interpret`
@@ -61,9 +62,9 @@ def sla_mosaic(
 
 @functools.cache  # so that traces of equal calls are equal
 def softmax_kernels(full_columns: int, interpret: bool) -> SoftmaxKernels:
-    """The three kernels, with the programs of so many key blocks first, see `BlockMap`.
+    """Returns the three kernels; programs of the first `full_columns` key blocks start first.
 
-    `interpret` runs them on any device, slowly.
+    `full_columns` is that of `BlockMap`. `interpret` runs the kernels on any device, slowly.
     """
     run = functools.partial
     return SoftmaxKernels(

@@ -35,11 +35,11 @@ def sla_tpu(
     tiles: TpuTiles | None = None,
     interpret: Any = False,
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are; not for routing "token".
+    """Computes `api.sla` with TPU kernels for its softmax part; not for routing "token".
 
-    The linear part is `linear`'s, plain JAX. Every sum has a fixed order, so that two runs give the
-    same bits. `interpret`, a `pallas.tpu.InterpretParams`, runs the kernels' code on any device,
-    slowly.
+    The arguments are those of `api.sla`. The linear part is `linear`'s, plain JAX. Every sum has a
+    fixed order, so that two runs give the same bits. `interpret`, a `pallas.tpu.InterpretParams`,
+    runs the kernels' code on any device, slowly.
 
     Raises:
         ValueError: a head dim, block or dtype that the kernels are not made for.
@@ -66,7 +66,10 @@ def sla_tpu(
 
 
 def _words(k_valid: jax.Array, columns: int) -> jax.Array:
-    """[B, Tk] bool -> [B, (columns + 1) * 2] int32, a bit per key; none of what is no block."""
+    """Packs a mask of valid keys, [B, Tk] bool, into bits: [B, (columns + 1) * 2] int32.
+
+    The block behind the last one, which unused entries of a table name, has no valid key.
+    """
     bits = jnp.pad(k_valid, ((0, 0), (0, (columns + 1) * K_BLOCK - k_valid.shape[1])))
     bits = bits.reshape(k_valid.shape[0], -1, 32).astype(jnp.uint32)
     words = (bits << jnp.arange(32, dtype=jnp.uint32)).sum(axis=-1, dtype=jnp.uint32)
@@ -75,13 +78,13 @@ def _words(k_valid: jax.Array, columns: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed when a call is traced.
+    """Settings that are fixed when a call is traced, and how it is split into kernel calls.
 
-    Tables go into scalar memory, which holds that of some heads and query blocks at a time.
+    Tables go into scalar memory, which holds the table of some heads and query blocks at a time.
 
     Attributes:
         tiles: how much is worked on at a time.
-        sequence_heads: N; the heads of one call are of one sequence.
+        sequence_heads: N; the heads of one kernel call are of one sequence.
         rows: Mq.
         width: K, entries of a row of the table.
         columns: Mk.
@@ -97,34 +100,34 @@ class Plan:
 
     @property
     def entries(self) -> int:
-        """Key blocks of one program."""
+        """Number of key blocks of one program."""
         return min(self.tiles.key_blocks, self.width + self.width % 2)
 
     @property
     def query_entries(self) -> int:
-        """Query blocks of one program of the key gradient."""
+        """Number of query blocks of one program of the key gradient."""
         return min(self.tiles.query_blocks, self.some_rows + self.some_rows % 2)
 
     @property
     def steps(self) -> int:
-        """Programs of one query block."""
+        """Number of programs of one query block."""
         return block_count(self.width, self.entries)
 
     @property
     def steps_of_keys(self) -> int:
-        """Programs of a head in the key gradient: enough for any table."""
+        """Number of programs of a head in the key gradient, enough for any table."""
         return block_count(self.some_rows * self.width, self.query_entries) + self.columns
 
     @property
     def some_rows(self) -> int:
-        """Query blocks of one call."""
+        """Number of query blocks of one kernel call."""
         # An entry also takes up to three numbers of a step; so does every key block.
         left = self.tiles.scalars - 5 * self.columns
         return max(1, min(self.rows, left // (2 * self.steps * self.entries)))
 
     @property
     def some_heads(self) -> int:
-        """Heads of one call: several only where they have all query blocks in it."""
+        """Number of heads of one kernel call; several only where it has all their query blocks."""
         if self.some_rows < self.rows:
             return 1
         one = 2 * self.rows * self.steps * self.entries + 3 * self.columns
@@ -134,29 +137,39 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """Calls over the query blocks of a head."""
+        """Number of kernel calls over the query blocks of a head."""
         return block_count(self.rows, self.some_rows)
 
     def of_queries(self, x: jax.Array, fill: int = 0) -> jax.Array:
-        """[H, Mq, ...] -> [groups, parts, heads, rows, ...]: some heads and query blocks each."""
+        """Splits [H, Mq, ...] by kernel calls into [groups, parts, heads, rows, ...].
+
+        Each call has some heads and query blocks.
+        """
         split = jax.vmap(lambda y: in_parts(y, self.some_rows, fill))(x)
         groups = x.shape[0] // self.some_heads
         return split.reshape(groups, self.some_heads, *split.shape[1:]).swapaxes(1, 2)
 
     def all_queries(self, x: jax.Array) -> jax.Array:
-        """The inverse of `of_queries`."""
+        """Inverts `of_queries`: [groups, parts, heads, rows, ...] -> [H, Mq, ...]."""
         x = x.swapaxes(1, 2)
         x = x.reshape(-1, *x.shape[2:])
         return jax.vmap(lambda y: whole(y, self.rows))(x)
 
     def table(self, ids: jax.Array) -> jax.Array:
-        """[H, Mq, K] -> [groups, parts, heads, rows, steps * entries], filled up with Mk."""
+        """Splits a table [H, Mq, K] by kernel calls, with rows filled up with Mk.
+
+        Returns [groups, parts, heads, rows, steps * entries].
+        """
         pad = self.steps * self.entries - self.width
         ids = jnp.pad(ids, ((0, 0), (0, 0), (0, pad)), constant_values=self.columns)
         return self.of_queries(ids, self.columns)
 
     def map(self, call: Any, *x: jax.Array) -> Any:
-        """`call` of the first head's number, and of every x [groups, parts, ...] what is there."""
+        """Calls `call` for every group of heads and part of the query blocks.
+
+        `call` gets the number of the group's first head, and for every x [groups, parts, ...] the
+        entry of the group and part.
+        """
 
         def group(args):
             head, *some = args
@@ -167,14 +180,14 @@ class Plan:
 
 
 def _sparse(q: jax.Array, kv: jax.Array, words: jax.Array, ids: jax.Array, plan: Plan) -> jax.Array:
-    """Softmax attention of every query block to its listed key blocks.
+    """Computes softmax attention of every query block to its listed key blocks.
 
     Args:
         q: [H, Mq, q_block, D], 0 where it is padding.
         kv: [H, Mk, K_BLOCK, 2 D] of [v | k], 0 where they are padding.
         words: [B, (Mk + 1) * 2] int32 of `_words`.
         ids: [H, Mq, K] int32, as in `BlockTable`.
-        plan: what is fixed.
+        plan: settings that are fixed.
 
     Returns:
         [H, Mq, q_block, D] in the dtype of q; 0 where no valid key is listed.
@@ -252,7 +265,10 @@ def _query_gradient(qdo, stats, kv, words, table, plan):
 
 
 def _key_gradient(qdo, stats, kv, ids, plan):
-    """Sums over the parts of the queries are added up in float32, one after the other."""
+    """Computes the gradients of keys and values, as one array of [dv | dk].
+
+    Sums over the parts of the queries are added up in float32, one after the other.
+    """
     groups, parts, heads, _, size, lanes = qdo.shape
     dtype = qdo.dtype if parts == 1 else jnp.float32
     entries, columns, steps = plan.query_entries, plan.columns, plan.steps_of_keys
@@ -308,9 +324,10 @@ def _key_gradient(qdo, stats, kv, ids, plan):
 
 
 def key_steps(table: BlockTable, steps: int, entries: int) -> tuple[jax.Array, ...]:
-    """The steps of `kernels.sla_key_gradient` for a table [1, heads, rows, K]: see its arguments.
+    """Returns the steps of `kernels.sla_key_gradient` for a table [1, heads, rows, K].
 
-    Every key block has at least one step, so that its gradient is written.
+    They are its arguments `rows`, `keys`, `starts` and `counts`. Every key block has at least one
+    step, so that its gradient is written.
     """
     transposed = table.transpose()
     rows, offsets = transposed.rows[0], transposed.offsets[0]
@@ -333,7 +350,7 @@ def key_steps(table: BlockTable, steps: int, entries: int) -> tuple[jax.Array, .
 
 
 def _key_blocks(kv: jax.Array, plan: Plan) -> list[tuple[jax.Array, pl.BlockSpec]]:
-    """The key blocks that an entry of the table names, once per entry of a program."""
+    """Returns inputs for the key blocks that a program's entries of the table name, one each."""
 
     def at(g, h, i, s, ids, words, head):
         place = ((h * plan.some_rows + i) * plan.steps + s) * plan.entries + g
@@ -344,7 +361,7 @@ def _key_blocks(kv: jax.Array, plan: Plan) -> list[tuple[jax.Array, pl.BlockSpec
 
 
 def _row_spec(size: int, lanes: int) -> pl.BlockSpec:
-    """What a program of (heads, rows, steps) gets of [heads, rows, size, lanes]."""
+    """Returns the block spec of [heads, rows, size, lanes] for programs (heads, rows, steps)."""
     return pl.BlockSpec((None, None, size, lanes), lambda h, i, *_: (h, i, 0, 0))
 
 
@@ -361,7 +378,7 @@ def _call(
     sums: list[tuple[int, int]],
     interpret: Any,
 ) -> list[jax.Array]:
-    """Run a kernel; the last axis of its grid has an order, others may go to different cores.
+    """Runs a kernel; programs of the grid's last axis run in order, others on any core.
 
     Args:
         kernel: called with refs of scalars, inputs, outputs and sums.

@@ -44,12 +44,12 @@ def sla_triton(
     softmax_part: SoftmaxKernels | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are; not for routing "token".
+    """Computes `api.sla` by kernels through Pallas' Triton lowering; not for routing "token".
 
-    For routing "block" a state of all keys is made first; what queries take of it is added where
-    their softmax part ends. For "block3" the state differs by query block, and
-    `linear.linear_marginal` computes it in plain JAX. Query blocks that attend to all key blocks
-    are in the same launch as others, and come first.
+    The arguments are those of `api.sla`. For routing "block" a state of all keys is made first;
+    what queries take of it is added where their softmax part ends. For "block3" the state differs
+    by query block, and `linear.linear_marginal` computes it in plain JAX. Query blocks that attend
+    to all key blocks are in the same launch as others, and come first.
 
     Every sum has a fixed order, so that two runs give the same bits. `launch` has warps, stages
     and slices, by default those of `tiles`; `softmax_part` computes that part in place of these
@@ -91,7 +91,7 @@ def sla_triton(
 
 
 def _marginal(q, k, v, k_valid, block_map, proj_lin, phi, eps):
-    """`linear_marginal` for whole blocks of [B, T, N, D]."""
+    """Computes `linear_marginal` for whole blocks of [B, T, N, D]."""
     b, tokens, n, d = q.shape
 
     def blocks(x, size):
@@ -115,7 +115,7 @@ def _marginal(q, k, v, k_valid, block_map, proj_lin, phi, eps):
 
 
 def _pad(x: jax.Array, valid: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """[B, T, N, D] -> [B, length, N, D], with 0 for what is not valid; and what is [B, length]."""
+    """Pads x to [B, length, N, D], with 0 for what is not valid, and `valid` to [B, length]."""
     x = jnp.where(valid[..., None, None], x, 0)
     more = (0, length - x.shape[1])
     return jnp.pad(x, ((0, 0), more, (0, 0), (0, 0))), jnp.pad(valid, ((0, 0), more))
@@ -123,9 +123,9 @@ def _pad(x: jax.Array, valid: jax.Array, length: int) -> tuple[jax.Array, jax.Ar
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is fixed when a call is traced.
+    """Settings that are fixed when a call is traced.
 
-    `eps` is that of means over keys, `outputs` how many there are where they have places.
+    `eps` is that of means over keys, `outputs` the number of outputs where they have places.
     """
 
     tiles: TritonTiles
@@ -140,16 +140,16 @@ class _Plan:
 
     @property
     def rows(self) -> int:
-        """Queries of one program over the table."""
+        """Number of queries of one program over the table."""
         return min(self.tiles.rows, self.q_block)
 
     @property
     def programs(self) -> int:
-        """How many programs a query block is split into."""
+        """Number of programs that a query block is split into."""
         return self.q_block // self.rows
 
     def place(self, table: BlockTable) -> kernels.OverTable:
-        """Of programs over query blocks."""
+        """Returns how a program over query blocks finds its block and that block's keys."""
         _, n, rows, width = table.ids.shape
         order = LongFirst(n, self.full_rows * self.programs, rows * self.programs)
         return kernels.OverTable(order, self.full_rows, self.programs, width, table.columns)
@@ -166,9 +166,9 @@ def _attend(
     places: jax.Array | None,
     plan: _Plan,
 ) -> jax.Array:
-    """Softmax attention of every query block to its key blocks, and linear attention to all.
+    """Computes softmax attention of every query block to its key blocks, and linear attention.
 
-    The linear part is that of `linear.linear_all`, but with means over keys for sums.
+    The linear part, to all keys, is that of `linear.linear_all`, but with means over keys for sums.
 
     Args:
         q: [B, Mq * q_block, N, D], 0 where it is padding.
@@ -180,7 +180,7 @@ def _attend(
         table: the key blocks of each query block behind the full ones.
         places: [Mq * q_block] int32, where the outputs of the queries go; as many as there are
             outputs for those without one. None for their order.
-        plan: what is fixed.
+        plan: settings that are fixed.
 
     Returns:
         [B, Mq * q_block, N, D], or as many tokens as places, in the dtype of v; 0 where a query is
@@ -199,7 +199,10 @@ def _attend_forward(q, k, v, proj_lin, q_valid, bias, table, places, plan):
 
 
 def _run(q, k, v, proj_lin, q_valid, bias, table, places, plan, *, residuals):
-    """The output and, for the gradient, the softmax part's one, its log-sum-exp and the states."""
+    """Returns the output and what the gradient needs.
+
+    These are the softmax part's output, its log-sum-exp and the states.
+    """
     b, tokens, n, d = q.shape
     states = None if proj_lin is None else _states(k, v, bias, proj_lin, plan)
     if (given := plan.softmax_part) is not None:
@@ -306,7 +309,7 @@ def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
 
 
 def _over_table(q, k, v, bias, table, plan):
-    """Inputs of a kernel whose programs have one query block each, or a part of it.
+    """Returns a kernel's inputs with block specs; programs have a query block, or part of one.
 
     Raises:
         InputError: a head has more ids than the kernels can count.
@@ -334,7 +337,10 @@ def _over_table(q, k, v, bias, table, plan):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _States:
-    """Of all keys: S [B, N, D, D], z [B, N, D] and H [B, N, D, D] of `triton_kernels`."""
+    """States of the linear part over all keys: S, z and H of `triton_kernels`.
+
+    S and H are [B, N, D, D], z is [B, N, D].
+    """
 
     state: jax.Array
     total: jax.Array
@@ -382,7 +388,7 @@ def _states(k, v, bias, proj_lin, plan) -> _States:
 
 
 def _linear_forward(q, states, plan):
-    """The linear part alone, float32."""
+    """Computes the linear part alone, in float32."""
     b, tokens, n, d = q.shape
     size = plan.tiles.slice
     [o] = at.call(
@@ -397,7 +403,7 @@ def _linear_forward(q, states, plan):
 
 
 def _linear_backward(q, k, v, proj_lin, kept, plan, do):
-    """Gradients of q, k, v and proj_lin through the linear part."""
+    """Computes the gradients of q, k, v and proj_lin through the linear part."""
     b, tokens, n, d = q.shape
     phi, eps, size = plan.phi, plan.eps, plan.tiles.slice
     some, states = at.rows(size, d), _inputs(kept)
@@ -431,7 +437,7 @@ def _linear_backward(q, k, v, proj_lin, kept, plan, do):
 
 
 def _sums(kernel, x, inputs, plan):
-    """Two sums over parts of the rows of x, [B, N, parts, D, D] and [B, N, parts, D]."""
+    """Computes two sums over each part of x's rows, [B, N, parts, D, D] and [B, N, parts, D]."""
     b, tokens, n, d = x.shape
     size, chunk = plan.tiles.slice, plan.tiles.chunk
     parts = block_count(tokens // size, chunk)
@@ -446,7 +452,7 @@ def _sums(kernel, x, inputs, plan):
 
 
 def _inputs(states: _States) -> list[tuple[jax.Array, pl.BlockSpec]]:
-    """S and z, as inputs of a kernel."""
+    """Returns S and z as inputs of a kernel, with block specs."""
     d = states.state.shape[-1]
     return [(states.state, at.head(d, d)), (states.total, at.head(d))]
 

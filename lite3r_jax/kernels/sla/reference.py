@@ -56,7 +56,7 @@ def sla_reference(
     q_valid: jax.Array,
     k_valid: jax.Array,
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are. In float32, or in float64 for float64."""
+    """Computes `api.sla`, whose arguments these are, in float32, or in float64 for float64."""
     dtype = jnp.promote_types(v.dtype, jnp.float32)
     out_dtype = v.dtype
     q = jnp.where(q_valid[..., None, None], q, 0).astype(dtype)
@@ -89,19 +89,19 @@ def _dot(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _mean(weights: jax.Array, v: jax.Array, eps: float) -> jax.Array:
-    """[B, N, Tq, Tk] weights not below 0, [B, Tk, N, D] -> [B, Tq, N, D]."""
+    """Averages v [B, Tk, N, D] by weights [B, N, Tq, Tk] that are not below 0: [B, Tq, N, D]."""
     total = weights.sum(axis=-1).transpose(0, 2, 1)[..., None]
     return _dot("bnqk,bknd->bqnd", weights, v) / jnp.where(total > 0, total + eps, 1)
 
 
 def _highest(scores: jax.Array, keep: float) -> jax.Array:
-    """The kept tokens of every row; of equal ones the first."""
+    """Marks the kept keys of every row, which have the highest scores; of equal ones the first."""
     count = max(1, int(keep * scores.shape[-1]))
     order = jnp.argsort(-lax.stop_gradient(scores), axis=-1, stable=True)
     return jnp.argsort(order, axis=-1) < count
 
 
 def _per_token(blocks: jax.Array, block_map: BlockMap, shape: tuple[int, ...]) -> jax.Array:
-    """[B, N, Mq, Mk] -> [B, N, Tq, Tk]."""
+    """Expands a mask of blocks [B, N, Mq, Mk] to one of tokens [B, N, Tq, Tk]."""
     rows = jnp.repeat(blocks, block_map.q_block, axis=2)[:, :, : shape[2]]
     return jnp.repeat(rows, block_map.k_block, axis=3)[..., : shape[3]]

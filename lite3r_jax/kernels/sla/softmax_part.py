@@ -1,7 +1,7 @@
-"""Sparse Linear Attention of kernels for its softmax part, with the linear part in plain JAX.
+"""Sparse Linear Attention by kernels for its softmax part, with a linear part in plain JAX.
 
-What the implementations for GPUs share that do not need Pallas' Triton lowering: they give three
-kernels, and this pads, differentiates and adds the linear part (`linear`).
+GPU implementations that do not need Pallas' Triton lowering share this module: they give three
+kernels, and the functions here pad, differentiate and add the linear part (`linear`).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 @dataclass(frozen=True)
 class SoftmaxKernels:
-    """Kernels of attention from query blocks to listed key blocks.
+    """Forward and gradient kernels of attention from query blocks to listed key blocks.
 
     q, do and o are [B, Mq * q_block, N, D] and k and v [B, Mk * k_block, N, D], 0 where they are
     padding. `bias` is [B, Mk * k_block] float32, 0 for valid keys and `MASKED` for others. lse and
@@ -59,7 +59,10 @@ def sla_by_kernels(
     q_valid: jax.Array,
     k_valid: jax.Array,
 ) -> jax.Array:
-    """See `api.sla`, whose arguments these are, but for the kernels; not for routing "token"."""
+    """Computes `api.sla` by kernels for its softmax part; not for routing "token".
+
+    The arguments but for the kernels are those of `api.sla`.
+    """
     table, sizes = block_map.critical, (block_map.q_block, block_map.k_block)
     blocks = all_to_blocks(q, k, v, q_valid, k_valid, *sizes)
     if routing == "block":
@@ -81,7 +84,7 @@ def sla_by_kernels(
 
 
 def pad(x: jax.Array, valid: jax.Array, length: int) -> jax.Array:
-    """[B, T, N, D] -> [B, length, N, D], with 0 for what is not valid."""
+    """Pads [B, T, N, D] to [B, length, N, D], with 0 for what is not valid."""
     x = jnp.where(valid[..., None, None], x, 0)
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
 
@@ -94,7 +97,9 @@ def softmax_part(
     table: BlockTable,
     kernels: SoftmaxKernels,
 ) -> jax.Array:
-    """Softmax attention of every query block to its listed key blocks, see `SoftmaxKernels`.
+    """Computes softmax attention of every query block to its listed key blocks, by `kernels`.
+
+    Shapes are those of `SoftmaxKernels`.
 
     Returns:
         [B, Mq * q_block, N, D] in the dtype of v; 0 where no valid key is listed.

@@ -1,4 +1,4 @@
-"""How the kernels of Sparse Linear Attention are launched; importing this needs no kernel."""
+"""Launch parameters and tile sizes of the kernels of Sparse Linear Attention; imports no kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from lite3r_jax.kernels.target import Device
 
 @dataclass(frozen=True)
 class TritonTiles:
-    """Of all kernels of `pallas_triton`.
+    """Launch parameters and tile sizes of all kernels of `pallas_triton`.
 
     Attributes:
         forward: output and log-sum-exp; one query block per program, or `rows` of it.
@@ -39,11 +39,13 @@ class TritonTiles:
 
 @dataclass(frozen=True)
 class Product:
-    """What a TPU program works on at a time; its logits are float32 in vector registers.
+    """Keys and queries that a TPU program multiplies at a time.
+
+    The logits of a product are float32 in vector registers.
 
     Attributes:
-        keys: at most, a multiple of 128.
-        queries: at most; divides the query blocks, or is more than they have.
+        keys: number of keys at most, a multiple of 128.
+        queries: number of queries at most; divides the query blocks, or is more than they have.
     """
 
     keys: int
@@ -52,7 +54,7 @@ class Product:
 
 @dataclass(frozen=True)
 class TpuTiles:
-    """Of all kernels of `pallas_tpu`; nothing was timed.
+    """Tile sizes of all kernels of `pallas_tpu`; nothing was timed.
 
     Blocks are fetched for the next program while one computes. Sixteen key blocks are 256 KiB in
     half precision: fewer would not hide what a program and a fetch cost besides. Of the sizes of
@@ -63,8 +65,8 @@ class TpuTiles:
         key_blocks: key blocks per program, even.
         query_blocks: query blocks per program of the key gradient, even.
         scalars: int32 numbers in the 1 MiB of scalar memory at a time.
-        forward: of the forward pass.
-        query_gradient: of the gradient of queries.
+        forward: product of the forward pass.
+        query_gradient: product of the gradient of queries.
         key_gradient: queries that the gradient of keys works on at a time, at least 128.
     """
 
@@ -77,12 +79,13 @@ class TpuTiles:
 
 
 def candidates(head_dim: int, dtype: Any, q_block: int) -> tuple[TritonTiles, ...]:
-    """What the kernels can be launched with, the best first, by what compiling shows (README.md).
+    """Returns launch parameters for the kernels, the best first, by what compiling shows.
 
-    Nothing was timed. Five stages hold three pairs of key and value blocks: looking up the block id
-    takes as many as loading the block. With eight warps and 128 x 128 tiles there is shared memory
-    for two pairs. The later ones take less shared memory. Float32 operands are multiplied outside
-    of tensor cores and from shared memory, all of them: what helps there is fewer rows.
+    See README.md; nothing was timed. Five stages hold three pairs of key and value blocks: looking
+    up the block id takes as many as loading the block. With eight warps and 128 x 128 tiles there
+    is shared memory for two pairs. The later candidates take less shared memory. Float32 operands
+    are multiplied outside of tensor cores and from shared memory, all of them: what helps there is
+    fewer rows.
 
     Args:
         head_dim: D.
@@ -112,13 +115,13 @@ def candidates(head_dim: int, dtype: Any, q_block: int) -> tuple[TritonTiles, ..
 
 
 def tiles(head_dim: int, dtype: Any, q_block: int, shared_memory: int) -> TritonTiles:
-    """The best of `candidates` for a device, of which a block may have that much shared memory."""
+    """Returns the best of `candidates` that fits into `shared_memory` bytes, or else the last."""
     every = candidates(head_dim, dtype, q_block)
     return next((each for each in every if each.shared_memory <= shared_memory), every[-1])
 
 
 def too_little_shared_memory(device: Device, call: SlaCall) -> str | None:
-    """Why the kernels do not fit into a block's shared memory of a device, or None."""
+    """Returns why the kernels do not fit into a thread block's shared memory, or None."""
     assert call.q_block is not None
     least = candidates(call.head_dim, call.dtype, call.q_block)[-1].shared_memory
     if least <= device.shared_memory:

@@ -1,4 +1,4 @@
-"""What one program of each TPU kernel of `pallas_tpu` does.
+"""TPU kernels of `pallas_tpu`, as the code of one program each.
 
 Keys and values of a block come as one array [k_block, 2 D] of [v | k], and queries with their
 cotangents as [do | q]. With D = 64 these are rows of 128 lanes, the width of a vector register and
@@ -28,7 +28,9 @@ MASKED = -2e30
 
 
 def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int, product: Product):
-    """Some key blocks of one query block: output [q_block, D] and log-sum-exp [1, q_block].
+    """Adds some key blocks to the softmax attention of one query block.
+
+    The last program of a query block writes output [q_block, D] and log-sum-exp [1, q_block].
 
     Args:
         ids: [hs * rs * steps * entries] int32 in scalar memory, the table of these heads and rows.
@@ -78,7 +80,9 @@ def sla_forward(ids, words, head, q_ref, *refs, head_dim: int, entries: int, pro
 def sla_query_gradient(
     ids, words, head, qdo_ref, stats_ref, *refs, head_dim: int, entries: int, product: Product
 ):
-    """Some key blocks of one query block: its gradient, for D = 64 in the upper 64 lanes.
+    """Adds the contribution of some key blocks to the gradient of one query block.
+
+    For D = 64 the gradient is in the upper 64 lanes.
 
     Args:
         ids: as in `sla_forward`.
@@ -133,24 +137,26 @@ def sla_key_gradient(
     entries: int,
     width: int,
 ):
-    """Some query blocks of one key block: its gradients, [k_block, 2 D] of [dv | dk].
+    """Adds the contribution of some query blocks to the gradients of one block of keys and values.
+
+    The gradients are one array [k_block, 2 D] of [dv | dk].
 
     The programs of a head go over a list of steps. Each has up to `entries` query blocks of one key
-    block, and every key block has a step; where the list is over, steps of the last one follow that
-    have none. Rows of keys that are not valid, which are 0 here, get something that does not
-    matter, also if it is not finite.
+    block, and every key block has a step; behind the end of the list follow steps of the last key
+    block that have no query block. The gradients of invalid keys, whose rows are 0 here, do not
+    matter, also if they are not finite.
 
     Args:
         rows: query blocks in scalar memory, those of a key block behind one another; for specs.
         keys: [hs * steps] int32 in scalar memory, key block of each step.
-        starts: [hs * steps] int32 in scalar memory, its place in `rows`; for specs.
-        counts: [hs * steps] int32 in scalar memory, its number of query blocks.
+        starts: [hs * steps] int32 in scalar memory, each step's place in `rows`; for specs.
+        counts: [hs * steps] int32 in scalar memory, each step's number of query blocks.
         head: as in `sla_forward`.
         kv_ref: [k_block, 2 D] of [v | k].
         refs: `entries` times [q_block, 2 D] of [do | q]; as often [2, q_block], as in
             `sla_query_gradient`; the gradient; sums of dv and of dk [k_block, 128], float32.
         head_dim: D.
-        steps: of a head.
+        steps: number of steps of a head.
         entries: query blocks of one program.
         width: queries that are worked on at a time.
     """
@@ -195,18 +201,18 @@ def sla_key_gradient(
 
 
 def _first_entry(entries: int) -> jax.Array:
-    """Where in the table the entries of this program of (heads, rows, steps) begin."""
+    """Returns where in the table the entries of this program of (heads, rows, steps) begin."""
     row = pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
     return (row * pl.num_programs(2) + pl.program_id(2)) * entries
 
 
 def _used(ids, words, first) -> jax.Array:
-    """Whether anything is listed from there on: entries not in use stand behind the others."""
+    """Returns whether the table lists anything from `first` on; unused entries stand last."""
     return ids[first] < words.shape[0] // 2 - 1
 
 
 def _bias(ids, words, first, some: range) -> jax.Array:
-    """[1, keys] float32, 0 for the valid keys of these entries and `MASKED` for others."""
+    """Returns the bias of logits, [1, keys] float32: 0 for valid keys of entries, else `MASKED`."""
     lane = _lane((1, LANES))
     bits = []
     for i in some[::2]:
@@ -219,16 +225,19 @@ def _bias(ids, words, first, some: range) -> jax.Array:
 
 
 def parts(entries: int, block: int, width: int) -> list[range]:
-    """Entries whose blocks go into one product of that many keys or queries, an even number."""
+    """Splits entries into groups whose blocks make up a product of `width` keys or queries.
+
+    Groups have an even number of entries.
+    """
     size = width // block
     return [range(i, min(i + size, entries)) for i in range(0, entries, size)]
 
 
 def _products(entries: int, queries: int, product: Product) -> list[tuple[range, slice]]:
-    """Entries and queries of every product of a program.
+    """Returns the entries and queries of every product of a program.
 
-    Each has a branch of its own: the compiler does not work on two branches at a time, and so does
-    not need the registers of two; and entries of which none is used are left out.
+    Each product has a branch of its own: the compiler does not work on two branches at a time, and
+    so does not need the registers of two; and entries of which none is used are left out.
     """
     rows = [slice(i, i + product.queries) for i in range(0, queries, product.queries)]
     rows = rows if product.queries < queries else [slice(None)]
@@ -244,7 +253,7 @@ def _lane(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _halves(x: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """[v | k] as v and k; with D = 64 each with 0 in the place of the other."""
+    """Splits [v | k] into v and k; with D = 64, each has 0 in the place of the other."""
     if head_dim == LANES:
         return x[:, :LANES], x[:, LANES:]
     lower = _lane(x.shape) < head_dim
@@ -253,12 +262,18 @@ def _halves(x: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _values(x: jax.Array, head_dim: int) -> jax.Array:
-    """The lower half, where the other operand or the result leaves the other out for D = 64."""
+    """Returns v of [v | k], the lower half; with D = 64, both halves.
+
+    Then the other operand or the result leaves the upper half out.
+    """
     return x[:, :LANES] if head_dim == LANES else x
 
 
 def _keys(x: jax.Array, head_dim: int) -> jax.Array:
-    """The upper half, likewise."""
+    """Returns k of [v | k], the upper half; with D = 64, both halves.
+
+    Then the other operand or the result leaves the lower half out.
+    """
     return x[:, LANES:] if head_dim == LANES else x
 
 
@@ -267,7 +282,10 @@ def _scale(head_dim: int) -> float:
 
 
 def _dot(x: jax.Array, y: jax.Array, *, trans_b: bool = False) -> jax.Array:
-    """x y, or x y^T; float32 in full, half precision as it is whatever jax's default is."""
+    """Returns x y, or x y^T, in float32.
+
+    Float32 is multiplied in full, half precision as it is, whatever jax's default is.
+    """
     return lax.dot_general(
         x,
         y,

@@ -1,10 +1,10 @@
-"""What one program of each GPU kernel of `pallas_triton` does.
+"""GPU kernels of `pallas_triton`, as the code of one program each.
 
 Refs and masks are as in `flash_kernels`. Products take operands in the dtype of the inputs and add
 up in float32; everything else is float32.
 
 Softmax part: SLA, arXiv 2509.24006, Algorithms 1-2, Eq. 7, with the 1 / sqrt(D) of dQ and dK that
-it leaves out.
+the paper leaves out.
 
 Linear part over all keys (Eq. 5-6 and 8 with one set for all queries): states are means over keys,
 H = phi(K)^T V / Tk and z = phi(K)^T 1 / Tk, and eps / Tk goes with them, so that
@@ -63,7 +63,7 @@ class OverTable:
     columns: int
 
     def keys(self, ids_ref, k_block: int) -> tuple[At, jax.Array]:
-        """Where the keys of each step are, and the number of steps."""
+        """Returns the positions of the keys of each step, and the number of steps."""
         block = lax.div(self.order.split(pl.program_id(0))[0], jnp.int32(self.programs))
         first = block * self.width
         if self.full:
@@ -75,7 +75,7 @@ class OverTable:
         return lambda step: pl.ds(ids_ref[first + step] * k_block, k_block), count
 
     def _used(self, ids_ref, first) -> jax.Array:
-        """How many ids of a row are used."""
+        """Returns the number of used ids of a row of the table."""
         size = min(pl.next_power_of_2(self.width), 256)
 
         def add(part, count):
@@ -101,9 +101,10 @@ def sla_forward(
     scatter: bool,
     residuals: bool,
 ):
-    """One query block, or its part: softmax part plus linear part, at its places if there are any.
+    """Writes the softmax part plus linear part of one query block, or of a part of it.
 
-    The softmax part's output and log-sum-exp are written where the backward pass needs them.
+    The output goes to its places if there are any. The softmax part's output and log-sum-exp are
+    written where the backward pass needs them.
     """
     refs = list(refs)
     state_ref, total_ref = (refs.pop(0), refs.pop(0)) if linear else (None, None)
@@ -140,7 +141,7 @@ def sla_query_gradient(
     k_block: int,
     place: OverTable,
 ):
-    """One query block, or its part: its gradient, and delta, the row sums of do * o."""
+    """Writes the gradient of a query block, or its part, and delta, the row sums of do * o."""
     do = do_ref[...]
     delta = row_sums(do, o_ref[...])
     delta_ref[...] = delta
@@ -166,7 +167,7 @@ def sla_key_gradient(
     order: LongFirst,
     full: int,
 ):
-    """One key block: the gradients of keys and values, over `size` queries at a time.
+    """Writes the gradients of one block of keys and values, over `size` queries at a time.
 
     `full` query blocks come first, that list all key blocks and are not in the table.
     """
@@ -201,7 +202,7 @@ def sla_key_gradient(
 def sla_linear_state(
     k_ref, v_ref, bias_ref, state_ref, total_ref, *, size: int, chunk: int, phi: Phi
 ):
-    """Some keys: the sums of phi(k)^T v [D, D] and phi(k) [D]."""
+    """Writes the sums over some keys of phi(k)^T v [D, D] and phi(k) [D]."""
     dtype = linear_dtype(v_ref.dtype)
 
     def fold(step, carry):
@@ -216,7 +217,7 @@ def sla_linear_state(
 def sla_linear_project(
     parts_ref, totals_ref, weight_ref, state_ref, total_ref, mean_ref, *, keys: int
 ):
-    """Some rows of a head's states: S and z, and H, from sums over parts of so many keys."""
+    """Writes S, z and H for some rows of a head's states, from sums over parts of the keys."""
 
     def add(part, sums):
         return sums[0] + parts_ref[part, :, :], sums[1] + totals_ref[part, :]
@@ -229,12 +230,12 @@ def sla_linear_project(
 
 
 def sla_linear_forward(q_ref, state_ref, total_ref, o_ref, *, phi: Phi, eps: float):
-    """Some queries: o."""
+    """Writes the linear part's output for some queries."""
     o_ref[...] = _linear_output(q_ref, state_ref, total_ref, phi, eps).astype(o_ref.dtype)
 
 
 def _linear_output(q_ref, state_ref, total_ref, phi: Phi, eps: float) -> jax.Array:
-    """phi(q) S / den in float32, some channels at a time, which takes fewer registers."""
+    """Computes phi(q) S / den in float32, by some channels at a time to take fewer registers."""
     d, dtype = q_ref.shape[1], state_ref.dtype
     size = d if phi == "softmax" else _CHANNELS  # the softmax is one over all channels
 
@@ -251,7 +252,7 @@ def _linear_output(q_ref, state_ref, total_ref, phi: Phi, eps: float) -> jax.Arr
 
 
 def sla_linear_query_gradient(q_ref, state_ref, total_ref, do_ref, dq_ref, *, phi: Phi, eps: float):
-    """Some queries: their gradient."""
+    """Writes the gradient of some queries through the linear part."""
     f, pull = _features(q_ref[...], phi)
     den = _denominator(f, total_ref, eps)
     df, dden = _through_states(f, den, do_ref[...], state_ref)
@@ -272,7 +273,7 @@ def sla_linear_state_gradient(
     phi: Phi,
     eps: float,
 ):
-    """Some queries: what they add to the gradients of S [D, D] and z [D]."""
+    """Writes what some queries add to the gradients of S [D, D] and z [D]."""
     dtype = state_ref.dtype
 
     def fold(step, carry):
@@ -290,7 +291,7 @@ def sla_linear_state_gradient(
 
 
 def sla_linear_key_gradient(k_ref, v_ref, dstate_ref, dtotal_ref, dk_ref, dv_ref, *, phi: Phi):
-    """Some keys: the gradients of keys and values from those of H and z, over Tk."""
+    """Writes the gradients of some keys and values from those of H and z, divided by Tk."""
     dstate = dstate_ref[...]
     f, pull = _features(k_ref[...], phi)
     dv_ref[...] = dot(f.astype(dstate.dtype), dstate).astype(dv_ref.dtype)
@@ -299,17 +300,17 @@ def sla_linear_key_gradient(k_ref, v_ref, dstate_ref, dtotal_ref, dk_ref, dv_ref
 
 
 def linear_dtype(dtype: Any) -> Any:
-    """Of the operands of the linear part's products."""
+    """Returns the dtype of the operands of the linear part's products."""
     return jnp.float32 if dtype == jnp.float32 else jnp.bfloat16
 
 
 def _features(x: jax.Array, phi: Phi):
-    """phi(x) in float32, and how its gradient becomes that of x."""
+    """Returns phi(x) in float32, and its VJP, which turns its gradient into that of x."""
     return jax.vjp(PHI[phi], x.astype(jnp.float32))
 
 
 def _sum_of_products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """x^T y in float32 precision, also where `dtype`, that of the operands, is bfloat16.
+    """Computes x^T y in float32 precision, also where `dtype`, the operands', is bfloat16.
 
     Not for 128 channels, where operands are rounded. The gradient of proj_lin is made of such sums
     and is float32: operands that are rounded to bfloat16 leave an error of 1e-3 in it, sums of two
@@ -328,7 +329,10 @@ def _sum_of_products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _parts(x: jax.Array, dtype: Any, count: int) -> list[jax.Array]:
-    """float32 as so many of bfloat16: eight bits each, cut off, so that no compiler joins them."""
+    """Splits float32 into `count` numbers of bfloat16.
+
+    Each has eight bits, cut off, so that no compiler joins the parts.
+    """
     rest, parts = x.astype(jnp.float32), []
     if count == 1:
         return [rest.astype(dtype)]
@@ -341,20 +345,23 @@ def _parts(x: jax.Array, dtype: Any, count: int) -> list[jax.Array]:
 
 
 def _denominator(f, total_ref, eps):
-    """den; 1 where no key has a weight, and so phi(q) S is 0."""
+    """Returns den, or 1 where no key has a weight, and so phi(q) S is 0."""
     total = (f * total_ref[...][None, :]).sum(axis=1)
     return jnp.where(total > 0, total + eps, 1)
 
 
 def _through_states(f, den, do, state_ref):
-    """do S^T, and the gradient of den: -do o / den, where do o = phi(q) (do S^T) / den."""
+    """Returns do S^T, and the gradient of the denominator den.
+
+    The gradient is -do o / den, where do o = phi(q) (do S^T) / den.
+    """
     state = state_ref[...]
     g = dot(do.astype(state.dtype), state, trans_b=True)
     return g, -(f * g).sum(axis=1) / (den * den)
 
 
 def _over_chunk(fold, count, chunk, state_ref, total_ref):
-    """Fold `chunk` steps, fewer where they end, into two sums."""
+    """Folds `chunk` steps, fewer at the end, into two sums and writes these."""
     first = pl.program_id(0) * chunk
     zero = jnp.zeros(state_ref.shape, jnp.float32), jnp.zeros(total_ref.shape, jnp.float32)
     state, total = lax.fori_loop(first, jnp.minimum(first + chunk, count), fold, zero)

@@ -1,1 +1,1 @@
-"""Attention of windows of an image to the windows that they chose, and to tokens that all see."""
+"""Attention of image windows to the windows chosen for each, and to tokens that all queries see."""

@@ -1,4 +1,4 @@
-"""Window attention: its arguments are checked here and its implementation chosen."""
+"""Entry point of window attention: checks the arguments and chooses the implementation."""
 
 from pathlib import Path
 from types import MappingProxyType
@@ -59,7 +59,7 @@ def window_attention(
     always: np.ndarray,
     implementation: str = "blocked",
 ) -> jax.Array:
-    """Softmax attention of windows of queries to the windows that they chose.
+    """Computes softmax attention of windows of queries to the windows of keys chosen for each.
 
     The selection branch of Speed3R (arXiv 2603.08055). One softmax over the tokens of the chosen
     windows, those of the windows in `always`, and the keys that are in no window.

@@ -10,7 +10,7 @@ from lite3r_jax.kernels.tokens import inverse, take
 from lite3r_jax.kernels.window_attention.reference import window_of
 
 _LOGITS = 2**16
-"""Pairs of a query and a key that are worked on at a time."""
+"""Number of pairs of a query and a key that are worked on at a time."""
 
 
 def window_attention_blocked(
@@ -23,10 +23,10 @@ def window_attention_blocked(
     k_windows: np.ndarray,
     always: np.ndarray,
 ) -> jax.Array:
-    """See `api.window_attention`, whose arguments these are.
+    """Computes `api.window_attention`, which has the same arguments, in plain JAX.
 
-    What all queries see is listed for each of them: windows as they are, and keys in no window in
-    blocks of the size of one.
+    The keys that all queries see are listed for every window of queries: windows as they are, and
+    keys in no window in blocks of the size of a window.
     """
     b, t, n, _ = q.shape
     size, columns = q_windows.shape[1], len(k_windows)

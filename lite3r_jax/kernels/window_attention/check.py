@@ -1,4 +1,4 @@
-"""The self-check of implementations of window attention: value and gradients, twice."""
+"""Self-check of the implementations of window attention: value and gradients, in two runs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from lite3r_jax.kernels.window_attention.reference import window_attention_refer
 
 @dataclass(frozen=True)
 class Case:
-    """Tokens, windows and choices of one call.
+    """Sizes of one self-check case of window attention: tokens, windows and choices.
 
     Attributes:
         name: says what is special about it.
@@ -26,7 +26,7 @@ class Case:
         q_windows: Nq.
         k_windows: Nk.
         chosen: K.
-        always: windows of keys that all see.
+        always: windows of keys that all queries see.
         others: tokens in no window, of queries and of keys.
         batch: B.
         heads: N.
@@ -61,7 +61,7 @@ RESULTS = ("o", "dq", "dk", "dv")
 
 
 def checks(name: str) -> Iterator[Check[WindowCall]]:
-    """All cases in all dtypes, for a name in `api.OPERATOR`."""
+    """Yields all cases in all dtypes, for an implementation's name in `api.OPERATOR`."""
     for case in CASES:
         for dtype in comparison.CAPS:
             call = WindowCall(case.places, case.head_dim, dtype)
@@ -70,7 +70,7 @@ def checks(name: str) -> Iterator[Check[WindowCall]]:
 
 
 def wrong(run: Callable[..., jax.Array], case: Case, dtype: str) -> str | None:
-    """What is wrong with value and gradients, or None; see `comparison.wrong`."""
+    """Returns what is wrong with value and gradients, or None; see `comparison.wrong`."""
     arrays, settings = problem(case, dtype)
     both = functools.partial(_both, settings=settings)
     pair = functools.partial(both, run), functools.partial(both, window_attention_reference)
@@ -78,7 +78,7 @@ def wrong(run: Callable[..., jax.Array], case: Case, dtype: str) -> str | None:
 
 
 def problem(case: Case, dtype: str) -> tuple[list[jax.Array], dict[str, Any]]:
-    """q, k, v and a cotangent, and the other arguments of `window_attention`."""
+    """Returns q, k, v and a cotangent, and the other arguments of `window_attention`."""
     rng = np.random.default_rng(0)
     q_windows, q_tokens = _windows(rng, case.q_windows, case)
     k_windows, k_tokens = _windows(rng, case.k_windows, case)
@@ -97,7 +97,10 @@ def problem(case: Case, dtype: str) -> tuple[list[jax.Array], dict[str, Any]]:
 
 
 def _windows(rng: np.random.Generator, count: int, case: Case) -> tuple[np.ndarray, int]:
-    """Windows with a token in their first place and in most of the others, and how many tokens."""
+    """Returns random windows and the number of tokens.
+
+    Windows have a token in their first place and in most of the others.
+    """
     there = rng.random((count, case.places)) < 0.8
     there[:, 0] = True
     tokens = int(there.sum()) + case.others
@@ -107,7 +110,7 @@ def _windows(rng: np.random.Generator, count: int, case: Case) -> tuple[np.ndarr
 
 
 def _both(run, q, k, v, up, *, settings):
-    """o, dq, dk, dv."""
+    """Returns the output o and the gradients dq, dk and dv."""
     ids, rest = settings["ids"], {n: x for n, x in settings.items() if n != "ids"}
     o, pull = jax.vjp(lambda *x: run(*x, ids, **rest), q, k, v)
     return o, *pull(up)

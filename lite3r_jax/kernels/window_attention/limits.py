@@ -1,4 +1,4 @@
-"""What the GPU kernels of window attention are made for; importing this needs no kernel."""
+"""Sizes and dtypes that the GPU kernels of window attention support; imports no kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ _SHARED_MEMORY = {(2, 64): 66_560, (2, 128): 132_104, (4, 64): 131_328, (4, 128)
 
 @dataclass(frozen=True)
 class WindowCall:
-    """All of a call of `api.window_attention` that decides which implementations can run it.
+    """Properties of an `api.window_attention` call that decide which implementations can run it.
 
     Attributes:
         places: tokens of a whole window.
@@ -31,7 +31,7 @@ class WindowCall:
 
 
 def unsupported(call: WindowCall) -> str | None:
-    """Why the Triton kernels are not made for this call, or None; whatever the device."""
+    """Returns why the Triton kernels do not support this call, or None; on any device."""
     if call.head_dim not in HEAD_DIMS:
         return f"head dim {call.head_dim} is not one of {HEAD_DIMS}"
     if call.places not in PLACES:
@@ -42,12 +42,12 @@ def unsupported(call: WindowCall) -> str | None:
 
 
 def scope(call: WindowCall) -> str:
-    """The kind of a call: what the kernels are compiled anew for."""
+    """Returns the kind of a call: the properties for which the kernels are compiled anew."""
     return f"{jnp.dtype(call.dtype)}, head dim {call.head_dim}, windows of {call.places}"
 
 
 def too_little_shared_memory(device: Device, call: WindowCall) -> str | None:
-    """Why the kernels do not fit into a block's shared memory of a device, or None."""
+    """Returns why the kernels do not fit into a thread block's shared memory, or None."""
     least = _SHARED_MEMORY[jnp.dtype(call.dtype).itemsize, call.head_dim]
     if least <= device.shared_memory:
         return None

@@ -20,7 +20,7 @@ from lite3r_jax.kernels.window_attention.reference import window_of
 from lite3r_jax.kernels.window_attention.triton_kernels import GATHERED
 
 _Q_BLOCK = 128
-"""Queries of a program over keys that all see."""
+"""Number of queries of a program over the keys that all queries see."""
 
 
 def window_attention_triton(
@@ -34,12 +34,13 @@ def window_attention_triton(
     always: np.ndarray,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `api.window_attention`, whose arguments these are.
+    """Computes `api.window_attention`, which has the same arguments, by Triton kernels.
 
-    Two softmaxes, put together by their log-sum-exps: over the chosen windows, by programs of one
-    window of queries each; and over the keys that all see, by programs of 128 queries, which load
-    those keys an eighth as often, and with tokens in their own order, without the places that are
-    empty where windows do not divide the grid. At 1,000 views these keys are 40 times as many.
+    Two softmaxes are merged by their log-sum-exps: one over the chosen windows, by programs of one
+    window of queries each; and one over the keys that all queries see, by programs of 128 queries,
+    which load those keys an eighth as often, and with tokens in their own order, without the places
+    that are empty where windows do not divide the grid. At 1,000 views these keys are 40 times as
+    many.
 
     Windows of 8 x 8 are the blocks of 64 tokens of Sparse Linear Attention's kernels, whose loop
     this is, and multiply with wgmma. Windows of 4 x 4 are 16 queries, for which there is no wgmma.
@@ -80,7 +81,7 @@ def window_attention_triton(
 
 
 def _joined(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """One softmax from outputs [B, T, N, D] over parts of the keys and log-sum-exps [B, T, N]."""
+    """Merges outputs [B, T, N, D] over parts of the keys by their log-sum-exps [B, T, N]."""
     if len(parts) == 1:
         return parts[0][0]
     (o, lse), (other, other_lse) = parts
@@ -89,14 +90,14 @@ def _joined(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
 
 
 def _bias(valid: np.ndarray, batch: int) -> jax.Array:
-    """[B, T] float32, 0 for valid keys and `MASKED` for others."""
+    """Returns the bias of logits, [B, T] float32: 0 for valid keys and `MASKED` for others."""
     bias = np.where(valid, 0, softmax.MASKED).astype(np.float32)
     return jnp.broadcast_to(bias, (batch, len(bias)))
 
 
 @dataclass(frozen=True)
 class _Launches:
-    """Of the kernels: over chosen windows, and over keys that all see."""
+    """Launch parameters of the kernels over chosen windows and over the keys that all see."""
 
     chosen: Launch
     chosen_gradient: Launch
@@ -105,10 +106,10 @@ class _Launches:
 
 
 def _launches(places: int, head_dim: int, dtype: Any) -> _Launches:
-    """From what compiling for an H200 shows (tests/gpu_compile); nothing was timed.
+    """Returns the launch parameters, chosen by compiling for an H200 (tests/gpu_compile).
 
-    A window of 4 x 4 is the work of one warp, which then needs no other one for its row sums; of
-    two with head dim 128, whose registers would spill.
+    Nothing was timed. A window of 4 x 4 is the work of one warp, which then needs no other warp for
+    its row sums; with head dim 128 it is that of two, since the registers of one would spill.
     """
     if jnp.dtype(dtype).itemsize > 2:
         chosen = gradient = Launch(warps=4 if places == 16 else 8, stages=2)
@@ -121,7 +122,7 @@ def _launches(places: int, head_dim: int, dtype: Any) -> _Launches:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is fixed when a call is traced."""
+    """Settings that are fixed when a call is traced."""
 
     launches: _Launches
     interpret: bool
@@ -130,7 +131,7 @@ class _Plan:
 def _chosen(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, ids: jax.Array, plan: _Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of every window of queries to the windows of keys in its list.
+    """Computes softmax attention of each window of queries to the windows of keys in its list.
 
     Args:
         q: [B, Nq * places, N, D], window by window.
@@ -138,7 +139,7 @@ def _chosen(
         v: [B, Nk * places, N, D].
         bias: [B, Nk * places] float32, 0 for valid keys and `MASKED` for others.
         ids: [B, N, Nq, K], K at least 1.
-        plan: what is fixed.
+        plan: settings that are fixed.
 
     Returns:
         Output [B, Nq * places, N, D] in the dtype of v, log-sum-exp in base 2 [B, N, Nq * places].
@@ -208,7 +209,7 @@ _chosen_vjp.defvjp(_chosen_forward, _chosen_backward)
 
 
 def _listed(q, k, v, bias, ids, size):
-    """Inputs of a kernel whose programs have one window of queries each.
+    """Returns a kernel's inputs with block specs; each program has one window of queries.
 
     Lists are filled up to whole steps with a window past the last one, whose keys are masked.
     """
@@ -230,14 +231,14 @@ def _listed(q, k, v, bias, ids, size):
 def _tokens(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, plan: _Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of all queries to all keys.
+    """Computes softmax attention of all queries to all keys.
 
     Args:
         q: [B, Tq, N, D], Tq a multiple of 128.
         k: [B, Tk, N, D], Tk a multiple of 64.
         v: [B, Tk, N, D].
         bias: [B, Tk] float32, 0 for valid keys and `MASKED` for others.
-        plan: what is fixed.
+        plan: settings that are fixed.
 
     Returns:
         Output [B, Tq, N, D] in the dtype of v, log-sum-exp in base 2 [B, N, Tq].
@@ -297,7 +298,7 @@ _tokens_vjp.defvjp(_tokens_forward, _tokens_backward)
 
 
 def _whole(q, k, v, bias, rows):
-    """Inputs of a kernel whose programs have some queries each, and all keys."""
+    """Returns a kernel's inputs with block specs; each program has some queries and all keys."""
     return [
         (q, rows),
         (k, at.all_variants(k)),

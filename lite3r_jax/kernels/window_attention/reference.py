@@ -18,7 +18,7 @@ def window_attention_reference(
     k_windows: np.ndarray,
     always: np.ndarray,
 ) -> jax.Array:
-    """See `api.window_attention`, whose arguments these are."""
+    """Computes `api.window_attention`, which has the same arguments, with all logits in memory."""
     of_query, of_key = window_of(q_windows, q.shape[1]), window_of(k_windows, k.shape[1])
     chosen = BlockTable(ids, len(k_windows)).mask()  # [B, N, Nq, Nk]
     seen = chosen[:, :, np.maximum(of_query, 0)][..., np.maximum(of_key, 0)]
@@ -32,6 +32,6 @@ def window_attention_reference(
 
 
 def window_of(windows: np.ndarray, tokens: int) -> np.ndarray:
-    """The window [n, places] that each of `tokens` stands in, [tokens]; -1 for those in none."""
+    """Returns the window of `windows` [n, places] that each token is in, [tokens]; -1 for none."""
     places = inverse(windows, tokens)
     return np.where(places < windows.size, places // windows.shape[1], -1)

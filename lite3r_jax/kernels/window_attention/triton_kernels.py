@@ -1,9 +1,9 @@
-"""What one program of each GPU kernel of `pallas_triton` does; refs are as in `flash_kernels`.
+"""GPU kernels of `pallas_triton`, as the code of one program; refs are as in `flash_kernels`.
 
-`window_...` have a window of queries or of keys, and what it goes with; `window_all_...`
-have a block of queries that see all keys, or of keys that all queries see. Softmaxes of the two are
-put together afterwards, so the log-sum-exp has a gradient: dlse in base 2 is dlse log2(e) less in
-delta.
+Programs of `window_...` have a window of queries or of keys, and the windows that go with it; those
+of `window_all_...` have a block of queries that see all keys, or of keys that all queries see. The
+two softmaxes are merged afterwards, so the log-sum-exp in base 2 has a gradient, dlse: delta is
+less by dlse log2(e).
 """
 
 import jax
@@ -21,18 +21,18 @@ from lite3r_jax.kernels.flash_kernels import (
 )
 
 GATHERED = 64
-"""Tokens of one step of a loop: a window of 8 x 8, or four windows of 4 x 4."""
+"""Number of tokens of one step of a loop: a window of 8 x 8, or four windows of 4 x 4."""
 
 
 def window_forward(q_ref, k_ref, v_ref, bias_ref, ids_ref, o_ref, lse_ref):
-    """A window of queries: output and log-sum-exp."""
+    """Writes the output and the log-sum-exp of a window of queries."""
     attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, *_windows(q_ref, ids_ref))
 
 
 def window_query_gradient(
     q_ref, k_ref, v_ref, bias_ref, ids_ref, do_ref, o_ref, lse_ref, dlse_ref, dq_ref, delta_ref
 ):
-    """A window of queries: its gradient, and delta."""
+    """Writes the gradient of a window of queries, and its delta."""
     do = do_ref[...]
     delta_ref[...] = delta = _delta(do, o_ref, dlse_ref)
     loop = _windows(q_ref, ids_ref)
@@ -52,7 +52,7 @@ def window_key_gradient(
     dk_ref,
     dv_ref,
 ):
-    """A window of keys: its gradients, from the windows of queries that chose it."""
+    """Writes the gradients of a window of keys, from the windows of queries that chose it."""
     size = k_ref.shape[0]
     some = GATHERED // size
     j = pl.program_id(0)
@@ -73,14 +73,14 @@ def window_key_gradient(
 
 
 def window_all_forward(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref):
-    """A block of queries: output and log-sum-exp."""
+    """Writes the output and the log-sum-exp of a block of queries that see all keys."""
     attend(q_ref, k_ref, v_ref, bias_ref, o_ref, lse_ref, *_all(k_ref))
 
 
 def window_all_query_gradient(
     q_ref, k_ref, v_ref, bias_ref, do_ref, o_ref, lse_ref, dlse_ref, dq_ref, delta_ref
 ):
-    """A block of queries: its gradient, and delta."""
+    """Writes the gradient of a block of queries that see all keys, and its delta."""
     do = do_ref[...]
     delta_ref[...] = delta = _delta(do, o_ref, dlse_ref)
     loop = _all(k_ref)
@@ -90,7 +90,7 @@ def window_all_query_gradient(
 def window_all_key_gradient(
     q_ref, k_ref, v_ref, bias_ref, do_ref, lse_ref, delta_ref, dk_ref, dv_ref
 ):
-    """A block of keys: its gradients, from all queries."""
+    """Writes the gradients of a block of keys, from all queries."""
     at, steps = _all(q_ref)
     key_gradient(
         q_ref, k_ref, v_ref, bias_ref, do_ref, lse_ref, delta_ref, dk_ref, dv_ref,
@@ -99,12 +99,15 @@ def window_all_key_gradient(
 
 
 def _all(ref) -> tuple[At, int]:
-    """All rows, some at a time."""
+    """Returns the loop over all rows of a ref: the rows of a step, and the number of steps."""
     return lambda step: pl.ds(step * GATHERED, GATHERED), ref.shape[0] // GATHERED
 
 
 def _windows(q_ref, ids_ref) -> tuple[At, int]:
-    """The rows of the windows of a list, whose length is a multiple of those of one step."""
+    """Returns the loop over the windows of a list: the rows of a step, and the number of steps.
+
+    The length of the list is a multiple of the number of windows of one step.
+    """
     size = q_ref.shape[0]
     some = GATHERED // size
 
@@ -118,7 +121,7 @@ def _windows(q_ref, ids_ref) -> tuple[At, int]:
 
 
 def _places(first, size: int) -> tuple[jax.Array, jax.Array]:
-    """For the rows of one step: which entry of a list each belongs to, and its place there."""
+    """Returns, for each row of a step, its entry of the list of windows and its place there."""
     row = lax.iota(jnp.int32, GATHERED)
     return first + lax.div(row, size), lax.rem(row, size)
 
