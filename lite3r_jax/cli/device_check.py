@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "lite3r device-c
 
     def run() -> int:
         options = parser(program).parse_args(arguments)
-        found = device_check(minutes=options.minutes, record=options.record, parts=options.parts)
-        return int(found.failed > 0)
+        outcome = device_check(minutes=options.minutes, record=options.record, parts=options.parts)
+        return int(outcome.failed > 0)
 
     return exit_code(run)

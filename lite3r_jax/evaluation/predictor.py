@@ -99,19 +99,19 @@ class Predictor:
         padded[:count] = images
         with jax.set_mesh(self._mesh):
             placed = jax.device_put(padded, NamedSharding(self._mesh, PartitionSpec("data")))
-            found = jax.device_get(self._forward(self._state, placed, None))
-        return [_output([None if x is None else x[n] for x in found]) for n in range(count)]
+            arrays = jax.device_get(self._forward(self._state, placed, None))
+        return [_output([None if x is None else x[n] for x in arrays]) for n in range(count)]
 
     def _in_parts(self, images: np.ndarray) -> Output:
         """Predicts one scene [S, H, W, 3], whose views are split over the devices of the mesh."""
         views = len(images)
         placed = put_views(images[None], self._mesh, check_views(self._mesh, views))
         with jax.set_mesh(self._mesh):
-            found = fetch_views(self._forward(self._state, placed, views), views)
-        return _output([None if x is None else x[0] for x in found])
+            arrays = fetch_views(self._forward(self._state, placed, views), views)
+        return _output([None if x is None else x[0] for x in arrays])
 
 
-def _output(found: Sequence[np.ndarray | None]) -> Output:
+def _output(arrays: Sequence[np.ndarray | None]) -> Output:
     """Makes an `Output` from depth [S, H, W, 1], extrinsics and intrinsics of one scene."""
-    depth, extrinsics, intrinsics = found
+    depth, extrinsics, intrinsics = arrays
     return Output(None if depth is None else depth[..., 0], extrinsics, intrinsics)

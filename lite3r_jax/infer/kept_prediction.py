@@ -51,7 +51,7 @@ def kept_prediction(work: Path | None, make: Callable[[], Prediction]) -> Predic
         return Prediction(**arrays, unit=unit)
     made = jax.device_get(make())
     assert made.tracks is None
-    found = {name: getattr(made, name) for name in _FIELDS if getattr(made, name) is not None}
+    fields = {name: getattr(made, name) for name in _FIELDS if getattr(made, name) is not None}
     with atomic_write(path) as partial, partial.open("wb") as out:
-        np.savez(out, unit=np.array(made.unit), **found)
+        np.savez(out, unit=np.array(made.unit), **fields)
     return made

@@ -243,11 +243,11 @@ def plan(args: argparse.Namespace, model: Any, what: str, heads: Sequence[str]) 
             "views": views, "height": args.height, "width": args.width,
             "frame_chunk": args.frame_chunk, **where,
         }  # fmt: skip
-        found = plans.compiled(lowered, args.plan, row, args.record)
-        if isinstance(found, plans.TooLarge):
-            print(f"{views} views: {found}", flush=True)
+        outcome = plans.compiled(lowered, args.plan, row, args.record)
+        if isinstance(outcome, plans.TooLarge):
+            print(f"{views} views: {outcome}", flush=True)
             continue
-        compiled, m = found.program, found.memory
+        compiled, m = outcome.program, outcome.memory
         sizes = [
             f"{name} {size / GIB:.2f}"
             for name, size in (
@@ -263,8 +263,8 @@ def plan(args: argparse.Namespace, model: Any, what: str, heads: Sequence[str]) 
         if args.devices > 1:
             sizes.append(f"a device gets {summary(collectives(compiled.as_text() or ''))}")
         print(
-            f"{views} views: traced in {traced:.1f} s, compiled in {found.wall:.1f} s"
-            f" ({found.cpu:.0f} s of processor time); GiB: " + ", ".join(sizes),
+            f"{views} views: traced in {traced:.1f} s, compiled in {outcome.wall:.1f} s"
+            f" ({outcome.cpu:.0f} s of processor time); GiB: " + ", ".join(sizes),
             flush=True,
         )
     if args.fit and len(needs) < 2:

@@ -53,12 +53,12 @@ def launches(text: str) -> int:
         ValueError: a loop of which XLA does not know how often it runs.
     """
     bodies, entry = _computations(text)
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
 
     def count(name: str) -> int:
-        if name not in found:
-            found[name] = sum(of(line) for line in bodies[name])
-        return found[name]
+        if name not in counts:
+            counts[name] = sum(of(line) for line in bodies[name])
+        return counts[name]
 
     def of(line: str) -> int:
         match = _INSTRUCTION.match(line)

@@ -147,11 +147,11 @@ def model(scenes: int, frames: int, chunk: int) -> None:
             for name, more in ways.items():
                 out = Path(folder) / name.replace(" ", "_")
                 reconstruct_file(video, out, "--formats=tum", *more)
-                found = np.loadtxt(out / "trajectory.txt")[:, 1:4]
-                if len(found) < frames:
-                    line += f" {name}: fell apart, {len(found)} frames in the largest part;"
+                centers = np.loadtxt(out / "trajectory.txt")[:, 1:4]
+                if len(centers) < frames:
+                    line += f" {name}: fell apart, {len(centers)} frames in the largest part;"
                     continue
-                fitted = apply_sim3(fit_sim3(found, truth, xp=np), found, xp=np)
+                fitted = apply_sim3(fit_sim3(centers, truth, xp=np), centers, xp=np)
                 error = np.sqrt(((fitted - truth) ** 2).sum(-1).mean())
                 line += f" {name} {100 * error / path:.2f} % of the path;"
             print(line.rstrip(";"), flush=True)
@@ -184,11 +184,12 @@ def main() -> None:
         ways = {"drifts": Faults(), "random": Faults(drift=0, turn=0, scale=0.03, bend=1.5)}
         for name, faults in ways.items():
             for seed in range(5):
-                found = walked(Walk(300), faults, seed, options)
+                metrics = walked(Walk(300), faults, seed, options)
                 print(
-                    f"{name}, seed {seed}: ATE {found['before']:.3f} before,"
-                    f" {found['after']:.3f} after, {100 * found['after'] / found['path']:.3f} % of"
-                    f" the path, {found['loops']} loops",
+                    f"{name}, seed {seed}: ATE {metrics['before']:.3f} before,"
+                    f" {metrics['after']:.3f} after,"
+                    f" {100 * metrics['after'] / metrics['path']:.3f} % of the path,"
+                    f" {metrics['loops']} loops",
                     flush=True,
                 )
     elif args.kind == "model":

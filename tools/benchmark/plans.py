@@ -90,27 +90,27 @@ def compiled(
     # No GPU, no tuning: XLA's own Triton GEMMs cannot choose their tiles.
     options: Any = {"xla_gpu_enable_triton_gemm": False} if device == "h200" else None
     wall, cpu = time.perf_counter(), time.process_time()
-    found: Found | TooLarge
+    outcome: Found | TooLarge
     try:
         program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = TooLarge(*_exhausted(str(error)), time.process_time() - cpu)
+        outcome = TooLarge(*_exhausted(str(error)), time.process_time() - cpu)
     else:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = program.memory_analysis()
         assert memory is not None, "XLA gives no memory plan for this device"
-        found = Found(program, memory, wall, cpu)
+        outcome = Found(program, memory, wall, cpu)
     if record is not None:
-        line = {"device": device, "jax": jax.__version__, **row, **_measured(found)}
+        line = {"device": device, "jax": jax.__version__, **row, **_measured(outcome)}
         if device in tpu.CHIPS:
             line["libtpu"] = importlib.metadata.version("libtpu")
             config: Any = jax.config
             line["effort"] = config.jax_exec_time_optimization_effort
         with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    return found
+    return outcome
 
 
 def _exhausted(message: str) -> tuple[int, int]:
@@ -122,12 +122,17 @@ def _exhausted(message: str) -> tuple[int, int]:
     return int(float(said[1]) * units[said[2]]), int(float(said[3]) * units[said[4]])
 
 
-def _measured(found: Found | TooLarge) -> dict[str, Any]:
-    if isinstance(found, TooLarge):
-        return {"fits": False, "needs": found.needs, "has": found.has, "cpu": round(found.cpu, 1)}
-    m = found.memory
+def _measured(outcome: Found | TooLarge) -> dict[str, Any]:
+    if isinstance(outcome, TooLarge):
+        return {
+            "fits": False,
+            "needs": outcome.needs,
+            "has": outcome.has,
+            "cpu": round(outcome.cpu, 1),
+        }
+    m = outcome.memory
     sent: dict[str, list[int]] = {}
-    for one in collectives(found.text):
+    for one in collectives(outcome.text):
         times, size = sent.get(one.kind, [0, 0])
         sent[one.kind] = [times + one.times, size + one.times * one.size]
     return {
@@ -138,8 +143,8 @@ def _measured(found: Found | TooLarge) -> dict[str, Any]:
         "temporary": m.temp_size_in_bytes,
         "temporary_on_host": m.host_temp_size_in_bytes,
         "collectives": sent,
-        "wall": round(found.wall, 1),
-        "cpu": round(found.cpu, 1),
+        "wall": round(outcome.wall, 1),
+        "cpu": round(outcome.cpu, 1),
     }
 
 

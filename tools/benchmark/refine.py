@@ -155,8 +155,8 @@ def color_psnr(scene: Scene) -> float:
             for i in range(0, len(u), 30_000)
         ]
         if rows:
-            found = np.concatenate(rows).reshape(-1, 3)
-            squares.append((found - scene.images[a].reshape(-1, 3)[seen]) ** 2)
+            colors = np.concatenate(rows).reshape(-1, 3)
+            squares.append((colors - scene.images[a].reshape(-1, 3)[seen]) ** 2)
     if not squares:
         return float("nan")
     return float(10 * np.log10(255**2 / np.concatenate(squares).mean()))

@@ -86,8 +86,8 @@ def mesh(chip: str) -> jax.sharding.Mesh:
 
 
 def _library() -> Path:
-    found = importlib.util.find_spec("libtpu")
-    places = [] if found is None else found.submodule_search_locations or []
+    spec = importlib.util.find_spec("libtpu")
+    places = [] if spec is None else spec.submodule_search_locations or []
     for place in places:
         if (Path(place) / "libtpu.so").exists():
             return Path(place) / "libtpu.so"

@@ -286,7 +286,7 @@ def dumped(folder: Path) -> dict[str, Compiled]:
     Raises:
         InputError: a file of another form.
     """
-    found = {}
+    kernels = {}
     for path in sorted(folder.glob("*final_hlo-static-per-bundle-utilization.txt")):
         name = re.search(r"(sla_[a-z_]+|block_map_select)", path.name)
         if name is None:
@@ -300,10 +300,10 @@ def dumped(folder: Path) -> dict[str, Compiled]:
         for line in bundles:
             for unit, number in zip(units, line, strict=True):
                 total[unit] += int(number)
-        found[name[1]] = Compiled(
+        kernels[name[1]] = Compiled(
             len(bundles), total["MXU"], total["VSTORE:SPILL"], total["VLOAD:FILL"]
         )
-    return found
+    return kernels
 
 
 def dumping(folder: Path) -> None:
@@ -368,12 +368,12 @@ def compiled(chip: str, case: Case, dtype: str) -> Iterator[tuple[str, Compiled,
         ):
             analysis = tpu.lower(chip, call, *shapes).compile().memory_analysis()
             assert analysis is not None, "XLA gives no memory plan for this device"
-            found = {n: code for n, code in dumped(Path(folder)).items() if n not in seen}
-            if not found:
+            kernels = {n: code for n, code in dumped(Path(folder)).items() if n not in seen}
+            if not kernels:
                 raise InputError("libtpu wrote no code of kernels: its flags for that have changed")
-            for name, code in found.items():
+            for name, code in kernels.items():
                 yield name, code, analysis.temp_size_in_bytes
-            seen |= set(found)
+            seen |= set(kernels)
 
 
 def _select(case: Case, q: Any, q_used: Any, k: Any, k_used: Any) -> Any:

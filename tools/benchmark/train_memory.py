@@ -120,18 +120,18 @@ def run(args: argparse.Namespace) -> None:
         }  # fmt: skip
         step = f"{scenes} scenes x {views} views x {args.size[0]} x {args.size[1]}"
         device = None if args.here else args.plan
-        found = plans.compiled(lowered, device, row, args.record)
-        if isinstance(found, plans.TooLarge):
-            print(f"{step}: {found}", flush=True)
+        outcome = plans.compiled(lowered, device, row, args.record)
+        if isinstance(outcome, plans.TooLarge):
+            print(f"{step}: {outcome}", flush=True)
             continue
-        m = found.memory
+        m = outcome.memory
         peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
         peak += m.temp_size_in_bytes
         print(
             f"{step}: a device needs"
             f" {peak / GIB:.2f} GiB (state and batch {m.argument_size_in_bytes / GIB:.2f},"
             f" temporary {m.temp_size_in_bytes / GIB:.2f}); traced and compiled in"
-            f" {time.perf_counter() - start:.0f} s; {summary(collectives(found.text))}",
+            f" {time.perf_counter() - start:.0f} s; {summary(collectives(outcome.text))}",
             flush=True,
         )
 

@@ -68,10 +68,10 @@ def rows(
         for kernel in KERNELS:
             problem = Problem(sizes, kernel, call, launches.launches(device, call), interpret)
             compiled = partial(compile_kernel, kernel)
-            found = list(_fitting(device, call, kernel, compiled))
-            made = partial(_jobs, sizes, problem, found)
+            candidates = list(_fitting(device, call, kernel, compiled))
+            made = partial(_jobs, sizes, problem, candidates)
             timed: list[tuple[launches.Row, float]] = []
-            for (_, each), row in zip(found, done(made(), end), strict=True):
+            for (_, each), row in zip(candidates, done(made(), end), strict=True):
                 yield row
                 if row.figures is not None:
                     timed.append((each, row.figures.ms))
@@ -104,10 +104,10 @@ def _fitting(
             )  # fmt: skip
 
 
-def _jobs(sizes, problem, found) -> Iterator[Job]:
+def _jobs(sizes, problem, candidates) -> Iterator[Job]:
     call = problem.call
     what = f"{problem.kernel}, {call.dtype}, head dim {call.head_dim}, blocks of {call.q_block}"
-    for launch, _ in found:
+    for launch, _ in candidates:
         name = f"{launch.rows} rows, {launch.warps} warps, {launch.stages} stages"
         yield Job(Row("tune", sizes.views[0], what, name), partial(problem.time, launch))
 
