@@ -49,8 +49,8 @@ def pose_data(golden):
 
 def test_pose_encoding_agrees_with_the_original_both_ways(pose_data, compare):
     assert tuple(pose_data["image_size_hw"]) == SIZE
-    found = cameras_to_pose_encoding(pose_data["extrinsics"], pose_data["intrinsics"], SIZE)
-    compare("pose_enc", found, pose_data["pose_enc"])
+    encoding = cameras_to_pose_encoding(pose_data["extrinsics"], pose_data["intrinsics"], SIZE)
+    compare("pose_enc", encoding, pose_data["pose_enc"])
     for source, result in (("pose_enc", "roundtrip"), ("raw_pose_enc", "raw")):
         extrinsics, intrinsics = pose_encoding_to_cameras(pose_data[source], SIZE)
         compare(f"{result}_extrinsics", extrinsics, pose_data[f"{result}_extrinsics"])
@@ -59,8 +59,8 @@ def test_pose_encoding_agrees_with_the_original_both_ways(pose_data, compare):
 
 def test_quaternions_agree_with_the_original_in_sign_too(pose_data, compare):
     compare("rot_quat_xyzw", mat_to_quat(pose_data["rot"]), pose_data["rot_quat_xyzw"])
-    found = quat_to_mat(pose_data["quat_xyzw_unnormalised"])
-    compare("quat_mat", found, pose_data["quat_mat"])
+    matrices = quat_to_mat(pose_data["quat_xyzw_unnormalised"])
+    compare("quat_mat", matrices, pose_data["quat_mat"])
 
 
 def test_unprojection_agrees_with_the_original(pose_data, compare, parity):
@@ -370,10 +370,10 @@ def test_points_outside_of_the_mask_do_not_change_the_scene_scale(bad):
     broken = np.where(mask[..., None], points, np.float32(bad))
     normalize = normalize_scene
     clean = normalize(extrinsics, points, depth, mask)
-    found = normalize(extrinsics, broken, depth, mask)
-    np.testing.assert_array_equal(found[3], clean[3])
-    np.testing.assert_array_equal(found[1][mask], clean[1][mask])
-    assert np.isfinite(found[1]).all()
+    scene = normalize(extrinsics, broken, depth, mask)
+    np.testing.assert_array_equal(scene[3], clean[3])
+    np.testing.assert_array_equal(scene[1][mask], clean[1][mask])
+    assert np.isfinite(scene[1]).all()
     grad = jax.jit(jax.grad(lambda x: normalize(extrinsics, x, depth, mask)[3].sum()))(broken)
     assert np.isfinite(grad).all()
     np.testing.assert_array_equal(np.asarray(grad)[~mask], 0)
@@ -383,9 +383,9 @@ def test_a_scene_without_points_stays_finite():
     extrinsics, _ = random_cameras(6, (1, 2))
     shape = (1, 2, 3, 4)
     data = np.ones((*shape, 3), np.float32), np.ones(shape, np.float32), np.zeros(shape, bool)
-    found = normalize_scene(extrinsics, *data)
-    assert found[3] == np.float32(1e-6)
-    assert all(np.isfinite(x).all() for x in found)
+    scene = normalize_scene(extrinsics, *data)
+    assert scene[3] == np.float32(1e-6)
+    assert all(np.isfinite(x).all() for x in scene)
 
 
 # Derivatives, transformations, types

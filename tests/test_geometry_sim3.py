@@ -31,10 +31,10 @@ def error(sim3, source, target):
 @given(seeds)
 def test_a_known_similarity_comes_back(seed):
     known, source, target = problem(seed)
-    found = fit_sim3(source, target, xp=np)
-    for got, want in zip(found, known, strict=True):
+    similarity = fit_sim3(source, target, xp=np)
+    for got, want in zip(similarity, known, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-9)
-    np.testing.assert_allclose(apply_sim3(found, source, xp=np), target, atol=1e-9)
+    np.testing.assert_allclose(apply_sim3(similarity, source, xp=np), target, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -42,14 +42,14 @@ def test_a_known_similarity_comes_back(seed):
 @given(seeds)
 def test_nothing_near_fits_better(seed):
     _, source, target = problem(seed, noise=0.5)
-    found = fit_sim3(source, target, xp=np)
-    best = error(found, source, target)
+    similarity = fit_sim3(source, target, xp=np)
+    best = error(similarity, source, target)
     rng = np.random.default_rng([seed, 1])
     turn = Rotation.from_rotvec(rng.normal(0, 1e-3, 3)).as_matrix()
     for other in (
-        found._replace(scale=found.scale * (1 + 1e-3 * rng.normal())),
-        found._replace(rotation=turn @ found.rotation),
-        found._replace(translation=found.translation + 1e-3 * rng.normal(size=3)),
+        similarity._replace(scale=similarity.scale * (1 + 1e-3 * rng.normal())),
+        similarity._replace(rotation=turn @ similarity.rotation),
+        similarity._replace(translation=similarity.translation + 1e-3 * rng.normal(size=3)),
     ):
         assert error(other, source, target) >= best - 1e-9
 
@@ -59,10 +59,10 @@ def test_nothing_near_fits_better(seed):
 @given(seeds)
 def test_a_mirror_image_gets_the_best_rotation(seed):
     known, source, target = problem(seed)
-    found = fit_sim3(source * [1, 1, -1], target, xp=np)
-    np.testing.assert_allclose(found.rotation @ found.rotation.T, np.eye(3), atol=1e-9)
-    assert np.linalg.det(found.rotation) == pytest.approx(1)
-    assert 0 <= found.scale < known.scale
+    similarity = fit_sim3(source * [1, 1, -1], target, xp=np)
+    np.testing.assert_allclose(similarity.rotation @ similarity.rotation.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(similarity.rotation) == pytest.approx(1)
+    assert 0 <= similarity.scale < known.scale
 
 
 def test_jax_gives_what_numpy_gives_for_a_batch_with_weights():
@@ -72,11 +72,13 @@ def test_jax_gives_what_numpy_gives_for_a_batch_with_weights():
     weights[:, 3] = 0
     source[:, 3] = np.nan  # has no weight
     want = fit_sim3(source, target, weights, xp=np)
-    found = jax.jit(fit_sim3)(*(jnp.asarray(x, jnp.float32) for x in (source, target, weights)))
-    for got, goal in zip(found, want, strict=True):
+    similarity = jax.jit(fit_sim3)(
+        *(jnp.asarray(x, jnp.float32) for x in (source, target, weights))
+    )
+    for got, goal in zip(similarity, want, strict=True):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, goal, atol=1e-5)
-    moved = apply_sim3(found, jnp.asarray(target, jnp.float32))
+    moved = apply_sim3(similarity, jnp.asarray(target, jnp.float32))
     np.testing.assert_allclose(moved, apply_sim3(want, target, xp=np), atol=1e-4)
     one = fit_sim3(source[1], target[1], weights[1], xp=np)
     np.testing.assert_allclose(one.rotation, want.rotation[1], atol=1e-12)
@@ -98,9 +100,9 @@ def test_gradients_are_finite_and_those_of_differences():
 
 def test_degenerate_points_give_a_rotation_and_a_scale_that_is_finite():
     line = np.outer(np.arange(4.0), [1, 0, 0])
-    found = fit_sim3(line, 2 * line[:, [1, 0, 2]], xp=np)
-    assert error(found, line, 2 * line[:, [1, 0, 2]]) < 1e-20
-    assert np.linalg.det(found.rotation) == pytest.approx(1)
+    similarity = fit_sim3(line, 2 * line[:, [1, 0, 2]], xp=np)
+    assert error(similarity, line, 2 * line[:, [1, 0, 2]]) < 1e-20
+    assert np.linalg.det(similarity.rotation) == pytest.approx(1)
     same = fit_sim3(np.ones((4, 3)), line, xp=np)
     assert same.scale == 0
     np.testing.assert_allclose(same.translation, line.mean(0))

@@ -98,10 +98,10 @@ class _Imports(ast.NodeVisitor):
     def __init__(self, package: list[str]):
         self.package = package  # of the module, for relative imports
         self.deferred = 0  # inside a function or an `if TYPE_CHECKING:`
-        self.found: list[tuple[str, int, bool]] = []
+        self.imports: list[tuple[str, int, bool]] = []
 
     def _add(self, name: str, node: ast.AST) -> None:
-        self.found.append((name, node.lineno, not self.deferred))
+        self.imports.append((name, node.lineno, not self.deferred))
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -153,7 +153,7 @@ def violations(path: str, source: str) -> list[str]:
     visitor = _Imports(parts[:-1])
     visitor.visit(ast.parse(source))
     wrong = []
-    for name, line, at_top in visitor.found:
+    for name, line, at_top in visitor.imports:
         head, _, inside = name.partition(".")
         where = f"{path}:{line}: "
         if head in NOWHERE:

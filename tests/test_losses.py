@@ -94,12 +94,12 @@ def test_every_value_and_gradient_agrees_with_the_original(case, golden, golden_
     )
 
     terms, grads = evaluate(loss, targets, preds)
-    found = {name: x for name, x in terms.items() if not name.startswith("nonfinite")}
-    assert all(terms[name] == 0 for name in terms.keys() - found.keys())
-    found |= {f"grad_pose_enc_{i}": x for i, x in enumerate(grads.pop("pose_enc_list"))}
-    found |= {f"grad_{name}": x for name, x in grads.items()}
-    assert found.keys() == {key.split("/")[1] for key in data if key.startswith(f"{case}/")}
-    for name, got in found.items():
+    values = {name: x for name, x in terms.items() if not name.startswith("nonfinite")}
+    assert all(terms[name] == 0 for name in terms.keys() - values.keys())
+    values |= {f"grad_pose_enc_{i}": x for i, x in enumerate(grads.pop("pose_enc_list"))}
+    values |= {f"grad_{name}": x for name, x in grads.items()}
+    assert values.keys() == {key.split("/")[1] for key in data if key.startswith(f"{case}/")}
+    for name, got in values.items():
         want = data[f"{case}/{name}"]
         assert got.dtype == jnp.float32
         gate = GRADIENT_GATE if name.startswith("grad_") else VALUE_GATE

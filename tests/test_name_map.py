@@ -37,14 +37,14 @@ TARGETS = {
 
 
 def sources() -> dict[str, tuple[int, ...]]:
-    found = {"token": (1, 4), "mask": (4,)}
+    shapes = {"token": (1, 4), "mask": (4,)}
     for i in range(3):
-        found |= {
+        shapes |= {
             f"net.frame.{i}.norm.weight": (4,),
             f"net.frame.{i}.norm.bias": (4,),
             f"net.frame.{i}.fc.weight": (5, 4),
         }
-    return found | {f"net.global.{i}.fc.weight": (5, 4) for i in range(2)}
+    return shapes | {f"net.global.{i}.fc.weight": (5, 4) for i in range(2)}
 
 
 def refused(given: dict, targets: dict | None = None, names: NameMap = MAP) -> str:

@@ -12,9 +12,9 @@ LARGEST = 400_000  # bytes
 
 
 def read(name):
-    found = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    nbformat.validate(found)
-    return found
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    return notebook
 
 
 def code(notebook):

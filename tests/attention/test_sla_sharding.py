@@ -81,13 +81,13 @@ def test_values_on_a_mesh_are_those_of_one_device_and_only_a_gradient_is_sent():
     )
     assert run.returncode == 0, run.stderr
     named, automatic = map(json.loads, run.stdout.splitlines())
-    for found in (named, automatic):
-        assert found["devices"] == 8
-        assert max(found["errors"]) < 1e-4
-        assert found["split"] == [True] * 4
+    for report in (named, automatic):
+        assert report["devices"] == 8
+        assert max(report["errors"]) < 1e-4
+        assert report["split"] == [True] * 4
         # The gradient of proj_lin, to which every device contributes.
-        assert {kind for _, kind in found["collectives"]} == {"all-reduce"}
-        assert {shape.partition("{")[0] for shape, _ in found["collectives"]} == {"f32[8,8]"}
+        assert {kind for _, kind in report["collectives"]} == {"all-reduce"}
+        assert {shape.partition("{")[0] for shape, _ in report["collectives"]} == {"f32[8,8]"}
 
 
 @pytest.mark.parametrize(

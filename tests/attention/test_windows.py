@@ -20,15 +20,15 @@ layouts = st.builds(
 
 @given(layouts, st.integers(1, 70))
 def test_every_token_stands_once_in_a_block_of_its_kind(layout, block):
-    found = blocks(layout, block)
-    real = found.tokens < layout.tokens
-    assert (found.tokens[~real] == layout.tokens).all()
-    assert sorted(found.tokens[real]) == list(range(layout.tokens))
+    division = blocks(layout, block)
+    real = division.tokens < layout.tokens
+    assert (division.tokens[~real] == layout.tokens).all()
+    assert sorted(division.tokens[real]) == list(range(layout.tokens))
     assert real.any(axis=1).all()
-    view, place = np.divmod(found.tokens, layout.tokens_per_view)
+    view, place = np.divmod(division.tokens, layout.tokens_per_view)
     kind = np.where(place < layout.special, SPECIAL, view)
-    assert (~real | (kind == found.views[:, None])).all()
-    assert len(found.views) == len(found.tokens)
+    assert (~real | (kind == division.views[:, None])).all()
+    assert len(division.views) == len(division.tokens)
 
 
 @given(layouts, st.integers(1, 70))

@@ -189,8 +189,8 @@ def test_a_record_proves_what_passed_and_not_what_failed(tmp_path, monkeypatch):
 
     on_a(GPU, monkeypatch, {"sla": checks})
     record, lines = tmp_path / "record.json", []
-    found = run.device_check(record=record, report=lines.append)
-    assert found.failed == 1 and "sla triton, wrong: dv is off by 1" in lines
+    outcome = run.device_check(record=record, report=lines.append)
+    assert outcome.failed == 1 and "sla triton, wrong: dv is off by 1" in lines
     assert any(line.startswith("sla mosaic: not checked: ") for line in lines)
     [kept] = proofs.read_record(record)
     assert [result.case for result in kept.results] == ["right"]
@@ -207,8 +207,8 @@ def test_on_a_tpu_its_kernels_are_checked_and_a_gpus_are_refused_by_name(tmp_pat
     calls = [SlaCall("block", 64, dtype, 64, 64) for dtype in ("bfloat16", "float16")]
     on_a(TPU, monkeypatch, {"sla": lambda name: [Check("a case", c, lambda: None) for c in calls]})
     record, lines = tmp_path / "record.json", []
-    found = run.device_check(record=record, report=lines.append)
-    assert lines[0].endswith(", TPU v5 lite, libtpu 0.0.42.1") and found.failed == 0
+    outcome = run.device_check(record=record, report=lines.append)
+    assert lines[0].endswith(", TPU v5 lite, libtpu 0.0.42.1") and outcome.failed == 0
     for name, maker in (("triton", "NVIDIA"), ("mosaic", "Hopper")):
         [said] = [line for line in lines if line.startswith(f"sla {name}: not checked: ")]
         assert f"cannot run on TPU v5 lite: its kernels are for {maker} GPUs" in said
@@ -252,7 +252,7 @@ def test_a_process_that_dies_leaves_rows_that_say_so(monkeypatch, tmp_path):
         yield Row("other", 2, "what", "first", Figures(2.0))
 
     on_a(GPU, monkeypatch, {}, {"part": (part,), "other": (other,)})
-    found = run.device_check(record=tmp_path / "record.json", report=lambda line: None)
-    assert [row.figures and row.figures.ms for row in found.rows] == [1.0, None, 2.0]
-    assert found.rows[1].note == "not measured: the process was ended by SIGSEGV"
+    outcome = run.device_check(record=tmp_path / "record.json", report=lambda line: None)
+    assert [row.figures and row.figures.ms for row in outcome.rows] == [1.0, None, 2.0]
+    assert outcome.rows[1].note == "not measured: the process was ended by SIGSEGV"
     assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 3

@@ -112,9 +112,9 @@ def test_selection_and_linear_part_have_the_products_of_their_trace(routing):
     def run(state, q):
         return nnx.merge(graph, state)(AttentionInputs(q, q, q, Layouts.both(layout)))
 
-    found = spec.flops(Layouts.both(layout), d)
+    counts = spec.flops(Layouts.both(layout), d)
     outside, inside = products(run, state, x)
-    assert outside == heads * (found["selection"] + found["linear"])
+    assert outside == heads * (counts["selection"] + counts["linear"])
     assert inside > 0  # the softmax part, whose loops end where the fullest row ends
 
 
@@ -123,9 +123,9 @@ def test_softmax_part_counts_kept_and_protected_blocks():
     # keys: 1 block of 6 special tokens, 3 views of 4 blocks; queries: 1 and 3 * 2 blocks of 16
     columns, special, view = 13, 1, 4
     kept = special + view + int(0.3 * (columns - special - view))
-    found = SLA(keep=0.3, block=8).flops(Layouts.both(layout), d)
-    assert found["softmax"] == 4 * d * 16 * 8 * (1 * columns + 6 * kept)
-    assert found["selection"] == 2 * d * 6 * columns
+    counts = SLA(keep=0.3, block=8).flops(Layouts.both(layout), d)
+    assert counts["softmax"] == 4 * d * 16 * 8 * (1 * columns + 6 * kept)
+    assert counts["selection"] == 2 * d * 6 * columns
     alone = SLA(keep=0.3, block=8, keep_special=False).flops(Layouts.both(layout), d)
     assert alone["softmax"] == 4 * d * 16 * 8 * 7 * int(0.3 * columns)
     within = TokenLayout(1, 2, (4, 8), "frame")  # no view is a reference there

@@ -35,8 +35,8 @@ EVALUATION = {
 
 def everything():
     published = published_for(get_backbone("vggt").default_config)
-    found = body(published=published)
-    return page(found, charts(found, published, EVALUATION), EVALUATION)
+    report = body(published=published)
+    return page(report, charts(report, published, EVALUATION), EVALUATION)
 
 
 def test_the_page_has_tables_charts_reasons_and_settings_and_escapes_them():
@@ -51,8 +51,8 @@ def test_the_page_has_tables_charts_reasons_and_settings_and_escapes_them():
 
 
 def test_a_page_without_an_evaluation_says_nothing_of_quality():
-    found = body()
-    text = page(found, charts(found))
+    report = body()
+    text = page(report, charts(report))
     assert "Quality" not in text and "Published figures" not in text and "Cost" in text
 
 

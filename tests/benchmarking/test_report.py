@@ -45,14 +45,14 @@ def body(cells=CELLS, published=()):
 
 
 def test_every_cell_stands_beside_both_baselines_at_the_same_views():
-    found = {(e["variant"], e["views"]): e["against"] for e in entries(CELLS)}
-    student = found["sla_global-bfloat16", 2]
+    ratios = {(e["variant"], e["views"]): e["against"] for e in entries(CELLS)}
+    student = ratios["sla_global-bfloat16", 2]
     assert student["dense-float32"] == {
         "speed": 4, "memory": 4, "planned_memory": 4, "flops": 4
     }  # fmt: skip
     assert student["dense-bfloat16"]["speed"] == 2 and student["dense-bfloat16"]["flops"] == 4
-    assert found["dense-float32", 2]["dense-float32"]["speed"] == 1
-    assert found["sla_global-bfloat16", 4] == {}  # no baseline fits there
+    assert ratios["dense-float32", 2]["dense-float32"]["speed"] == 1
+    assert ratios["sla_global-bfloat16", 4] == {}  # no baseline fits there
 
 
 def test_the_table_has_one_line_for_each_measured_cell_and_says_what_is_missing():
@@ -69,27 +69,27 @@ def test_the_table_has_one_line_for_each_measured_cell_and_says_what_is_missing(
 
 def test_a_peak_that_is_not_known_is_said_and_plans_take_its_place():
     unknown = Cell(**vars(CELLS[3]) | {"peak": None, "peak_note": "no statistics"})
-    found = body((CELLS[0], unknown))
-    assert "dense-bfloat16, 2 views: peak not known: no statistics" in markdown(found)
-    assert "~2.00" in markdown(found)
-    chart = charts(found)["memory"]
+    report = body((CELLS[0], unknown))
+    assert "dense-bfloat16, 2 views: peak not known: no statistics" in markdown(report)
+    assert "~2.00" in markdown(report)
+    chart = charts(report)["memory"]
     assert "planned" in chart.title
     assert [s.points for s in chart.series] == [((2, 16.0),), ((2, 8.0),)]
 
 
 def test_charts_have_every_row_and_published_points_with_hardware_and_baseline():
     published = published_for(get_backbone("vggt").default_config)
-    found = charts(body(published=published), published)
-    assert set(found) == {"latency", "memory", "work"}
-    assert [s.name for s in found["latency"].series] == [
+    plots = charts(body(published=published), published)
+    assert set(plots) == {"latency", "memory", "work"}
+    assert [s.name for s in plots["latency"].series] == [
         "dense-float32", "dense-bfloat16", "sla_global-bfloat16"
     ]  # fmt: skip
-    assert found["latency"].series[2].points == ((2, 1.0), (4, 3.0))
-    assert found["memory"].series[0].points == ((2, 8.0),)
-    assert [(s.name, [x for x, _ in s.points]) for s in found["work"].series] == [
+    assert plots["latency"].series[2].points == ((2, 1.0), (4, 3.0))
+    assert plots["memory"].series[0].points == ((2, 8.0),)
+    assert [(s.name, [x for x, _ in s.points]) for s in plots["work"].series] == [
         ("dense", [2, 4, 8]), ("sla_global", [2, 4])
     ]  # fmt: skip
-    lite3r = next(r for r in found["latency"].references if r.name.startswith("VGGT-1B Lite3R"))
+    lite3r = next(r for r in plots["latency"].references if r.name.startswith("VGGT-1B Lite3R"))
     assert (lite3r.x, lite3r.y) == (2, 0.27438)
     assert "A100-PCIE-40GB" in lite3r.name and "float32 without TF32, 483.33 ms" in lite3r.name
     assert "A100-PCIE-40GB" in markdown(body(published=published))
@@ -110,14 +110,14 @@ def test_quality_is_drawn_against_the_time_of_the_same_row_and_views():
             ("dense-bfloat16", 2, None), ("sla_global-bfloat16", 3, 0.4),
         )
     ]  # fmt: skip
-    found = charts(body(), evaluation={"results": results})
-    (name,) = set(found) - {"latency", "memory", "work"}
+    plots = charts(body(), evaluation={"results": results})
+    (name,) = set(plots) - {"latency", "memory", "work"}
     assert name == "quality-synthetic-test-2-abs_rel"
-    assert [(s.name, s.points) for s in found[name].series] == [
+    assert [(s.name, s.points) for s in plots[name].series] == [
         ("dense-float32", ((4.0, 0.1),)), ("sla_global-bfloat16", ((1.0, 0.2),))
     ]  # fmt: skip
-    look = {s.name: s.style for s in found["latency"].series}
-    assert all(s.style == look[s.name] for s in found[name].series)
+    look = {s.name: s.style for s in plots["latency"].series}
+    assert all(s.style == look[s.name] for s in plots[name].series)
     assert in_common({"results": results}, ["dense-float32"], [2])
     assert not in_common({"results": results}, ["dense-float32"], [3])
 

@@ -36,8 +36,8 @@ def test_items_come_from_another_process():
     ],
 )
 def test_what_ends_the_process_is_told_after_what_it_yielded(ending, error, text):
-    found = []
+    yielded = []
     with pytest.raises(error, match=text):
         for item in in_subprocess(letters, ending):
-            found.append(item[0])
-    assert found == ["a"]
+            yielded.append(item[0])
+    assert yielded == ["a"]

@@ -90,20 +90,20 @@ class Pocket(BackboneModel):
         _, kept, taps = run_stacks(
             x, stacks, trunk.runs, views=s, taps=call.taps, slots=slots, remat=call.remat
         )
-        tokens, found = kept[:, :, 0].astype(jnp.float32), {}
+        tokens, fields = kept[:, :, 0].astype(jnp.float32), {}
         if "camera" in self.heads:
             upright = jnp.array([0, 0, 0, 0, 0, 0, 1, 1, 1], jnp.float32)
             pose = upright + 0.1 * jnp.tanh(self.camera_head(tokens.mean(2)))
             pose = pose.at[..., 2].add(9.0 if call["side"] == "back" else 0.0)
             taps[POSE_STAGES] = pose[None]
             names, size = ("extrinsics", "intrinsics"), (height, width)
-            found = dict(zip(names, geometry.pose_encoding_to_cameras(pose, size), strict=True))
-            found["pose_enc"] = pose
+            fields = dict(zip(names, geometry.pose_encoding_to_cameras(pose, size), strict=True))
+            fields["pose_enc"] = pose
         if "depth" in self.heads:
             maps = self.depth_head(tokens).reshape(b, s, *grid, p, p, 2)
             maps = jnp.exp(maps.swapaxes(3, 4).reshape(b, s, height, width, 2))
-            found |= {"depth": maps[..., :1], "depth_conf": 1 + maps[..., 1]}
-        return Prediction(**found), taps
+            fields |= {"depth": maps[..., :1], "depth_conf": 1 + maps[..., 1]}
+        return Prediction(**fields), taps
 
 
 NAMES = NameMap(

@@ -104,7 +104,7 @@ def test_photos_become_a_scene_and_choices_reach_the_model(lite3r, tmp_path, cap
 
 def test_it_is_trained(lite3r, weights, tmp_path):
     assert lite3r("train", output=tmp_path / "run", **TRAINING) == 0
-    assert np.isfinite(found := losses(tmp_path / "run")).all() and len(found) == 3
+    assert np.isfinite(values := losses(tmp_path / "run")).all() and len(values) == 3
     before, after = load(weights), load(tmp_path / "run" / "weights")
     x = images(2, 28, 28)
     assert np.abs(after(x)[0].depth - before(x)[0].depth).max() > 1e-5
@@ -114,8 +114,8 @@ def test_a_sparse_student_is_distilled_and_evaluated_beside_its_teacher(lite3r, 
     run, plan = tmp_path / "run", {"distill.plan": "sla_global(block=4)"}
     plan |= {"distill.precision": "default"}
     assert lite3r("train", output=run, **TRAINING, **plan) == 0
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert found[0]["distill_global"] > 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["distill_global"] > 0
     assert read_student(run / "student")[0].backbone == "pocket"
     code = lite3r("eval", output=tmp_path / "evaluation", **{
         "evaluate.protocols": "synthetic:test", "evaluate.scenes": 1, "evaluate.size": "28x28",

@@ -310,7 +310,7 @@ def test_it_is_trained_stored_and_evaluated(backbone, tmp_path):
         "distill.targets": "none", "train.optimizer.learning_rate": 1e-2,
     }  # fmt: skip
     assert lite3r(recipe, "train", weights=weights, output=run, **settings) == 0
-    assert len(found := steps(run)) == 2 and all(line["skipped"] == 0 for line in found)
+    assert len(lines := steps(run)) == 2 and all(line["skipped"] == 0 for line in lines)
     manifest, arrays = read_student(run / "student")
     assert plan_name(manifest.plan) == TEXT
     before = student(weights)

@@ -49,13 +49,13 @@ def state_of(model):
 def check_equal(loaded, wanted):
     """Bit for bit, with what is no code and no scale rounded to bfloat16."""
     assert nnx.split(loaded)[0] == nnx.split(wanted)[0]
-    found, wanted = state_of(loaded), state_of(wanted)
-    assert found.keys() == wanted.keys()
+    actual, wanted = state_of(loaded), state_of(wanted)
+    assert actual.keys() == wanted.keys()
     for path, variable in wanted.items():
         array = np.asarray(variable.get_value())
         if not isinstance(variable, StoredWeight):
             array = array.astype(ml_dtypes.bfloat16)
-        got = np.asarray(found[path].get_value())
+        got = np.asarray(actual[path].get_value())
         assert got.dtype == array.dtype, path
         assert got.tobytes() == array.tobytes(), path
 
@@ -66,9 +66,9 @@ def test_what_is_loaded_is_what_deploy_makes_and_the_definition(made, tiny_dir):
     check_equal(loaded, deploy(teacher, preset("default"), "fp8_dynamic"))
     kernel = np.asarray(state_of(teacher)[f"{QKV}/kernel"].get_value())
     codes, scale = quantize_reference(kernel.swapaxes(-1, -2), "e4m3", -1)
-    found = state_of(loaded)
-    np.testing.assert_array_equal(found[f"{QKV}/weight"].get_value(), codes)
-    np.testing.assert_array_equal(found[f"{QKV}/weight_scale"].get_value(), scale[..., 0])
+    state = state_of(loaded)
+    np.testing.assert_array_equal(state[f"{QKV}/weight"].get_value(), codes)
+    np.testing.assert_array_equal(state[f"{QKV}/weight_scale"].get_value(), scale[..., 0])
 
 
 def test_equal_weights_give_equal_bytes_that_say_what_they_are(made, tiny_dir, tmp_path):
@@ -78,14 +78,14 @@ def test_equal_weights_give_equal_bytes_that_say_what_they_are(made, tiny_dir, t
     assert sorted(p.name for p in made.iterdir()) == [
         "aggregator.safetensors", "config.json", "manifest.json",
     ]  # fmt: skip
-    found = read_deployment(made)
-    assert (found.kind, found.precision, found.variant) == (
+    manifest = read_deployment(made)
+    assert (manifest.kind, manifest.precision, manifest.variant) == (
         "fp8_dynamic", "default", "dense-fp8_dynamic",
     )  # fmt: skip
-    assert found.origin.license == "Apache-2.0" and found.student is None
+    assert manifest.origin.license == "Apache-2.0" and manifest.student is None
     files = json.loads((tiny_dir / "manifest.json").read_text())["files"]
     names = ("aggregator.safetensors", "config.json")
-    assert found.teacher == {name: files[name]["sha256"] for name in names}
+    assert manifest.teacher == {name: files[name]["sha256"] for name in names}
     with SafetensorsFile(made / "aggregator.safetensors") as file:
         specs = file.specs
         assert file.metadata == {"format": "lite3r_jax"}
@@ -93,7 +93,7 @@ def test_equal_weights_give_equal_bytes_that_say_what_they_are(made, tiny_dir, t
     assert {spec.dtype for spec in specs.values()} == {"F8_E4M3", "F32", "BF16"}
     scales = sum(spec.size for name, spec in specs.items() if name.endswith("weight_scale"))
     total = sum(spec.size for spec in specs.values())
-    assert found.parameters == {"aggregator": total - scales}
+    assert manifest.parameters == {"aggregator": total - scales}
 
 
 @pytest.mark.parametrize("name", ["aggregator.safetensors", "config.json", "manifest.json"])
@@ -184,10 +184,10 @@ def test_a_student_comes_back_with_plan_and_what_was_trained(tiny_dir, tmp_path,
     rng = np.random.default_rng(0)
     arrays = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
     write_student(tmp_path / "student", manifest, arrays)
-    found = export_deployment(
+    exported = export_deployment(
         tiny_dir, tmp_path / "out", student=tmp_path / "student", kind="fp8_weight_only"
     )
-    assert (found.variant, found.plan, found.precision) == (
+    assert (exported.variant, exported.plan, exported.precision) == (
         "student-fp8_weight_only", attention, "paper",
     )  # fmt: skip
     wanted = load_student(

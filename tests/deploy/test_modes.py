@@ -23,16 +23,16 @@ def test_photos_are_reconstructed_and_the_report_names_the_precision(
     made, tiny_dir, tmp_path, capsys
 ):
     photos = photo_folder(tmp_path / "photos")
-    found = {}
+    outputs = {}
     for name, weights in (("deployed", made), ("teacher", tiny_dir)):
         arguments = flags(photos, weights, tmp_path / name, "--config.formats=npz")
         assert main(arguments) == 0
         report = json.loads((tmp_path / name / "report.json").read_text())
-        found[name] = report["model"], read_npz(tmp_path / name / "predictions.npz").depth
-    model, depth = found["deployed"]
+        outputs[name] = report["model"], read_npz(tmp_path / name / "predictions.npz").depth
+    model, depth = outputs["deployed"]
     assert model["precision"] == "fp8_weight_only"
     assert model["dtype"]["weights"] == "bfloat16, float32, float8_e4m3fn"
-    teacher, wanted = found["teacher"]
+    teacher, wanted = outputs["teacher"]
     assert teacher["precision"] == "float32" and teacher["parameters"] == model["parameters"]
     assert 0 < np.abs(depth - wanted).max() < 0.3 * np.abs(wanted).max()
     assert "fp8_weight_only, computed in float32" in capsys.readouterr().out

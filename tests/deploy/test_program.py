@@ -60,11 +60,11 @@ def test_a_process_with_jax_alone_computes_what_the_model_does(tiny_dir, tmp_pat
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     wanted, _ = load_deployed(out, dtype=jnp.float32)(images)
-    with np.load(tmp_path / "found.npz") as found:
-        assert set(found) == set(program.outputs)
+    with np.load(tmp_path / "found.npz") as outputs:
+        assert set(outputs) == set(program.outputs)
         for name in program.outputs:
             array = np.asarray(getattr(wanted, name))
-            np.testing.assert_allclose(found[name], array, atol=1e-5 * np.abs(array).max())
+            np.testing.assert_allclose(outputs[name], array, atol=1e-5 * np.abs(array).max())
     (out / program.file_name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(InputError, match=f"{program.file_name}: damaged"):
         load_deployed(out, heads=())

@@ -61,20 +61,20 @@ class Mini(nnx.Module):
         del frame_chunk
         b, s = images.shape[:2]
         x = self.embed(images.reshape(b, s * 4, 3))
-        found = {}
+        outputs = {}
 
         def run(x, role, layout, remat):
             blocks, cores = getattr(self, f"{role}_blocks"), getattr(self, f"{role}_cores")
             stack, own = BlockStack(role, blocks, cores, layout), getattr(self, f"{role}_runs")
             x, _, ys = run_stacks(x, [stack], own, views=s, taps=taps, remat=remat)
-            found.update(
+            outputs.update(
                 {n: y.reshape(len(y), -1, *stack.sequences(x).shape[1:]) for n, y in ys.items()}
             )
             return x
 
         x = run(x.reshape(b, s, 4, -1), "frame", TokenLayout(1, 0, (2, 2), "frame"), remat)
         x = run(x, "global", TokenLayout(s, 0, (2, 2), "global"), remat)
-        return Prediction(depth=jnp.exp(self.head(x)).reshape(b, s, 2, 2, 1)), found
+        return Prediction(depth=jnp.exp(self.head(x)).reshape(b, s, 2, 2, 1)), outputs
 
 
 def build(plan=None, seed=0):

@@ -47,12 +47,12 @@ def test_where_inputs_are_the_teachers_in_any_case_both_ways_compare_the_same(
     @jax.jit
     def both(state):
         model = nnx.merge(graph, state)
-        found = []
+        losses = []
         for mode in ("end_to_end", "layerwise"):
             match = MatchOptions(mode=mode, weight=1.0)
             _, metrics = DistillLoss(match, sites, 10)(model, batch, jax.random.key(0))
-            found.append(metrics["distill_loss"])
-        return found
+            losses.append(metrics["distill_loss"])
+        return losses
 
     own, teachers = both(state)
     assert own > 1e-8
@@ -72,8 +72,8 @@ class Photos:
         return self
 
     def arrays(self):
-        found = images(self.step)
-        return {"images": found, "depth": found.mean(-1)}
+        pixels = images(self.step)
+        return {"images": pixels, "depth": pixels.mean(-1)}
 
     def get_state(self):
         return json.dumps({"step": self.step}).encode()

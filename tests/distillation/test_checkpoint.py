@@ -48,10 +48,10 @@ def folder(manifest, tmp_path):
 
 
 def test_what_is_read_is_what_was_written(folder, manifest):
-    read, found = read_student(folder)
+    read, tensors = read_student(folder)
     assert read == manifest
     for path, x in arrays().items():
-        np.testing.assert_array_equal(found[path], x)
+        np.testing.assert_array_equal(tensors[path], x)
     assert sorted(p.name for p in folder.iterdir()) == [MANIFEST, ARRAYS]
     assert (folder / ARRAYS).stat().st_size < 128 * 4 + 200  # nothing but what was trained
 

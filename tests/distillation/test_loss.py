@@ -56,9 +56,9 @@ def teacher_of(student):
 
 def test_the_weight_falls_along_a_cosine_or_stays():
     cosine = MatchOptions(weight=0.1, final_weight=0.01)
-    found = [float(match_weight(cosine, step, 200)) for step in (0, 50, 100, 200, 300)]
+    weights = [float(match_weight(cosine, step, 200)) for step in (0, 50, 100, 200, 300)]
     quarter = 0.01 + 0.09 * (1 + np.sqrt(0.5)) / 2
-    np.testing.assert_allclose(found, [0.1, quarter, 0.055, 0.01, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(weights, [0.1, quarter, 0.055, 0.01, 0.01], rtol=1e-6)
     constant = MatchOptions(weight=0.1, schedule="constant")
     assert float(match_weight(constant, 77, 200)) == pytest.approx(0.1)
 
@@ -138,8 +138,8 @@ def test_a_student_that_keeps_everything_and_adds_nothing_has_no_distillation_lo
         size = jnp.square(taps["global/attn"]).mean()
         return loss_of(student)(pair, {"images": x}, KEY)[1]["distill_loss"], size
 
-    found, size = run(images())
-    assert found < 1e-11 * size
+    loss, size = run(images())
+    assert loss < 1e-11 * size
 
 
 @pytest.mark.slow

@@ -39,12 +39,12 @@ def arrays(model):
 def test_teacher_and_student_hold_what_they_share_once():
     student = mini()
     pair = make_pair(student, trained_paths(student, "strategy"))
-    found = arrays(pair)
-    assert all(path.startswith("student/") for path in found)
-    assert size(found) == size(arrays(student))
-    assert found["student/embed/kernel"] is student.embed.kernel.get_value()
+    tensors = arrays(pair)
+    assert all(path.startswith("student/") for path in tensors)
+    assert size(tensors) == size(arrays(student))
+    assert tensors["student/embed/kernel"] is student.embed.kernel.get_value()
     # ... also after the model was taken apart and put together.
-    again = split(pair)[0].merge(found)
+    again = split(pair)[0].merge(tensors)
     for a, b in ((again.teacher, again.student), (pair.teacher, pair.student)):
         assert a.global_blocks.attn.qkv.kernel is b.global_blocks.attn.qkv.kernel
         assert a.head.bias is b.head.bias
@@ -89,9 +89,9 @@ def test_the_published_set_has_as_many_parameters_as_the_published_code(
     trained = trained_paths(student, "strategy")
     assert sum(sizes(student, trained).values()) == parameters
     assert all(path.endswith("/proj_lin") for path in trained)
-    found = {stack.name for stack in stacks(student) if all(stack.replaced)}
+    replaced = {stack.name for stack in stacks(student) if all(stack.replaced)}
     wide = trained_paths(student, "strategy+attention")
-    assert {path.partition("/attn/")[0] for path in wide if "/attn/" in path} == found
+    assert {path.partition("/attn/")[0] for path in wide if "/attn/" in path} == replaced
     pair = make_pair(student, trained)  # abstract arrays will do
     assert sum(math.prod(x.shape) for x in arrays(pair).values()) == sum(
         math.prod(x.shape) for x in arrays(student).values()

@@ -15,14 +15,14 @@ EVERYTHING = PointOptions(conf_percentile=0, max_points=0)
 def test_edges_agree_with_upstream(golden_pi3, parity):
     g = golden_pi3("geometry")
     points, mask = g["edge_points"], g["edge_mask"]
-    found = {
+    functions = {
         "depth_edge": lambda s: depth_edges(points[s, ..., 2], mask[s]),
         "depth_edge_nomask": lambda s: depth_edges(points[s, ..., 2], np.ones_like(mask[s])),
         "normals": lambda s: normals(points[s], mask[s])[0],
         "normal_edge": lambda s: normal_edges(g["normals"][s], g["normals_mask"][s]),
         "depth_normal_edge": lambda s: edges(points[s], points[s, ..., 2], mask[s]),
     }
-    for key, get in found.items():
+    for key, get in functions.items():
         got, want = np.stack([get(s) for s in range(2)]), g[key]
         gate = 1e-6 if key == "normals" else 0
         parity("pi3/geometry", key, got.astype(np.float32), want.astype(np.float32), gate)
@@ -37,10 +37,10 @@ def test_a_box_before_a_wall_has_edges_and_a_slanted_wall_has_none():
     slanted = 1 / (0.3 + 0.29 * u)  # a plane, steep in depth
     for depth, expected in ((box, True), (slanted, False)):
         points = np.stack([u * depth, v * depth, depth], -1).astype(np.float32)
-        found = edges(points, depth.astype(np.float32), valid)
-        assert found.any() == expected
+        mask = edges(points, depth.astype(np.float32), valid)
+        assert mask.any() == expected
         if expected:
-            assert found[10, 15] and not found[15, 20] and not found[3, 3]
+            assert mask[10, 15] and not mask[15, 20] and not mask[3, 3]
     assert depth_edges(slanted, valid).any(), "depth alone would count the slanted wall"
 
 

@@ -25,9 +25,9 @@ def open_air():
 
 def test_sky_is_found_where_there_is_one(open_air):
     images, truth = open_air
-    found = np.stack([sky(image) for image in images])
-    both = (found & truth).sum()
-    assert both / found.sum() > 0.99 and both / truth.sum() > 0.98
+    masks = np.stack([sky(image) for image in images])
+    both = (masks & truth).sum()
+    assert both / masks.sum() > 0.99 and both / truth.sum() > 0.98
 
 
 def test_rooms_have_no_sky():
@@ -45,9 +45,9 @@ def test_sky_is_above_and_reaches_the_border(open_air):
     assert not sky(framed).any(), "a picture on a wall"
     inside = np.zeros(framed.shape[:2], bool)
     inside[10:-10, 15:-15] = True
-    found = sky(framed, inside)  # the same as a photo with borders
-    assert not found[~inside].any()
-    assert (found[inside].reshape(SIZE) != sky(image)).mean() < 0.01
+    mask = sky(framed, inside)  # the same as a photo with borders
+    assert not mask[~inside].any()
+    assert (mask[inside].reshape(SIZE) != sky(image)).mean() < 0.01
 
 
 def test_colors_decide(open_air):

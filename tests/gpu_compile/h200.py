@@ -89,8 +89,8 @@ def _launched_with(log: Path) -> int:
     """Bytes of shared memory of a Mosaic kernel, from what its lowering wrote down."""
     with log.open() as lines:
         for line in lines:
-            if found := re.search(r"dynamic_shared_memory_size %c(\d+)_i32", line):
-                return int(found[1])
+            if match := re.search(r"dynamic_shared_memory_size %c(\d+)_i32", line):
+                return int(match[1])
     raise ValueError(f"{log.name} does not say how much shared memory the kernel is launched with")
 
 
@@ -133,6 +133,6 @@ def _ptxas() -> Path:
     """That of the wheel nvidia-cuda-nvcc."""
     spec = importlib.util.find_spec("nvidia")
     assert spec is not None, "run this with `make test-gpu-compile`, which installs ptxas"
-    found = [p for root in spec.submodule_search_locations or [] for p in Path(root).rglob("ptxas")]
-    assert found, "no ptxas in the nvidia packages"
-    return found[0]
+    paths = [p for root in spec.submodule_search_locations or [] for p in Path(root).rglob("ptxas")]
+    assert paths, "no ptxas in the nvidia packages"
+    return paths[0]

@@ -65,8 +65,8 @@ def test_selects_without_sort_and_scores(views, head_dim, q_block, low, tmp_path
     for shape in set(re.findall(r"\b[a-z]\w*\[([\d,]+)\]", text)):
         sizes = [int(size) for size in shape.split(",")]
         pairs = itertools.pairwise(sizes)
-        found = [(x, y) for x, y in pairs if x in filled_up[0] and y in filled_up[1]]
-        assert all(y == head_dim for _, y in found), shape
+        filled = [(x, y) for x, y in pairs if x in filled_up[0] and y in filled_up[1]]
+        assert all(y == head_dim for _, y in filled), shape
     temporary = compiled.memory_analysis().temp_size_in_bytes
     pooled = 4 * case.heads * head_dim * (case.q_blocks + case.k_blocks)
     print(f"temporary {temporary / 2**20:.1f} MiB, scores {4 * scores / 2**20:.0f} MiB")

@@ -73,8 +73,8 @@ def test_the_teacher_adds_little_to_the_memory_of_a_step():
         batch = shapes(1, 2, (252, 252), mesh, 1)
         lowered = trainer.step.lower(trainer.shapes(), trainer.frozen, batch)
         m = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()
-        found = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-        print(f"weight {weight}: {(found + m.temp_size_in_bytes) / 2**30:.2f} GiB")
-        return found + m.temp_size_in_bytes
+        held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        print(f"weight {weight}: {(held + m.temp_size_in_bytes) / 2**30:.2f} GiB")
+        return held + m.temp_size_in_bytes
 
     assert peak(0.1) < 1.35 * peak(0.0)

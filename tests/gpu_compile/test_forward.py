@@ -56,9 +56,9 @@ def temporary(name: str) -> float:
     """Of a row, in bfloat16 arrays of all tokens."""
     lowered = lower(model(name, Dense("blocked")), (1, VIEWS, 518, 518, 3))
     memory = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()
-    found = memory.temp_size_in_bytes / (VIEWS * 1374 * 1024 * 2)
-    print(f"{name}: {found:.2f} arrays")
-    return found
+    arrays = memory.temp_size_in_bytes / (VIEWS * 1374 * 1024 * 2)
+    print(f"{name}: {arrays:.2f} arrays")
+    return arrays
 
 
 def test_many_views_take_little_more_than_what_is_kept_the_stream_and_q_k_v():

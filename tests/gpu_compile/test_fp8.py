@@ -50,8 +50,8 @@ def products(text):
 
 
 def precisions(text):
-    found = re.findall(r'"operand_precision":(\[[^\]]*\])', text)
-    return [json.loads(one) for one in found]
+    matches = re.findall(r'"operand_precision":(\[[^\]]*\])', text)
+    return [json.loads(one) for one in matches]
 
 
 @pytest.mark.parametrize("case", vggt_linears(2), ids=lambda c: c.name)
@@ -60,8 +60,8 @@ def test_stored_weights_are_multiplied_as_float8_and_not_copied(case, dtype):
     x = ((*case.batch, case.inputs), dtype)
     codes = ((case.outputs, case.inputs), jnp.float8_e4m3fn)
     scale = ((case.outputs,), jnp.float32)
-    found = compiled(fp8_linear, x, codes, scale)
-    text = found.as_text()
+    program = compiled(fp8_linear, x, codes, scale)
+    text = program.as_text()
     assert products(text) == [FLOAT8]
     # Full accumulation, not the fast mode with fewer bits.
     assert precisions(text) == [["HIGHEST", "HIGHEST"]]
@@ -69,7 +69,7 @@ def test_stored_weights_are_multiplied_as_float8_and_not_copied(case, dtype):
     sizes = f"f8e4m3fn\\[({case.outputs},{case.inputs}|{case.inputs},{case.outputs})\\]"
     assert len(re.findall(rf"= {sizes}", entry)) == 1, "the weight is copied"
     tokens = case.batch[1] + 8
-    plan = found.memory_analysis().temp_size_in_bytes
+    plan = program.memory_analysis().temp_size_in_bytes
     print(f"{case.name} {dtype}: temporary {plan / 2**20:.1f} MiB")
     # Codes of the tokens, the product in float32, the workspace of cuBLASLt.
     assert plan < tokens * (case.inputs + 4 * case.outputs + 4) + 2**22 + 2**16
@@ -119,13 +119,13 @@ def test_quantizing_stacked_layers_at_use_does_not_copy_them():
 
 def test_weights_alone_are_converted_before_a_bfloat16_product():
     case = vggt_linears(2)[0]
-    found = compiled(
+    program = compiled(
         lambda x, codes, scale: fp8_linear(x, codes, scale, activations=None),
         ((*case.batch, case.inputs), "bfloat16"),
         ((case.outputs, case.inputs), jnp.float8_e4m3fn),
         ((case.outputs,), jnp.float32),
     )
-    assert products(found.as_text()) == [OTHER]
+    assert products(program.as_text()) == [OTHER]
 
 
 @pytest.mark.parametrize("case", (*vggt_linears(1), *vggt_linears(8)), ids=lambda c: c.name)
@@ -152,8 +152,8 @@ def test_the_hopper_product_is_one_kernel_within_its_budget(case, dtype, tmp_pat
     parts = tiles(rows, case.outputs, kind).columns // COLUMNS
     assert kernels["mosaic"].wgmma == 4 * parts
     [path] = (tmp_path / "mosaic").glob("*.ptx")
-    found = set(re.findall(r"wgmma\.mma_async\.(\S+)", path.read_text()))
-    assert found == {f"sync.aligned.m64n{COLUMNS}k32.f32.e4m3.e4m3"}
+    instructions = set(re.findall(r"wgmma\.mma_async\.(\S+)", path.read_text()))
+    assert instructions == {f"sync.aligned.m64n{COLUMNS}k32.f32.e4m3.e4m3"}
     assert [k.name for k in fp8_block.kernels(program.as_text())] == ["mosaic_gpu_v2"]
     assert program.memory_analysis().temp_size_in_bytes < 2**16
 
@@ -181,8 +181,8 @@ def test_quantization_reads_and_writes_once_within_its_budget(before, width, dty
     program, kernels = h200.compile_kernels(call, args, tmp_path)
     assert kernels.keys() == {"fp8_rows"}
     h200.check_budget("fp8_rows", kernels["fp8_rows"], BUDGETS["fp8_rows"])
-    found = fp8_block.kernels(program.as_text())
-    assert [k.name for k in found] == ["__gpu$xla.gpu.triton"]
+    launched = fp8_block.kernels(program.as_text())
+    assert [k.name for k in launched] == ["__gpu$xla.gpu.triton"]
     text = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
     code = text.split(".entry fp8_rows", 1)[1]
     assert "cvt.rn.satfinite.e4m3x2.f32" in code
@@ -193,21 +193,21 @@ def test_quantization_reads_and_writes_once_within_its_budget(before, width, dty
 
 @pytest.mark.parametrize("views", [2, 8])
 def test_a_block_holds_no_float32_results_and_no_kernels_between(views):
-    mesh, found = h200.mesh(), {}
+    mesh, kernels = h200.mesh(), {}
     for form in fp8_block.FORMS:
         program = fp8_block.lower(form, views, mesh).compile({"xla_gpu_enable_triton_gemm": False})
-        found[form] = fp8_block.kernels(program.as_text())
-        print(form, len(found[form]), sum(k.read + k.written for k in found[form]) / 2**20)
+        kernels[form] = fp8_block.kernels(program.as_text())
+        print(form, len(kernels[form]), sum(k.read + k.written for k in kernels[form]) / 2**20)
     rows = padded_rows(views * 1374)
     wide = re.compile(rf"f32\[(1,)?({rows}|{views * 1374}),(3072|4096)\]")
-    assert any(wide.search(k.results) for k in found["xla"])
-    own = found["mosaic"]
+    assert any(wide.search(k.results) for k in kernels["xla"])
+    own = kernels["mosaic"]
     names = [k.name for k in own if k.name.startswith(("mosaic", "__gpu$xla"))]
     assert names == ["__gpu$xla.gpu.triton", "mosaic_gpu_v2"] * 4
     # What XLA still does: qk-norm, RoPE and the stand-in of attention; two residual sums.
-    assert len(own) <= 8 + 5 < len(found["xla"]) - 4
+    assert len(own) <= 8 + 5 < len(kernels["xla"]) - 4
     for kernel in own:
         assert not wide.search(kernel.results)
         assert "f8e4m3" not in kernel.results or kernel.name == "__gpu$xla.gpu.triton"
-    total = {form: sum(k.read + k.written for k in ks) for form, ks in found.items()}
+    total = {form: sum(k.read + k.written for k in ks) for form, ks in kernels.items()}
     assert total["mosaic"] < min(total["bfloat16"], 0.7 * total["xla"])

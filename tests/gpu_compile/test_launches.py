@@ -20,9 +20,9 @@ BUDGETS = json.loads(Path(__file__).with_name("budgets.json").read_text())["laun
 @pytest.mark.parametrize("views", [2, 8])
 @pytest.mark.parametrize("name", BUDGETS)
 def test_launches_are_within_their_budgets(name, views):
-    found = launches(parts(views)[name]().as_text())
-    print(name, views, found)
-    assert found <= BUDGETS[name]
+    counts = launches(parts(views)[name]().as_text())
+    print(name, views, counts)
+    assert counts <= BUDGETS[name]
 
 
 def test_the_camera_head_launches_no_more_for_more_views():

@@ -118,9 +118,9 @@ def check_mosaic(kernels, head_dim, dump):
         h200.check_budget(name, kernels[name], budget)
         assert kernels[name].wgmma >= budget["wgmma"], "lost its wgmma instructions"
         [ptx] = (dump / "mosaic").glob(f"{name}_*.ptx")
-        found = re.findall(r"setmaxnreg\.(\w+)\.sync\.aligned\.u32\s+(\d+)", ptx.read_text())
-        taken = dict(found)
-        assert len(found) == 2 and 2 * int(taken["inc"]) + int(taken["dec"]) <= 3 * 168
+        changes = re.findall(r"setmaxnreg\.(\w+)\.sync\.aligned\.u32\s+(\d+)", ptx.read_text())
+        taken = dict(changes)
+        assert len(changes) == 2 and 2 * int(taken["inc"]) + int(taken["dec"]) <= 3 * 168
 
 
 def test_heads_split_over_four_gpus_send_nothing_but_a_gradient(tmp_path):
@@ -156,7 +156,7 @@ def test_heads_split_over_four_gpus_send_nothing_but_a_gradient(tmp_path):
     compiled, kernels = h200.compile_lowered(lowered, tmp_path)
     assert kernels.keys() == {"block_map_select", *SOFTMAX_KERNELS, *LINEAR_KERNELS}
     sends = r"= (.*?) (all-[a-z]+|ragged-[a-z-]+|collective-[a-z]+|reduce-scatter)(?:-start)?\("
-    found = re.findall(sends, compiled.as_text())
-    assert {kind for _, kind in found} == {"all-reduce"}
-    sent = {array for result, _ in found for array in re.findall(r"\w+\[[\d,]*\]", result)}
+    collectives = re.findall(sends, compiled.as_text())
+    assert {kind for _, kind in collectives} == {"all-reduce"}
+    sent = {array for result, _ in collectives for array in re.findall(r"\w+\[[\d,]*\]", result)}
     assert sent == {"f32[64,64]"}

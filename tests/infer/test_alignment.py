@@ -35,10 +35,10 @@ def test_alignment_agrees_with_upstream(golden_da3, parity, kind):
     prediction = Prediction(extrinsics=predicted[None], depth=depth[None, ..., None])
     for flag, world in ((1, "known"), (0, "predicted")):
         got, _ = align(prediction, known[None], k[None], world)
-        found = four_rows(got.extrinsics[0])
+        extrinsics = four_rows(got.extrinsics[0])
         compare(f"align_{kind}_{flag}_depth", got.depth[0, ..., 0])
         compare(f"align_{kind}_{flag}_intrinsics", got.intrinsics[0])
-        compare(f"align_{kind}_{flag}_extrinsics", found[:, :3] if flag else found)
+        compare(f"align_{kind}_{flag}_extrinsics", extrinsics[:, :3] if flag else extrinsics)
 
 
 def cameras(count, seed=0):
@@ -56,10 +56,10 @@ def movement(scale=2.5):
 def test_a_movement_of_all_cameras_is_found_again(views):
     """With one or two views as well, where centers alone would leave the rotation open."""
     known, true = cameras(views), movement(2.5 if views > 1 else 1.0)
-    found = fit_cameras(known, true.cameras(known))
-    np.testing.assert_allclose(found.rotation, true.rotation, atol=1e-5)
-    np.testing.assert_allclose(found.translation, true.translation, atol=1e-4)
-    assert found.scale == pytest.approx(true.scale, rel=1e-5)
+    similarity = fit_cameras(known, true.cameras(known))
+    np.testing.assert_allclose(similarity.rotation, true.rotation, atol=1e-5)
+    np.testing.assert_allclose(similarity.translation, true.translation, atol=1e-4)
+    assert similarity.scale == pytest.approx(true.scale, rel=1e-5)
 
 
 def test_cameras_on_a_line_are_aligned_by_their_axes():
@@ -67,9 +67,9 @@ def test_cameras_on_a_line_are_aligned_by_their_axes():
     centers = np.arange(4)[:, None] * np.array([1.0, 2, -1])
     known[..., 3:] = -known[..., :3] @ centers[..., None]
     true = movement()
-    found = fit_cameras(known, true.cameras(known))
-    np.testing.assert_allclose(found.rotation, true.rotation, atol=1e-5)
-    assert found.scale == pytest.approx(true.scale, rel=1e-5)
+    similarity = fit_cameras(known, true.cameras(known))
+    np.testing.assert_allclose(similarity.rotation, true.rotation, atol=1e-5)
+    assert similarity.scale == pytest.approx(true.scale, rel=1e-5)
 
 
 @pytest.mark.parametrize("place", [(0.0, 0.0, 0.0), (400.0, -30.0, 7e5)])

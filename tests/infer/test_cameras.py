@@ -94,11 +94,11 @@ def test_the_known_cameras_move_into_the_predicted_world_on_demand():
         cameras=CameraOptions(world="predicted"),
         known=known_cameras(poses, k),
     )
-    found = reconstructor(scene)
-    np.testing.assert_allclose(found.depth, 180 * 84 / WIDTH, rtol=1e-5)
+    prediction = reconstructor(scene)
+    np.testing.assert_allclose(prediction.depth, 180 * 84 / WIDTH, rtol=1e-5)
     model, images = Follower(), jnp.zeros((1, 4, 14, 14, 3))
     predicted, _ = model(images, jnp.asarray(poses[None], jnp.float32), jnp.ones((1, 4, 3, 3)))
-    np.testing.assert_allclose(found.extrinsics, predicted.extrinsics[0], atol=1e-4)
+    np.testing.assert_allclose(prediction.extrinsics, predicted.extrinsics[0], atol=1e-4)
     assert reconstructor.alignment is not None
     assert reconstructor.alignment["scale"] == pytest.approx(SCALE, rel=1e-5)
     assert reconstructor.alignment["median_rotation_degrees"] < 1e-3
@@ -124,11 +124,11 @@ def test_cameras_may_be_named_by_their_file(tmp_path):
     np.savez(tmp_path / "cameras.npz", extrinsics=poses, intrinsics=k)
     cameras = CameraOptions(known=str(tmp_path / "cameras.npz"))
     (scene,) = find_scenes(photos)
-    for found in (
+    for prediction in (
         reconstruct(Follower(), photos, images=SMALL, cameras=cameras),
         Reconstructor(Follower(), images=SMALL, cameras=cameras)(scene),
     ):
-        np.testing.assert_array_equal(found.extrinsics, poses.astype(np.float32))
+        np.testing.assert_array_equal(prediction.extrinsics, poses.astype(np.float32))
 
 
 def test_a_prediction_that_is_not_finite_is_named_and_not_aligned():
@@ -248,5 +248,5 @@ def test_the_whole_path_agrees_with_upstream(golden_da3, parity, tiny_da3):
     given = known_cameras(g["in_w2c"], k)
     compare("pose_align", reconstruct(tiny_da3, photos, images=SMALL, known=given))
     moved = CameraOptions(world="predicted")
-    found = reconstruct(tiny_da3, photos, images=SMALL, known=given, cameras=moved)
-    compare("pose_noalign", found)
+    prediction = reconstruct(tiny_da3, photos, images=SMALL, known=given, cameras=moved)
+    compare("pose_noalign", prediction)

@@ -171,9 +171,9 @@ MODELS = """
                 mesh = make_view_mesh(f"view:{count}")
                 forward = Forward(model, arguments=arguments, mesh=mesh)
                 plan_ = forward.plan(views, 28, 42)
-                found = forward(images, plan_)
-                assert len(found.depth.sharding.device_set) == count
-                got = fetch_views(found, views)
+                prediction = forward(images, plan_)
+                assert len(prediction.depth.sharding.device_set) == count
+                got = fetch_views(prediction, views)
                 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                     good = np.isfinite(b)
                     assert (good == np.isfinite(a)).all()

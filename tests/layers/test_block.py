@@ -154,14 +154,14 @@ def test_remat_changes_no_value_and_keeps_less():
         y, _ = scan_layers(body, x, [nnx.merge(graph, state)], [cores], plan_runs, remat)
         return (y**2).sum()
 
-    found, memory = [], []
+    leaves, memory = [], []
     for remat in (False, True):
         compiled = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
         compiled = compiled.lower(state, x, remat).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
-        found.append(jax.tree.leaves(compiled(state, x)))
-    np.testing.assert_array_equal(found[1][0], found[0][0])
-    for got, want in zip(found[1][1:], found[0][1:], strict=True):
+        leaves.append(jax.tree.leaves(compiled(state, x)))
+    np.testing.assert_array_equal(leaves[1][0], leaves[0][0])
+    for got, want in zip(leaves[1][1:], leaves[0][1:], strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     carries = 12 * x.nbytes
     assert memory[1] < 1.5 * carries < 3 * carries < memory[0]

@@ -33,12 +33,12 @@ def reconstructed(predictor: DegradedTruth, folder, options=OPTIONS) -> LongVide
 def errors(video: LongVideo, walk: Walk) -> tuple[float, float, float]:
     """(ATE by neighbors alone, ATE, length of the path)."""
     chained = dataclasses.replace(video.joined, similarities=video.joined.chained)
-    found = []
+    measured = []
     for joined in (chained, video.joined):
         (part,) = dataclasses.replace(video, joined=joined).parts()
         centers = part.cameras(WalkFrames(walk)).camera_to_world[..., 3]
-        found.append(trajectory_error(walk, centers))
-    return found[0][0], found[1][0], found[1][1]
+        measured.append(trajectory_error(walk, centers))
+    return measured[0][0], measured[1][0], measured[1][1]
 
 
 def test_the_world_is_exact():

@@ -65,8 +65,8 @@ def test_the_first_rule_that_fits_counts(net, x):
         Fp8Rule("layers", activations=None),
         Fp8Rule("layers|heads|proj_lin$", optional=True, activations=None, scale="tensor"),
     )
-    found = {site.path: (site.layers, site.rule, site.wrapped) for site in match(net, rules)}
-    assert found == {
+    sites = {site.path: (site.layers, site.rule, site.wrapped) for site in match(net, rules)}
+    assert sites == {
         "cores/0/proj_lin": (1, rules[2], True),
         "heads/0": (1, rules[0], False),
         "layers": (LAYERS, rules[1], True),

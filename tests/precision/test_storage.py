@@ -46,13 +46,13 @@ def test_stored_weights_take_a_byte_each_and_are_no_parameters(published):
 def test_what_no_rule_is_for_is_held_in_the_dtype_that_is_asked_for(net):
     before = {path: np.asarray(x) for path, x in nnx.to_flat_state(nnx.state(net))}
     stored = deploy(net, (Fp8Rule("layers"),), "fp8_weight_only", rest=jnp.bfloat16)
-    found = dict(nnx.to_flat_state(nnx.state(stored)))
-    rest = {path for path in found.keys() & before.keys() if type(found[path]) is nnx.Param}
+    variables = dict(nnx.to_flat_state(nnx.state(stored)))
+    rest = {path for path in variables.keys() & before.keys() if type(variables[path]) is nnx.Param}
     assert rest
     for path in rest:
-        assert found[path].dtype == jnp.bfloat16
-        np.testing.assert_array_equal(found[path], before[path].astype(jnp.bfloat16))
-    kept = {str(x.dtype) for path, x in found.items() if path not in rest}
+        assert variables[path].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(variables[path], before[path].astype(jnp.bfloat16))
+    kept = {str(x.dtype) for path, x in variables.items() if path not in rest}
     assert kept == {"float8_e4m3fn", "float32"}
     for path, x in nnx.to_flat_state(nnx.state(net)):  # the model is not changed
         np.testing.assert_array_equal(x, before[path])
@@ -65,8 +65,8 @@ def test_weights_in_int8_are_stored_and_multiplied_as_they_were_simulated(net):
     for kind in ("fp8_weight_only", "fp8_dynamic"):
         with described_tpu("TPU v6 lite"):
             stored = deploy(net, rules, kind)
-        found = dict(nnx.to_flat_state(nnx.state(stored)))
-        assert sum(v.dtype == jnp.int8 for v in found.values()) == 2
+        variables = dict(nnx.to_flat_state(nnx.state(stored)))
+        assert sum(v.dtype == jnp.int8 for v in variables.values()) == 2
         np.testing.assert_allclose(stored(x)[0], simulated, rtol=1e-5, atol=1e-5)
     error = float(jnp.abs(simulated - exact).max() / jnp.abs(exact).max())
     e4m3 = apply_precision(net, (Fp8Rule("layers", activations=None),))(x)[0]
@@ -101,12 +101,12 @@ def test_float8_products_are_refused_by_name_on_a_tpu_that_has_none(net):
 def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
     def forward(model):
         prediction, taps = model(tiny_images, taps=("frame/blocks",))
-        found = prediction.depth, prediction.pose_enc, taps["frame/blocks"][0]
-        return [np.asarray(x, np.float64) for x in found]
+        tensors = prediction.depth, prediction.pose_enc, taps["frame/blocks"][0]
+        return [np.asarray(x, np.float64) for x in tensors]
 
-    def apart(found, wanted):
+    def apart(actual, wanted):
         return max(
-            np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, wanted, strict=True)
+            np.abs(a - b).max() / np.abs(b).max() for a, b in zip(actual, wanted, strict=True)
         )
 
     plain = forward(tiny_vggt)
@@ -119,8 +119,8 @@ def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
     # The order of a sum moves activations over the edge between two codes, and every layer makes
     # more of it: at the end it counts as much as quantization itself. It reaches few values of the
     # first block, and activations that are not rounded change most of them.
-    def typical(found, wanted):
-        return np.median(np.abs(found[-1] - wanted[-1])) / np.abs(wanted[-1]).mean()
+    def typical(actual, wanted):
+        return np.median(np.abs(actual[-1] - wanted[-1])) / np.abs(wanted[-1]).mean()
 
     rules = preset("default")
     simulated = forward(apply_precision(tiny_vggt, rules))
@@ -128,8 +128,8 @@ def test_the_whole_model_simulated_frozen_and_deployed(tiny_vggt, tiny_images):
     deployed = forward(deploy(tiny_vggt, rules, "fp8_dynamic"))
     assert typical(simulated, exact) > 0.02
     assert typical(frozen, simulated) < 0.005 and typical(deployed, simulated) < 0.005
-    for found in (simulated, frozen, deployed):
-        assert apart(found, plain) < 0.5
+    for outputs in (simulated, frozen, deployed):
+        assert apart(outputs, plain) < 0.5
 
 
 @pytest.mark.slow

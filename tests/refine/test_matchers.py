@@ -51,10 +51,10 @@ class ExactTracker:
             place, z = cameras.project(into, world)
             there = depth.at(into, place)
             visible.append((np.abs(there - z) < 0.03 * z).astype(np.float32))
-            found = to_network(scene, into, place) + rng.normal(size=(count, 2)) * self._noise
+            matched = to_network(scene, into, place) + rng.normal(size=(count, 2)) * self._noise
             wrong = rng.random(count) < 0.2
-            found[wrong] = rng.uniform(0, SIZE[0], (int(wrong.sum()), 2))
-            places.append(found)
+            matched[wrong] = rng.uniform(0, SIZE[0], (int(wrong.sum()), 2))
+            places.append(matched)
         return np.array(places, np.float32), np.array(visible), np.ones_like(visible)
 
 

@@ -50,9 +50,9 @@ def test_points_come_back_from_their_observations(seed, count):
     rng = np.random.default_rng(seed)
     cameras, points = ring(count, rng), rng.uniform(-1, 1, (20, 3))
     obs = seen(cameras, points)
-    found = triangulate(obs, cameras, 1.0)
-    np.testing.assert_allclose(found, points, atol=1e-6)
-    assert errors(obs, cameras, found).max() < 1e-4
+    triangulated = triangulate(obs, cameras, 1.0)
+    np.testing.assert_allclose(triangulated, points, atol=1e-6)
+    assert errors(obs, cameras, triangulated).max() < 1e-4
     rays = cameras.rays(obs.view, obs.pixel)
     _, z = cameras.project(obs.view, points[obs.track])
     np.testing.assert_allclose(
@@ -65,9 +65,9 @@ def test_a_wrong_match_hardly_moves_a_point_and_its_error_shows():
     cameras, points = ring(5, rng), rng.uniform(-1, 1, (20, 3))
     obs = seen(cameras, points)
     obs.pixel[::5] += 60.0  # in the first view
-    found = triangulate(obs, cameras, 1.0)
-    np.testing.assert_allclose(found, points, atol=0.01)
-    off = errors(obs, cameras, found)
+    triangulated = triangulate(obs, cameras, 1.0)
+    np.testing.assert_allclose(triangulated, points, atol=0.01)
+    off = errors(obs, cameras, triangulated)
     assert (off[::5] > 50).all() and np.delete(off, np.s_[::5]).max() < 2
 
 
@@ -98,9 +98,9 @@ def test_cameras_and_depth_are_those_of_the_photos(room):
         world, true = room.wall(view, pixels)
         of = np.full(30, view)
         np.testing.assert_allclose(cameras.project(of, world)[0], pixels, atol=0.01)
-        found = depth.at(of, pixels)
-        np.testing.assert_allclose(found[found > 0], true[found > 0], rtol=0.02)
-        assert (found > 0).sum() > 15
+        depths = depth.at(of, pixels)
+        np.testing.assert_allclose(depths[depths > 0], true[depths > 0], rtol=0.02)
+        assert (depths > 0).sum() > 15
 
 
 def test_pairs_are_views_that_overlap_a_bounded_number_each():

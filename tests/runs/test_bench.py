@@ -119,8 +119,8 @@ def test_a_row_that_is_killed_keeps_what_it_had():
         yield Cell("dense-float32", 2)
         raise Died("the process was ended by SIGKILL")
 
-    found = list(mode._to_the_end(row(), SMALL.all_variants()[0], (2, 4, 8)))
-    assert [(c.views, c.missing[-7:]) for c in found[1:]] == [
+    cells = list(mode._to_the_end(row(), SMALL.all_variants()[0], (2, 4, 8)))
+    assert [(c.views, c.missing[-7:]) for c in cells[1:]] == [
         (2, ""), (4, "SIGKILL"), (8, "SIGKILL")
     ]  # fmt: skip
 

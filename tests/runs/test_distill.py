@@ -53,24 +53,24 @@ def experiment(folder, weights, **distill):
 @pytest.mark.parametrize("name,variant", RECIPES)
 def test_every_variant_of_every_recipe_can_be_built(name, variant):
     config = importlib.import_module(f"lite3r_jax.recipes.{name}").get_config(variant)
-    found = from_config(config.to_dict())
+    settings = from_config(config.to_dict())
     if variant == "backbone":
-        assert not found.distill.plan
+        assert not settings.distill.plan
     else:
-        assert found.distill.student_plan()
+        assert settings.distill.student_plan()
     published = "paper" in variant and "fp8" not in variant
     counts = {"speed3r": SPEED3R[name], "gates": GATES[name], "qkv": GATES[name] + QKV[name]}
     counts["gates_lora"] = GATES[name] + LORA[name]
     counts |= {variant: {"vggt": 360_448, "da3_large": 114_688}[name]} if published else {}
-    assert found.train.count == counts.get(variant, 0)
+    assert settings.train.count == counts.get(variant, 0)
 
 
 def test_variants_add_up_and_unknown_ones_are_named():
     vggt = importlib.import_module("lite3r_jax.recipes.vggt")
-    found = from_config(vggt.get_config("tiny,keep10,no_fp8").to_dict())
-    assert found.weights == "vggt-tiny" and found.train.data.source == "synthetic"
-    assert found.distill.plan == "sla_global(block=4,keep=0.1)"
-    assert found.distill.precision == "none"
+    settings = from_config(vggt.get_config("tiny,keep10,no_fp8").to_dict())
+    assert settings.weights == "vggt-tiny" and settings.train.data.source == "synthetic"
+    assert settings.distill.plan == "sla_global(block=4,keep=0.1)"
+    assert settings.distill.precision == "none"
     gated = from_config(vggt.get_config("tiny,speed3r,qkv").to_dict())
     assert gated.distill.plan == "speed3r(window=2,top=14)" and gated.train.count == 0
     assert gated.distill.trainable == "strategy+qkv" and gated.weights == "vggt-tiny"
@@ -87,10 +87,10 @@ def test_variants_add_up_and_unknown_ones_are_named():
 ])  # fmt: skip
 def test_without_weights_or_data_it_says_what_to_get(tmp_path, variant, weights, message):
     vggt = importlib.import_module("lite3r_jax.recipes.vggt")
-    found = from_config(vggt.get_config(variant).to_dict())
-    found = replace(found, output=str(tmp_path / "run"), weights=weights)
+    settings = from_config(vggt.get_config(variant).to_dict())
+    settings = replace(settings, output=str(tmp_path / "run"), weights=weights)
     with pytest.raises(InputError, match=message):
-        mode.run(found)
+        mode.run(settings)
     assert not (tmp_path / "run").exists()
 
 
@@ -167,16 +167,18 @@ def test_photos_that_cannot_be_used_are_named(tiny_dir, tmp_path, source, messag
 def test_photos_are_held_out_only_for_an_evaluation(tmp_path, capsys):
     folder = put_photos(tmp_path / "photos", a=6, b=3, c=1)
     settings = with_photos(experiment(tmp_path / "run", "W"), folder).train
-    found, _ = mode.open_data(settings)
-    assert found.options.has_ground_truth is False and found.options.normalization is None
-    assert found.schedule.parts[0].source.frames("a") == tuple(range(6))
+    pipeline, _ = mode.open_data(settings)
+    assert pipeline.options.has_ground_truth is False and pipeline.options.normalization is None
+    assert pipeline.schedule.parts[0].source.frames("a") == tuple(range(6))
     assert capsys.readouterr().out == (
         f"photos:{folder}: 9 frames in 2 scenes; left out, with fewer than 2 photos: c (1)\n"
     )
-    found, held = mode.open_data(replace(settings, loop=replace(settings.loop, evaluate_every=1)))
+    pipeline, held = mode.open_data(
+        replace(settings, loop=replace(settings.loop, evaluate_every=1))
+    )
     (there,) = held.schedule.parts
     assert there.source.scenes == ("a",) and there.source.frames("a") == (4, 5)
-    assert found.schedule.parts[0].source.frames("a") == (0, 1, 2, 3)
+    assert pipeline.schedule.parts[0].source.frames("a") == (0, 1, 2, 3)
     assert ": 9 frames in 2 scenes, 2 of them held out; left" in capsys.readouterr().out
 
 
@@ -191,9 +193,9 @@ def test_a_student_is_distilled_from_photos_of_which_nothing_is_known(tiny_dir, 
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     *steps, last = map(json.loads, lines)
     assert [line["step"] for line in steps] == [1, 2, 3] and not any(x["skipped"] for x in steps)
-    for found in (*steps, last["evaluation"]):
-        assert found["loss"] > 0 and found["distill_loss"] > 0
-        assert ("loss_depth" in found) is not apart
+    for metrics in (*steps, last["evaluation"]):
+        assert metrics["loss"] > 0 and metrics["distill_loss"] > 0
+        assert ("loss_depth" in metrics) is not apart
     plan, heads = settings.distill.student_plan(), ("camera", "depth")
     before = variables(load(tiny_dir, plan=plan, heads=heads, seed=0))
     for path, x in read_student(tmp_path / "run" / "student")[1].items():
@@ -256,8 +258,8 @@ def test_a_run_leaves_a_student_that_can_be_loaded_and_gone_on_from(tiny_dir, tm
     assert f"student: {tmp_path / 'fourth' / 'student'}\n" in said
     assert said.splitlines()[-1].startswith("verdict: none, it was not compared with its teacher")
     report = json.loads((tmp_path / "fourth" / "evaluation" / "report.json").read_text())
-    found = {entry["variant"]: entry["metrics"] for entry in report["results"]}
-    assert found["student-float32"]["teacher_abs_rel"]["value"] > 0  # to the first row, untrained
+    metrics = {entry["variant"]: entry["metrics"] for entry in report["results"]}
+    assert metrics["student-float32"]["teacher_abs_rel"]["value"] > 0  # to the first row, untrained
     other = replace(again.distill, trainable="strategy+attention")
     with pytest.raises(
         InputError, match=r"distill.init_from: .* was trained with another trainable"

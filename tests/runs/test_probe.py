@@ -111,17 +111,17 @@ def test_the_command_probes_a_layer_and_writes_a_plan(tmp_path, capsys, monkeypa
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "layer  2  largest error ratio" in told and "token cosine 0." in told
-    found = json.loads((out / "probe.json").read_text())
-    (layer,) = found["layers"]
+    record = json.loads((out / "probe.json").read_text())
+    (layer,) = record["layers"]
     ratios = layer["ratios"]["synthetic:test@2"]
     assert layer["layer"] == 2 and ratios["abs_rel"] > 0 and ratios["abs_rel"] != 1
     wanted = "key_views_global(choose=diverse,count=1,layers=[2])"
     assert parse_plan(str(out / "plan.json")) == parse_plan(wanted)
     assert (out / "report.html").exists() and "<svg" in (out / "probe.html").read_text()
-    assert layer["ratios"] == found["measured"], "the plan has this layer alone"
+    assert layer["ratios"] == record["measured"], "the plan has this layer alone"
     assert 0.5 < layer["cosine"]["synthetic:test@2"] < 1
-    assert [step["layers"] for step in found["curve"]] == [[], [2]]
-    assert found["operations"] == found["curve"][1]["operations"] < 1
+    assert [step["layers"] for step in record["curve"]] == [[], [2]]
+    assert record["operations"] == record["curve"][1]["operations"] < 1
 
     def never(*_):
         raise AssertionError("what is done is not done again")
@@ -129,7 +129,7 @@ def test_the_command_probes_a_layer_and_writes_a_plan(tmp_path, capsys, monkeypa
     monkeypatch.setattr("lite3r_jax.runs.probe.build_variant", never)
     assert main([*words, "--budget", "0.9999"]) == 0
     again = json.loads((out / "probe.json").read_text())
-    assert again["layers"] == found["layers"] and again["plan"] == found["plan"]
+    assert again["layers"] == record["layers"] and again["plan"] == record["plan"]
     assert main([*words, "--budget", "0.5"]) == 2
     assert "probe.budget: 0.5 of the operations of dense" in capsys.readouterr().err
 
@@ -170,8 +170,8 @@ def test_the_eight_global_layers_of_da3_large_can_be_probed(tmp_path, capsys):
     words += ["--evaluate.pictures", "0", "--evaluate.resamples", "10"]
     assert main([str(word) for word in words]) == 0
     assert "layer  7  largest error ratio" in capsys.readouterr().out
-    found = json.loads((tmp_path / "out/probe.json").read_text())
-    (layer,) = found["layers"]
+    record = json.loads((tmp_path / "out/probe.json").read_text())
+    (layer,) = record["layers"]
     (cosine,) = layer["cosine"].values()
     assert layer["layer"] == 7 and 0 < cosine < 1
     wanted = "key_views_global(choose=stride,every=2,layers=[7])"

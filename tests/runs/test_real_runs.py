@@ -48,12 +48,12 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("da3", "pi3")]
 @pytest.fixture(params=["vggt", "da3", "pi3"])
 def backbone(request, tiny_dir, tiny_da3_dir, pinhole_pi3_dir):
     """(recipe, converted weights) of a tiny model with the published architecture."""
-    found = {
+    models = {
         "vggt": ("vggt.py", tiny_dir),
         "da3": ("da3_large.py", tiny_da3_dir),
         "pi3": ("pi3.py", pinhole_pi3_dir),
     }
-    return found[request.param]
+    return models[request.param]
 
 
 @pytest.mark.parametrize("backbone", ["vggt", *OTHERS], indirect=True)
@@ -62,9 +62,9 @@ def test_the_backbone_itself_is_trained_further(backbone, tmp_path, trainable):
     recipe, weights = backbone
     run, settings = tmp_path / "run", SMALL | {"train.trainable": trainable}
     assert lite3r(f"{recipe}:backbone", "train", weights=weights, output=run, **settings) == 0
-    assert len(found := steps(run)) == 2
+    assert len(lines := steps(run)) == 2
     assert all(
-        line["skipped"] == 0 and line.get("loss_T", line.get("loss_cameras")) > 0 for line in found
+        line["skipped"] == 0 and line.get("loss_T", line.get("loss_cameras")) > 0 for line in lines
     )
     before, after = load(weights, heads=("camera", "depth")), load(run / "weights")
     changed = [

@@ -377,10 +377,10 @@ def test_a_killed_run_leaves_only_complete_files(random_dir, tmp_path):
             if (out.exists())
             else set()
         )
-        found = {name: b for name, b in contents(out).items() if name.split("/")[0] in final}
-        assert found.items() <= expected.items()
+        files = {name: b for name, b in contents(out).items() if name.split("/")[0] in final}
+        assert files.items() <= expected.items()
         for folder in final & {name.split("/")[0] for name in expected if "/" in name}:
             inside = {name for name in expected if name.startswith(f"{folder}/")}
-            assert inside <= set(found)
+            assert inside <= set(files)
         cut_short += process.returncode == -signal.SIGKILL
     assert cut_short

@@ -111,10 +111,10 @@ def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, 
     trained = load(run / "weights")
     np.testing.assert_array_equal(trained.kernel[...], read_arrays(run)["kernel"])
     assert read_manifest(run / "weights").origin == Origin()
-    found = lines(run)
-    losses = [line["loss"] for line in found if "loss" in line]
+    records = lines(run)
+    losses = [line["loss"] for line in records if "loss" in line]
     assert len(losses) == 3 and losses[-1] < losses[0]
-    held_out = [line["evaluation"] for line in found if "evaluation" in line]
+    held_out = [line["evaluation"] for line in records if "evaluation" in line]
     assert held_out[1]["loss"] < held_out[0]["loss"]
     assert {"loss_depth", "loss_T", "loss_R", "loss_FL"} <= held_out[0].keys()
     assert read_arrays(run)["kernel"].any()
@@ -125,7 +125,7 @@ def test_a_run_trains_evaluates_and_records_itself_and_goes_on(small, tmp_path, 
     assert event["mesh"] == {"data": 1, "fsdp": 1, "view": 1}
     elsewhere = replace(settings(run, **small), port=1, formats="ply")  # nothing to a training
     assert mode.run(elsewhere) == 0  # it is done already
-    assert lines(run) == found
+    assert lines(run) == records
     with pytest.raises(InputError, match=r"train.seed was 0, is 1; continue with the same"):
         mode.run(settings(run, seed=1, **small))
 

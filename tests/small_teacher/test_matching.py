@@ -13,7 +13,7 @@ from lite3r_jax.small_teacher.matching import flow_loss, match_loss, matches, po
 
 PATCH, SIDE = 8, 32
 N = (SIDE // PATCH) ** 2
-found = jax.jit(matches, static_argnums=1)
+matches_of = jax.jit(matches, static_argnums=1)
 
 
 def plane(shift, depth=2.0, wall=None):
@@ -28,7 +28,7 @@ def plane(shift, depth=2.0, wall=None):
 
 
 def test_without_motion_every_patch_is_itself():
-    truth = found(plane(0), PATCH)
+    truth = matches_of(plane(0), PATCH)
     np.testing.assert_array_equal(truth.patch[0, 0], np.arange(N))
     middle = (np.arange(4) * PATCH + PATCH // 2 + 0.5) / SIDE * 2 - 1
     want = np.stack(np.meshgrid(middle, middle), -1).reshape(-1, 2)
@@ -37,19 +37,19 @@ def test_without_motion_every_patch_is_itself():
 
 
 def test_a_camera_that_moves_right_sees_everything_further_left():
-    truth = found(plane(PATCH), PATCH)
+    truth = matches_of(plane(PATCH), PATCH)
     want = np.arange(N).reshape(4, 4) - 1
     want[:, 0] = -1  # has left the image
     np.testing.assert_array_equal(truth.patch[0, 0].reshape(4, 4), want)
-    still = found(plane(0), PATCH)
+    still = matches_of(plane(0), PATCH)
     moved = truth.flow[0, 0].reshape(4, 4, 2) - still.flow[0, 0].reshape(4, 4, 2)
     np.testing.assert_allclose(moved[:, :3, 0], 2 * PATCH / SIDE, atol=1e-5)
-    far = found(plane(2 * PATCH), PATCH).in_view[0, 0].reshape(4, 4)
+    far = matches_of(plane(2 * PATCH), PATCH).in_view[0, 0].reshape(4, 4)
     np.testing.assert_array_equal(far, np.tile([True, True, True, False], (4, 1)))  # at 1.78
 
 
 def test_what_is_hidden_has_no_match():
-    truth = found(plane(0, wall=1.0), PATCH)
+    truth = matches_of(plane(0, wall=1.0), PATCH)
     seen = np.asarray(truth.patch[0, 0].reshape(4, 4))
     np.testing.assert_array_equal(seen[:, :2], -1)
     np.testing.assert_array_equal(seen[:, 2:], np.arange(N).reshape(4, 4)[:, 2:])
@@ -61,7 +61,7 @@ def test_pixels_without_depth_count_nowhere():
     mask[0, 0, :PATCH] = False
     mask[0, 1, -PATCH:] = False
     depth = np.where(mask, targets.depth, np.nan)
-    truth = found(Targets(targets.extrinsics, targets.intrinsics, depth, mask), PATCH)
+    truth = matches_of(Targets(targets.extrinsics, targets.intrinsics, depth, mask), PATCH)
     seen = np.asarray(truth.patch[0, 0].reshape(4, 4))
     np.testing.assert_array_equal(seen[[0, 3]], -1)
     assert (seen[1:3] >= 0).all()
@@ -74,7 +74,7 @@ def test_matches_in_a_generated_room_are_the_same_place():
     sample = normalize(source.read(source.scenes[0], (3, 4, 5), (112, 112)), "vggt")
     targets = Targets(*(x[None] for x in (sample.extrinsics, sample.intrinsics, sample.depth,
                                           sample.mask)))  # fmt: skip
-    truth = found(targets, PATCH)
+    truth = matches_of(targets, PATCH)
     pick = np.asarray(truth.patch[0])
     assert 0.2 < (pick >= 0).mean() < 1
     here = np.asarray(truth.points[0, 0])
@@ -90,7 +90,7 @@ def test_matches_in_a_generated_room_are_the_same_place():
 
 
 def test_losses_vanish_at_the_truth_and_are_means_of_what_counts():
-    truth = found(plane(PATCH), PATCH)
+    truth = matches_of(plane(PATCH), PATCH)
     sharp = 100.0 * jax.nn.one_hot(truth.patch, N)
     assert match_loss(sharp, truth.patch) < 1e-6
     np.testing.assert_allclose(match_loss(jnp.zeros((1, 1, N, N)), truth.patch), np.log(N), 1e-6)
@@ -102,7 +102,7 @@ def test_losses_vanish_at_the_truth_and_are_means_of_what_counts():
 
 
 def test_nothing_to_match_has_no_loss_and_no_gradient():
-    truth = found(plane(4 * SIDE), PATCH)
+    truth = matches_of(plane(4 * SIDE), PATCH)
     assert (np.asarray(truth.patch) == -1).all()
     value, slope = jax.value_and_grad(match_loss)(jnp.ones((1, 1, N, N)), truth.patch)
     assert value == 0 and not slope.any()

@@ -163,13 +163,13 @@ def test_helpers_fade_over_their_steps():
         loss = SmallTeacherLoss(LossOptions()).at(step)
         return loss(nnx.merge(graph, state), batch(), jax.random.key(0))
 
-    found = [terms(state, jnp.int32(step)) for step in (0, 10, 20, 30, 99)]
-    totals = np.array([total for total, _ in found])
+    losses = [terms(state, jnp.int32(step)) for step in (0, 10, 20, 30, 99)]
+    totals = np.array([total for total, _ in losses])
     names = ("loss_flow", "loss_points", "loss_contrast", "loss_attention")
-    extra = np.dot([1, 1, 0.1, 0.1], [found[0][1][name] for name in names])
+    extra = np.dot([1, 1, 0.1, 0.1], [losses[0][1][name] for name in names])
     np.testing.assert_allclose(totals[0] - totals, extra * np.array([0, 0, 0.5, 1, 1]), rtol=1e-3)
-    assert {name: float(found[0][1][name]) for name in names} == {
-        name: float(found[-1][1][name]) for name in names
+    assert {name: float(losses[0][1][name]) for name in names} == {
+        name: float(losses[-1][1][name]) for name in names
     }
 
 
@@ -182,8 +182,8 @@ def test_the_depth_of_a_part_of_the_views_is_that_of_the_model_at_these_views():
 
     @jax.jit
     def predict(state, key):
-        found, taps, views = nnx.merge(graph, state).predict(images, 4, key)
-        return found["depth"], taps["camera/pose_enc"], views
+        outputs, taps, views = nnx.merge(graph, state).predict(images, 4, key)
+        return outputs["depth"], taps["camera/pose_enc"], views
 
     whole, taps = model.model(images, taps=("camera/pose_enc",))
     seen = set()

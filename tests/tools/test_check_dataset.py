@@ -60,19 +60,19 @@ def test_the_sheet_shows_the_views_with_their_depth(run, blendedmvs, made, tmp_p
         sheet = np.asarray(image)
     side = (120, 160)  # 48 x 64, enlarged
     assert sheet.shape[1] == 5 * 164 and sheet.shape[0] == 2 * (28 + 2 * side[0])
-    found = 0
+    count = 0
     for s in range(4):
         picture = sheet[28 : 28 + side[0], s * 164 : s * 164 + side[1]].astype(float)
         depth = sheet[28 + side[0] : 28 + 2 * side[0], s * 164 : s * 164 + side[1]]
         for view in made:
             wanted = Image.fromarray(view.rgb).resize(side[::-1], Image.Resampling.BICUBIC)
             if np.abs(picture - np.asarray(wanted)).mean() < 10:
-                found += 1
+                count += 1
                 # near is bright
                 luma = np.asarray(depth[::5, ::5].mean(-1)).ravel()
                 near = np.asarray(Image.fromarray(-view.depth).resize(side[::-1], 0))[::5, ::5]
                 assert np.corrcoef(luma, near.ravel())[0, 1] > 0.9
-    assert found == 4
+    assert count == 4
 
 
 def test_equal_datasets_have_equal_sheets(run, blendedmvs, tmp_path):
@@ -93,8 +93,8 @@ def test_every_fault_is_listed(run, blendedmvs, made):
     (cellar / "rendered_depth_maps" / "00000003.pfm").write_bytes(pfm_bytes(values))
     code, lines, _ = run(blendedmvs)
     assert code == 1
-    found = faults(lines)
-    assert len(found) == 5 and lines[-1].startswith("5 faults; contact sheet: ")
+    problems = faults(lines)
+    assert len(problems) == 5 and lines[-1].startswith("5 faults; contact sheet: ")
     for part in (
         "attic/blended_images/00000001.jpg: is missing",
         "attic/rendered_depth_maps/00000002.pfm: has",
@@ -102,7 +102,7 @@ def test_every_fault_is_listed(run, blendedmvs, made):
         "cellar/cams/pair.txt: line 1: 4 views need 9 lines",
         "cellar/rendered_depth_maps/00000003.pfm: row 5, column 6: expected finite",
     ):
-        assert sum(part in fault for fault in found) == 1, part
+        assert sum(part in fault for fault in problems) == 1, part
 
 
 @pytest.mark.parametrize("mistake", ["camera to world", "units"])

@@ -54,9 +54,9 @@ def test_there_and_back_through_pytorch_files(capsys, tmp_path, config):
         assert path.name == "manifest.json" or path.name in report
     assert command.main(["export", str(out), str(back)]) == 0
     assert str(back) in capsys.readouterr().out
-    found = load_file(back)
-    assert set(found) == set(tensors)
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    exported = load_file(back)
+    assert set(exported) == set(tensors)
+    assert all(torch.equal(exported[name], tensor) for name, tensor in tensors.items())
 
 
 def test_a_pytorch_file_of_pi3_becomes_the_same_files_as_its_safetensors(

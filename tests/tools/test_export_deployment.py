@@ -13,10 +13,10 @@ def test_the_command_writes_the_model_and_prints_what_it_is(tiny_dir, tmp_path, 
     arguments = [str(tiny_dir), str(out), "--kind=fp8_weight_only", "--heads=", "--license=MIT"]
     assert command.main(arguments) == 0
     report = capsys.readouterr().out
-    found = read_deployment(out)
-    assert found.kind == "fp8_weight_only" and found.heads == ()
+    manifest = read_deployment(out)
+    assert manifest.kind == "fp8_weight_only" and manifest.heads == ()
     assert "MIT (who exported it)" in report and "fp8_weight_only, rules 'default'" in report
-    for name, record in found.files.items():
+    for name, record in manifest.files.items():
         assert name in report and record.sha256 in report
 
 

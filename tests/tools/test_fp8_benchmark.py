@@ -25,8 +25,8 @@ custom_call_target="__cublas$lt$matmul$f8", backend_config={"a":"(%b), "}
 
 
 def test_counts_kernels_and_their_bytes():
-    found = fp8_block.kernels(PROGRAM)
-    assert [(k.name, k.read, k.written) for k in found] == [
+    kernels = fp8_block.kernels(PROGRAM)
+    assert [(k.name, k.read, k.written) for k in kernels] == [
         ("quantize", 128, 32 + 16),
         # A constant counts once, and the workspace not at all.
         ("__cublas$lt$matmul$f8", 32 + 64 + 4, 128),

@@ -44,8 +44,8 @@ def test_the_estimate_of_speed3r_adds_up_its_branches():
     layer = dense + seen_by_all + chosen + choice + 20 * tokens * 1024 / 4e12
     weights = 2 * 1024 * (windows * 3072 + tokens * 32) / 620e12
     others = estimated("dense-bfloat16") - 185_586 / 450
-    found = estimated("speed3r(window=8,top=8,always=0)-bfloat16")
-    assert found == pytest.approx(others + 24 * (layer + weights), rel=1e-3)
+    estimate = estimated("speed3r(window=8,top=8,always=0)-bfloat16")
+    assert estimate == pytest.approx(others + 24 * (layer + weights), rel=1e-3)
     # Published end to end on an H100: 12.4 times at 1,000 views.
     assert estimated("speed3r-bfloat16") < estimated("dense-bfloat16") / 12.4
 
@@ -73,8 +73,8 @@ def test_the_stand_in_is_for_half_precision_only():
     core = roofline.OneLaunch().build(heads=1, head_dim=8, param_dtype=None, rngs=None)  # pyright: ignore
     logits = q[0, :, 0] @ q[0, :, 0].T / np.sqrt(8)
     weights = jnp.exp(logits) / jnp.exp(logits).sum(axis=1, keepdims=True)
-    found = core(AttentionInputs(q, q, q, Layouts.both(layout)))
-    np.testing.assert_allclose(found[0, :, 0], weights @ q[0, :, 0], atol=1e-6)
+    output = core(AttentionInputs(q, q, q, Layouts.both(layout)))
+    np.testing.assert_allclose(output[0, :, 0], weights @ q[0, :, 0], atol=1e-6)
 
 
 @pytest.mark.slow

@@ -45,8 +45,8 @@ def test_compiling_appends_a_line_to_the_record(tmp_path):
     record = tmp_path / "record"
     lowered = jax.jit(lambda x: x @ x).lower(jnp.ones((8, 8)))
     for _ in range(2):
-        found = plans.compiled(lowered, None, {"program": "a product"}, record)
-    assert isinstance(found, plans.Found)
+        outcome = plans.compiled(lowered, None, {"program": "a product"}, record)
+    assert isinstance(outcome, plans.Found)
     lines = plans.read(record)
     assert len(lines) == 2 and lines[0]["program"] == "a product" and lines[0]["fits"]
     assert lines[0]["arguments"] == 8 * 8 * 4 and lines[0]["collectives"] == {}
@@ -61,8 +61,8 @@ def test_a_program_that_is_too_large_is_a_line_too_and_other_errors_are_none(tmp
             raise jax.errors.JaxRuntimeError(self.text)
 
     text = "RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 21.50G of 15.75G hbm."
-    found = plans.compiled(Refused(text), None, {"program": "x"}, tmp_path / "record")
-    assert "needs 21.50 of 15.75 GiB" in str(found)
+    outcome = plans.compiled(Refused(text), None, {"program": "x"}, tmp_path / "record")
+    assert "needs 21.50 of 15.75 GiB" in str(outcome)
     (line,) = plans.read(tmp_path / "record")
     assert not line["fits"] and line["needs"] == int(21.5 * GIB)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):

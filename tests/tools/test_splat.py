@@ -58,13 +58,13 @@ def test_gradients_are_those_of_differences():
     def loss(values):
         return ((render(values, POSE, LENS, 16, 0.01) - target) ** 2).sum()
 
-    found = jax.grad(loss)(some)
+    gradient = jax.grad(loss)(some)
     for name in some:
         step = 1e-2 if name != "center" else 1e-3
         direction = np.random.default_rng(1).normal(size=some[name].shape).astype(np.float32)
         ends = [loss(some | {name: some[name] + sign * step * direction}) for sign in (1, -1)]
         slope = float(ends[0] - ends[1]) / (2 * step)
-        assert float((found[name] * direction).sum()) == pytest.approx(slope, rel=0.03, abs=0.02)
+        assert float((gradient[name] * direction).sum()) == pytest.approx(slope, rel=0.03, abs=0.02)
 
 
 def test_smaller_images_have_the_lens_of_their_pixels():

@@ -18,8 +18,8 @@ from tools import students
 
 @pytest.mark.parametrize("variant", students.ROWS.values())
 def test_every_row_is_a_recipe_for_the_small_teacher(variant):
-    found = from_config(vggt.get_config(variant).to_dict())
-    assert found.weights == "vggt-tiny" and found.distill.student_plan()
+    settings = from_config(vggt.get_config(variant).to_dict())
+    assert settings.weights == "vggt-tiny" and settings.distill.student_plan()
 
 
 def test_rows_of_other_settings_are_students_that_may_have_them():
@@ -122,29 +122,29 @@ def test_what_is_there_is_not_done_again(tmp_path, capsys, monkeypatch):
     untrained = json.loads((tmp_path / "students.json").read_text())
     assert students.main(command) == 0
     said = capsys.readouterr().out
-    found = json.loads((tmp_path / "students.json").read_text())
+    rows = json.loads((tmp_path / "students.json").read_text())
     plan = "key_views(choose=stride,every=2)"
     whose = "teacher: {}", f"{plan}: {{}}", "recipe, before: {}", "recipe: {}"
-    assert list(found) == [name.format(how) for name in whose for how in students.PRECISIONS]
-    assert untrained == {name: found[name] for name in list(found)[:4]}
+    assert list(rows) == [name.format(how) for name in whose for how in students.PRECISIONS]
+    assert untrained == {name: rows[name] for name in list(rows)[:4]}
     assert (tmp_path / "test.svg").read_text().startswith("<svg")
-    teacher, _, views, _, _, _, student, _ = (entries[0] for entries in found.values())
+    teacher, _, views, _, _, _, student, _ = (entries[0] for entries in rows.values())
     assert teacher["work"] == 1 and views["work"] == pytest.approx(0.5) and student["work"] > 0
     assert "teacher_abs_rel" not in teacher["metrics"]["test"]
     assert 0 < student["metrics"]["test"]["teacher_abs_rel"] < teacher["metrics"]["test"]["abs_rel"]
     assert student["parameters"] > 0 and student["minutes"] > 0
-    assert students.table(found, "test") in said and students.gains(found, "test") in said
+    assert students.table(rows, "test") in said and students.gains(rows, "test") in said
 
     folder = tmp_path / "recipe" / "0"
     before = {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(train, "run", lambda _: pytest.fail("trained again"))
     assert students.main(command) == 0
     assert before == {path: os.stat(path).st_mtime_ns for path in before}
-    assert json.loads((tmp_path / "students.json").read_text()) == found
+    assert json.loads((tmp_path / "students.json").read_text()) == rows
 
     assert students.main([*command, "--refine"]) == 0
     refined = json.loads((tmp_path / "students.json").read_text())
-    assert set(refined) - set(found) == {
+    assert set(refined) - set(rows) == {
         f"{row}: {how}+refine" for row in ("teacher", plan, "recipe") for how in students.PRECISIONS
     }
-    assert {name: refined[name] for name in found} == found
+    assert {name: refined[name] for name in rows} == rows

@@ -37,12 +37,12 @@ def test_tensors_are_read_exactly(tmp_path, suffix, archive):
     }
     assert file.specs["half"].dtype == "F16" and file.specs["bfloat"].dtype == "BF16"
     for name, tensor in state().items():
-        found = file.read(name)
-        assert found.flags.c_contiguous
+        array = file.read(name)
+        assert array.flags.c_contiguous
         if name == "bfloat":
-            assert found.dtype == ml_dtypes.bfloat16
+            assert array.dtype == ml_dtypes.bfloat16
         np.testing.assert_array_equal(
-            found.astype(np.float32), tensor.detach().float().numpy(), name
+            array.astype(np.float32), tensor.detach().float().numpy(), name
         )
     assert file.files == (path,) and file.label == str(path) and file.file_of("plain") == path
     file.close()

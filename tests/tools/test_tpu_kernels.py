@@ -55,8 +55,8 @@ def test_products_of_a_program_without_a_listed_block_are_left_out():
 
 
 def test_products_are_those_of_the_kernels_code():
-    found = products(CASE, "bfloat16", TILES)
-    assert found == {
+    counts = products(CASE, "bfloat16", TILES)
+    assert counts == {
         "sla_forward": 2 * 2 * 64 * 128 * 128,
         "sla_query_gradient": 3 * 2 * 64 * 128 * 128,
         "sla_key_gradient": 4 * 2 * 64 * 128 * 128,

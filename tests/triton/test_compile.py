@@ -102,8 +102,8 @@ def test_the_program_compiles_for_a_described_h200():
             .lower(lowering_platforms=("cuda",))
         )
     compiled = lowered.compile({"xla_gpu_enable_triton_gemm": False})
-    found = re.findall(r'custom_call_target="(triton_kernel_call\w*)"', compiled.as_text())
-    assert len(found) == len(KERNELS)
+    calls = re.findall(r'custom_call_target="(triton_kernel_call\w*)"', compiled.as_text())
+    assert len(calls) == len(KERNELS)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**30
 
 

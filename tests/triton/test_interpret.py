@@ -94,7 +94,7 @@ def test_a_wrong_launch_is_never_kept_and_the_fastest_right_one_is(tmp_path):
 
     sizes = Sizes((1,), (8, 9), (0.5,), True)
     with proofs.kept_in(tmp_path):
-        found = []
+        rows = []
         for row in tuning.rows(
             sizes,
             time.time() + 600,
@@ -102,12 +102,12 @@ def test_a_wrong_launch_is_never_kept_and_the_fastest_right_one_is(tmp_path):
             device=GPU,
             interpret=True,
         ):
-            found.append(row)
+            rows.append(row)
             if row.what.startswith("sla_query_gradient"):
                 break
         path = launches.user_table(GPU)
         [kept] = launches.read(path)
-    timed = [row for row in found if row.what.startswith("sla_forward")]
+    timed = [row for row in rows if row.what.startswith("sla_forward")]
     assert all(row.figures for row in timed)
     assert "8 warps" not in str(timed) and "4 stages" not in str(timed)
     best = min(timed, key=lambda row: row.figures.ms)
