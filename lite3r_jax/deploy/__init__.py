@@ -1,5 +1,5 @@
-"""Models to run and not to train: float8 weights in a directory, and programs without the code.
+"""Deployed models, to run and not to train: float8 weights and serialized forward passes.
 
-`checkpoint` writes and reads the directory, `manifest` says what is in one, `program` makes the
-serialized forward pass that lies in it where it was asked for.
+`checkpoint` writes and reads the directory of a deployed model, `manifest` says what is in the
+directory, and `program` makes the serialized forward passes in it, which run without this package.
 """

@@ -52,17 +52,17 @@ from lite3r_jax.weights.strict_json import shown
 
 
 def deployed_rules(student: StudentManifest | None, name: str | None = None) -> str:
-    """The name of the rules that a model is deployed with.
+    """Returns the name of the precision rules that a model is deployed with.
 
     A student that was trained under simulated float8 is deployed with the same rules: what was
     trained is what runs.
 
     Args:
-        student: what is deployed; None for a teacher.
-        name: that was asked for; None for the student's own, or "default".
+        student: manifest of the student to deploy; None for a teacher.
+        name: name that was asked for; None for the student's own, or "default".
 
     Raises:
-        InputError: others than the student's own were asked for.
+        InputError: other rules than the student's own were asked for.
     """
     trained = "none" if student is None else student.precision
     if name is not None and trained not in ("none", name):
@@ -77,7 +77,8 @@ def check_place(out: Path, programs: Collection[Program], *, overwrite: bool) ->
     """Refuse a place that `write_deployment` cannot write to, and programs that it cannot make.
 
     Raises:
-        InputError: something else is there, or it may not be replaced.
+        InputError: `out` exists and is something else or may not be replaced, or a program cannot
+            be made.
     """
     if overwrite and os.path.lexists(out) and find_deployment(out) is None:
         raise InputError(f"{out}: exists and is no deployed model, so it is not replaced")
@@ -122,7 +123,7 @@ def write_deployment(
         The manifest: what was written, with hashes.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the directory cannot be written.
     """
     directory, source = weights
     trained = None if student is None else student[1]
@@ -174,7 +175,7 @@ def load_deployed(
     heads: Sequence[str] | None = None,
     dtype: Any = jnp.bfloat16,
 ) -> Any:
-    """A deployed model.
+    """Loads a deployed model from its directory.
 
     It equals `precision.deploy` of the weights that it was made from, with the parameters that are
     not float8 rounded to the dtype in which they are stored. The files that are needed are checked
@@ -212,7 +213,7 @@ def load_deployed(
 def _abstract(
     deployment: Deployment, config: Mapping[str, Any], heads: Sequence[str], dtype: Any
 ) -> AbstractModel:
-    """The deployed model without numbers."""
+    """Returns the deployed model with stored shapes and dtypes, without values."""
     backbone = get_backbone(deployment.backbone)
     sizes = backbone.config_from_json(dict(config))
 
@@ -235,7 +236,7 @@ def _abstract(
 
 
 def _stored_dtypes(model: AbstractModel, rest: str) -> dict[str, np.dtype]:
-    """Path -> dtype on disk: parameters are what is neither codes nor scales."""
+    """Returns path -> dtype on disk: `rest` for parameters, their own for codes and scales."""
     return {
         path: np.dtype(jnp.dtype(rest) if isinstance(variable, nnx.Param) else variable.dtype)
         for path, (_, variable) in model.variables.items()
@@ -243,7 +244,7 @@ def _stored_dtypes(model: AbstractModel, rest: str) -> dict[str, np.dtype]:
 
 
 def _parameters(model: AbstractModel) -> dict[str, int]:
-    """Part of the model -> weights in it."""
+    """Returns the number of weights in each part of a model, without scales."""
     counts: dict[str, int] = {}
     for path, (_, variable) in sorted(model.variables.items()):
         if isinstance(variable, nnx.Param) or variable.dtype.itemsize == 1:

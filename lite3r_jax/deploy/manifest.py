@@ -1,4 +1,4 @@
-"""What a deployed model is, and what every file of its directory must be."""
+"""The manifest of a deployed model: its settings, and size and SHA-256 of every file."""
 
 import dataclasses
 import os
@@ -37,12 +37,12 @@ class Program:
     """A serialized forward pass, see `deploy.program`.
 
     Attributes:
-        platform: that it runs on.
+        platform: platform that the program runs on.
         views: S of the images [1, S, H, W, 3] that it takes.
         height: H.
         width: W.
         dtype: compute dtype.
-        jax: version that wrote it.
+        jax: version of JAX that wrote it.
         weights: safetensors files whose arrays it takes.
         outputs: names of the arrays that it returns.
     """
@@ -58,18 +58,18 @@ class Program:
 
     @property
     def file_name(self) -> str:
-        """Its file in the directory."""
+        """Name of the program's file in the directory of the model."""
         return f"forward-{self.platform}-{self.views}x{self.height}x{self.width}.jax"
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a deployed model is, besides its numbers.
+    """The manifest of a deployed model: backbone, plan, precision, origin and files.
 
     Attributes:
         backbone: registry name.
-        heads: that it has.
-        plan: its attention.
+        heads: heads that the model has.
+        plan: attention strategies of the model.
         rank: of a student's low-rank parts; 0 if there are none.
         kind: see `precision.deploy`.
         precision: name of the rules, see `precision.preset`.
@@ -104,17 +104,17 @@ class Deployment:
 
     @property
     def variant(self) -> str:
-        """What `--mode=eval` calls it."""
+        """Name of the model as a variant in `--mode=eval`."""
         return f"{'dense' if self.student is None else 'student'}-{self.kind}"
 
     def bytes_of(self, heads: Collection[str]) -> int:
-        """Bytes of the weights of a model with these heads."""
+        """Returns the size in bytes of the weights of a model with these heads."""
         parts = get_backbone(self.backbone).parts
         off = {parts[head] for head in self.heads if head not in heads}
         return sum(self.files[f"{p}.safetensors"].size for p in self.parameters if p not in off)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form, with a digest of itself."""
+        """Returns the manifest as a JSON object with its own SHA-256."""
         body = {
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
             "heads": list(self.heads),
@@ -132,7 +132,7 @@ class Deployment:
         return seal(DEPLOYED_FORMAT, body)
 
     def report(self) -> str:
-        """A short table for people."""
+        """Returns a readable table of kind, origin, license, size and files."""
         lines = [
             f"model    {self.backbone} with {', '.join(self.heads) or 'no heads'}",
             f"kind     {self.kind}, rules {self.precision!r}, the rest {self.rest}",
@@ -146,7 +146,7 @@ class Deployment:
 
 
 def find_deployment(directory: Path) -> Deployment | None:
-    """The manifest of a deployed model, or None if the directory is something else.
+    """Reads the manifest of a deployed model; None if the directory is something else.
 
     Raises:
         InputError: it is a deployed model, but its manifest is damaged, edited or of another
@@ -166,10 +166,10 @@ def find_deployment(directory: Path) -> Deployment | None:
 
 
 def read_deployment(directory: Path) -> Deployment:
-    """The manifest of a deployed model.
+    """Reads the manifest of a deployed model.
 
     Raises:
-        InputError: see `find_deployment`, or it is something else.
+        InputError: see `find_deployment`, or the directory is no deployed model.
     """
     if not os.path.isdir(directory):
         raise InputError(f"{directory}: no such directory; expected a deployed model")

@@ -35,11 +35,11 @@ _DESCRIBED = "NVIDIA H200"
 
 
 def export_program(model: AbstractModel, program: Program) -> tuple[Program, bytes]:
-    """Serialize the forward pass.
+    """Serialize the forward pass of a deployed model for one platform and one shape.
 
     Args:
         model: deployed, without numbers.
-        program: for which shape and platform.
+        program: shape, platform and compute dtype of the program.
 
     Returns:
         (the program with `jax`, `weights` and `outputs` filled in, the bytes of its file).
@@ -103,7 +103,7 @@ def check_program(program: Program) -> None:
 
 
 def _traced_for(platform: str) -> Any:
-    """Kernels are chosen for that platform inside."""
+    """Returns a context in which attention kernels are chosen for the given platform."""
     here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     if platform == here:
         return nullcontext()
@@ -113,7 +113,7 @@ def _traced_for(platform: str) -> Any:
 
 @contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Source files and lines, of callers too, do not enter the program, nor kernels inside it."""
+    """Keeps source files and lines, of callers too, out of a program and of kernels in it."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

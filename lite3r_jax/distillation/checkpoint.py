@@ -1,4 +1,4 @@
-"""Students as files: what was trained, the plan, and the hash of the teacher.
+"""Writes and reads students: trained parameters, attention plan and hashes of the teacher.
 
 manifest.json          see `StudentManifest`
 student.safetensors    trained parameters by their paths in the student, float32
@@ -36,16 +36,16 @@ _FORMAT = "lite3r_jax student 1"
 
 @dataclass(frozen=True)
 class StudentManifest:
-    """What a student is, besides the numbers that were trained.
+    """The manifest of a student: backbone, plan, what was trained, and hashes of its teacher.
 
     Attributes:
         backbone: registry name.
-        heads: that were there in training.
-        plan: its attention.
+        heads: heads that the model had in training.
+        plan: attention strategies of the student.
         trainable: name of the set that was trained.
         rank: of low-rank parts; 0 if there are none.
         precision: simulated in training, see `precision.preset`.
-        teacher: file name -> SHA-256, of the teacher's config and of the parts that were there.
+        teacher: file name -> SHA-256, of the teacher's config and the parts used in training.
     """
 
     backbone: str
@@ -57,7 +57,7 @@ class StudentManifest:
     teacher: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the manifest as a JSON object."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return values | {
             "heads": list(self.heads),
@@ -69,12 +69,12 @@ class StudentManifest:
 def describe_teacher(
     directory: Path, parts: Sequence[str], remedy: str
 ) -> tuple[str, dict[str, str]]:
-    """Whose weights these are.
+    """Returns the backbone and the hashes of converted weights, to identify a teacher.
 
     Args:
         directory: of converted weights.
         parts: top-level parts of the model.
-        remedy: what to do if they are damaged.
+        remedy: what to do if the weights are damaged.
 
     Returns:
         (backbone, `StudentManifest.teacher`).
@@ -96,16 +96,16 @@ def write_student(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a student. Equal ones give equal bytes.
+    """Writes a student as a folder; equal students give equal bytes.
 
     Args:
         folder: to be made.
-        manifest: what it is.
+        manifest: of the student.
         arrays: path in the student -> trained parameter.
         overwrite: whether a folder that exists may be replaced.
 
     Raises:
-        InputError: it exists and may not be replaced, or cannot be written.
+        InputError: the folder exists and may not be replaced, or cannot be written.
     """
     host = {path: np.asarray(arrays[path], np.float32) for path in sorted(arrays)}
     specs = {path: TensorSpec(x.shape, "F32") for path, x in host.items()}
@@ -125,10 +125,10 @@ def write_student(
 
 
 def read_student(folder: Path) -> tuple[StudentManifest, dict[str, np.ndarray]]:
-    """A student's manifest and trained parameters, verified.
+    """Reads and verifies the manifest and the trained parameters of a student.
 
     Raises:
-        InputError: there is none, or it is damaged or of another version.
+        InputError: there is no student, or it is damaged or of another version.
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
@@ -175,7 +175,7 @@ def load_student(
     simulate: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """A student: its teacher's weights, and its own.
+    """Loads a student from its teacher's weights and its own trained parameters.
 
     Args:
         folder: that `write_student` made, `student/` of a finished distillation.
@@ -225,9 +225,9 @@ def check_teacher(folder: Path, manifest: StudentManifest, directory: Path, reme
 
     Args:
         folder: of the student, for messages.
-        manifest: its manifest.
+        manifest: of the student.
         directory: of the weights.
-        remedy: what to do if these are damaged.
+        remedy: what to do if the weights are damaged.
 
     Raises:
         InputError: naming the first difference.

@@ -14,14 +14,14 @@ from lite3r_jax.layers.rope import RopeTable
 
 
 class _TwoCores(AttentionCore):
-    """The strategies of one site."""
+    """The teacher's and the student's attention core of one site."""
 
     def __init__(self, teacher: AttentionCore, student: AttentionCore):
         self.teacher = teacher
         self.student = student
 
     def adopt(self, spec: AttentionStrategy) -> None:
-        """The schedule is the student's."""
+        """Implements `AttentionCore.adopt`: the student's core takes the settings."""
         self.student.adopt(spec)
 
 
@@ -40,7 +40,7 @@ class _TwoBlocks(nnx.Module):
         rope: RopeTable | None = None,
         shared: Any = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """(the teacher's output, by how much the student's attention differs, float32)."""
+        """Returns the teacher's output, and student minus teacher of attention outputs, float32."""
         if not isinstance(core, _TwoCores):
             y, same = self.teacher(x, core, layouts, rope, shared)
             return y, jnp.zeros(same.shape, jnp.float32)
@@ -58,14 +58,14 @@ class _TwoBlocks(nnx.Module):
 
 
 def on_teacher_inputs(pair: Pair) -> Any:
-    """The teacher as a model whose taps ROLE/attn are differences.
+    """Returns the teacher as a model whose taps ROLE/attn are student minus teacher.
 
-    Wherever attention is replaced they are output of the student's attention layer minus output of
-    the teacher's, on the teacher's input, float32; only these have a gradient. Elsewhere they are
-    0. Everything else is the teacher's.
+    Wherever attention is replaced, these taps are the output of the student's attention layer minus
+    the output of the teacher's, on the teacher's input, float32; only they have a gradient.
+    Elsewhere they are 0. Everything else is the teacher's.
 
     Args:
-        pair: is not changed.
+        pair: student and teacher; not changed.
     """
     pair = nnx.merge(*nnx.split(pair))
     model, student = pair.teacher, pair.student

@@ -2,7 +2,7 @@
 
 Partial attention distillation (Lite3R, arXiv 2605.11354, eq. 3 and 4; lite3r_kit/distillation.py):
 the mean over attention layers of the mean squared difference between the student's output, after
-the output projection, and the teacher's. There it is added to the task loss with weight 0.1
+the output projection, and the teacher's. In Lite3R it is added to the task loss with weight 0.1
 (paper), or 0.1 falling to 0.01 along a cosine (code).
 """
 
@@ -26,16 +26,16 @@ from lite3r_jax.errors import InputError
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
 Sites = Mapping[Role, tuple[int, ...]]
-"""Role -> layers."""
+"""Role of attention -> indices of the layers whose outputs are compared."""
 
 
 def select_sites(student: Backbone, teacher_plan: Plan, which: str) -> Sites:
-    """The attention layers whose outputs are compared.
+    """Returns the attention layers whose outputs are compared between student and teacher.
 
     Args:
         student: a backbone. A role without the tap ROLE/attn is no candidate: it does not run in
             every pass.
-        teacher_plan: attention of its teacher.
+        teacher_plan: attention plan of the teacher.
         which: "replaced", "all" or roles with commas between.
 
     Raises:
@@ -70,7 +70,7 @@ def select_sites(student: Backbone, teacher_plan: Plan, which: str) -> Sites:
 
 
 def match_weight(options: MatchOptions, step: Any, steps: int) -> jax.Array:
-    """The weight of the comparison after `step` of `steps` steps."""
+    """Returns the weight of the comparison after `step` of `steps` steps."""
     if options.schedule == "constant":
         return jnp.float32(options.weight)
     done = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0, 1)
@@ -80,10 +80,10 @@ def match_weight(options: MatchOptions, step: Any, steps: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class DistillLoss:
-    """The objective of a `Pair`; a `training.step.ScheduledLoss`.
+    """The distillation loss of a `Pair`, as a `training.step.ScheduledLoss`.
 
     Attributes:
-        options: see there.
+        options: see `MatchOptions`.
         sites: layers that are compared, from `select_sites`.
         steps: of the whole run.
         task: loss of a model, a batch and a key; None for none. As the model it gets a function
@@ -103,11 +103,11 @@ class DistillLoss:
     def __call__(
         self, model: Pair, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """The objective of the last step, by which steps can be compared."""
+        """Computes the objective of the last step, by which steps can be compared."""
         return self.at(self.steps)(model, batch, key)
 
     def at(self, step: Any) -> Loss:
-        """The objective after so many steps.
+        """Implements `ScheduledLoss.at`: returns the loss function after `step` steps.
 
         Its metrics are those of the task; and distill_loss, the mean over all compared layers,
         distill_weight, and distill_ROLE, the mean over the layers of a role.
@@ -152,7 +152,10 @@ class DistillLoss:
         outputs: Mapping[str, jax.Array],
         wanted: Mapping[str, jax.Array] | None,
     ) -> tuple[jax.Array, Metrics]:
-        """The weighted comparison; `outputs` are the differences if nothing is `wanted`."""
+        """Returns the weighted mean squared difference of attention outputs, and its metrics.
+
+        `outputs` are the differences already if `wanted` is None.
+        """
         errors = {}
         for role, layers in self.sites.items():
             name = f"{role}/attn"
@@ -166,14 +169,14 @@ class DistillLoss:
 
 
 def _layers(axis: int, tap: jax.Array, layers: tuple[int, ...]) -> jax.Array:
-    """Outputs of attention layers [n, ...], float32; whatever stands before their axis counts."""
+    """Selects attention layers of a tap as [n, ...] float32; axes before the layers are merged."""
     if len(layers) < tap.shape[axis]:
         tap = jnp.take(tap, np.array(layers), axis=axis)
     return tap.reshape(-1, *tap.shape[axis + 1 :]).astype(jnp.float32)
 
 
 class _Watched:
-    """The student, for a task loss: what else is read off the same forward pass is in `outputs`."""
+    """The student as a task loss calls it; taps of the same forward pass are left in `outputs`."""
 
     def __init__(self, student: Any, names: tuple[str, ...], taps: Mapping[str, Tap]):
         self.student, self.names, self.taps = student, names, taps
@@ -188,14 +191,14 @@ class _Watched:
 
 
 def as_truth(images: jax.Array, prediction: Prediction) -> dict[str, jax.Array]:
-    """A prediction as the batch that would have led to it, in the model's own unit of length.
+    """Returns a prediction as a batch with ground truth, in the model's own unit of length.
 
     Args:
         images: [B, S, H, W, 3].
         prediction: with cameras and depth.
 
     Raises:
-        InputError: it has none.
+        InputError: the prediction has no cameras or no depth.
     """
     if prediction.extrinsics is None or prediction.intrinsics is None or prediction.depth is None:
         raise InputError(

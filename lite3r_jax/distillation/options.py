@@ -12,7 +12,7 @@ from lite3r_jax.errors import InputError
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """How the student is held to its teacher's attention.
+    """Settings of the comparison of attention outputs between student and teacher.
 
     Attributes:
         mode: "end_to_end": the student runs as a whole beside the teacher, and gradients go through
@@ -34,7 +34,7 @@ class MatchOptions:
     schedule: Literal["cosine", "constant"] = "cosine"
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Raises `InputError` for a negative weight."""
         if not (self.weight >= 0 and self.final_weight >= 0):
             raise InputError(
                 "distill.match: weight and final_weight have to be 0 or more, got"
@@ -44,13 +44,13 @@ class MatchOptions:
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """Student and objective. The teacher is `config.weights`, dense.
+    """Settings of a distillation: student and objective; the teacher is `config.weights`, dense.
 
     Attributes:
         plan: the student's attention, as `sla_global(keep=0.3)`, see `attention.presets`; "" for
             training without a teacher.
         trainable: what is trained, see `distillation.trainable.trained_paths`.
-        rank: of `lora`.
+        rank: rank of the low-rank parts of `lora`.
         precision: which matrix products are simulated with few bits, see `precision.preset`.
         targets: what the task loss takes for the truth: "truth", cameras and depth of the data;
             "teacher", what the teacher predicts, for photos of which nothing is known; "none", no
@@ -72,7 +72,7 @@ class DistillOptions:
     final_variants: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Raises `InputError` for settings that are out of range or contradict each other."""
         if self.rank < 1:
             raise InputError(f"distill.rank: expected at least 1, got {self.rank}")
         if self.targets == "none" and not self.match.weight:
@@ -86,7 +86,7 @@ class DistillOptions:
             )
 
     def student_plan(self) -> Plan:
-        """The plan of the student.
+        """Returns the attention plan of the student.
 
         Raises:
             InputError: the plan is unknown or changes nothing, or a setting is out of range.

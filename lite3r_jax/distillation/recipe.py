@@ -1,4 +1,4 @@
-"""A model and settings to a student beside its teacher, and their objective."""
+"""Makes a student beside its teacher, and their objective, from a model and settings."""
 
 import os
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Distillation:
     """A student beside its teacher, before the first step.
 
     Attributes:
-        pair: both.
+        pair: student and teacher.
         manifest: of the student.
         trained: paths in the student of what is trained.
         loss: the objective.
@@ -46,11 +46,11 @@ class Distillation:
 
     @property
     def selectors(self) -> tuple[str, ...]:
-        """What is trained, for `training.trainer.make_trainer`."""
+        """Regular expressions of the trained paths, for `training.trainer.make_trainer`."""
         return selectors(self.trained)
 
     def report(self) -> dict[str, Any]:
-        """What is trained and compared, for the record."""
+        """Returns what is trained and which layers are compared, for the log of the run."""
         student = self.pair.student
         counts = sizes(student, self.trained)
         return {
@@ -65,7 +65,7 @@ class Distillation:
         }
 
     def summary(self) -> str:
-        """The report in a line."""
+        """Returns a line with the numbers of trained parameters and of compared layers."""
         facts = self.report()
         sites = ", ".join(f"{role} {len(layers)}" for role, layers in facts["compared"].items())
         return (
@@ -74,14 +74,14 @@ class Distillation:
         )
 
     def write(self, folder: Path, arrays: dict[str, Any]) -> None:
-        """Write the student, in the first of all processes; every one of them has to call this.
+        """Writes the student from the first process; every process has to call this.
 
         Args:
             folder: to be made or replaced.
             arrays: trained parameters by their paths in the pair.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the student cannot be written.
         """
         whole = {path: to_host(x) for path, x in of_student(arrays).items()}
         if jax.process_index() == 0:
@@ -98,7 +98,7 @@ def prepare(
     forward: tuple[tuple[str, Any], ...] = (),
     seed: int = 0,
 ) -> Distillation:
-    """Make a student beside its teacher of a model that has the student's plan.
+    """Makes a student beside its teacher from a model with the student's attention plan.
 
     Args:
         model: with the teacher's weights, parameters in float32; becomes the student.
@@ -135,10 +135,10 @@ def prepare(
 
 
 def as_student(model: Any, options: DistillOptions, seed: int = 0) -> Any:
-    """A model of the student's plan, with what is added to its layers and its simulated precision.
+    """Returns a model as a student: with low-rank parts, if trained, and simulated precision.
 
     Args:
-        model: with the teacher's weights; is changed.
+        model: with the student's plan and the teacher's weights; is changed.
         options: which student.
         seed: of the student's new parameters.
 
@@ -158,7 +158,7 @@ def objective(
     task: Loss | None,
     forward: tuple[tuple[str, Any], ...] = (),
 ) -> DistillLoss:
-    """What a student is trained for; arguments as for `prepare`.
+    """Returns the loss that a student is trained with; arguments as for `prepare`.
 
     Raises:
         InputError: settings that do not fit the student.
@@ -180,7 +180,7 @@ def _rank(options: DistillOptions) -> int:
 def _go_on(
     student: Any, folder: Path, manifest: StudentManifest, directory: Path, remedy: str
 ) -> None:
-    """Begin with what another run has trained."""
+    """Puts the trained parameters of another run into a student, after checking that they fit."""
     before, arrays = read_student(folder)
     check_teacher(folder, before, directory, remedy)
     here, there = manifest.to_json(), before.to_json()

@@ -1,4 +1,4 @@
-"""Where a model has its attention: stacks of blocks, and the strategies beside them."""
+"""Finds the stacks of blocks of a model and their attention strategies, and replaces parts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,12 @@ Place = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks with one parameter tree for all layers.
+    """Blocks with one parameter tree for all layers, and their attention strategies.
 
     Attributes:
         blocks: place of the `Block`.
         cores: place of the list of its strategies, one per run of layers.
-        replaced: for each of these, whether it is another than the teacher's.
+        replaced: for each of these, whether it is another than the teacher's dense attention.
     """
 
     blocks: Place
@@ -28,12 +28,12 @@ class Stack:
 
     @property
     def name(self) -> str:
-        """Path of the blocks."""
+        """Path of the blocks in the model."""
         return path_of(self.blocks)
 
 
 def stacks(model: nnx.Module) -> tuple[Stack, ...]:
-    """All stacks of blocks of a model, each with the attention strategies of its layers.
+    """Returns all stacks of blocks of a model, each with the attention strategies of its layers.
 
     Beside blocks called `NAME_blocks` stands their list of strategies, `NAME_cores`; beside blocks
     of any other name it is `cores`.
@@ -50,14 +50,14 @@ def stacks(model: nnx.Module) -> tuple[Stack, ...]:
 
 
 def node_at(model: Any, place: Place) -> Any:
-    """What stands at a place."""
+    """Returns the module or variable at a place of a model."""
     for key in place:
         model = model[key] if isinstance(key, int) else getattr(model, key)
     return model
 
 
 def put(model: Any, place: Place, node: Any) -> None:
-    """Put something else there."""
+    """Replaces the module or variable at a place of a model."""
     parent, key = node_at(model, place[:-1]), place[-1]
     if isinstance(key, int):
         parent[key] = node
@@ -66,12 +66,12 @@ def put(model: Any, place: Place, node: Any) -> None:
 
 
 def path_of(place: Place) -> str:
-    """A place as one string, as in converted weights."""
+    """Returns a place as a path with "/" between its parts, as in converted weights."""
     return "/".join(map(str, place))
 
 
 def variables(model: nnx.Module) -> dict[str, tuple[Place, nnx.Variable]]:
-    """Path -> (place, variable)."""
+    """Returns all variables of a model: path -> (place, variable)."""
     return {
         path_of(place): (place, node)
         for place, node in nnx.iter_graph(model)

@@ -1,4 +1,4 @@
-"""Student and teacher as one model that holds what they share once."""
+"""Student and teacher as one module that holds the parameters they share once."""
 
 import re
 from collections.abc import Collection
@@ -14,7 +14,7 @@ STUDENT = "student"
 
 
 class Pair(nnx.Module):
-    """A student and its teacher.
+    """A student and its teacher as one module with shared parameters.
 
     Variables that both have are the student's own, in both, so that `nnx.split` finds one array
     under `student/`; only what is trained has an original under `teacher/`.
@@ -26,7 +26,7 @@ class Pair(nnx.Module):
 
 
 def make_pair(student: Any, trained: Collection[str], plan: Plan | None = None) -> Pair:
-    """Add the teacher that a student was made of.
+    """Makes a `Pair` of a student and the teacher that it was made from.
 
     Args:
         student: a backbone with the teacher's weights, before it is trained; arrays may be
@@ -49,11 +49,14 @@ def make_pair(student: Any, trained: Collection[str], plan: Plan | None = None) 
 
 
 def selectors(trained: Collection[str]) -> tuple[str, ...]:
-    """Regular expressions of a `Pair`'s trained parameters, for `training.parameters.split`."""
+    """Returns regular expressions of the paths of a `Pair`'s trained parameters.
+
+    They are for `training.parameters.split`.
+    """
     return tuple(f"^{STUDENT}/{re.escape(path)}$" for path in sorted(trained))
 
 
 def of_student(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Arrays of a pair by their paths in the student; the teacher's are left out."""
+    """Returns the student's arrays of a `Pair` by their paths in the student."""
     prefix = f"{STUDENT}/"
     return {p.removeprefix(prefix): x for p, x in arrays.items() if p.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Which parameters of a student are trained, by name, and the low-rank ones among them."""
+"""Named sets of the parameters of a student that are trained, and low-rank parts (LoRA)."""
 
 import math
 from typing import Literal
@@ -23,13 +23,20 @@ _LEAVES = {
 
 
 class LowRank(nnx.Module):
-    """x A B with A [C, r] drawn and B [r, O] zero, so that it begins as nothing (arXiv 2106.09685).
+    """A low-rank addition x A B to the output of a linear layer (LoRA, arXiv 2106.09685).
 
-    Parameters have the leading axis of the stack that this is in.
+    A [C, r] is drawn at random and B [r, O] is zero, so the addition is zero at first. Both have
+    the leading axis of the stack of layers that they are in.
     """
 
     def __init__(self, linear: nnx.Linear, rank: int, rngs: nnx.Rngs):
-        """Args: the layer to whose output this is added; r; rngs."""
+        """Draws A and sets B to zero.
+
+        Args:
+            linear: layer to whose output this is added.
+            rank: r.
+            rngs: random streams.
+        """
         *layers, inputs, outputs = linear.kernel.shape
         draw = nnx.initializers.normal(1 / math.sqrt(inputs))
         self.dtype = linear.dtype
@@ -37,16 +44,22 @@ class LowRank(nnx.Module):
         self.up = nnx.Param(jnp.zeros((*layers, rank, outputs), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., O] in the compute dtype."""
+        """Computes x A B, [..., C] -> [..., O], in the compute dtype."""
         down, up = (w[...].astype(self.dtype) for w in (self.down, self.up))
         return (x.astype(self.dtype) @ down) @ up
 
 
 class LowRankAttention(Attention):
-    """An attention layer with low-rank additions to qkv and proj, which stay what they are."""
+    """An attention layer with low-rank additions to the outputs of its layers qkv and proj."""
 
     def __init__(self, attention: Attention, rank: int, rngs: nnx.Rngs):
-        """Args: the layer, whose variables this takes over; r; rngs."""
+        """Takes over an attention layer and adds low-rank parts.
+
+        Args:
+            attention: layer whose variables this takes over.
+            rank: r.
+            rngs: random streams.
+        """
         self.heads = attention.heads
         self.head_dim = attention.head_dim
         self.dtype = attention.dtype
@@ -56,17 +69,17 @@ class LowRankAttention(Attention):
         self.proj_lora = LowRank(attention.proj, rank, rngs)
 
     def pack(self, x: jax.Array) -> jax.Array:
-        """See `Attention.pack`."""
+        """Implements `Attention.pack`, with the low-rank addition to qkv."""
         return self.qkv(x) + self.qkv_lora(x)
 
     def unpack(self, o: jax.Array) -> jax.Array:
-        """See `Attention.unpack`."""
+        """Implements `Attention.unpack`, with the low-rank addition to proj."""
         o = o.reshape(*o.shape[:2], -1)
         return self.proj(o) + self.proj_lora(o)
 
 
 def add_low_rank(model: nnx.Module, rank: int, seed: int = 0) -> None:
-    """Give replaced attention low-rank additions, in place. The model computes what it did.
+    """Adds low-rank parts to replaced attention layers, in place; outputs do not change yet.
 
     Args:
         model: a student.
@@ -74,7 +87,7 @@ def add_low_rank(model: nnx.Module, rank: int, seed: int = 0) -> None:
         seed: of what is drawn.
 
     Raises:
-        InputError: nothing is replaced, or only some layers of a stack are.
+        InputError: no attention is replaced, or only some layers of a stack are.
     """
     rngs = nnx.Rngs(seed)
     for stack in _replaced(model, "lora"):
@@ -83,7 +96,7 @@ def add_low_rank(model: nnx.Module, rank: int, seed: int = 0) -> None:
 
 
 def trained_paths(model: nnx.Module, name: Trainable) -> tuple[str, ...]:
-    """Paths of the parameters that a set has.
+    """Returns the paths of the parameters in a named set.
 
     `strategy`: the strategies' own parameters; of SLA at every site, as published (arXiv
     2605.11354), 360,448 of VGGT-1B and 114,688 of Depth Anything 3 Large with all heads; of
@@ -103,8 +116,8 @@ def trained_paths(model: nnx.Module, name: Trainable) -> tuple[str, ...]:
         name: of the set.
 
     Raises:
-        InputError: nothing is replaced; for the wider sets, only some layers of a stack are; or
-            the backbone has no encoder apart from its trunk.
+        InputError: no attention is replaced; for the wider sets, only some layers of a stack are;
+            or the backbone has no encoder apart from its trunk.
     """
     paths = [
         path_of((*place, *key))
@@ -160,6 +173,6 @@ def _replaced(model: nnx.Module, name: str) -> list[Stack]:
 
 
 def sizes(model: nnx.Module, paths: tuple[str, ...]) -> dict[str, int]:
-    """Path -> number of scalars."""
+    """Returns the number of scalars of each parameter: path -> number."""
     known = variables(model)
     return {path: math.prod(np.shape(known[path][1].get_value())) for path in paths}

@@ -32,7 +32,7 @@ TRAINING: dict[str, Any] = {
     "distill.trainable": "lora",
     "distill.precision": "default",
 }
-"""How students of published models are distilled here, changes of the defaults of `Experiment`."""
+"""Settings to distill students of published models, as changes of `Experiment`'s defaults."""
 PAPER: dict[str, Any] = {
     "train.seed": 42,
     "train.data.buckets": "1x2x518x518",
@@ -47,12 +47,12 @@ PAPER: dict[str, Any] = {
     "distill.plan": "sla_paper",
     "distill.trainable": "strategy",
 }
-"""How Lite3R distils its students (arXiv 2605.11354): its second stage, in full precision."""
+"""Settings of the second stage of Lite3R's distillation (arXiv 2605.11354), full precision."""
 PAPER_STAGE1 = PAPER | {
     "distill.match.weight": 0.0,
     "distill.match.final_weight": 0.0,
 }
-"""The first stage of its code, without the comparison of layers."""
+"""Settings of the first stage in Lite3R's code, without the comparison of layers."""
 
 SPEED3R: dict[str, Any] = {
     "train.data.buckets": ",".join(f"4x{views}x392x504" for views in (2, 4, 8, 16, 24)),
@@ -66,21 +66,24 @@ SPEED3R: dict[str, Any] = {
     "distill.match.weight": 0.0,
     "distill.match.final_weight": 0.0,
 }
-"""How Speed3R trains its students (arXiv 2603.08055), on 8 GPUs; the course of the rate is ours."""
+"""Settings with which Speed3R trains students (arXiv 2603.08055), on 8 GPUs.
+
+The schedule of the learning rate is not from there but ours.
+"""
 FEATURE_LOSS: dict[str, Any] = {
     "distill.match.weight": 0.1,
     "distill.match.schedule": "constant",
 }
-"""Its loss on features, here on outputs of attention layers."""
+"""Settings of Speed3R's loss on features, here on outputs of attention layers."""
 
 
 def configure(
     name: str, backbone: str, recipe: Mapping[str, Any], variants: Mapping[str, Any], variant: str
 ) -> "ConfigDict":
-    """The settings of a recipe, to be changed by --config.NAME=VALUE.
+    """Returns the settings of a recipe and its variants, to be changed by --config.NAME=VALUE.
 
     Args:
-        name: of the recipe, for messages.
+        name: name of the recipe, for messages.
         backbone: registry name.
         recipe: dotted names of settings -> values, changes of the defaults of `Experiment`.
         variants: name -> further changes, in which "plan" changes settings of the plan that there
@@ -88,7 +91,7 @@ def configure(
         variant: names of `variants` with commas between; the later change the earlier.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no variant of that name.
     """
     config = to_config(Experiment(backbone=backbone))
     config.update_from_flattened_dict(recipe)

@@ -22,5 +22,5 @@ from lite3r_jax.experiment import Experiment, to_config
 
 
 def get_config() -> ConfigDict:
-    """The settings, to be changed by --config.NAME=VALUE."""
+    """Returns the settings of this recipe, to be changed by --config.NAME=VALUE."""
     return to_config(Experiment(backbone="da3"))

@@ -31,9 +31,9 @@ Speed3R's attention (arXiv 2603.08055), which was published for VGGT and pi^3:
     python -m lite3r_jax.main --config=configs/da3_large.py:speed3r --mode=train \
         --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
 
-As there but for what is trained: this model has no encoder apart from its trunk, so it is the
-gates, and the attention layers over all views. Behind a comma: `feature_loss`, `fp8`, and what is
-trained instead: `gates`, `qkv`, `gates_lora`. Not yet measured.
+As in configs/vggt.py but for what is trained: this model has no encoder apart from its trunk, so
+the gates and the attention layers over all views are trained. Further variants, behind a comma:
+`feature_loss`, `fp8`, and what is trained instead: `gates`, `qkv`, `gates_lora`. Not yet measured.
 
 Without weights or data: configs/vggt.py:tiny.
 """
@@ -69,5 +69,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
+    """Returns the settings of this recipe; `variant` is names of `VARIANTS` with commas between.
+
+    See `recipes.configure`.
+    """
     return configure("da3_large", "da3", RECIPE, VARIANTS, variant)

@@ -62,5 +62,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
+    """Returns the settings of this recipe; `variant` is names of `VARIANTS` with commas between.
+
+    See `recipes.configure`.
+    """
     return configure("pi3", "pi3", RECIPE, VARIANTS, variant)

@@ -178,7 +178,10 @@ _TINY: Mapping[str, Mapping[str, Any]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """See `recipes.configure`; `variant` is names of `VARIANTS` with commas between."""
+    """Returns the settings of this recipe; `variant` is names of `VARIANTS` with commas between.
+
+    See `recipes.configure`.
+    """
     small = "tiny" in variant.split(",")
     variants = {**VARIANTS, **_TINY} if small else VARIANTS
     config = configure("vggt", "vggt", RECIPE, variants, variant)

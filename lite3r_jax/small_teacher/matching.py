@@ -1,4 +1,4 @@
-"""Which patches show the same place, and losses that teach tokens to find it.
+"""True matches of patches between views, and losses that teach tokens to find them.
 
 A model that starts from random weights learns depth from single views and leaves poses at their
 mean: nothing tells it early that views have to be compared. These terms do, from exact depth and
@@ -17,21 +17,21 @@ from lite3r_jax.losses.masked import Masked
 from lite3r_jax.losses.multitask import Targets
 
 SAME_DEPTH = 0.06
-"""Two depths of one place may differ by this part: what lies behind it is occluded."""
+"""Largest relative difference of two depths of one place; beyond it the place is occluded."""
 FIELD = 1.3
-"""Flow counts up to here: the image reaches from -1 to 1."""
+"""Largest flow coordinate that counts in the loss; the image reaches from -1 to 1."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Matches:
-    """Ground truth for patches, each stood for by the pixel in its middle.
+    """True matches, points and flow of patches, each represented by its middle pixel.
 
     Attributes:
         patch: [B, S-1, N] int32, the patch of view 1 + j in which the middle of patch n of view 0
             is seen; -1 where it is not seen.
         points: [B, S, N, 3], middle of every patch in the frame of view 0.
-        valid: [B, S, N] bool, whether it has a depth.
+        valid: [B, S, N] bool, whether that middle has a depth.
         flow: [B, S-1, N, 2], where the middle of patch n of view 1 + j lies in view 0: (x, y),
             -1 to 1 over the image.
         in_view: [B, S-1, N] bool, whether that is in front of view 0 and within `FIELD`.
@@ -45,7 +45,7 @@ class Matches:
 
 
 def matches(targets: Targets, patch: int) -> Matches:
-    """Project the middles of patches from view to view.
+    """Computes the true matches of patches by projecting their middles from view to view.
 
     Args:
         targets: ground truth whose world frame is that of view 0, see `geometry.normalize_scene`.
@@ -93,7 +93,7 @@ def matches(targets: Targets, patch: int) -> Matches:
 
 
 def match_loss(logits: jax.Array, patch: jax.Array) -> jax.Array:
-    """Cross entropy of the true patch among all patches of its view.
+    """Computes the cross entropy of the true patch among all patches of its view.
 
     Args:
         logits: [B, S-1, N, N]: patch n of view 0 against the patches of view 1 + j. Products of
@@ -106,11 +106,11 @@ def match_loss(logits: jax.Array, patch: jax.Array) -> jax.Array:
 
 
 def flow_loss(flow: jax.Array, truth: Matches) -> jax.Array:
-    """Mean absolute error of flows [..., B, S-1, N, 2], summed over x and y."""
+    """Computes the mean absolute error of flows [..., B, S-1, N, 2], summed over x and y."""
     error = magnitude(flow - truth.flow).sum(-1)
     return Masked.of(error, truth.in_view).mean
 
 
 def point_loss(points: jax.Array, truth: Matches) -> jax.Array:
-    """Mean absolute error of points [B, S, N, 3], summed over coordinates."""
+    """Computes the mean absolute error of points [B, S, N, 3], summed over coordinates."""
     return Masked.of(magnitude(points - truth.points).sum(-1), truth.valid).mean

@@ -1,8 +1,9 @@
-"""Training a VGGT from random weights: where it starts, and what helps it to compare views.
+"""Initial values and auxiliary losses for training a VGGT from random weights.
 
-The published models start from a pretrained encoder, whose tokens say where they are; their own
-initial values are made for that. Without it, patches have to carry their place in their content,
-blocks have to pass something on, and attention over views has to be shown what to look for.
+The published models start from a pretrained encoder, whose tokens encode their position in the
+image; their own initial values are made for that. Without it, the tokens of patches have to carry
+their position, blocks have to add something to the residual stream, and attention over views has to
+be shown what to look for.
 """
 
 from collections.abc import Mapping
@@ -22,22 +23,22 @@ from lite3r_jax.small_teacher import matching
 from lite3r_jax.small_teacher.options import SmallTeacherOptions
 
 TAPS = ("frame/blocks", "global/blocks")
-"""What the helpers read of the model."""
+"""Taps of the model that the auxiliary losses read."""
 
 
 class WithAuxiliaryLosses(nnx.Module):
-    """A VGGT and the linear maps of its helpers.
+    """A VGGT with the linear layers of its auxiliary losses.
 
     Attributes:
         model: the VGGT, which is what is kept in the end.
     """
 
     def __init__(self, model: nnx.Module, options: SmallTeacherOptions, seed: int):
-        """Give the model its initial values; it is changed.
+        """Sets the initial values of the model, in place, and makes the auxiliary layers.
 
         Args:
             model: with random weights, float32.
-            options: see there.
+            options: see `SmallTeacherOptions`.
             seed: of the initial values.
 
         Raises:
@@ -66,12 +67,13 @@ class WithAuxiliaryLosses(nnx.Module):
     def losses(
         self, taps: Mapping[str, jax.Array], targets: Targets, step: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The weighted sum of the helpers, and each by its name.
+        """Returns the weighted sum of the auxiliary losses, and each loss by name.
 
         Args:
-            taps: of the model, `TAPS` among them.
+            taps: of the model, with those in `TAPS`.
             targets: as for `small_teacher.matching.matches`.
-            step: int32 number of the step, of which `AuxiliaryOptions.fade_from` counts; None: 0.
+            step: int32 number of the step, by which the losses fade, see
+                `AuxiliaryOptions.fade_from`; None: they do not.
         """
         options, special = self.options, self.model.aggregator.special
         side = self.model.config.patch_size
@@ -97,7 +99,9 @@ class WithAuxiliaryLosses(nnx.Module):
     def predict(
         self, images: jax.Array, frame_chunk: int, key: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
-        """Cameras of all views, and the depth of `SmallTeacherOptions.dense_fraction` of them.
+        """Predicts the cameras of all views, and the depth of a random part of the views.
+
+        The part is `SmallTeacherOptions.dense_fraction`.
 
         Args:
             images: [B, S, H, W, 3] in [0, 1].
@@ -105,8 +109,8 @@ class WithAuxiliaryLosses(nnx.Module):
             key: random key.
 
         Returns:
-            (depth and depth_conf [B, n, H, W, 1 and none]; taps, `TAPS` and camera/pose_enc; the
-            n views int32).
+            (depth [B, n, H, W, 1] and depth_conf [B, n, H, W]; taps, those in `TAPS` and
+            camera/pose_enc; indices of the n views, int32).
         """
         model, config = self.model, self.model.config
         count = images.shape[1]
@@ -129,7 +133,7 @@ class WithAuxiliaryLosses(nnx.Module):
     def attention_loss(
         self, frame: jax.Array, grid: tuple[int, int], patch: jax.Array
     ) -> jax.Array:
-        """Mean over the second and third global block of the loss of their first head.
+        """Computes the mean matching loss of the first head of the second and third global block.
 
         Queries and keys are made again from the input of the block, which is the output of the
         frame block before it.
@@ -158,12 +162,12 @@ class WithAuxiliaryLosses(nnx.Module):
 def initialize(model: VGGT, options: SmallTeacherOptions, rngs: nnx.Rngs) -> None:
     """Set the initial values that `SmallTeacherOptions` describes, in place.
 
-    Besides: the position embedding is a table of sines over the image, and a camera starts as the
-    first one with a field of view of one radian.
+    Besides, the position embedding is a table of sines over the image, and every predicted camera
+    starts at the pose of the first camera, with a field of view of one radian.
 
     Args:
         model: with random weights.
-        options: see there.
+        options: see `SmallTeacherOptions`.
         rngs: random streams.
     """
     aggregator, encoder = model.aggregator, model.aggregator.patch_embed
@@ -205,14 +209,17 @@ def initialize(model: VGGT, options: SmallTeacherOptions, rngs: nnx.Rngs) -> Non
 
 
 def sine_table(side: int, channels: int) -> np.ndarray:
-    """Places of patches as sines and cosines, the slowest over half of the image.
+    """Returns the positions of patches as sines and cosines of several frequencies.
+
+    The lowest frequency turns by pi / 2 over the image.
 
     Args:
         side: patches along height and width.
         channels: C, a multiple of 4.
 
     Returns:
-        [side * side, C] float32 with mean square 1, row by row; one half says y, the other x.
+        [side * side, C] float32 with mean square 1, row by row; the first half of C
+        encodes y, the other x.
     """
     frequency = np.pi * 2.0 ** np.linspace(-1, np.log2(max(side / 2, 1)), channels // 4)
     place = (np.arange(side) + 0.5) / side
@@ -227,5 +234,5 @@ def _linear(factor: float) -> nnx.Initializer:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Root mean square 1 over the last axis."""
+    """Scales x to a root mean square of 1 over the last axis."""
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class AuxiliaryOptions:
-    """Losses on tokens that vanish with the training; 0 leaves one out.
+    """Weights of auxiliary losses on tokens, which exist in training only; 0 leaves one out.
 
     Attributes:
-        flow: weight of where patches of further views lie in the first.
-        points: weight of the places of patches in space.
+        flow: weight of predicting where patches of further views lie in the first.
+        points: weight of predicting the places of patches in space.
         contrast: weight of finding the same place by descriptors of patches.
         attention: weight of finding it by the first head of early global blocks.
         width: channels of the descriptors.
@@ -28,7 +28,7 @@ class AuxiliaryOptions:
 
 @dataclass(frozen=True)
 class SmallTeacherOptions:
-    """How a model with random weights is trained.
+    """Settings for training from random weights: initial values, depth of some views, losses.
 
     Attributes:
         content: root mean square of patches and of their place at the input of the encoder.
@@ -36,8 +36,8 @@ class SmallTeacherOptions:
         output: factor of the last layer of attention and MLP in every block, whose LayerScale is 1.
         sharpness: factor of queries, and of keys, after their norm.
         dense_fraction: part of the views of a sample, drawn anew in every step, whose depth is
-            predicted and compared. Cameras and helpers see all. The dense head is half of the
-            gradient of a small model, and neighboring views teach it nearly the same.
+            predicted and compared. Cameras and auxiliary losses see all. The dense head is half of
+            the gradient of a small model, and neighboring views teach it nearly the same.
         unroll: see `layers.stacks.scan_layers`.
         auxiliary: see `AuxiliaryOptions`.
     """

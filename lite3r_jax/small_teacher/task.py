@@ -21,20 +21,20 @@ NAME = "small_teacher"
 
 @dataclass(frozen=True)
 class SmallTeacherLoss:
-    """`losses.scratch` of cameras and depth, and the auxiliary losses of the model.
+    """The objective: `losses.scratch` of cameras and depth, plus the auxiliary losses.
 
-    A `training.step.ScheduledLoss`: auxiliary losses fade, see `AuxiliaryOptions.fade_from`. As a
-    plain loss it is that of the beginning.
+    A `training.step.ScheduledLoss`: auxiliary losses fade, see `AuxiliaryOptions.fade_from`. Called
+    as a plain loss it is that of the beginning.
     """
 
     options: LossOptions
 
     def __call__(self, model: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> Any:
-        """See `training.step.LossFn`; the batch as for `training.task.task_loss`."""
+        """Implements `training.step.LossFn`; the batch is as for `training.task.task_loss`."""
         return self._of(model, batch, key, None)
 
     def at(self, step: jax.Array) -> LossFn:
-        """The objective after so many steps."""
+        """Implements `ScheduledLoss.at`: returns the loss function after `step` steps."""
         return lambda model, batch, key: self._of(model, batch, key, step)
 
     def _of(
@@ -56,7 +56,7 @@ class SmallTeacherLoss:
 
 
 def make(experiment: Any) -> Task:
-    """The task of an `Experiment`.
+    """Returns the training task `small_teacher` with the settings of an `Experiment`.
 
     Raises:
         InputError: `train.loss` is another one than `losses.scratch` in the unit of the batch.

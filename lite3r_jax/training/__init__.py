@@ -1,1 +1,1 @@
-"""The training engine: pure step, sharding, checkpoints, loop. Losses are arguments of it."""
+"""The training engine: pure step, sharding, checkpoints and loop; losses are its arguments."""

@@ -31,7 +31,7 @@ ARRAYS, EXTRA = "arrays", "extra"
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """When to save, and what to keep.
+    """Settings of checkpoints: how often they are saved, and which are kept.
 
     Attributes:
         every: steps from one checkpoint to the next. The last step, a stop by SIGTERM and a new
@@ -45,7 +45,7 @@ class CheckpointOptions:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what would lose work."""
+        """Raises `InputError` for settings that are out of range, which could lose work."""
         if self.every < 1 or self.keep < 2 or self.keep_every < 0:
             raise InputError(
                 "checkpoint: expected every >= 1, keep >= 2 and keep_every >= 0, got"
@@ -55,10 +55,10 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held.
+    """The contents of a checkpoint that was restored.
 
     Attributes:
-        step: its number.
+        step: number of the step.
         state: tree of arrays, placed as was asked for.
         extra: the JSON that was saved along.
         problems: what was wrong with newer checkpoints, one line each.
@@ -77,7 +77,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, options: CheckpointOptions = CheckpointOptions()):
-        """Nothing is touched yet.
+        """Sets the folders of the checkpoints; nothing is read or written yet.
 
         Args:
             folder: of the run; checkpoints are in `checkpoints/` of it, damaged ones in `damaged/`.
@@ -93,15 +93,15 @@ class Checkpoints:
         self._error: Exception | None = None
 
     def steps(self) -> list[int]:
-        """Numbers of the checkpoints that have their name, ascending; damaged ones count."""
+        """Returns the steps of checkpoints with their final name, ascending; damaged ones too."""
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any], *, best: bool = False) -> None:
-        """Begin to save; returns when arrays and `extra` may change again.
+        """Begins to save a checkpoint; returns when arrays and `extra` may change again.
 
         Args:
-            step: its number, larger than any there is.
+            step: number of the step, larger than that of any checkpoint.
             state: tree of arrays.
             extra: JSON to be saved along.
             best: keep this one until a better one comes.
@@ -128,17 +128,17 @@ class Checkpoints:
         self._sealer.start()
 
     def poll(self) -> int | None:
-        """The step whose save has been completed since the last call, if any.
+        """Returns the step whose save has been completed since the last call, if any.
 
         Raises:
-            InputError: it could not be written.
+            InputError: the checkpoint could not be written.
         """
         if self._sealer is None or self._sealer.is_alive():
             return None
         return self.wait()
 
     def wait(self) -> int | None:
-        """Like `poll`, but wait for the save that is under way."""
+        """Waits for the save that is under way and returns its step, like `poll`."""
         if self._sealer is not None:
             self._sealer.join()
             self._sealer = None
@@ -150,7 +150,7 @@ class Checkpoints:
         return step
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest intact checkpoint.
+        """Reads the newest intact checkpoint.
 
         Damaged ones that are newer are moved to `damaged/`, for they would be in the way of their
         successors.
@@ -159,10 +159,11 @@ class Checkpoints:
             like: tree of `jax.ShapeDtypeStruct` with the sharding that each array shall have.
 
         Returns:
-            What it held; None if there is none at all.
+            The contents of the checkpoint; None if there are no checkpoints at all.
 
         Raises:
-            InputError: there are some, but none is intact; or the newest is of another model.
+            InputError: there are checkpoints, but none is intact; or the newest is of another
+                model.
         """
         problems: list[str] = []
         good, steps = None, self.steps() if _first() else []
@@ -187,7 +188,7 @@ class Checkpoints:
         return self._read(good, like, tuple(problems))
 
     def close(self) -> None:
-        """Wait, and let go of everything."""
+        """Waits for the save that is under way and closes Orbax's manager."""
         try:
             self.wait()
         finally:
@@ -237,7 +238,7 @@ class Checkpoints:
         os.rename(self.folder / str(step), target)
 
     def _manager(self) -> Any:
-        """Orbax's manager, made when it is first needed; the remains of killed saves go then."""
+        """Returns Orbax's manager; the first call makes it and removes unfinished saves."""
         if self._open is None:
             from orbax import checkpoint as orbax
 
@@ -273,7 +274,7 @@ class Checkpoints:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    """Leaves by where they are: `params/a/b`, `opt_state/0/mu/a/b`; in the order of the tree."""
+    """Returns the leaves of a tree by path (`params/a/b`, `opt_state/0/mu/a/b`), in its order."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in where): x
@@ -286,7 +287,7 @@ def _first() -> bool:
 
 
 def _agree(number: int) -> int:
-    """The number that the first process has; all processes wait for each other."""
+    """Returns the number that the first process has; all processes wait for each other."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils
@@ -295,7 +296,7 @@ def _agree(number: int) -> int:
 
 
 class _Keep:
-    """Orbax's preservation policy: the newest, every n-th, the best."""
+    """Orbax's preservation policy: keeps the newest checkpoints, every n-th and the best."""
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
@@ -313,15 +314,16 @@ class _Keep:
 
 
 def _without_failures(record: logging.LogRecord) -> bool:
-    """Whether a line of Orbax's log is shown: not what it raises as well, from each of its threads.
+    """Returns whether a log record is shown: those of Orbax with a traceback are not.
 
-    One line of `_explained` says it, in place of hundreds.
+    Orbax raises the same errors, and logs them from each of its threads; one line of `_explained`
+    takes the place of hundreds.
     """
     return not (record.exc_info and "orbax" in record.pathname)
 
 
 class _explained:
-    """Turns whatever the writing of a checkpoint raises into a line with what remains."""
+    """Turns any error of writing a checkpoint into an `InputError` that names the newest other."""
 
     def __init__(self, checkpoints: Checkpoints, step: int):
         self.checkpoints, self.step = checkpoints, step
@@ -341,10 +343,10 @@ class _explained:
 
 
 def newest_step(folder: Path) -> int:
-    """The number of the newest checkpoint of a run.
+    """Returns the step of the newest checkpoint of a run.
 
     Raises:
-        InputError: there is none.
+        InputError: the run has no checkpoint.
     """
     steps = Checkpoints(folder).steps()
     if not steps:
@@ -355,11 +357,11 @@ def newest_step(folder: Path) -> int:
 def read_arrays(
     folder: Path, step: int | None = None, group: str = "params"
 ) -> dict[str, np.ndarray]:
-    """The parameters of a checkpoint on the host, of whatever model.
+    """Reads the parameters of a checkpoint to the host, whatever model they are of.
 
     Args:
         folder: of the run.
-        step: which; the newest when None.
+        step: of the checkpoint; the newest when None.
         group: params, or average for their moving average.
 
     Returns:

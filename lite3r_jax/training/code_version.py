@@ -14,7 +14,9 @@ PARTS = (
 
 @cache
 def code_version() -> dict[str, str]:
-    """Part of the package -> the first 16 digits of the SHA-256 of its Python files.
+    """Returns, by part of the package, 16 digits of the SHA-256 of its Python files.
+
+    They are the first 16, and the parts are those of `PARTS`.
 
     A comment counts as a change: what matters cannot be told from the text, and a run is continued
     with another version when its settings allow changes.

@@ -1,4 +1,7 @@
-"""The loop: batches into steps, with reports, evaluations and checkpoints; may be killed."""
+"""The training loop: steps over batches, with reports, evaluations and checkpoints.
+
+The process may be killed at any moment: a run continues from its last intact checkpoint.
+"""
 
 import json
 import os
@@ -24,39 +27,42 @@ from lite3r_jax.training.state import TrainState
 from lite3r_jax.training.trainer import Trainer
 
 _STATUS = ("bad", "skipped", "in_row", "rate")
-"""Metrics of a step that are no averages."""
+"""Metrics of a step that a report does not average over its steps."""
 
 
 class Batch(Protocol):
-    """What the loop needs of a batch, see `data.pipeline.Batch`."""
+    """A batch as the training loop needs it, see `data.pipeline.Batch`."""
 
     @property
     def samples(self) -> Sequence[Any]:
-        """What is in it, for messages."""
+        """Samples of the batch, which messages show as strings."""
         ...
 
     def arrays(self) -> Mapping[str, Any]:
-        """This process's part: NumPy arrays [b, ...] or [b, S, ...]."""
+        """Returns this process's part of the batch: NumPy arrays [b, ...] or [b, S, ...]."""
         ...
 
 
 class Batches(Protocol):
-    """An endless iterator that can be put where it was, see `data.pipeline.BatchIterator`."""
+    """An endless iterator of batches whose position can be saved and restored.
+
+    See `data.pipeline.BatchIterator`.
+    """
 
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> bytes:
-        """Where it is: JSON."""
+        """Returns the position of the iterator, as JSON."""
         ...
 
     def set_state(self, state: bytes) -> None:
-        """Go there. Every process gets the state of the first."""
+        """Moves the iterator to a saved position; every process gets that of the first."""
         ...
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How long, and what is reported.
+    """Settings of the training loop: its length, reports and evaluations.
 
     Attributes:
         steps: of the whole run.
@@ -77,7 +83,7 @@ class LoopOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Raises `InputError` for settings that are out of range or contradict each other."""
         if min(self.steps, self.log_every) < 1 or self.evaluate_every < 0:
             raise InputError(
                 "loop: expected steps >= 1, log_every >= 1 and evaluate_every >= 0, got"
@@ -88,7 +94,10 @@ class LoopOptions:
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had to be skipped. Nothing was saved after the last checkpoint."""
+    """Raised when too many steps in a row were skipped.
+
+    Nothing is saved after the last checkpoint.
+    """
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Outcome:
     """How a call of `train` ended.
 
     Attributes:
-        state: at the end.
+        state: training state at the end.
         reason: "done"; "terminated" by SIGTERM or "interrupted" by Ctrl-C, with everything saved;
             "until" was reached.
     """
@@ -120,7 +129,7 @@ def train(
     until: int | None = None,
     show: bool = True,
 ) -> Outcome:
-    """Train to the end, or continue where the folder's last intact checkpoint is.
+    """Trains to the end, from the newest intact checkpoint in the folder if there is one.
 
     On a CPU a run that is continued gives the same bits as one that was never stopped: parameters,
     optimizer, order of data and metrics.jsonl. A run of several processes calls this in each.
@@ -164,7 +173,7 @@ def train(
 
 
 class _Run:
-    """The moving parts of `train`."""
+    """The state of one call of `train`: batches, checkpoints, logs and sums of metrics."""
 
     def __init__(
         self,
@@ -192,7 +201,10 @@ class _Run:
         self.best: dict[str, Any] = {}
 
     def begin(self, facts: Mapping[str, Any], allow_changes: bool = False) -> None:
-        """Make the first state, or restore; changed data begins at the same step."""
+        """Makes the first state or restores the newest checkpoint, and opens the logs.
+
+        Data that has changed begins at the step of the checkpoint.
+        """
         restored = self.checkpoints.restore(self.trainer.shapes())
         step = 0
         if restored is None:
@@ -229,12 +241,12 @@ class _Run:
                 print(f"{self.folder}: continuing after step {step}", flush=True)
 
     def _move_data(self, step: int) -> None:
-        """Go on with the batch of a step, whatever the data is now."""
+        """Moves the data iterator to the batch of a step, also if the data has changed."""
         data = json.loads(self.batches.get_state()) | {"step": step}
         self.batches.set_state(json.dumps(data).encode())
 
     def go(self, termination: "_Termination", last: int, show: bool) -> Outcome:
-        """Steps up to number `last`."""
+        """Runs training steps up to number `last`, or until a signal asks to stop."""
         last = min(last, self.options.steps)
         done = int(self.state.step)
         show = show and self.first
@@ -283,7 +295,7 @@ class _Run:
         return [str(sample) for sample in batch.samples], batch.arrays()
 
     def save(self, step: int, best: bool) -> None:
-        """Begin a checkpoint."""
+        """Begins to write a checkpoint of a step, unless that is saved already."""
         if step == self.saved:
             return
         extra = {
@@ -302,7 +314,7 @@ class _Run:
             self.events.event("saved", step=step)
 
     def _take(self, step: int, names: list[str], metrics: Any) -> None:
-        """Read the metrics of a step and write what is due."""
+        """Reads the metrics of a step, logs a skipped step and writes a report if one is due."""
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         if values["bad"]:
             self.bad.append([step, names])
@@ -331,7 +343,7 @@ class _Run:
             self.note = f"loss {means['loss']:.4g}" if "loss" in means else ""
 
     def _evaluate(self, step: int) -> bool:
-        """Whether this is the best so far."""
+        """Evaluates the model and returns whether the result is the best so far."""
         assert self.evaluate is not None
         metrics = {k: float(v) for k, v in self.evaluate(self.trainer.model(self.state)).items()}
         self._report({"step": step, "evaluation": metrics})
@@ -361,7 +373,7 @@ class _Run:
                     self.board.add_scalar(f"{group}/{name}", value, record["step"])
 
     def close(self) -> None:
-        """Close the files."""
+        """Closes the logs and the TensorBoard writer."""
         self.events.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -406,7 +418,7 @@ class _Termination:
         self._asked = True
 
     def asked(self, step: int) -> bool:
-        """Whether to stop after this step."""
+        """Returns whether training has to stop after this step."""
         if jax.process_count() == 1:
             return self._asked
         from jax.experimental import multihost_utils
@@ -415,7 +427,7 @@ class _Termination:
 
 
 class _Clock:
-    """Speed, and the share of the time that was spent waiting for data.
+    """Measures steps per second and the share of the time spent waiting for data.
 
     The first step, which compiles, does not count.
     """
@@ -435,7 +447,7 @@ class _Clock:
             self._waited += time.perf_counter() - start
 
     def stepped(self, metrics: Any) -> None:
-        """A step was begun that will give these."""
+        """Counts a step that was begun; for the first one, waits until its metrics are computed."""
         self._steps += 1
         if not self._compiled:
             jax.block_until_ready(metrics)
@@ -443,7 +455,7 @@ class _Clock:
             self._restart()
 
     def facts(self) -> dict[str, float]:
-        """Of the time since the last call; nothing if there was no step."""
+        """Returns speed and share of waiting since the last call; empty if there was no step."""
         if not self._steps:
             return {}
         spent = time.perf_counter() - self._start

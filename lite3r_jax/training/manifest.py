@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what every file in it has to be."""
+"""The manifest of a checkpoint: size and SHA-256 of every file in its folder."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest; None if nothing is.
+    """Returns what is wrong with a folder according to its manifest; None if nothing is.
 
     Every file is read. Missing, additional and changed files are found, in any number of bits, also
     the manifest itself.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Optimizer and learning rate.
+    """Settings of the optimizer and of its learning rate.
 
     Attributes:
         name: adamw (arXiv 1711.05101), or muon (arXiv 2502.16982) for the matrices that `muon`
@@ -31,11 +31,11 @@ class OptimizerOptions:
         decay_steps: with schedule constant: updates at the end of the run over which the rate
             falls linearly to `learning_rate * final_lr_scale`; 0 for none.
         weight_decay: of the parameters that `decay` names, times the learning rate.
-        decay: regular expression for paths.
-        muon: regular expression for paths. The last two dimensions of these are the matrix; any
-            before them are layers.
+        decay: regular expression for the paths of parameters that have weight decay.
+        muon: regular expression for the paths of parameters that Muon updates. Their last two
+            dimensions are the matrix; any before them are layers.
         b1: momentum of Adam.
-        b2: decay of its second moment.
+        b2: decay of Adam's second moment.
         eps: of Adam.
     """
 
@@ -53,7 +53,7 @@ class OptimizerOptions:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Raises `InputError` for settings that are out of range or contradict each other."""
         if not (self.learning_rate > 0 and self.warmup >= 0 and 0 <= self.final_lr_scale <= 1):
             raise InputError(
                 "optimizer: expected learning_rate > 0, warmup >= 0 and 0 <= final_lr_scale <= 1,"
@@ -72,7 +72,7 @@ class OptimizerOptions:
 
 
 def learning_rate(options: OptimizerOptions, steps: int) -> Callable[[Any], jax.Array]:
-    """The learning rate as a function of the number of updates so far.
+    """Returns the learning rate as a function of the number of updates so far.
 
     Args:
         options: warm-up and schedule.
@@ -101,10 +101,10 @@ def learning_rate(options: OptimizerOptions, steps: int) -> Callable[[Any], jax.
 def make_optimizer(
     options: OptimizerOptions, arrays: Mapping[str, Any], steps: int
 ) -> "optax.GradientTransformation":
-    """The optimizer of these parameters; gradients come clipped to it.
+    """Returns the optimizer of the trained parameters, for gradients that are clipped already.
 
     Args:
-        options: which.
+        options: which optimizer, and its settings.
         arrays: path -> trained parameter, or anything with a shape.
         steps: updates of the whole run.
 
@@ -144,7 +144,10 @@ def make_optimizer(
 
 
 def _muon() -> "optax.GradientTransformation":
-    """Orthogonalised momentum, scaled to the size of Adam's updates (arXiv 2502.16982, eq. 4)."""
+    """Returns Muon: orthogonalized momentum, scaled to the size of Adam's updates.
+
+    See arXiv 2502.16982, eq. 4.
+    """
     import optax
     from optax import contrib
 

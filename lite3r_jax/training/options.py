@@ -15,7 +15,7 @@ from lite3r_jax.training.task import LossOptions
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What is trained on.
+    """Settings of the training data: source, shapes of batches, sampling and augmentation.
 
     Attributes:
         source: a data source or a weighted mixture, see `data.registry`: synthetic,
@@ -29,7 +29,7 @@ class DataOptions:
         renew: after so many epochs, that is uses of each scene, others take their places, so that a
             long run never runs out of scenes and each is still drawn once for many samples; 0 for
             never.
-        frames: of each of them.
+        frames: frames of each scene of the synthetic world.
         cache: whether frames of the synthetic world are kept in memory once they are made:
             0.7 MB for a scene of 8 frames of 112 x 112.
         strategy: how the frames of a sample are chosen, see `data.sampling.choose_frames`.
@@ -61,12 +61,12 @@ INSTEAD = {
     "weights": "it splits them by train.mesh.fsdp",
     "rest": "to hold less on the device set train.remat=true",
 }
-"""Settings of reconstructions -> what a training has in their place."""
+"""Settings that only reconstructions have -> hint at what training has in their place."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One run of training.
+    """Settings of a training run: model, task, data, loss, optimizer, loop and checkpoints.
 
     Attributes:
         model: JSON file with the config of a model to be trained from random weights; "" to train
@@ -77,7 +77,7 @@ class TrainOptions:
         dtype: compute dtype of encoder and trunk. Parameters are float32.
         trainable: regular expression; a parameter is trained if it is found in its path. A
             distillation has `config.distill.trainable` instead.
-        count: how many scalars that has to be; 0 if it does not matter.
+        count: how many scalars have to be trained; 0 if it does not matter.
         remat: whether gradients compute layers and dense heads again instead of keeping all that is
             in them: memory against about a third more time.
         init_from: folder of `tools.training_state`, to go on from its weights, their moving average

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and models as flat dictionaries of arrays.
+"""Takes models apart into flat dictionaries of arrays, trained and frozen, and back.
 
 A path is the place of a parameter in the model, "/" between the parts, as in converted weights:
 `aggregator/global_blocks/attn/qkv/kernel`. Stacked layers are one parameter.
@@ -19,23 +19,23 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.weights.save import to_host
 
 Arrays = dict[str, jax.Array]
-"""Path -> array."""
+"""Arrays of a model by the paths of its parameters."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model without its arrays: what turns them back into the model.
+    """The structure of a model without its arrays; `merge` turns arrays into the model again.
 
     Attributes:
         graph: structure of the model.
-        variables: path -> (key of nnx, variable without a value worth having).
+        variables: path -> (key of nnx, variable that has a shape and dtype as its value).
     """
 
     graph: Any
     variables: Mapping[str, tuple[tuple[Any, ...], nnx.Variable]]
 
     def merge(self, *parts: Mapping[str, jax.Array]) -> Any:
-        """The model with these arrays; together the parts hold every path once."""
+        """Returns the model with the given arrays; together the parts hold every path once."""
         arrays = {path: array for part in parts for path, array in part.items()}
         flat = [(key, old.replace(arrays[path])) for path, (key, old) in self.variables.items()]
         return nnx.merge(self.graph, nnx.from_flat_state(flat))
@@ -44,7 +44,7 @@ class Layout:
 def split(
     model: nnx.Module, trainable: Sequence[str] = (".*",), count: int | None = None
 ) -> tuple[Layout, Arrays, Arrays]:
-    """Take a model apart into what is trained and what is not.
+    """Take a model apart into its structure, its trained arrays and its frozen arrays.
 
     The arrays are those of the model, not copies of them. State that is no `nnx.Param` is never
     trained.
@@ -52,13 +52,13 @@ def split(
     Args:
         model: any NNX module; abstract arrays will do.
         trainable: regular expressions; a parameter is trained if one of them is found in its path.
-        count: how many scalars that has to be; None if it does not matter.
+        count: how many scalars have to be trained; None if it does not matter.
 
     Returns:
         (layout, trained arrays, frozen arrays).
 
     Raises:
-        InputError: an expression is none or finds nothing, or the count is another.
+        InputError: an expression is not valid or matches no parameter, or the count is another.
     """
     graph, state = nnx.split(model)
     variables = {"/".join(map(str, key)): (key, v) for key, v in nnx.to_flat_state(state)}
@@ -82,7 +82,7 @@ def split(
 
 
 def matching(pattern: str, paths: Sequence[str], setting: str) -> list[str]:
-    """The paths in which a regular expression is found.
+    """Returns the paths in which a regular expression is found.
 
     Args:
         pattern: the expression.
@@ -90,7 +90,7 @@ def matching(pattern: str, paths: Sequence[str], setting: str) -> list[str]:
         setting: where the expression stands, for messages.
 
     Raises:
-        InputError: it is no expression, or is found nowhere.
+        InputError: the expression is not valid, or is found in no path.
     """
     try:
         matched = [path for path in paths if re.search(pattern, path)]
@@ -105,14 +105,15 @@ def matching(pattern: str, paths: Sequence[str], setting: str) -> list[str]:
 
 
 def size(arrays: Mapping[str, Any]) -> int:
-    """Number of scalars."""
+    """Returns the total number of scalars in arrays."""
     return sum(math.prod(np.shape(x)) for x in arrays.values())
 
 
 def digest(arrays: Mapping[str, jax.Array]) -> str:
-    """SHA-256 of paths, dtypes, shapes and values; the same whatever the sharding.
+    """Returns the SHA-256 of paths, dtypes, shapes and values of arrays, whatever the sharding.
 
-    Every process has to call it: an array that is spread over processes is gathered, one at a time.
+    Every process has to call this: arrays that are spread over processes are gathered, one at a
+    time.
     """
     digest = hashlib.sha256()
     for path in sorted(arrays):

@@ -1,9 +1,10 @@
-"""A run as a small folder that can be kept under version control: to go on elsewhere.
+"""Stores the weights and the step of a training run in a small folder, to go on elsewhere.
 
 A checkpoint holds all that the next step depends on, optimizer included, and only continues its
-own run. This is less: weights, their moving average and the number of the step. A run that starts
-from it (`TrainOptions.init_from`) goes on with the data of the next step; the optimizer's momentum
-starts at zero and the learning rate warms up again, which costs some hundred updates.
+own run. A portable state is less and can be kept under version control: weights, their moving
+average and the number of the step. A run that starts from one (`TrainOptions.init_from`) goes on
+with the data of the next step; the optimizer's momentum starts at zero and the learning rate warms
+up again, which costs some hundred updates.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ _FORMAT = "lite3r_jax training state 1"
 
 @dataclass(frozen=True)
 class PortableState:
-    """What such a folder holds.
+    """Weights, moving average and step of a training run, read from a portable folder.
 
     Attributes:
         step: batches that were seen.
@@ -40,7 +41,7 @@ class PortableState:
         parts: of the training, one after the other: steps, views, settings that changed, versions.
         params: path -> parameter, float32.
         average: path -> its moving average, float32; None if the run had none.
-        digest: SHA-256 of the record, which contains that of the arrays.
+        digest: SHA-256 of the record, which contains the SHA-256 of the arrays.
     """
 
     step: int
@@ -53,7 +54,7 @@ class PortableState:
 
 @dataclass(frozen=True)
 class _Record:
-    """RECORD without its format and hash."""
+    """The JSON record of a portable state (`record.json`) without its format and SHA-256."""
 
     step: int
     views: int
@@ -69,19 +70,19 @@ def write_portable(
     parts: Sequence[Mapping[str, Any]],
     step: int | None = None,
 ) -> int:
-    """Write the state of a run.
+    """Write the weights and moving average of a checkpoint of a run as a portable folder.
 
     Arrays are rounded to bfloat16: an update changes a weight by more than that.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         out: folder to be made or replaced.
         views: images that were seen up to the checkpoint, over all parts.
         parts: see `PortableState`, this one included.
         step: of which checkpoint; None: the newest.
 
     Returns:
-        The step.
+        The step of the checkpoint.
 
     Raises:
         InputError: no such checkpoint, it is damaged, or `out` cannot be written.
@@ -110,10 +111,10 @@ def write_portable(
 
 
 def read_portable(folder: Path) -> PortableState:
-    """Read such a folder.
+    """Read a portable state of a training run that `write_portable` wrote.
 
     Raises:
-        InputError: there is none, or it is damaged or of another version.
+        InputError: the folder holds no such state, or it is damaged or of another version.
     """
     path = folder / RECORD
     if not os.path.isfile(path):

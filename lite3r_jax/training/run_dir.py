@@ -22,7 +22,7 @@ from lite3r_jax.weights import strict_json
 
 CONFIG, METRICS, EVENTS = "config.json", "metrics.jsonl", "events.jsonl"
 CHANGES = "changes"
-"""Entry of the settings: what they were before, where a run went on with others."""
+"""Entry of config.json that lists how the settings of a run were changed later."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
 def claim(
     folder: Path, settings: Mapping[str, Any], free: Sequence[str] = (), *, allow: bool = False
 ) -> tuple[str, ...]:
-    """Write the settings into a new folder, or compare them with those that are there.
+    """Write the settings into a new run folder, or compare them with those that it records.
 
     Args:
         folder: of the run.
@@ -113,21 +113,21 @@ class Log:
     """A file of JSON lines that is only ever added to, a whole line at a time."""
 
     def __init__(self, path: Path, write: bool = True):
-        """Open it.
+        """Opens the file for appending.
 
         Args:
             path: the file, made if need be.
-            write: False for processes that only pretend to.
+            write: False for processes that write nothing; all calls then do nothing.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self.path = path
         self._file = os.open(path, flags, 0o644) if write else None
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add a line. Numbers that are not finite become null.
+        """Appends a record as a line of JSON; numbers that are not finite become null.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the file cannot be written.
         """
         if self._file is None:
             return
@@ -139,11 +139,11 @@ class Log:
             raise InputError(f"{self.path}: cannot be written ({error})") from error
 
     def event(self, name: str, **facts: Any) -> None:
-        """Add a line with the time."""
+        """Appends a line with the time, the name of an event and facts about it."""
         self.add({"time": _now(), "event": name, **facts})
 
     def close(self) -> None:
-        """Make what was written durable, and close."""
+        """Makes the written lines durable (fsync) and closes the file."""
         if self._file is not None:
             os.fsync(self._file)
             os.close(self._file)
@@ -159,14 +159,14 @@ def _finite(value: Any) -> Any:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines of later steps from a file of metrics, and what follows a broken line.
+    """Drops lines of steps after `step` from a file of metrics, and all from a broken line on.
 
     Args:
         path: the file; it need not exist.
-        step: last one to stay.
+        step: last step whose lines stay.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh of devices: axes data, fsdp and view.
+"""Splits batches, parameters and optimizer state over a device mesh (axes data, fsdp, view).
 
 data   scenes of a batch are split over it, parameters are copied;
 fsdp   scenes are split over it as well, and so are parameters and their optimizer state;
@@ -27,12 +27,13 @@ AXES = (*SCENES, *VIEWS)
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """How many devices each axis has.
+    """Number of devices on each axis of the device mesh.
 
     Attributes:
-        data: 0 takes all that the other axes leave.
-        fsdp: see the module.
-        view: see the module.
+        data: devices over which scenes are split and parameters copied; 0 takes all that the other
+            axes leave.
+        fsdp: devices over which scenes, parameters and their optimizer state are split.
+        view: devices over which the views of every scene are split.
     """
 
     data: int = 0
@@ -42,10 +43,10 @@ class MeshOptions:
 
 @dataclass(frozen=True)
 class ShardingRule:
-    """How parameters of some paths are split; the first rule that fits counts.
+    """Mesh axes over which parameters with a matching path are split; the first match counts.
 
     Attributes:
-        path: regular expression, found in the path.
+        path: regular expression that is found in the path of a parameter.
         axes: for each dimension the mesh axis or None; missing ones at the end are None. ()
             means a copy on every device.
     """
@@ -55,11 +56,11 @@ class ShardingRule:
 
 
 def make_mesh(options: MeshOptions, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of all devices.
+    """Returns the device mesh with the axes data, fsdp and view.
 
     Args:
         options: sizes of the axes.
-        devices: all of every process when None.
+        devices: that the mesh is made of; all devices of every process when None.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
@@ -87,17 +88,17 @@ def _sizes(options: MeshOptions) -> str:
 def parameter_shardings(
     arrays: Mapping[str, Any], mesh: Mesh, rules: Sequence[ShardingRule] = ()
 ) -> dict[str, NamedSharding]:
-    """A sharding for every parameter.
+    """Returns a sharding for every parameter: by a rule, or else split over the axis fsdp.
 
-    A parameter without a rule is split over fsdp: a kernel [..., in, out] along its inputs, with
-    which XLA sends weights, where one that is split along its outputs can make it send tokens and
-    bring back features; others, and kernels whose inputs do not divide, along the largest dimension
-    that does, the last of equals. If none does, every device has a copy.
+    Without a rule a kernel [..., in, out] is split along its inputs: XLA then sends weights between
+    devices, where a split along the outputs can make it send tokens and bring back features. Other
+    parameters, and kernels whose inputs do not divide by the size of fsdp, are split along the
+    largest dimension that does, the last of equals. If no dimension does, every device has a copy.
 
     Args:
         arrays: path -> anything with a shape.
         mesh: from `make_mesh`.
-        rules: exceptions.
+        rules: exceptions to the split over fsdp.
 
     Raises:
         InputError: a rule fits no path, names an axis that the mesh does not have, has too many
@@ -137,12 +138,12 @@ def _split(path: str, shape: tuple[int, ...], parts: int) -> tuple[str | None, .
 
 
 def follow_parameters(tree: Any, arrays: Mapping[str, Any], shardings: Mapping[str, Any]) -> Any:
-    """Shardings for a tree that keeps dictionaries by path in it, such as an optimizer's state.
+    """Returns shardings for a tree with dictionaries by parameter path, such as optimizer state.
 
     Args:
         tree: arrays or shapes.
         arrays: path -> parameter.
-        shardings: path -> its sharding.
+        shardings: path -> sharding of the parameter.
 
     Returns:
         A tree of shardings: a leaf under a parameter's path and of its shape lies where the
@@ -160,14 +161,14 @@ def follow_parameters(tree: Any, arrays: Mapping[str, Any], shardings: Mapping[s
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding that puts a whole copy on every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Put arrays, which every process holds whole and equal, where they belong.
+    """Puts arrays, which every process holds whole and equal, onto devices by their shardings.
 
-    Shapes stay shapes, with their shardings.
+    A `jax.ShapeDtypeStruct` stays one and gets its sharding.
     """
 
     def one(x: Any, sharding: NamedSharding) -> Any:
@@ -182,7 +183,10 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:
-    """Scenes over data and fsdp, views over view; arrays are [B, ...] or [B, S, ...]."""
+    """Returns shardings of a batch: scenes B over data and fsdp, views S over view.
+
+    Arrays are [B, ...] or [B, S, ...].
+    """
 
     def one(x: Any) -> NamedSharding:
         axes = (SCENES, "view")[: np.ndim(x)]
@@ -201,7 +205,7 @@ def place_batch(batch: Any, mesh: Mesh, accumulate: int = 1) -> Any:
         accumulate: into how many parts the step will cut the batch.
 
     Returns:
-        The same tree of global arrays.
+        The same tree of global arrays, sharded over the mesh.
 
     Raises:
         InputError: the mesh does not divide the batch.
@@ -214,7 +218,7 @@ def place_batch(batch: Any, mesh: Mesh, accumulate: int = 1) -> Any:
 
 
 def check_batch(batch: Any, mesh: Mesh, accumulate: int = 1) -> None:
-    """Refuse a batch that the mesh does not divide.
+    """Refuse a batch whose scenes or views the mesh does not divide evenly.
 
     Args:
         batch: as for `place_batch`.
@@ -222,7 +226,7 @@ def check_batch(batch: Any, mesh: Mesh, accumulate: int = 1) -> None:
         accumulate: into how many parts the step will cut the batch.
 
     Raises:
-        InputError: naming both.
+        InputError: the mesh does not divide the batch; the message names both sizes.
     """
     processes = len({device.process_index for device in mesh.devices.flat})
     ways = math.prod(mesh.shape[axis] for axis in SCENES)

@@ -1,4 +1,4 @@
-"""What a run of training is at one moment: everything that the next step depends on."""
+"""The state of a training run: everything that the next step depends on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,13 @@ from lite3r_jax.training.parameters import Arrays
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Guard:
-    """What decides whether a step may change anything, see `step.StepOptions`.
+    """Recent losses and gradient norms, by which bad steps are skipped, see `step.StepOptions`.
 
     Attributes:
         losses: float32 [window], of the last steps that were taken, in a ring.
         norms: float32 [window], their gradient norms.
         skipped: int32, steps skipped so far.
-        in_row: int32, how many of them just now, one after the other.
+        in_row: int32, steps skipped in a row up to now.
     """
 
     losses: jax.Array

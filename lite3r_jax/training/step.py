@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import optax
 
 Batch = Any
-"""Tree of arrays, [B, ...] or [B, S, ...]."""
+"""Tree of arrays with scenes B, and views S, in front: [B, ...] or [B, S, ...]."""
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
-"""(model, batch, random key) -> (objective, scalars to report).
+"""A loss function: (model, batch, random key) -> (objective, scalars to report).
 
 A scalar whose name begins with `nonfinite` says how many values of a prediction were not finite;
 anything but 0 makes the step be skipped.
@@ -30,14 +30,14 @@ anything but 0 makes the step be skipped.
 
 @runtime_checkable
 class ScheduledLoss(Protocol):
-    """An objective that changes in the course of the run; as a `LossFn` it is that of the end."""
+    """A loss that changes in the course of a run; called as a `LossFn` it is that of the end."""
 
     def __call__(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """See `LossFn`."""
+        """Implements `LossFn`: returns the objective and scalars to report."""
         ...
 
     def at(self, step: jax.Array) -> LossFn:
-        """The objective after so many steps (int32, traced)."""
+        """Returns the loss function after `step` steps (int32, traced)."""
         ...
 
 
@@ -46,7 +46,7 @@ StepFn = Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step goes.
+    """Settings of a training step: accumulation, clipping, skipped steps, moving average.
 
     A step is skipped, with parameters and optimizer as they were, if its loss or gradient is not
     finite, or if one of them is a spike: above mean + spike_sigma * deviation of the last
@@ -57,8 +57,9 @@ class StepOptions:
         accumulate: parts into which the batch is cut, one after the other; gradients and metrics
             are their means. A loss that looks at the batch as a whole then looks at each part.
         clip: highest global norm of the gradient, longer ones are shortened; 0 for no limit.
-        spike_sigma: 0 for no such test.
-        spike_window: how many steps.
+        spike_sigma: deviations above the mean from which a loss or gradient norm is a spike; 0 for
+            no such test.
+        spike_window: number of steps that mean and deviation are taken over.
         patience: skipped steps in a row after which the run stops.
         average: how much of the moving average of the parameters an update leaves, the first
             updates less ((1 + n) / (10 + n) after n steps); 0 for no average. Where there is one,
@@ -77,7 +78,7 @@ class StepOptions:
     products: Literal["dtype", "bfloat16"] = "dtype"
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Raises `InputError` for a setting that is out of range."""
         if min(self.accumulate, self.spike_window, self.patience) < 1:
             raise InputError(
                 "step: accumulate, spike_window and patience have to be at least 1, got"
@@ -99,7 +100,7 @@ def make_step(
     options: StepOptions = StepOptions(),
     rate: Callable[[jax.Array], jax.Array] | None = None,
 ) -> StepFn:
-    """The pure step: (state, frozen parameters, batch) -> (state, metrics).
+    """Returns the pure training step: (state, frozen parameters, batch) -> (state, metrics).
 
     Frozen parameters are an argument of their own: they are neither copied nor changed nor given
     back, and have no gradient.
@@ -108,7 +109,7 @@ def make_step(
         layout: of the model, from `parameters.split`.
         loss_fn: the objective, or a `ScheduledLoss`.
         optimizer: gets gradients that are clipped already.
-        options: see there.
+        options: see `StepOptions`.
         rate: learning rate by updates, for the metrics.
 
     Returns:
@@ -203,7 +204,7 @@ def _norm(tree: Any) -> jax.Array:
 def _judge(
     state: TrainState, metrics: Metrics, norm: jax.Array, options: StepOptions
 ) -> tuple[jax.Array, Guard]:
-    """(whether the step may be taken, the guard after it)."""
+    """Returns whether a step is taken (all is finite, no spike), and the guard after it."""
     loss, guard = metrics["loss"], state.guard
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     for name, value in metrics.items():
@@ -225,7 +226,7 @@ def _judge(
 
 
 def state_shardings(state: Any, params: Mapping[str, Any]) -> Any:
-    """Shardings of a state, whose optimizer lies where the parameters do.
+    """Returns shardings of a training state; optimizer state lies where its parameters do.
 
     Args:
         state: a `TrainState`, or its shapes.
@@ -244,13 +245,13 @@ def state_shardings(state: Any, params: Mapping[str, Any]) -> Any:
 
 
 class CompiledStep:
-    """The step under `jit` on a mesh, compiled once per shape of the batch.
+    """A training step under `jit` on a device mesh, compiled once per shape of the batch.
 
-    The state that goes in is given away: its buffers become those of the state that comes out.
+    The state that goes in is donated: its buffers become those of the state that comes out.
     """
 
     def __init__(self, step: StepFn, shardings: Any):
-        """Nothing is compiled yet.
+        """Wraps a step for its mesh; nothing is compiled before the first call.
 
         Args:
             step: from `make_step`.
@@ -274,12 +275,12 @@ class CompiledStep:
     def __call__(
         self, state: TrainState, frozen: Arrays, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        """See `StepFn`."""
+        """Implements `StepFn`: runs one step and returns the new state and its metrics."""
         with jax.set_mesh(self.mesh):
             return self._compiled(state, frozen, batch)
 
     def lower(self, state: Any, frozen: Any, batch: Any) -> jax.stages.Lowered:
-        """For shapes with shardings, which may be on devices that are only described."""
+        """Lowers the step for shapes with shardings, also on devices that are only described."""
         with jax.set_mesh(self.mesh):
             return self._compiled.lower(state, frozen, batch)
 
@@ -287,12 +288,12 @@ class CompiledStep:
 def first_state(
     params: Arrays, optimizer: "optax.GradientTransformation", *, seed: int, options: StepOptions
 ) -> TrainState:
-    """The state before the first step. A pure function, to be jitted.
+    """Returns the training state before the first step; a pure function, to be jitted.
 
     Args:
         params: path -> trained parameter; copied, because a step gives the buffers of its state
             away, and those of the model must stay the model's.
-        optimizer: its state is made for them.
+        optimizer: whose state is made for these parameters.
         seed: of the random key.
         options: of the steps.
     """

@@ -1,4 +1,4 @@
-"""Training with known cameras and depth: the loss of a step, and held-out scenes."""
+"""Supervised training with known cameras and depth: the loss, and its value on held-out scenes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,18 +23,19 @@ from lite3r_jax.training.step import LossFn, Metrics
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The objective.
+    """Settings of the objective of supervised training: which loss, and its parts.
 
     Attributes:
         kind: scratch (`losses.scratch`) for models that know nothing, multitask
             (`losses.multitask`) for continuing a trained one, scale_aligned
             (`losses.scale_aligned`) for one without a reference view and a unit of its own.
         camera: settings of the camera part of scratch.
-        depth: settings of its depth part.
-        align: of scratch, see `ScratchLoss`.
+        depth: settings of the depth part of scratch.
+        align: whether scratch first fits one scale per scene, see `ScratchLoss`.
         multitask_camera: settings of the camera part of multitask.
         scale_aligned: weights of scale_aligned.
-        valid_range: of the depth part of multitask; 1 keeps all.
+        valid_range: share of the pixels, smallest loss first, that the depth part of multitask
+            keeps; 1 keeps all.
         frame_chunk: frames that the dense heads handle at a time: memory against speed.
     """
 
@@ -49,10 +50,11 @@ class LossOptions:
 
 
 def task_loss(options: LossOptions) -> LossFn:
-    """The loss of batches of `data.pipeline`: images, extrinsics, intrinsics, depth, mask.
+    """Returns the loss function for batches of images with known cameras, depth and mask.
 
-    The unit of length is that of the batch; see `PipelineOptions.normalization`. The model has to
-    have the heads camera and depth.
+    Batches are those of `data.pipeline`: images, extrinsics, intrinsics, depth, mask. The unit of
+    length is that of the batch; see `PipelineOptions.normalization`. The model has to have the
+    heads camera and depth.
 
     Args:
         options: which objective.
@@ -88,14 +90,14 @@ def task_loss(options: LossOptions) -> LossFn:
 
 
 def _taps_of(model: Any) -> Mapping[str, Any]:
-    """What a model can be asked for, also one that further arguments were given to."""
+    """Returns the taps (intermediates by name) of a model, also of one wrapped in `partial`."""
     return _taps_of(model.func) if isinstance(model, partial) else model.taps
 
 
 def held_out(
     loss_fn: LossFn, batches: Iterable[Mapping[str, Any]], mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
-    """An evaluation: means of objective and metrics over fixed batches.
+    """Returns a function that averages objective and metrics of a model over fixed batches.
 
     Args:
         loss_fn: of the training.
@@ -103,7 +105,7 @@ def held_out(
         mesh: of the training.
 
     Returns:
-        Model -> numbers.
+        Model -> means by name; that of the objective is `loss`.
     """
     placed = [place_batch(dict(batch), mesh) for batch in batches]
 

@@ -1,4 +1,4 @@
-"""Training tasks by name: what is trained besides a model as it is, and on which objective.
+"""A registry of training tasks by name: the module that is trained, and its objective.
 
 A task that needs more than `LossOptions`, such as initial values of its own or losses on what is
 inside of a model, is registered here by its own package and named by `TrainOptions.task`. The
@@ -22,10 +22,10 @@ SUPERVISED = "supervised"
 
 @dataclass(frozen=True)
 class Task:
-    """What the engine asks of a task.
+    """A training task: its objective, and how the model is wrapped for it.
 
     Attributes:
-        loss: the objective, of what `wrap` gives.
+        loss: objective of the module that `wrap` gives.
         wrap: (model, seed) -> the module whose parameters are trained; the model may be changed.
         unwrap: that module -> the model that is kept in the end.
         remat: whether the model may be called with `remat`.
@@ -43,11 +43,11 @@ _TASKS: dict[str, Callable[[Any], Task]] = {
     SUPERVISED: lambda experiment: Task(task_loss(experiment.train.loss)),
 }
 TASKS = MappingProxyType(_TASKS)
-"""Name -> function of an `Experiment`."""
+"""Name of a task -> function that makes the `Task` from an `Experiment`."""
 
 
 def register_task(name: str, make: Callable[[Any], Task]) -> None:
-    """Add a task; the same name again replaces it.
+    """Registers a task under a name; the same name again replaces it.
 
     Args:
         name: for `TrainOptions.task`.
@@ -57,7 +57,7 @@ def register_task(name: str, make: Callable[[Any], Task]) -> None:
 
 
 def make_task(experiment: Any, tasks: Mapping[str, Callable[[Any], Task]] = TASKS) -> Task:
-    """The task that the settings name.
+    """Returns the training task that the settings of an `Experiment` name.
 
     Raises:
         InputError: there is no such task, or its settings do not fit.

@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a run does in every step, and where it starts.
+    """The compiled step of a training run, with the parameters and state that it starts from.
 
     Attributes:
-        layout: of the model.
+        layout: structure of the model.
         params: path -> trained parameter, on the mesh.
         frozen: path -> everything else, on the mesh.
         optimizer: of the trained parameters.
         first: compiled; trained parameters to the state before the first step.
-        step: compiled; its state is given away to it.
-        shardings: of a state, a `TrainState` of them.
+        step: compiled; the state that it is called with is donated.
+        shardings: of a training state, a `TrainState` of shardings.
         options: of the step.
         start: what the run goes on from, if it does; its weights are in `params`.
     """
@@ -57,11 +57,11 @@ class Trainer:
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh."""
+        """Device mesh of the run."""
         return self.shardings.step.mesh
 
     def new_state(self) -> TrainState:
-        """The state before the first step. It shares no buffer with the model."""
+        """Returns the state before the first step, which shares no buffer with the model."""
         state = self.first(self.params)
         if self.start is None:
             return state
@@ -73,7 +73,7 @@ class Trainer:
         return replace(state, step=step, average=average)
 
     def shapes(self) -> TrainState:
-        """Shapes, dtypes and shardings of a state."""
+        """Returns shapes, dtypes and shardings of a training state."""
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             jax.eval_shape(self.first, self.params),
@@ -81,17 +81,20 @@ class Trainer:
         )
 
     def model(self, state: TrainState) -> Any:
-        """The model with `trained_parameters` of a state, not copied: before the next step only."""
+        """Returns the model with a state's `trained_parameters`, valid until the next step.
+
+        The parameters are not copied, and the next step takes over their buffers.
+        """
         return self.layout.merge(trained_parameters(state), self.frozen)
 
 
 def trained_parameters(state: TrainState) -> Arrays:
-    """The parameters that a run has to show: their moving average where there is one."""
+    """Returns the parameters that are evaluated and written: the moving average if there is one."""
     return state.params if state.average is None else state.average
 
 
 def _started(params: Arrays, start: PortableState, steps: int) -> Arrays:
-    """The weights of a start in place of others."""
+    """Returns the weights of a portable state in the dtypes of `params`, checked to fit."""
     if other := sorted(params.keys() ^ start.params.keys()):
         raise InputError(
             f"init_from: it is of another model or other trained parameters; {other[0]} is only in"
@@ -122,7 +125,7 @@ def make_trainer(
     seed: int = 0,
     start: PortableState | None = None,
 ) -> Trainer:
-    """Put a run together. Nothing is compiled yet.
+    """Puts model, loss and optimizer together for a run on a mesh; nothing is compiled yet.
 
     Args:
         model: with its weights. Its compute dtype is its own; float32 parameters with bfloat16
@@ -130,7 +133,7 @@ def make_trainer(
             that may be of described devices, the step can be lowered and not run.
         loss_fn: see `step.LossFn`.
         steps: of the whole run, for the learning rate.
-        optimizer: which.
+        optimizer: which optimizer, and its settings.
         options: of the step.
         mesh: sizes of its axes, or a mesh.
         rules: exceptions to how parameters are split, trained and frozen ones.

@@ -1,6 +1,6 @@
-"""Weights: PyTorch checkpoints in, converted directories out, models loaded from them.
+"""Converts PyTorch checkpoints to directories of weights, and loads models from these.
 
-Maps are in the language of `lite3r_jax.name_map`, each beside its backbone; `convert` and `export`
-are the two directions, `load` the way into a model. Torch is not needed here;
+Maps of parameter names are written as rules of `lite3r_jax.name_map`, each beside its backbone.
+`convert` goes from PyTorch to here, `export` back, and `load` makes a model. Torch is not needed;
 `tools/convert_torch_weights` adds the reading of `.pt` files.
 """

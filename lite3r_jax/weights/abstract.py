@@ -1,4 +1,4 @@
-"""Models without numbers: shapes and dtypes of every parameter, nothing allocated."""
+"""Abstract models: shapes and dtypes of all parameters, without allocating arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lite3r_jax.layers.rngs import traced_rngs
 
 @dataclass(frozen=True)
 class AbstractModel:
-    """A model whose parameters are still to come.
+    """A model as its structure and its variables by path, whose values may still be missing.
 
     Attributes:
         shapes: path, "/" between parts -> shape.
@@ -28,16 +28,16 @@ class AbstractModel:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See the class."""
+        """Shape of every variable by path."""
         return {path: tuple(variable.shape) for path, (_, variable) in self.variables.items()}
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
-        """See the class."""
+        """Dtype of every variable by path."""
         return {path: np.dtype(variable.dtype) for path, (_, variable) in self.variables.items()}
 
     def astype(self, dtypes: Mapping[str, np.dtype]) -> "AbstractModel":
-        """The model with its arrays held otherwise.
+        """Returns the model with other dtypes for its arrays.
 
         Args:
             dtypes: path -> dtype for exactly the paths of `shapes`.
@@ -51,7 +51,7 @@ class AbstractModel:
         )
 
     def fill(self, arrays: Mapping[str, jax.Array]) -> nnx.Module:
-        """The model with these parameters.
+        """Returns the model with the given arrays as its parameters.
 
         Args:
             arrays: path -> array for exactly the paths of `shapes`.
@@ -72,7 +72,7 @@ def abstract_model(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> AbstractModel:
-    """Trace the construction of a model.
+    """Traces the construction of a model, without computing its parameters.
 
     Raises:
         ValueError: the model has state that is no parameter and so would stay without a value.
@@ -94,7 +94,7 @@ def abstract_model(
 
 
 def abstract_of(model: nnx.Module) -> AbstractModel:
-    """A model that was built, whatever state it has: parameters, and stored codes and scales."""
+    """Returns a built model as an `AbstractModel`: parameters, and stored codes and scales."""
     graph, state = nnx.split(model)
     return AbstractModel(
         graph, {"/".join(map(str, key)): (key, v) for key, v in nnx.to_flat_state(state)}

@@ -1,4 +1,4 @@
-"""From a PyTorch checkpoint to a directory of weights, streamed, all or nothing."""
+"""Converts a PyTorch checkpoint to a directory of weights, streamed, all or nothing."""
 
 import datetime
 import os
@@ -127,7 +127,10 @@ def convert(
 
 
 def license_beside(source: TensorSource) -> Origin:
-    """The license that a model card (README.md with YAML front matter) beside the source names."""
+    """Returns the license that a model card (README.md) beside the source names.
+
+    It is read from the YAML front matter of the card.
+    """
     card = source.files[0].parent / "README.md"
     try:
         lines = card.read_text(encoding="utf-8").splitlines()[:200]
@@ -145,7 +148,7 @@ def license_beside(source: TensorSource) -> Origin:
 
 
 def contiguous(view: np.ndarray) -> np.ndarray:
-    """A C-contiguous array with the elements of a view.
+    """Returns a C-contiguous array with the elements of a view.
 
     Transposed matrices are copied in strips one cache line of the result wide: 6 times faster than
     numpy's own order on a 4096 x 1024 float32 matrix.
@@ -160,7 +163,7 @@ def contiguous(view: np.ndarray) -> np.ndarray:
 
 
 def count_not_finite(tensor: np.ndarray) -> int:
-    """How many NaN and infinities a float32, float16 or bfloat16 array holds."""
+    """Returns the number of NaN and infinities in a float32, float16 or bfloat16 array."""
     if tensor.dtype.itemsize == 2:
         exponent = 0x7C00 if tensor.dtype == np.float16 else 0x7F80
         return int(np.count_nonzero((tensor.view(np.uint16) & exponent) == exponent))
@@ -172,7 +175,7 @@ def count_not_finite(tensor: np.ndarray) -> int:
 
 
 def _published(license: str | None) -> Origin:
-    """The origin of weights that came without one."""
+    """Returns the origin of weights without a stated one: the license of the published model."""
     if license is None:
         return Origin()
     return Origin(license, "what is published in this size; of other weights ask their authors")
@@ -214,7 +217,10 @@ def _check_out(out: Path, overwrite: bool, source: TensorSource) -> None:
 def _check_kind(
     source: TensorSource, kind: Checkpoint, heads: Sequence[str], relatives: Mapping[str, str]
 ) -> None:
-    """Wrong kind of checkpoint, or whole heads too many or too few: say that, not 400 names."""
+    """Refuses another kind of checkpoint, or whole heads too many or too few, by name.
+
+    The message then names the kind or the heads in place of 400 tensors.
+    """
 
     def has(part: str) -> bool:
         return any(name.startswith(part + ".") for name in source.specs)
@@ -324,7 +330,7 @@ def _write_parts(
 def _write_rest(
     source: TensorSource, partial: Path, plan: NamePlan, names: NameMap
 ) -> dict[str, FileRecord]:
-    """What only the way back needs: skipped tensors, and the header as the source had it."""
+    """Writes what only `export` needs: skipped tensors, and the header as the source had it."""
     files = {}
     constants = {skip.source: skip.values for skip in names.skips if skip.values is not None}
     if plan.skipped:
@@ -357,7 +363,7 @@ def _read_finite(source: TensorSource, name: str) -> np.ndarray:
 def _check_constant(
     source: TensorSource, name: str, tensor: np.ndarray, values: tuple[float, ...]
 ) -> None:
-    """A tensor that no parameter takes because its numbers are known must hold just these."""
+    """Refuses a tensor, skipped because its values are known, that holds other values."""
     held = tensor.astype(np.float32).reshape(-1)
     if not np.allclose(held, values, rtol=1e-2 if tensor.dtype.itemsize == 2 else 1e-5):
         raise InputError(
@@ -381,7 +387,7 @@ def _states(source: TensorSource) -> list[tuple[int, int]]:
 
 @contextmanager
 def _all_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that durably becomes `out` if the block succeeds, else vanishes."""
+    """Gives a directory that durably becomes `out` if the block succeeds and else vanishes."""
     with atomic_write(out, overwrite=overwrite) as partial:
         partial.mkdir()
         yield partial
@@ -390,7 +396,7 @@ def _all_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def tool() -> str:
-    """What wrote weights: program and versions, for manifests."""
+    """Returns the program and versions that write weights, for manifests."""
     from lite3r_jax import __version__
 
     return f"lite3r_jax {__version__}, safetensors {safetensors.__version__}"

@@ -1,4 +1,4 @@
-"""An existing directory of weights, and the proof that it is what was written."""
+"""Opens directories of weights and verifies their files against the manifest."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ class VerifiedFiles:
     Attributes:
         path: the directory.
         files: file name -> record, of all but the manifest.
-        remedy: what to do when it is damaged, for messages.
+        remedy: what to do when the directory is damaged, for messages.
     """
 
     def __init__(self, path: Path, files: Mapping[str, FileRecord], remedy: str, what: str):
@@ -56,10 +56,10 @@ class VerifiedFiles:
             self.check(name, hash_file(self.path / name))
 
     def check(self, name: str, record: FileRecord) -> None:
-        """Compare what was found in a file with the manifest.
+        """Compare the size and SHA-256 found in a file with the manifest.
 
         Raises:
-            InputError: it differs.
+            InputError: they differ.
         """
         if record != self.files[name]:
             raise InputError(
@@ -72,10 +72,10 @@ class VerifiedFiles:
 
 
 class ConvertedWeights(VerifiedFiles):
-    """A directory made by `convert` or `save`.
+    """A directory of weights made by `convert` or `save`, compared with its manifest.
 
     Attributes:
-        manifest: what it must contain.
+        manifest: what the directory must contain.
     """
 
     def __init__(self, path: Path, remedy: str = "convert again"):

@@ -17,7 +17,7 @@ _OTHERS: dict[str, str] = {
 
 
 def detect_checkpoint(names: Iterable[str]) -> str | None:
-    """What a checkpoint with these tensor names looks like, None when nothing fits."""
+    """Returns which model a checkpoint with these tensor names is of, None when none fits."""
     names = list(names)
     checkpoints = [get_backbone(name).checkpoint for name in backbone_names()]
     signs = {sign: kind for known in checkpoints for sign, kind in known.signs.items()} | _OTHERS

@@ -1,4 +1,4 @@
-"""From a directory of weights back to one file under upstream names, bit for bit."""
+"""Exports a directory of weights to one safetensors file under upstream names, bit for bit."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from lite3r_jax.weights.safetensors_writer import FileRecord, SafetensorsWriter,
 
 
 def export(directory: Path, out: Path, *, overwrite: bool = False) -> FileRecord:
-    """Write the checkpoint that was converted into `directory` again.
+    """Writes the upstream checkpoint that a directory of weights was converted from.
 
     Every tensor is bit-identical to the source's. If the source was a single safetensors file, the
     whole file is, and its SHA-256 is compared with the one recorded at conversion.
@@ -59,7 +59,7 @@ def export(directory: Path, out: Path, *, overwrite: bool = False) -> FileRecord
 def _places(
     files: list[SafetensorsFile], names: NameMap
 ) -> dict[str, tuple[SafetensorsFile, Pair, TensorSpec]]:
-    """Upstream name -> where its numbers are, and what it looks like upstream."""
+    """Returns, by upstream name, a tensor's file, its pair of names, and its upstream spec."""
     places = {}
     for file in files:
         for here, spec in file.specs.items():

@@ -1,4 +1,4 @@
-"""Checkpoints that `load` fetches by name, converts once and keeps."""
+"""Fetches published checkpoints by hub repository, converts them once and keeps them."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class HubCheckpoint:
 
 
 def known() -> dict[str, HubCheckpoint]:
-    """Hub repository -> what is in it, of every backbone."""
+    """Returns the published checkpoints of all backbones by hub repository."""
     return {
         model.repo: HubCheckpoint(backbone, model)
         for backbone in map(get_backbone, backbone_names())
@@ -31,12 +31,12 @@ def known() -> dict[str, HubCheckpoint]:
 
 
 def looks_like_repo(name: str) -> bool:
-    """Whether a string has the form owner/name of a hub repository."""
+    """Returns whether a string has the form owner/name of a hub repository."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
 def converted(repo: str, cache_dir: Path | None = None) -> Path:
-    """The directory of converted weights of a hub repository, made if it is not there yet.
+    """Returns the directory of converted weights of a hub repository, made if it is missing.
 
     Args:
         repo: a key of `known`.
@@ -100,6 +100,6 @@ def _fetch(known: HubCheckpoint, out: Path) -> Path:
 
 
 def _commit(path: Path) -> str | None:
-    """The commit, which the hub's cache has as the name of the snapshot directory."""
+    """Returns the commit of a file in the hub's cache, where it names the snapshot directory."""
     name = path.parent.name
     return name if re.fullmatch(r"[0-9a-f]{40}", name) else None

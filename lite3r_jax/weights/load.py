@@ -1,4 +1,4 @@
-"""Models with pretrained weights: `load`."""
+"""Loads models with pretrained weights from directories, hub repositories or the package."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ from lite3r_jax.weights.safetensors_writer import FileRecord
 from lite3r_jax.weights.strict_json import shown
 
 BUNDLED = {"vggt-tiny": Path(__file__).parent / "bundled" / "vggt_tiny"}
-"""Weights that come with the package."""
+"""Name -> directory of weights that come with the package."""
 
 
 def load(
@@ -40,7 +40,7 @@ def load(
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """A model with the weights of a converted directory or of a known hub repository.
+    """Loads a model with the weights of a converted directory or of a known hub repository.
 
     The files that are needed are checked against the SHA-256 in the manifest while they are read.
     One parameter at a time goes from disk to the default device; there is never a second copy of
@@ -59,7 +59,7 @@ def load(
         plan: attention strategy of every site; when None that which the weights were trained with,
             dense but for a sparse pi^3. Parameters that strategies add and the weights are without
             get their initial values.
-        seed: of those values; nothing else depends on it.
+        seed: of these initial values; nothing else depends on it.
         cache_dir: where converted hub weights are kept; the user's cache directory when None.
 
     Returns:
@@ -97,11 +97,11 @@ def load(
 def resolve(
     source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
 ) -> tuple[Path, str]:
-    """The directory of converted weights that `load` would read; fetched and converted if need be.
+    """Returns the directory of weights that `load` reads, fetched and converted if need be.
 
     Args:
-        source: as for `load`, and so is `cache_dir`.
-        cache_dir: likewise.
+        source: as for `load`.
+        cache_dir: as for `load`.
 
     Returns:
         (directory, what to do if it is damaged).
@@ -130,7 +130,7 @@ def resolve(
 def _initial(
     build: Callable[..., nnx.Module], paths: Collection[str], seed: int
 ) -> dict[str, jax.Array]:
-    """Some parameters of a model with random weights; the others are never computed."""
+    """Computes the initial values of some parameters of a model, and of no others."""
 
     @jax.jit
     def some() -> dict[str, jax.Array]:
@@ -142,7 +142,7 @@ def _initial(
 
 
 def _of_strategies(model: AbstractModel) -> set[str]:
-    """Paths of the parameters that belong to attention strategies and not to the backbone."""
+    """Returns the paths of parameters that belong to attention strategies, not to the backbone."""
     module = nnx.merge(model.graph, nnx.from_flat_state(list(model.variables.values())))
     return {
         "/".join(map(str, path + key))
@@ -155,7 +155,7 @@ def _of_strategies(model: AbstractModel) -> set[str]:
 def _read(
     weights: ConvertedWeights, model: AbstractModel, parts: Sequence[str]
 ) -> dict[str, jax.Array]:
-    """All parameters but the strategies' own, of those the ones that the weights have."""
+    """Reads all parameters of the backbone, and those of strategies that the weights have."""
     return read_arrays(weights, parts, model.dtypes, partial(_check_fit, weights, model))
 
 
@@ -165,11 +165,11 @@ def read_arrays(
     dtypes: Mapping[str, np.dtype],
     check: Callable[[Mapping[str, TensorSpec]], None],
 ) -> dict[str, jax.Array]:
-    """The arrays of some parts of a model, hashed while they are read, on the default device.
+    """Reads the arrays of some parts of a model to the default device, hashed on the way.
 
     Args:
         weights: the directory.
-        parts: names; the arrays of a part are in `<part>.safetensors`.
+        parts: names of the parts; the arrays of a part are in `<part>.safetensors`.
         dtypes: path -> dtype that the array shall have.
         check: called with path -> spec of what the files have, before any of it is read; raises
             InputError if that does not fit.
@@ -216,7 +216,7 @@ def _check_fit(
 
 
 def _to_device(file: SafetensorsFile, name: str, dtype: np.dtype, digest: Any) -> jax.Array:
-    """Read, hash, cast where needed and hand over one parameter."""
+    """Reads and hashes one parameter, casts it where needed and puts it on the device."""
     spec = file.specs[name]
     host = _aligned(spec.shape, dtype)
     if DTYPES[spec.dtype] == dtype:
@@ -232,7 +232,7 @@ def _to_device(file: SafetensorsFile, name: str, dtype: np.dtype, digest: Any) -
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialized array at a multiple of 64 bytes, which JAX on a CPU takes over uncopied."""
+    """Returns an uninitialized array aligned to 64 bytes, which JAX on a CPU need not copy."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

@@ -1,4 +1,4 @@
-"""The report that lies beside converted weights and says what every file must be."""
+"""The manifest of converted weights: origin, counts, and SHA-256 of every file."""
 
 import dataclasses
 import os
@@ -29,13 +29,13 @@ _FORMAT = "lite3r_jax weights 1"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint came from.
+    """License and hub repository of a checkpoint.
 
     Attributes:
         license: of the weights, as far as known; "unknown" otherwise.
         license_from: who says so.
         repo: hub repository, if it came from one.
-        revision: its commit.
+        revision: commit of the repository.
     """
 
     license: str = "unknown"
@@ -46,12 +46,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Part:
-    """Counts of one top-level part of the model.
+    """Numbers of tensors, parameters and scalars in a top-level part of a model.
 
     Attributes:
-        tensors: upstream tensors that went in.
-        leaves: parameters here, of which a stack of layers is one.
-        parameters: scalars.
+        tensors: number of upstream tensors that went in.
+        leaves: number of parameters here, of which a stack of layers is one.
+        parameters: number of scalars.
     """
 
     tensors: int
@@ -61,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was converted, from what, into what.
+    """The manifest of converted weights: model, source, counts and files.
 
     Attributes:
         backbone: registry name of the model.
@@ -88,11 +88,11 @@ class Manifest:
     date: str
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form, with a digest of itself."""
+        """Returns the manifest as a JSON object with its own SHA-256."""
         return seal(_FORMAT, {**dataclasses.asdict(self), "heads": list(self.heads)})
 
     def report(self) -> str:
-        """A short table for people."""
+        """Returns a readable table of parts, skipped tensors, dtypes, license and files."""
         rows: list[tuple[str, ...]] = [("part", *_COUNTS, "bytes")]
         for name, part in self.parts.items():
             size = self.files[f"{name}.safetensors"].size
@@ -119,14 +119,14 @@ _COUNTS = tuple(f.name for f in dataclasses.fields(Part))
 
 
 def read_manifest(directory: Path, remedy: str = "convert again") -> Manifest:
-    """The manifest of a converted directory.
+    """Reads and checks the manifest of a directory of converted weights.
 
     Args:
         directory: made by `convert`.
         remedy: what to do when it is damaged, for messages.
 
     Raises:
-        InputError: there is none, or it is damaged, edited or of another version.
+        InputError: there is no manifest, or it is damaged, edited or of another version.
     """
     path = directory / FILE_NAME
     if os.path.isfile(directory):

@@ -1,4 +1,4 @@
-"""Reading safetensors strictly, one tensor at a time.
+"""Reads safetensors files strictly, one tensor at a time.
 
 The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
 then the data without holes. Everything is checked before a byte of data is read or allocated.
@@ -56,12 +56,12 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements of the tensor."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of data."""
+        """Size of the tensor in bytes."""
         return self.size * DTYPES[self.dtype].itemsize
 
 
@@ -70,29 +70,29 @@ class TensorSource(Protocol):
 
     @property
     def label(self) -> str:
-        """How messages call it, usually its path."""
+        """Name of the checkpoint for messages, usually its path."""
         ...
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file it is made of."""
+        """All files that the checkpoint is made of."""
         ...
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """What it holds."""
+        """Shape and dtype of every tensor by name."""
         ...
 
     def file_of(self, name: str) -> Path:
-        """The file that holds one tensor."""
+        """Returns the file that holds one tensor."""
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor."""
+        """Reads one tensor."""
         ...
 
     def close(self) -> None:
-        """Release the files."""
+        """Closes the files of the checkpoint."""
         ...
 
 
@@ -102,7 +102,7 @@ class SafetensorsFile:
     Attributes:
         path: the file.
         specs: name -> TensorSpec, in the order of the data.
-        metadata: the free strings of the header.
+        metadata: strings by name from the header (`__metadata__`).
         header: the header as it is in the file, with its length in front.
     """
 
@@ -134,16 +134,16 @@ class SafetensorsFile:
 
     @property
     def label(self) -> str:
-        """The path, for messages."""
+        """Path of the file, for messages."""
         return str(self.path)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The one file."""
+        """Path of the file, as a tuple of one."""
         return (self.path,)
 
     def file_of(self, name: str) -> Path:
-        """The file."""
+        """Returns the path of the file, which holds every tensor."""
         del name
         return self.path
 
@@ -160,7 +160,7 @@ class SafetensorsFile:
         return prefix + self._exactly(8, length)
 
     def _check_with_library(self) -> None:
-        """A second opinion on the header: the reference implementation of the format."""
+        """Checks that the safetensors library, too, accepts the file and reads the same names."""
         try:
             with safe_open(self.path, framework="np") as reference:
                 names = set(reference.keys())
@@ -188,14 +188,14 @@ class SafetensorsFile:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as a new array."""
+        """Reads one tensor into a new array."""
         spec, offset = self._entries[name]
         array = np.empty(spec.shape, DTYPES[spec.dtype])
         self._read_into(self._data + offset, as_bytes(array))
         return array
 
     def read_row(self, name: str, index: int) -> np.ndarray:
-        """`tensor[index]` without reading the rest."""
+        """Reads `tensor[index]` of one tensor without the rest."""
         spec, offset = self._entries[name]
         if not 0 <= index < spec.shape[0]:
             raise IndexError(f"{name} has {spec.shape[0]} rows, asked for row {index}")
@@ -206,13 +206,13 @@ class SafetensorsFile:
     def read_chunks(
         self, name: str, buffer: np.ndarray | None = None, elements: int = 1 << 22
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """The elements of one tensor in order, as (range, flat array) pieces.
+        """Yields the elements of one tensor in order, as (range, flat array) pieces.
 
         Args:
             name: the tensor.
             buffer: where to read to, of the tensor's dtype and size; pieces are views of it. None:
                 a piece is only valid until the next one is asked for.
-            elements: of the largest piece.
+            elements: number of elements of the largest piece.
         """
         spec, offset = self._entries[name]
         dtype = DTYPES[spec.dtype]
@@ -229,7 +229,7 @@ class SafetensorsFile:
             yield slice(start, stop), piece
 
     def close(self) -> None:
-        """Release the file."""
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> "SafetensorsFile":
@@ -299,21 +299,21 @@ class SafetensorsShards:
         return (self.index, *(file.path for file in self._shards.values()))
 
     def file_of(self, name: str) -> Path:
-        """The shard that holds one tensor."""
+        """Returns the path of the shard that holds one tensor."""
         return self._of[name].path
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as a new array."""
+        """Reads one tensor into a new array."""
         return self._of[name].read(name)
 
     def close(self) -> None:
-        """Release the files."""
+        """Closes the files of the checkpoint."""
         for file in self._shards.values():
             file.close()
 
 
 def open_safetensors(path: Path) -> SafetensorsFile | SafetensorsShards:
-    """Open a file, a shard index, or the directory that holds one of these.
+    """Open a safetensors file, a shard index, or the directory that holds one of the two.
 
     Raises:
         InputError: nothing or more than one candidate there, or a malformed one.
@@ -334,20 +334,20 @@ def open_safetensors(path: Path) -> SafetensorsFile | SafetensorsShards:
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The memory of a C-contiguous array."""
+    """Returns the memory of a C-contiguous array as bytes, not copied."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def parse_header(
     text: bytes, path: Path
 ) -> tuple[dict[str, str], dict[str, tuple[TensorSpec, int]]]:
-    """Check a JSON header, without the length in front.
+    """Checks and parses the JSON header of a safetensors file, without the length in front.
 
     Returns:
         Metadata, and name -> (spec, offset in the data), in the order of the data.
 
     Raises:
-        InputError: it violates the format.
+        InputError: the header violates the format.
     """
     if not text.startswith(b"{"):
         raise InputError(f"{path}: no JSON header; damaged or not in safetensors format")
@@ -387,7 +387,7 @@ def _naturals(value: Any) -> bool:
 
 
 def _check_layout(entries: dict[str, tuple[TensorSpec, int]], size: int, path: Path) -> None:
-    """The data is exactly the tensors, one after the other."""
+    """Raises `InputError` unless the data is exactly the tensors, one after the other."""
     position = 0
     for name, (spec, begin) in entries.items():
         if begin != position:

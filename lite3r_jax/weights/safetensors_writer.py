@@ -1,4 +1,4 @@
-"""Writing safetensors in one pass: header first, then the data in order, hashed on the way."""
+"""Writes safetensors in one pass: header first, then the data in order, hashed on the way."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ from lite3r_jax.weights.safetensors_file import DTYPE_NAMES, DTYPES, TensorSpec,
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What one file must be: bytes and SHA-256 (lower-case hexadecimal)."""
+    """Size in bytes and SHA-256 (lower-case hexadecimal) of one file."""
 
     size: int
     sha256: str
 
 
 def data_order(specs: Mapping[str, TensorSpec]) -> list[str]:
-    """The order of tensors in a file: wide dtypes first, so that all are aligned, then by name."""
+    """Returns the order of tensors in a file: wide dtypes first, to align all, then by name."""
     return sorted(specs, key=lambda name: (-DTYPES[specs[name].dtype].itemsize, name))
 
 
 def header_bytes(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None) -> bytes:
-    """Length and JSON header for tensors that lie in the order of `specs`, padded to 8 bytes."""
+    """Returns length and JSON header, padded to 8 bytes, of tensors in the order of `specs`."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, spec in specs.items():
@@ -45,10 +45,10 @@ def header_bytes(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | 
 
 
 class SafetensorsWriter:
-    """Writes one file under a temporary name and gives it its own name when it is complete.
+    """Writes a safetensors file under a temporary name and renames it when it is complete.
 
     Use as a context manager: leaving it normally completes the file (every tensor must have been
-    written), leaving it by an exception removes it. `record` is there afterwards.
+    written), leaving it by an exception removes it. `record` is set afterwards.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SafetensorsWriter:
 
         Raises:
             ValueError: not the tensor that is next, of another dtype or too long.
-            InputError: the disk refuses.
+            InputError: the file cannot be written.
         """
         if self._missing == 0:
             self._current = next(self._order, None)
@@ -151,10 +151,10 @@ class SafetensorsWriter:
 
 
 def write_file(path: Path, data: bytes) -> FileRecord:
-    """Write a small file durably.
+    """Write a small file durably (fsync) and return its size and SHA-256.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     try:
         with path.open("xb") as file:
@@ -167,10 +167,10 @@ def write_file(path: Path, data: bytes) -> FileRecord:
 
 
 def hash_file(path: Path) -> FileRecord:
-    """Size and SHA-256 of an existing file.
+    """Returns the size and SHA-256 of an existing file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:

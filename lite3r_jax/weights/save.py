@@ -1,4 +1,4 @@
-"""Weights that were trained here, in the form that `load` reads."""
+"""Saves the weights of a model as a directory that `load` reads."""
 
 import datetime
 import os
@@ -99,7 +99,7 @@ def write_parts(
     """Write arrays as one safetensors file for every part of a model.
 
     Args:
-        folder: where to.
+        folder: that the files are written to.
         arrays: path -> array. The first part of the path is the part of the model.
         dtypes: path -> dtype to be stored in.
         label: the name that the folder will have, for messages.
@@ -108,7 +108,7 @@ def write_parts(
         File name -> record.
 
     Raises:
-        InputError: numbers that are not finite. Codes are not looked at: their scales say it.
+        InputError: numbers that are not finite. Float8 codes are not checked, their scales are.
     """
     files = {}
     for part in dict.fromkeys(path.partition("/")[0] for path in sorted(arrays)):
@@ -131,7 +131,10 @@ def write_parts(
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """All of an array. Every process has to call it: what is spread over them is gathered."""
+    """Returns a whole array on the host; one that is spread over processes is gathered.
+
+    Every process has to call this.
+    """
     if not x.is_fully_addressable and not x.is_fully_replicated:
         from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""JSON objects that name their format and carry the SHA-256 of themselves: every manifest.
+"""Manifests: JSON objects that name their format and carry their own SHA-256.
 
 Converted weights, deployed models, students and checkpoints of a training each have a manifest with
 the size and SHA-256 of their files. The manifest has the SHA-256 of its own canonical form, so the
@@ -23,19 +23,19 @@ FILE_NAME = "manifest.json"
 
 
 def digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, which does not depend on the order of its keys."""
+    """Returns the SHA-256 of a JSON object, whatever the order of its keys."""
     written = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(written.encode()).hexdigest()
 
 
 def seal(form: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with the name of its format in front and the SHA-256 of both behind."""
+    """Returns a JSON object with the name of its format in front and the SHA-256 of both behind."""
     whole = {"format": form, **body}
     return {**whole, "sha256": digest(whole)}
 
 
 def unseal(form: str, value: Mapping[str, Any], path: Path, remedy: str) -> dict[str, Any]:
-    """The object that was sealed, without format and SHA-256.
+    """Checks a JSON object that `seal` made and returns it without format and SHA-256.
 
     Args:
         form: name of the format that is expected.
@@ -44,7 +44,7 @@ def unseal(form: str, value: Mapping[str, Any], path: Path, remedy: str) -> dict
         remedy: what to do when it is damaged.
 
     Raises:
-        InputError: it is of another format, or was damaged or edited.
+        InputError: the object is of another format, or was damaged or edited.
     """
     body = dict(value)
     if body.get("format") != form:
@@ -56,7 +56,7 @@ def unseal(form: str, value: Mapping[str, Any], path: Path, remedy: str) -> dict
 
 
 def records(value: Mapping[str, Any]) -> dict[str, FileRecord]:
-    """File name -> record, from JSON; ValueError or TypeError where it is none."""
+    """Reads file name -> record from JSON; ValueError or TypeError if a record is not valid."""
     files = {name: FileRecord(**record) for name, record in value.items()}
     for record in files.values():
         if type(record.size) is not int or record.size < 0:
@@ -67,7 +67,10 @@ def records(value: Mapping[str, Any]) -> dict[str, FileRecord]:
 
 
 def flat_records(value: Mapping[str, Any]) -> dict[str, FileRecord]:
-    """The same for files that lie in the directory of the manifest itself."""
+    """Reads file name -> record from JSON, for files in the directory of the manifest itself.
+
+    Errors are those of `records`; a name with a folder in it is a ValueError, too.
+    """
     files = records(value)
     for name in files:
         if Path(name).name != name or "\\" in name or name == FILE_NAME:
@@ -76,7 +79,7 @@ def flat_records(value: Mapping[str, Any]) -> dict[str, FileRecord]:
 
 
 def written(files: Mapping[str, FileRecord], verb: str = "written") -> list[str]:
-    """A line for each file, for people."""
+    """Returns a line of text for each file, with its name, size and SHA-256."""
     return [
         f"{verb:9}{name}  {record.size:,} bytes  sha256 {record.sha256}"
         for name, record in files.items()
@@ -84,15 +87,16 @@ def written(files: Mapping[str, FileRecord], verb: str = "written") -> list[str]
 
 
 def check_types(value: Any, hint: Any = None) -> None:
-    """Refuse a dataclass of JSON values that are not of the types of its fields.
+    """Refuse a dataclass whose values, read from JSON, do not have the types of its fields.
 
     A manifest with a valid SHA-256 may still be somebody else's, with a number where a name
     belongs, which would come up much later.
 
     Args:
-        value: an instance of a dataclass; its fields, and theirs.
-        hint: type that it has to have; None: that of a dataclass. Known are str, int, float, bool,
-            None, Literal, unions, tuples, mappings and dataclasses; other classes by isinstance.
+        value: an instance of a dataclass, whose fields are checked, and the fields of fields.
+        hint: type that the value has to have; None: that of a dataclass. Known are str, int,
+            float, bool, None, Literal, unions, tuples, mappings and dataclasses; other classes by
+            isinstance.
 
     Raises:
         TypeError: naming the field.

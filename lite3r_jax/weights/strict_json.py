@@ -1,4 +1,4 @@
-"""JSON from outside, read strictly: what the standard parser lets through is refused here."""
+"""Reads JSON strictly: refuses repeated keys, NaN and Infinity, which `json` lets through."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from lite3r_jax.errors import InputError, shown
 
 
 def parse(data: bytes, what: str) -> Any:
-    """The value of a JSON document.
+    """Parses a JSON document strictly and returns its value.
 
     Args:
         data: the document, UTF-8.
@@ -45,7 +45,7 @@ def parse(data: bytes, what: str) -> Any:
 
 
 def read_object(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes.
+    """Reads the JSON object in a file of at most `limit` bytes.
 
     Raises:
         InputError: the file cannot be read, is larger, or does not hold one strict JSON object.
@@ -64,5 +64,5 @@ def read_object(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
 
 
 def dump(value: Any) -> bytes:
-    """JSON for people: indented, in the order given, a final newline."""
+    """Returns a value as readable JSON: indented, keys in the order given, a final newline."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
