@@ -1,4 +1,4 @@
-"""Scenes to files that other programs open.
+"""Writes scenes to files that other programs open.
 
 `write(scene, out, ("ply", "colmap"))` puts each format under a fixed name into the folder `out`:
 
@@ -16,10 +16,10 @@
 | tum | trajectory.txt | the path of the camera |
 | html | scene.html | points, cameras, photos and depth in one page that opens offline |
 
-Inside of the package there is one convention, that of `Scene`; each module states that of its
-format and converts at the door. Names of files follow the names of the views, with another suffix
-where need be. Equal scenes and options give equal bytes. What is written appears under its name
-only when it is complete.
+Inside of the package there is one convention, that of `Scene`; each module states the convention of
+its format and converts on writing. Names of files follow the names of the views, with another
+suffix where necessary. Equal scenes and options give equal bytes. A file or folder appears under
+its name only when it is complete.
 """
 
 import os
@@ -68,7 +68,7 @@ __all__ = [
 
 
 class _Job:
-    """What several formats of one export share; points are made when the first one asks."""
+    """The input that the formats of one export share; points are computed when first used."""
 
     images: ImageSet  # only if one of the formats needs it
 
@@ -88,12 +88,12 @@ class _Job:
 
 @dataclass(frozen=True)
 class Format:
-    """A registered format.
+    """An export format: the name of its file or folder, and the function that writes it.
 
     Attributes:
         name: final name in the output folder.
-        write: writes it to a path.
-        with_images: whether images stand beside its cameras.
+        write: writes the format to a path.
+        with_images: whether the format has images beside its cameras.
     """
 
     name: str
@@ -142,16 +142,16 @@ _DEFAULT_OPTIONS = ExportOptions()
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """Formats of a list with commas between, each once, in the order given.
+    """Parses a comma-separated list of formats; returns each once, in the order given.
 
     Raises:
-        InputError: there is none, or one is not in `FORMATS`.
+        InputError: there is no format, or one is not in `FORMATS`.
     """
     return _checked([part.strip() for part in text.split(",") if part.strip()])
 
 
 def planned(out: str | os.PathLike[str], formats: Sequence[str]) -> list[Path]:
-    """The files and folders that `write` will make for these formats.
+    """Returns the paths of the files and folders that `write` makes for these formats.
 
     Raises:
         InputError: there is no format, or one is not in `FORMATS`.
@@ -160,7 +160,7 @@ def planned(out: str | os.PathLike[str], formats: Sequence[str]) -> list[Path]:
 
 
 def to_look_at(out: str | os.PathLike[str], formats: Sequence[str]) -> Path:
-    """What a person opens first of results in these formats: the page, a GLB, a PLY, the folder.
+    """Returns the path to open first of results in these formats: page, GLB, PLY, or the folder.
 
     Raises:
         InputError: there is no format, or one is not in `FORMATS`.
@@ -180,13 +180,13 @@ def write(
     progress: Callable[[], object] | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
-    """Write a scene in the given formats.
+    """Writes a scene in the given formats.
 
     Args:
-        scene: what to write.
-        out: folder, made if it is not there.
+        scene: scene to write.
+        out: output folder, made if it does not exist.
         formats: keys of `FORMATS`.
-        options: settings.
+        options: settings of the exports.
         overwrite: whether files and folders of these formats may be replaced.
         progress: called after each format.
         report: facts about the run that the HTML page shows: strings, numbers, lists and dicts.

@@ -1,4 +1,4 @@
-"""Cameras as other programs write them."""
+"""Conversion of camera poses to the conventions of other programs, and checks before export."""
 
 import jax
 import numpy as np
@@ -8,18 +8,18 @@ from lite3r_jax.errors import InputError
 from lite3r_jax.scene import Scene
 
 FLIP = np.diag([1.0, -1.0, -1.0])
-"""Between OpenCV's camera axes and OpenGL's (x right, y up, z backward), both ways."""
+"""Matrix between OpenCV's and OpenGL's (x right, y up, z backward) camera axes, both ways."""
 
 _ROTATION_TOLERANCE = 1e-3
 _mat_to_quat = jax.jit(geometry.mat_to_quat)  # operation by operation it compiles for a second
 
 
 def check_cameras(scene: Scene) -> None:
-    """Refuse cameras that files cannot describe.
+    """Refuses a scene with cameras that the file formats cannot describe.
 
     Raises:
-        InputError: naming the first view whose camera is not finite, whose rotation is none, whose
-            focal lengths are not positive, that has skew, or whose photo has no extent.
+        InputError: a camera is not finite, has no valid rotation, has a focal length that is not
+            positive, or has skew, or a photo has no extent; the message names the first such view.
     """
     r = scene.extrinsics[..., :3].astype(np.float64)
     k = scene.intrinsics.astype(np.float64)
@@ -45,13 +45,13 @@ def check_cameras(scene: Scene) -> None:
 
 
 def quaternions(rotations: np.ndarray) -> np.ndarray:
-    """Unit quaternions of rotations [S, 3, 3]: float64 [S, 4] in the order x, y, z, w; w >= 0."""
+    """Converts rotations [S, 3, 3] to unit quaternions float64 [S, 4] (x, y, z, w) with w >= 0."""
     quats = np.asarray(_mat_to_quat(rotations), np.float64)
     return quats / np.linalg.norm(quats, axis=-1, keepdims=True)
 
 
 def opengl_poses(scene: Scene) -> np.ndarray:
-    """float64 [S, 4, 4]: camera-to-world, where the camera's axes are OpenGL's."""
+    """Returns camera-to-world poses float64 [S, 4, 4] with OpenGL's camera axes."""
     poses = np.tile(np.eye(4), (scene.views, 1, 1))
     poses[:, :3, :3] = scene.camera_to_world[..., :3] @ FLIP
     poses[:, :3, 3] = scene.camera_to_world[..., 3]

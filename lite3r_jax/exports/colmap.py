@@ -1,12 +1,12 @@
-"""COLMAP sparse models, binary and text (colmap.github.io/format.html).
+"""Writes COLMAP sparse models, binary and text (colmap.github.io/format.html).
 
 One PINHOLE camera per image. COLMAP's pixels have their centers at halves: the first pixel of an
 image is at (0.5, 0.5), which is our (0, 0). Cameras are world-to-camera with OpenCV's axes, as in
-`Scene`. Ids are view + 1. Points are those that several views of a refined scene see, with their
-tracks and mean errors in pixels of the photos. Without them they are pixels with depth, of which
-each has been observed at least by the view that it comes from: its track is that one observation,
-with error 0. Where lens distortion was found and taken out, images and model are those without it,
-as `colmap image_undistorter` makes them, and distorted/sparse/0 is the model of the photos as they
+`Scene`. Ids are view + 1. Points are the tracked points of a refined scene, with their tracks and
+mean errors in pixels of the photos. A scene without tracks gives pixels with depth as points; each
+has been observed at least by the view that it comes from: its track is that one observation, with
+error 0. Where lens distortion was estimated and removed, images and model are those without it, as
+`colmap image_undistorter` makes them, and distorted/sparse/0 is the model of the photos as they
 were taken, with SIMPLE_RADIAL cameras: the folders of convert.py of 3DGS.
 """
 
@@ -44,15 +44,15 @@ def write_colmap(
     points: ColmapPoints = "tracks",
     text: bool = False,
 ) -> None:
-    """Write `folder`/images and `folder`/sparse/0 with cameras, images and points3D.
+    """Writes `folder`/images and `folder`/sparse/0 with cameras, images and points3D.
 
     Args:
-        scene: cameras.
+        scene: scene with the cameras.
         cloud: points of the scene, ordered by view.
-        images: what is written to images/; the model is in their pixels.
-        folder: made.
+        images: images that are written to images/; the model is in their pixels.
+        folder: folder that is made.
         points: which points the model has, see `ExportOptions.colmap_points`.
-        text: .txt files instead of .bin.
+        text: whether .txt files are written instead of .bin.
     """
     write_images(scene, images, folder / "images")
     write_model(scene, cloud, images, folder / "sparse" / "0", points=points, text=text)
@@ -71,9 +71,9 @@ def write_model(
     text: bool = False,
     lenses: PhotoLenses | None = None,
 ) -> None:
-    """Write the model of `write_colmap` alone: three files in `folder`.
+    """Writes the model of `write_colmap` without its images: three files in `folder`.
 
-    With lenses it is of the photos as they were taken, under the names of the views.
+    With lenses the model is that of the photos as they were taken, under the names of the views.
     """
     folder.mkdir(parents=True)
     cameras = _cameras(images, lenses)
@@ -116,7 +116,7 @@ def _cameras(images: ImageSet, lenses: PhotoLenses | None) -> np.ndarray:
 
 
 def _distorted(points: "_Sparse", images: ImageSet, lenses: PhotoLenses) -> np.ndarray:
-    """Where photos as they were taken show what is at the observations, in COLMAP's pixels."""
+    """Returns the observations in COLMAP's pixels of the distorted photos as they were taken."""
     k, lens = images.intrinsics[points.view], lenses.intrinsics[points.view]
     slope = (points.pixel - 0.5 - k[:, :2, 2]) / k[:, (0, 1), (0, 1)]
     slope *= 1 + (lenses.radial[points.view] * (slope**2).sum(-1))[:, None]
@@ -133,7 +133,7 @@ def _poses(scene: Scene) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Sparse:
-    """N points and their M observations, ordered by point, in COLMAP's pixels of the images."""
+    """N points of a model and their M observations, ordered by point, in COLMAP's pixels."""
 
     xyz: np.ndarray
     rgb: np.ndarray
@@ -143,7 +143,7 @@ class _Sparse:
     pixel: np.ndarray
 
     def observations(self, views: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """(observations of each view, place [M] of each observation among those of its view)."""
+        """Returns each view's observations, and the index [M] of each observation in its view."""
         order = np.argsort(self.view, kind="stable")
         counts = np.bincount(self.view, minlength=views)
         index = np.empty(len(order), np.int64)
@@ -155,7 +155,7 @@ class _Sparse:
 
 
 def _sparse(scene: Scene, cloud: PointCloud, images: ImageSet, points: ColmapPoints) -> _Sparse:
-    """Points of the model: tracks, the cloud, or tracks before the cloud."""
+    """Gathers the points of the model: tracked points, the point cloud, or both in this order."""
     parts: list[_Sparse] = []
     if scene.tracks is not None and points != "dense":
         t = scene.tracks
@@ -178,7 +178,7 @@ def _sparse(scene: Scene, cloud: PointCloud, images: ImageSet, points: ColmapPoi
 
 
 def _point_bytes(points: _Sparse, index: np.ndarray) -> bytes:
-    """points3D.bin after its count: of each point a head, then an element for each observation."""
+    """Encodes points3D.bin after its count: for each point a record, then its observations."""
     count = len(points.xyz)
     head, elements = np.zeros(count, _POINT), np.zeros(len(points.track), _ELEMENT)
     lengths = np.bincount(points.track, minlength=count)

@@ -1,4 +1,4 @@
-"""Depth maps as images: colored, 16-bit PNG and PFM.
+"""Writes depth maps as images: colored PNG, 16-bit PNG and PFM.
 
 They have the size of the network images, one per view. `Scene.boxes` says where the whole photo
 lies in them: photo pixel (x, y), centers at integers, of a photo width x height is at
@@ -22,16 +22,16 @@ _NO_DEPTH_COLOR = 128  # gray
 
 
 def masked_depth(scene: Scene) -> np.ndarray:
-    """float32 [S, H, W]: depth, 0 where there is none."""
+    """Returns depth float32 [S, H, W], with 0 where depth is not valid."""
     depth = scene.depth
     valid = scene.inside() & np.isfinite(depth) & (depth > DEPTH_EPS)
     return np.where(valid, depth, np.float32(0))
 
 
 def write_depth_color(scene: Scene, folder: Path) -> None:
-    """Write NAME.png per view: near is bright, far is dark, gray is no depth.
+    """Writes NAME.png per view: near is bright, far is dark, gray is no depth.
 
-    One scale for the whole scene: inverse depth from its 2nd to its 98th percentile.
+    All views have the same color scale: inverse depth from its 2nd to its 98th percentile.
     """
     from PIL import Image
 
@@ -47,11 +47,11 @@ def write_depth_color(scene: Scene, folder: Path) -> None:
 
 
 def write_depth_png16(scene: Scene, folder: Path) -> None:
-    """Write NAME.png with 16 bits per view, and depth.json.
+    """Writes a 16-bit NAME.png per view, and depth.json with the scale of the values.
 
     value * scale = depth, rounded to nearest; 0 is no depth. `scale` in depth.json is one number
-    for all views, such that the largest depth of the scene is 65535. With it stand the file and the
-    box (`Scene.boxes`) of every view.
+    for all views, such that the largest depth of the scene is 65535. depth.json also has the file
+    and the box (`Scene.boxes`) of every view.
     """
     depth = masked_depth(scene)
     scale = float(depth.max()) / _STEPS or 1.0
@@ -72,7 +72,7 @@ def write_depth_png16(scene: Scene, folder: Path) -> None:
 
 
 def write_depth_pfm(scene: Scene, folder: Path) -> None:
-    """Write NAME.pfm per view: 32-bit floats, little endian, the lowest row first.
+    """Writes NAME.pfm per view: 32-bit floats, little endian, the lowest row first.
 
     Format: www.pauldebevec.com/Research/HDR/PFM.
     """
@@ -85,7 +85,7 @@ def write_depth_pfm(scene: Scene, folder: Path) -> None:
 
 
 def write_png16(depth: np.ndarray, step: float, path: Path) -> None:
-    """Write depth [H, W] in steps from 1 to 65535; what lies beyond is 0, as is depth 0."""
+    """Writes depth [H, W] as 16-bit PNG in steps from 1 to 65535; larger depth becomes 0."""
     from PIL import Image
 
     values = np.maximum(np.rint(depth.astype(np.float64) / step), depth > 0)

@@ -1,25 +1,25 @@
-"""Pixels at the edges of objects, whose points hang between foreground and background.
+"""Finds pixels at edges of objects, whose points float between foreground and background.
 
-Source: the example of pi^3 (pi3/utils/geometry.py). It counts what is an edge of both depth and
-normals: depth alone also changes on slanted surfaces, normals alone at the corners of a room.
+Source: the example of pi^3 (pi3/utils/geometry.py). A pixel counts if it is an edge of both depth
+and normals: depth alone also changes on slanted surfaces, normals alone at the corners of a room.
 """
 
 import numpy as np
 
 DEPTH_STEP = 0.03
-"""An edge of depth: its range among a pixel and its neighbors, over the pixel's depth."""
+"""Relative depth range, among a pixel and its neighbors, above which the pixel is a depth edge."""
 NORMAL_ANGLE = 5.0
-"""An edge of normals, in degrees."""
+"""Angle in degrees between neighboring normals above which a pixel is a normal edge."""
 _AROUND = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
 
 
 def edges(points: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Pixels of one view where both depth and normals have an edge.
+    """Finds the pixels of one view that are edges of both depth and normals.
 
     Args:
-        points: float32 [H, W, 3], in the frame of the camera or of the world.
+        points: float32 [H, W, 3], in the camera frame or in the world.
         depth: float32 [H, W], z in the camera frame.
-        valid: bool [H, W]; other pixels are neighbors of nothing.
+        valid: bool [H, W]; other pixels do not count as neighbors.
 
     Returns:
         bool [H, W].
@@ -30,7 +30,7 @@ def edges(points: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> np.ndarra
 
 
 def depth_edges(depth: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Pixels whose valid neighbors (3 x 3) differ by more than `DEPTH_STEP` of their depth.
+    """Finds pixels whose valid neighbors (3 x 3) differ by more than `DEPTH_STEP` of their depth.
 
     Args:
         depth: [H, W], positive where valid.
@@ -46,15 +46,15 @@ def depth_edges(depth: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def normals(points: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normals of the surface through a pixel and its neighbors up, left, down and right.
+    """Computes surface normals from each pixel and its neighbors up, left, down and right.
 
     Args:
         points: [H, W, 3].
         valid: bool [H, W].
 
     Returns:
-        (unit normals [H, W, 3], 0 where there is none; bool [H, W], where there is one: where two
-        neighbors that follow each other are valid with the pixel).
+        (unit normals [H, W, 3], 0 where there is none; bool [H, W], true where there is a normal:
+        the pixel and two neighbors that follow each other around it are valid).
     """
     points = np.where(valid[..., None], points, 0)
     sides = [_shifted(points, *step) - points for step in ((-1, 0), (0, -1), (1, 0), (0, 1))]
@@ -68,15 +68,15 @@ def normals(points: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def normal_edges(surface: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Pixels near which normals turn by more than `NORMAL_ANGLE`.
+    """Finds pixels near which the normals of neighbors differ by more than `NORMAL_ANGLE`.
 
     Args:
-        surface: [H, W, 3] unit normals.
-        known: bool [H, W], where there is one.
+        surface: unit normals [H, W, 3].
+        known: bool [H, W], true where there is a normal.
 
     Returns:
-        bool [H, W]: pixels with a normal where, among the pixel and its neighbors, one differs by
-        that angle from one of its own neighbors.
+        bool [H, W]: pixels with a normal where the pixel or one of its neighbors differs by more
+        than that angle from one of its own neighbors.
     """
     height, width = known.shape
     rows, columns = np.arange(height), np.arange(width)
@@ -89,14 +89,14 @@ def normal_edges(surface: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _shifted(values: np.ndarray, row: int, column: int) -> np.ndarray:
-    """The neighbor at (row, column) of every pixel; 0 beyond the border."""
+    """Returns for every pixel its neighbor at the offset (row, column); 0 beyond the border."""
     height, width = values.shape[:2]
     padded = np.pad(values, ((1, 1), (1, 1)) + ((0, 0),) * (values.ndim - 2))
     return padded[1 + row : 1 + row + height, 1 + column : 1 + column + width]
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
-    """The largest of each pixel [H, W] and its neighbors."""
+    """Returns for each pixel [H, W] the largest value among the pixel and its 8 neighbors."""
     height, width = values.shape
     padded = np.pad(values, 1, constant_values=-np.inf)
     result = values

@@ -1,4 +1,4 @@
-"""Points and cameras as binary glTF 2.0 (registry.khronos.org/glTF/specs/2.0).
+"""Writes points and cameras as binary glTF 2.0 (registry.khronos.org/glTF/specs/2.0).
 
 glTF's axes are x right, y up, z backward. The scene is placed so that the first camera stands at
 the origin and looks along -z with +y up: p_gltf = flip(R_0 p_world + t_0).
@@ -34,12 +34,12 @@ _BARS = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)
 
 
 def write_glb(scene: Scene, cloud: PointCloud, path: Path, frustum: float = 0.05) -> None:
-    """Write a GLB file.
+    """Writes a GLB file with the points and cameras of a scene.
 
     Args:
-        scene: cameras.
+        scene: scene with the cameras.
         cloud: points of the scene.
-        path: file.
+        path: file to write.
         frustum: length of the frusta as a fraction of the `diagonal` of the points; 0: none.
 
     Raises:
@@ -102,7 +102,7 @@ def _add_cameras(gltf: "_Gltf", scene: Scene, world: np.ndarray, length: float) 
 def _frustum(
     k: np.ndarray, width: int, height: int, length: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(vertices float32 [N, 3] in the camera's glTF frame, triangles uint16 [M, 3])."""
+    """Returns the mesh of a frustum: vertices [N, 3] in the glTF camera frame, triangles [M, 3]."""
     u = np.array([-0.5, width - 0.5, width - 0.5, -0.5, (width - 1) / 2])
     v = np.array([-0.5, -0.5, height - 0.5, height - 0.5, -0.5 - height / 4])
     rays = np.stack(
@@ -129,7 +129,7 @@ def _frustum(
 
 
 def _linear_of_srgb() -> np.ndarray:
-    """uint16 [256]: sRGB bytes to linear light (IEC 61966-2-1)."""
+    """Returns the table uint16 [256] from sRGB bytes to linear light (IEC 61966-2-1)."""
     c = np.arange(256) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     return np.rint(linear * 65535).astype(np.uint16)
@@ -139,7 +139,7 @@ _LINEAR = _linear_of_srgb()
 
 
 class _Gltf:
-    """The JSON tree and the arrays of one file."""
+    """The JSON tree and the arrays of one GLB file that is being built."""
 
     def __init__(self):
         self._tree: dict[str, list[dict[str, Any]]] = {}
@@ -147,7 +147,7 @@ class _Gltf:
         self._size = 0
 
     def add(self, kind: str, **fields: Any) -> int:
-        """Append to a list of the tree; the index there."""
+        """Appends an entry to the list `kind` of the JSON tree, and returns its index."""
         entries = self._tree.setdefault(kind, [])
         entries.append(fields)
         return len(entries) - 1
@@ -161,7 +161,7 @@ class _Gltf:
         normalized: bool = False,
         bounds: bool = False,
     ) -> int:
-        """An accessor of its own for an array [N] or [N, C] of float32 or uint16."""
+        """Adds a float32 or uint16 array [N] or [N, C]; returns the index of its accessor."""
         view = self.add(
             "bufferViews", buffer=0, byteOffset=self._size, byteLength=array.nbytes, target=target
         )
@@ -182,7 +182,7 @@ class _Gltf:
         return self.add("accessors", **fields)
 
     def write(self, path: Path, roots: list[int], unit: str) -> None:
-        """Write header, JSON chunk and binary chunk; lengths are in one of `UNITS`."""
+        """Writes header, JSON chunk and binary chunk; `unit` is the key in `UNITS` of lengths."""
         tree = {
             "asset": {
                 "version": "2.0",

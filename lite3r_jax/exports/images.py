@@ -1,4 +1,4 @@
-"""The images that stand beside exported cameras, and the cameras in their pixels."""
+"""Images that are exported with cameras, and the intrinsics of the cameras in their pixels."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ _LOSSY = _JPEG | {".heic", ".heif", ".avif", ".webp"}
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """S images of a scene.
+    """The S exported images of a scene: file names, sizes, intrinsics and places in network images.
 
     Attributes:
         kind: "source" or "network".
@@ -29,7 +29,7 @@ class ImageSet:
         intrinsics: float64 [S, 3, 3] in pixels of these images, pixel centers at integers.
         boxes: float64 [S, 4], edges (x1, y1, x2, y2) of these images in the network images,
             measured from the outer corner of the first pixel.
-        files: what is copied; None where an image has to be encoded.
+        files: file that is copied for each image; None where an image has to be encoded.
     """
 
     kind: ImageKind
@@ -40,14 +40,14 @@ class ImageSet:
     files: tuple[Path | None, ...]
 
     def pixels(self, view: np.ndarray, pixel: np.ndarray) -> np.ndarray:
-        """Where pixels of the network images lie in these images.
+        """Converts pixels of the network images to pixels of these images.
 
         Args:
-            view: int [N].
+            view: int [N], view of each pixel.
             pixel: [N, 2], (u, v), centers at integers.
 
         Returns:
-            float64 [N, 2], likewise.
+            float64 [N, 2], (u, v) in these images, centers at integers.
         """
         low, high = self.boxes[:, :2], self.boxes[:, 2:]
         scale = self.sizes / (high - low)
@@ -55,11 +55,10 @@ class ImageSet:
 
 
 def plan_images(scene: Scene, kind: ImageKind) -> ImageSet:
-    """Decide names, sizes and cameras of the images, without writing one.
+    """Decides names, sizes and intrinsics of the exported images, without writing an image.
 
     Raises:
-        InputError: kind is "source" and the photos are not at hand; two names differ only by
-            blanks.
+        InputError: kind is "source" and the scene has no photos; two names differ only by blanks.
     """
     names = without_blanks(scene.names)
     if kind == "network":
@@ -89,10 +88,10 @@ def plan_images(scene: Scene, kind: ImageKind) -> ImageSet:
 
 
 def write_images(scene: Scene, images: ImageSet, folder: Path) -> None:
-    """Write the images: upright photo files as they are, others as PNG or JPEG (quality 95).
+    """Writes the images: upright photo files as they are, others as PNG or JPEG (quality 95).
 
     Raises:
-        InputError: naming a photo that cannot be read, or has another size than the scene says.
+        InputError: a photo cannot be read, or has another size than the scene says; it is named.
     """
 
     def write(s: int) -> None:

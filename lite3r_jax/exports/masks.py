@@ -1,7 +1,7 @@
-"""Pixels that give no points: sky, backgrounds, edges of objects, and what masks of the user say.
+"""Finds pixels that give no points: sky, backgrounds, edges of objects, and masks of the user.
 
-A mask is a picture of the size of its photo in which 0 means "leave out", as COLMAP
-(ImageReader.mask_path) and nerfstudio (mask_path of transforms.json) have it.
+A mask is a picture of the size of its photo in which 0 means "leave out", as in COLMAP
+(ImageReader.mask_path) and nerfstudio (mask_path of transforms.json).
 """
 
 import os
@@ -20,18 +20,18 @@ from lite3r_jax.exports.sky import sky_pixels
 from lite3r_jax.scene import PointSource, Scene
 
 BACKGROUNDS = ("sky", "black", "white")
-"""Masks that are seen in the picture alone."""
+"""Names of the masks that are computed from the images alone."""
 KINDS = (*BACKGROUNDS, "edges")
-"""What `points.mask` may name."""
+"""Names of all masks that `points.mask` accepts."""
 _BLACK, _WHITE = 16, 240  # of the demo of VGGT (visual_util.py): sum of a pixel; each channel
 _EXACT = ("PNG", "BMP", "GIF", "TIFF", "PPM")  # formats that keep a 0
 
 
 def parse_masks(text: str) -> tuple[str, ...]:
-    """Masks of a list with commas between, each once.
+    """Parses a comma-separated list of names of masks; returns each once.
 
     Raises:
-        InputError: one is not in `KINDS`.
+        InputError: a name is not in `KINDS`.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     for name in names:
@@ -44,12 +44,12 @@ def parse_masks(text: str) -> tuple[str, ...]:
 
 
 def background(scene: Scene, kind: str) -> np.ndarray:
-    """Pixels of one of `BACKGROUNDS`.
+    """Finds the pixels of a background, one of `BACKGROUNDS`.
 
     Args:
-        scene: whose `images` are looked at.
-        kind: sky: see `exports.sky`; black: red, green and blue are less than 16 together; white:
-            each is more than 240. Black and white are told pixel by pixel, on objects too.
+        scene: scene whose `images` are used.
+        kind: sky: see `exports.sky`; black: red, green and blue add up to less than 16; white: each
+            is more than 240. Black and white are decided pixel by pixel, also on objects.
 
     Returns:
         bool [S, H, W].
@@ -64,13 +64,13 @@ def background(scene: Scene, kind: str) -> np.ndarray:
 def edge_pixels(
     scene: Scene, points: np.ndarray, valid: np.ndarray, source: PointSource
 ) -> np.ndarray:
-    """Pixels at edges of objects, see `exports.edges`.
+    """Finds the pixels at edges of objects, see `exports.edges`.
 
     Args:
         scene: the scene.
         points: float32 [S, H, W, 3] in the world.
-        valid: bool [S, H, W].
-        source: of the points.
+        valid: bool [S, H, W], pixels with a valid point.
+        source: source of the points: depth maps or the point head.
 
     Returns:
         bool [S, H, W].
@@ -85,10 +85,10 @@ def edge_pixels(
 
 
 def find_masks(folder: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
-    """The mask of every photo: NAME itself, NAME.png as for COLMAP, or NAME with the suffix .png.
+    """Finds each photo's mask: NAME itself, NAME.png as for COLMAP, or NAME with the suffix .png.
 
     Raises:
-        InputError: the folder is none, or a photo has no mask; naming it.
+        InputError: the path is no folder, or a photo has no mask; it is named.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,15 +110,15 @@ def find_masks(folder: str | os.PathLike[str], names: Sequence[str]) -> list[Pat
 
 
 def check_masks(folder: str | os.PathLike[str], photos: Sequence[SourcePhoto]) -> None:
-    """Refuse masks that do not fit the photos, before anything is computed.
+    """Refuses masks that do not fit the photos, before anything is computed.
 
     Args:
-        folder: see `find_masks`.
-        photos: of one scene; only the heads of files are read.
+        folder: folder of the masks, see `find_masks`.
+        photos: photos of one scene; only the heads of files are read.
 
     Raises:
         InputError: a mask is missing, is no picture, has another size than its photo, or is the
-            photo; naming it.
+            photo itself; it is named.
     """
     paths = find_masks(folder, [photo.name for photo in photos])
     for path, photo in zip(paths, photos, strict=True):
@@ -133,19 +133,19 @@ def check_masks(folder: str | os.PathLike[str], photos: Sequence[SourcePhoto]) -
 
 
 def read_masks(folder: str | os.PathLike[str], scene: Scene) -> np.ndarray:
-    """Pixels that masks of the user leave out.
+    """Reads the pixels of the network images that masks of the user leave out.
 
     Args:
-        folder: see `find_masks`.
-        scene: whose photos they are for. Where photos had their lens distortion taken out, masks
-            are treated alike.
+        folder: folder of the masks, see `find_masks`.
+        scene: scene with the photos of the masks. Where lens distortion was removed from photos, it
+            is removed from their masks as well.
 
     Returns:
         bool [S, H, W]: network pixels whose center lies on a 0 of the mask.
 
     Raises:
-        InputError: a mask that is missing, cannot be read, has transparency or another size than
-            its photo; naming it.
+        InputError: a mask is missing, cannot be read, has transparency or another size than its
+            photo; it is named.
     """
     left_out = np.zeros(scene.depth.shape, bool)
     height, width = scene.size
@@ -167,19 +167,19 @@ def read_masks(folder: str | os.PathLike[str], scene: Scene) -> np.ndarray:
 
 
 def read_mask(path: Path, size: tuple[int, int], photo: str) -> np.ndarray:
-    """Pixels of a photo that its mask leaves out.
+    """Reads the pixels of a photo that its mask leaves out.
 
     Args:
-        path: of the mask: gray, or color, which counts as 0 where all channels are. In formats
-            that change values, as JPEG, darker than half counts as 0.
+        path: file of the mask: gray, or color, which counts as 0 where all channels are 0. In lossy
+            formats, such as JPEG, values below half of the range count as 0.
         size: (width, height) of the upright photo.
-        photo: its name, for messages.
+        photo: name of the photo, for messages.
 
     Returns:
-        bool [height, width].
+        bool [height, width], true where the photo is left out.
 
     Raises:
-        InputError: it cannot be read, has transparency or another size; naming it.
+        InputError: the mask cannot be read, has transparency or another size; it is named.
     """
     name = str(path)
     with open_image(path, head_of(path, name), name) as image:
@@ -211,19 +211,19 @@ def left_out(
     source: PointSource,
     known: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Pixels that give no points.
+    """Combines all masks to the pixels that give no points.
 
     Args:
         scene: the scene.
         kinds: some of `KINDS`.
-        folder: of masks of the user; "" without.
+        folder: folder of masks of the user; "" for none.
         points: see `edge_pixels`, and so are `valid` and `source`.
-        valid: likewise.
-        source: likewise.
-        known: backgrounds that were looked for before.
+        valid: see `edge_pixels`.
+        source: see `edge_pixels`.
+        known: masks of backgrounds, by kind, that were computed before.
 
     Returns:
-        bool [S, H, W].
+        bool [S, H, W], true where a pixel gives no point.
 
     Raises:
         InputError: see `read_masks`.

@@ -1,4 +1,4 @@
-"""File names after the names of views."""
+"""Derives names of exported files from the names of views."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from lite3r_jax.errors import InputError
 
 
 def with_suffixes(names: Sequence[str], suffixes: Sequence[str]) -> tuple[str, ...]:
-    """Names with their suffix replaced, each different, up to case.
+    """Replaces the suffixes of names so that all results differ, ignoring case.
 
-    Views that would have one name then (a.jpg and a.png) keep the old suffix inside of the new name
+    Views that would get the same name (a.jpg and a.png) keep the old suffix inside of the new name
     (a.jpg.png) unless it is the new one already; if that is taken, all names keep it.
 
     Args:
-        names: each different, up to case.
-        suffixes: a new one for each, with one dot, at its start.
+        names: names that all differ, ignoring case.
+        suffixes: new suffix of each name, with one dot, at its start.
     """
     pairs = list(zip(names, suffixes, strict=True))
     replaced = [str(PurePosixPath(name).with_suffix(suffix)) for name, suffix in pairs]
@@ -32,10 +32,10 @@ def with_suffixes(names: Sequence[str], suffixes: Sequence[str]) -> tuple[str, .
 
 
 def without_blanks(names: Sequence[str]) -> tuple[str, ...]:
-    """Names with "_" for every blank.
+    """Replaces every blank in names by "_".
 
     Raises:
-        InputError: two names are one then.
+        InputError: two names become the same.
     """
     old: dict[str, str] = {}
     for name in names:

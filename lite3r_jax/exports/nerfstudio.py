@@ -1,4 +1,4 @@
-"""Data in nerfstudio's format (docs.nerf.studio/quickstart/data_conventions.html).
+"""Writes data in nerfstudio's format (docs.nerf.studio/quickstart/data_conventions.html).
 
 A frame's transform_matrix is camera-to-world with OpenGL's camera axes (x right, y up, z backward).
 The world is that of the scene, also for points.ply; nerfstudio orients and scales it when it loads.
@@ -23,17 +23,17 @@ from lite3r_jax.scene import UNITS, Scene
 def write_nerfstudio(
     scene: Scene, cloud: PointCloud, images: ImageSet, folder: Path, depth_step: float = 0.001
 ) -> None:
-    """Write transforms.json, images/, depth/ and points.ply.
+    """Writes transforms.json, images/, depth/ and points.ply of a scene.
 
-    Depth maps cover the images beside them, at the resolution of the network: nerfstudio stretches
-    them to the size of the image. 0 is no depth, also where a photo was cropped away.
+    Depth maps cover the exported images, at the resolution of the network: nerfstudio stretches a
+    depth map to the size of its image. 0 is no depth, also where a photo was cropped away.
 
     Args:
-        scene: cameras and depth.
+        scene: scene with cameras and depth.
         cloud: points of the scene.
-        images: what is written to images/.
-        folder: made.
-        depth_step: see `ExportOptions`; noted as depth_unit_scale_factor, the name of the setting
+        images: images that are written to images/.
+        folder: folder that is made.
+        depth_step: see `ExportOptions`; written as depth_unit_scale_factor, the name of the setting
             that nerfstudio's loader takes if it is not 0.001.
 
     Raises:
@@ -83,14 +83,14 @@ def write_nerfstudio(
 
 
 def _cut(depth: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Depth in a box of the network image, about a pixel per pixel, nearest; 0 outside."""
+    """Samples depth in a box of the network image, at about its resolution; 0 outside."""
     columns, inside_x = _nearest(box[0], box[2], depth.shape[1])
     rows, inside_y = _nearest(box[1], box[3], depth.shape[0])
     return np.where(inside_y[:, None] & inside_x, depth[np.ix_(rows, columns)], 0)
 
 
 def _nearest(low: float, high: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(indices into an axis of `size` pixels along low..high, whether they are on it)."""
+    """Returns nearest indices along low..high of an axis of `size` pixels, and if in range."""
     count = max(round(high - low), 1)
     index = np.floor(low + (np.arange(count) + 0.5) * (high - low) / count).astype(int)
     return index.clip(0, size - 1), (index >= 0) & (index < size)

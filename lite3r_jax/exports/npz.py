@@ -1,4 +1,4 @@
-"""A scene as one NPZ file, and back."""
+"""Writes a scene as one NPZ file, and reads it back."""
 
 import os
 from pathlib import Path
@@ -54,9 +54,9 @@ _REFINED = _PREDICTED | _TRACKS
 
 
 def write_npz(scene: Scene, path: Path) -> None:
-    """Write all arrays of the scene (not its photos), `source_intrinsics` and the conventions.
+    """Writes all arrays of a scene (not its photos), `source_intrinsics` and the conventions.
 
-    The arrays are stored as they are: to deflate those of 5 Mpx took 3.7 s instead of 0.15 s, for
+    The arrays are stored uncompressed: to deflate those of 5 Mpx took 3.7 s instead of 0.15 s, for
     two fifths of the size at best.
     """
     own = {"format_version": FORMAT_VERSION, "conventions": CONVENTIONS}
@@ -76,10 +76,10 @@ def write_npz(scene: Scene, path: Path) -> None:
 
 
 def read_npz(path: str | os.PathLike[str]) -> Scene:
-    """Read what `write_npz` wrote; the scene comes without photos and its arrays are read-only.
+    """Reads a file of `write_npz` as a scene without photos, whose arrays are read-only.
 
-    Nothing of the file is executed, nothing larger than the file is made, and the checksums of the
-    archive are verified.
+    No content of the file is executed, no array larger than the file is made, and the checksums of
+    the archive are verified.
 
     Raises:
         InputError: the file cannot be read, is damaged, or is not of this kind and version.

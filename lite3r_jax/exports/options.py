@@ -1,4 +1,4 @@
-"""Settings of the exports."""
+"""Settings of the export of scenes to files."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ ColmapPoints = Literal["tracks", "dense", "both"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the exported files contain.
+    """Options for what the exported files of a scene contain.
 
     Attributes:
         points: which points the files contain.
@@ -30,7 +30,7 @@ class ExportOptions:
             points; 0 draws none.
         depth_step: length of one step of nerfstudio's 16-bit depth maps, in units of the scene.
             nerfstudio expects 0.001 unless told otherwise; what exceeds 65535 steps is left out.
-        page: the HTML page.
+        page: settings of the HTML page.
     """
 
     points: PointOptions = field(default_factory=PointOptions)

@@ -1,11 +1,12 @@
-"""One HTML page with points, cameras, photos and depth of a scene, that needs nothing else.
+"""Writes a self-contained HTML page with points, cameras, photos and depth of a scene.
 
 The page opens from disk, without a server and without network access: scripts, styles and data are
-inside, and its Content-Security-Policy allows nothing else. The browser's side lies as plain files
-in `page_assets`.
+inside, and its Content-Security-Policy allows nothing else. The code that runs in the browser is in
+plain files in `page_assets`.
 
-Numbers are embedded as integers, differences between neighbors, byte planes, deflate (RFC 1950,
-which browsers read with DecompressionStream) and base64, see `_pack`. Photos are JPEG.
+Numbers are quantized to integers, and embedded as differences between neighbors, split into byte
+planes, deflated (RFC 1950, which browsers read with DecompressionStream) and base64-encoded, see
+`_pack`. Photos are JPEG.
 """
 
 import base64
@@ -41,10 +42,10 @@ _LEVELS = 256  # of confidence
 
 @dataclass(frozen=True)
 class PageOptions:
-    """What the page holds.
+    """Options for what the HTML page of a scene contains.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         max_points: limit for the page, besides that of `PointOptions`; 0 is no limit.
         max_image_side: longer side of photos and depth maps in pixels; larger ones are scaled down.
         max_megabytes: limit of the file in 10^6 bytes. Pictures are made smaller until it holds,
@@ -80,19 +81,19 @@ def write_page(
     progress: Callable[[], object] | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one HTML file that shows the scene in any current browser, offline.
+    """Writes one HTML file that shows the scene in any current browser, offline.
 
     Equal scenes, options and reports give equal bytes. Needs WebGL 2 for the points; the depth
     maps are shown without it.
 
     Args:
-        scene: what is shown.
-        path: of the file, by convention *.html.
-        options: the default is `PageOptions()`.
-        points: which points; the default is `PointOptions()`. The page holds points of every
-            confidence, and its slider starts at `points.conf_percentile`, where it shows what the
-            other exports keep. Points that are masked are not in it; for backgrounds that are not
-            masked it has switches, where the scene has such.
+        scene: scene that is shown.
+        path: path of the file, by convention *.html.
+        options: settings of the page; the default is `PageOptions()`.
+        points: which points; the default is `PointOptions()`. The page contains points of every
+            confidence, and its slider starts at `points.conf_percentile`, where it shows the points
+            that the other exports keep. Masked points are not in the page; for backgrounds that the
+            scene has and that are not masked, the page has switches.
         overwrite: whether a file that exists may be replaced.
         progress: called once for every view.
         report: facts about the run for the page's last part: strings, numbers, and lists and
@@ -133,7 +134,7 @@ def _describe(
     chosen: PointOptions,
     report: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], str]:
-    """What the page has to know besides pictures (for JSON), and the packed points."""
+    """Returns the description of the scene as plain data for JSON, and the packed points."""
     limits = [n for n in (chosen.max_points, options.max_points) if n]
     kept = replace(chosen, conf_percentile=0.0, max_points=min(limits, default=0))
     masked = parse_masks(chosen.mask)
@@ -213,7 +214,7 @@ def _fit_pictures(
     budget: float,
     progress: Callable[[], object] | None,
 ) -> list[_Picture]:
-    """Photos and maps at most `side` large; smaller where they need more than `budget` bytes."""
+    """Encodes photos and maps of at most `side` pixels, smaller ones if `budget` bytes need it."""
     probe = sorted({0, scene.views // 3, scene.views // 2, scene.views - 1})
     side = min(side, max(scene.size))
     while True:
@@ -265,23 +266,23 @@ def _picture(
 
 
 def _levels(conf: np.ndarray) -> np.ndarray:
-    """float64 [256]: the confidence that a fraction of i / 256 of the values does not reach."""
+    """Returns 256 quantiles of confidence: the fraction i / 256 of the values is below level i."""
     return np.quantile(conf.astype(np.float64), np.arange(_LEVELS) / _LEVELS, method="lower")
 
 
 def _to_level(conf: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The last level that each value reaches; 0 also for what is not a number."""
+    """Returns for each value the index of the highest level that it reaches; 0 for NaN."""
     level = np.searchsorted(levels, np.nan_to_num(conf.astype(np.float64), nan=-np.inf), "right")
     return np.maximum(level - 1, 0)
 
 
 def _pack(*streams: tuple[np.ndarray, int]) -> str:
-    """Integers as base64 of deflated byte planes of their differences.
+    """Encodes integers as base64 of deflated byte planes of their differences.
 
     Args:
         streams: (integers [N], bytes per difference). A difference d from the value before (the
-            first from 0) is stored as 2 d, or as -2 d - 1 where it is negative; of each stream
-            first all highest bytes, at the end all lowest ones.
+            first from 0) is stored as 2 d, or as -2 d - 1 where it is negative; each stream has
+            all highest bytes first, and all lowest bytes last.
     """
     planes = []
     for values, width in streams:

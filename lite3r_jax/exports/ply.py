@@ -1,4 +1,4 @@
-"""Points as PLY."""
+"""Writes point clouds as binary PLY."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])
 
 
 def write_ply(cloud: PointCloud, path: Path) -> None:
-    """Write points with color and confidence as binary PLY 1.0, in the world of the scene.
+    """Writes points with color and confidence as binary PLY 1.0, in the world of the scene.
 
-    Programs that know no confidence skip it; CloudCompare and MeshLab can show it.
+    Programs that do not know the property confidence skip it; CloudCompare and MeshLab can show it.
     """
     vertices = np.empty(len(cloud), _VERTEX)
     vertices["xyz"] = cloud.xyz

@@ -1,4 +1,4 @@
-"""The points of a scene that are worth showing: by mask, confidence, voxel and number."""
+"""Selects the points of a scene to export by masks, confidence, voxel grid and number."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lite3r_jax.exports.masks import left_out, parse_masks
 from lite3r_jax.scene import PointSource, Scene
 
 AUTO = -1.0
-"""`PointOptions.conf_percentile` by what the confidence means."""
+"""Value of `PointOptions.conf_percentile` that derives the limit from what the confidence means."""
 _ERRORS = 3.0  # times the expected error of the median pixel
 _PROBABLE = 0.1  # of the example of pi^3
 _SAMPLE = 100_000  # points of which the size of a scene is told
@@ -20,7 +20,7 @@ _CELL_LIMIT = float(1 << 40)  # keeps the cells of points far outside within int
 
 @dataclass(frozen=True)
 class PointOptions:
-    """Which points of a scene are kept.
+    """Options for which points of a scene are exported.
 
     Attributes:
         source: "depth": depth maps unprojected with the cameras; "head": the model's point head.
@@ -30,8 +30,8 @@ class PointOptions:
             means, see `confidence_limit`.
         max_points: more than this many are thinned, spread evenly over views and pixels; 0 is no
             limit.
-        voxel: of all points in a cube with this edge the surest is kept. The edge is a fraction
-            of `diagonal` of the points; 0 is off. Comes after the confidence, before the number.
+        voxel: edge of the cubes in each of which only the surest point is kept, as a fraction of
+            `diagonal` of the points; 0 is off. Comes after the confidence, before the number.
         mask: pixels that give no points, with commas between; depth maps keep them. sky: see
             `exports.sky`; black, white: backgrounds of these colors; edges: of objects, where
             points hang between foreground and background, see `exports.edges`.
@@ -70,10 +70,10 @@ class PointCloud:
     Attributes:
         xyz: float32 [N, 3] in the world of the scene.
         rgb: uint8 [N, 3], the color of the pixel.
-        conf: float32 [N].
-        view: int32 [N].
+        conf: float32 [N], confidence of each point.
+        view: int32 [N], view of each point.
         pixel: int32 [N, 2], (u, v) in the network image.
-        unit: of lengths, see `Scene`.
+        unit: unit of lengths, see `Scene`.
     """
 
     xyz: np.ndarray
@@ -88,17 +88,17 @@ class PointCloud:
 
 
 def confidence_limit(conf: np.ndarray, percentile: float) -> float:
-    """The least confidence that is kept.
+    """Returns the least confidence of a pixel that is kept.
 
-    Of AUTO there are two meanings. Values of 1 and more (VGGT, Depth Anything 3) are trained with
-    conf * error - a log(conf), which is least where the error is a / conf: pixels whose expected
-    error is more than three times that of the median pixel go. Values from 0 to 1 (pi^3) are
-    probabilities that a point is right: below 0.1 they go, as in the example of its authors. Half
-    of the pixels stay in any case.
+    AUTO has two meanings. Values of 1 and more (VGGT, Depth Anything 3) are trained with the loss
+    conf * error - a log(conf), which is least where conf = a / error: pixels whose expected error
+    is more than three times that of the median pixel are dropped. Values from 0 to 1 (pi^3) are
+    probabilities that a point is right: pixels below 0.1 are dropped, as in the example of its
+    authors. Half of the pixels stay in any case.
 
     Args:
-        conf: [N], of the pixels that count; 1 or more.
-        percentile: of `PointOptions.conf_percentile`.
+        conf: [N], confidence of the N >= 1 pixels that count.
+        percentile: see `PointOptions.conf_percentile`.
     """
     if percentile == AUTO:
         median = float(np.median(conf))
@@ -108,11 +108,11 @@ def confidence_limit(conf: np.ndarray, percentile: float) -> float:
 
 
 def hidden_percentage(conf: np.ndarray, percentile: float) -> float:
-    """Where a slider begins that hides the least sure points, in percent.
+    """Returns the initial percentage of a slider that hides the least confident points.
 
     Args:
-        conf: [N], of all points that it may show.
-        percentile: of `PointOptions.conf_percentile`.
+        conf: [N], confidence of all points that the slider may show.
+        percentile: see `PointOptions.conf_percentile`.
     """
     if percentile != AUTO:
         return percentile
@@ -121,7 +121,7 @@ def hidden_percentage(conf: np.ndarray, percentile: float) -> float:
 
 
 def confidence_mask(scene: Scene, options: PointOptions) -> np.ndarray:
-    """Pixels with a valid point that masks and the confidence percentile leave.
+    """Finds the pixels whose valid point neither masks nor the confidence limit exclude.
 
     Returns:
         bool [S, H, W].
@@ -135,12 +135,12 @@ def confidence_mask(scene: Scene, options: PointOptions) -> np.ndarray:
 def select_points(
     scene: Scene, options: PointOptions, backgrounds: Mapping[str, np.ndarray] | None = None
 ) -> PointCloud:
-    """The points that the options keep; the same for the same scene and options.
+    """Selects the points of a scene that the options keep; deterministic.
 
     Args:
         scene: the scene.
-        options: which points.
-        backgrounds: masks of `masks.background` that were made before, by kind; None: none.
+        options: which points are kept.
+        backgrounds: masks of `masks.background` that were computed before, by kind; None: none.
 
     Raises:
         InputError: there is no point head, no pixel has a valid point or all are masked, or a mask
@@ -167,16 +167,16 @@ def select_points(
 
 
 def thinned(cloud: PointCloud, limit: int) -> PointCloud:
-    """At most `limit` of the points, spread evenly; 0 is no limit."""
+    """Reduces a point cloud to at most `limit` points, spread evenly; 0 is no limit."""
     kept = _spread(len(cloud), limit)
     columns = (cloud.xyz, cloud.rgb, cloud.conf, cloud.view, cloud.pixel)
     return PointCloud(*(column[kept] for column in columns), unit=cloud.unit)
 
 
 def diagonal(xyz: np.ndarray) -> float:
-    """Robust size of N points [N, 3]: diagonal of the box from the 5th to the 95th percentile.
+    """Returns the robust size of points [N, 3]: diagonal of their 5th to 95th percentile box.
 
-    Of many points an even sample counts.
+    Of many points only an even sample is used.
     """
     low, high = np.percentile(xyz[_spread(len(xyz), _SAMPLE)], [5, 95], axis=0)
     return float(np.linalg.norm(high - low))
@@ -205,7 +205,7 @@ def _confident(
 
 
 def _surest_of_voxels(xyz: np.ndarray, conf: np.ndarray, voxel: float) -> np.ndarray:
-    """Indices of the points to keep, in order; the first where confidences tie."""
+    """Returns ascending indices of the most confident point of each voxel, the first if tied."""
     edge = diagonal(xyz) * voxel or 1.0
     cells = np.floor(xyz.astype(np.float64) / edge).clip(-_CELL_LIMIT, _CELL_LIMIT)
     x, y, z = cells.astype(np.int64).T
@@ -217,9 +217,9 @@ def _surest_of_voxels(xyz: np.ndarray, conf: np.ndarray, voxel: float) -> np.nda
 
 
 def _spread(count: int, limit: int) -> np.ndarray | slice:
-    """At most `limit` indices of `count`: one of each of `limit` equal runs; 0 is no limit.
+    """Returns at most `limit` of `count` indices, one of each of `limit` equal runs; 0: all.
 
-    Which one is drawn, because a fixed step would draw stripes across the images.
+    The index within a run is random, because a fixed step would draw stripes across the images.
     """
     if not limit or count <= limit:
         return slice(None)

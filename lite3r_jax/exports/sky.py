@@ -1,9 +1,9 @@
-"""The sky in a photo, told by color, smoothness and place, without a network.
+"""Finds the sky in a photo by color, smoothness and place, without a network.
 
-Sky is smooth, blue or pale, reaches the upper border, and is brighter than most of what stands
-before it. Each of these alone is also true of walls; together they err on the side of leaving sky
-in: what does not reach the upper border, as sky between leaves, is not found. How often it is right
-is in docs/reconstruct.md, measured by `python -m tools.benchmark.sky`.
+Sky is smooth, blue or pale, reaches the upper border, and is brighter than most of the rest of the
+photo. Each of these alone is also true of walls; together they err on the side of leaving sky in:
+sky that does not reach the upper border, such as sky between leaves, is not found. How often the
+result is right is in docs/reconstruct.md, measured by `python -m tools.benchmark.sky`.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ _RIM = 3  # pixels around the smooth part that may belong to the sky
 
 
 def sky_pixels(scene: Scene) -> np.ndarray:
-    """Pixels of the sky.
+    """Finds the pixels of the sky in all images of a scene.
 
     Returns:
         bool [S, H, W].
@@ -34,7 +34,7 @@ def sky_pixels(scene: Scene) -> np.ndarray:
 
 
 def sky(image: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
-    """Pixels of the sky in one upright photo.
+    """Finds the pixels of the sky in one upright photo.
 
     Args:
         image: uint8 [H, W, 3], RGB.
@@ -81,7 +81,7 @@ def sky(image: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
 
 
 class _Part:
-    """A smooth part of the photo that reaches its upper border."""
+    """A smooth connected region of a photo that reaches its upper border: a candidate for sky."""
 
     def __init__(self, pixels: np.ndarray, area: float, width: float):
         self.pixels, self.area, self.width = pixels, area, width
@@ -117,7 +117,7 @@ def _ndimage() -> Any:
 
 
 def _change(soft: np.ndarray) -> np.ndarray:
-    """[H, W]: length of the gradient per pixel, of the channel where it is largest."""
+    """Returns the length [H, W] of the color gradient, of the channel where it is largest."""
     padded = np.pad(soft, ((0, 0), (1, 1), (1, 1)), "edge")
     down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
     across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
@@ -125,7 +125,7 @@ def _change(soft: np.ndarray) -> np.ndarray:
 
 
 def _sky_colored(soft: np.ndarray) -> np.ndarray:
-    """bool [H, W]: blue of any brightness, or bright and pale, but not yellowish."""
+    """Finds pixels [H, W] that are blue of any brightness, or bright and pale but not yellowish."""
     red, green, blue = soft
     high, low = soft.max(0), soft.min(0)
     is_blue = (blue >= green - 0.02) & (blue >= red + 0.03) & (green >= red - 0.06)
@@ -134,7 +134,7 @@ def _sky_colored(soft: np.ndarray) -> np.ndarray:
 
 
 def _top(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """[3, columns]: values [H, W] in the upper three rows of the photo."""
+    """Returns the values [3, columns] of an array [H, W] in the upper three rows of the photo."""
     columns = np.flatnonzero(inside.any(0))
     rows = inside[:, columns].argmax(0) + np.arange(3)[:, None]
     return values[np.minimum(rows, len(values) - 1), columns]

@@ -1,4 +1,4 @@
-"""The path of the camera as text."""
+"""Writes the trajectory of the camera as text."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from lite3r_jax.scene import UNITS, Scene
 
 
 def write_trajectory(scene: Scene, path: Path) -> None:
-    """Write cameras in the TUM RGB-D format: timestamp tx ty tz qx qy qz qw, a line per view.
+    """Writes cameras in the TUM RGB-D format: timestamp tx ty tz qx qy qz qw, a line per view.
 
-    The pose is camera-to-world, the camera frame OpenCV's. The timestamp is the index of the view,
+    The pose is camera-to-world, with OpenCV's camera axes. The timestamp is the index of the view,
     since photos have none. Format: cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats.
     """
     poses = scene.camera_to_world

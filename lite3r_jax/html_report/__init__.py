@@ -1,1 +1,1 @@
-"""What results are shown with: the frame of an HTML page, charts as SVG, colors of maps."""
+"""Building blocks of HTML reports: page layout, charts as SVG, color maps, text for terminals."""

@@ -1,4 +1,4 @@
-"""Charts as SVG text, without a plotting library. Equal data give equal text."""
+"""Draws charts as SVG text, without a plotting library. Equal data give equal text."""
 
 import math
 import textwrap
@@ -16,10 +16,10 @@ DASHES = ("", "7 4", "2 3")
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) under one name, x ascending where they are joined.
+    """A named series of points (x, y) of a chart, with x ascending where points are joined.
 
-    `style` chooses color and line, so that a name looks alike in several charts; by default it is
-    the place in the chart.
+    `style` chooses color and line, so that a series looks the same in several charts; by default it
+    is the index of the series in the chart.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Reference:
-    """A point that was not measured here, with all that has to be said about it."""
+    """A point of a chart that was not measured here; `name` is its explanation below the chart."""
 
     name: str
     x: float
@@ -38,16 +38,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn.
+    """The content of a chart: title, axes, measured series and reference points.
 
     Attributes:
         title: heading.
-        x: name and unit of the axis.
-        y: likewise.
+        x: name and unit of the x axis.
+        y: name and unit of the y axis.
         series: measured points.
-        references: hollow diamonds with numbers, explained below the chart.
-        log_x: whether the axis is logarithmic; then values are positive.
-        log_y: likewise.
+        references: points drawn as hollow diamonds with numbers, explained below the chart.
+        log_x: whether the x axis is logarithmic; then values are positive.
+        log_y: whether the y axis is logarithmic; then values are positive.
         joined: whether the points of a series are joined by lines.
     """
 
@@ -62,10 +62,10 @@ class Chart:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as a document of its own, which also stands inside of HTML.
+    """Draws a chart as an SVG document, which can also be embedded in HTML.
 
     Raises:
-        ValueError: no points, or one that cannot be drawn on its axis.
+        ValueError: there are no points, or a point cannot be drawn on its axis.
     """
     points = [p for series in chart.series for p in series.points]
     points += [(r.x, r.y) for r in chart.references]
@@ -95,7 +95,7 @@ def svg(chart: Chart) -> str:
 
 
 class _Axis:
-    """Values to shares of the length, and where ticks stand."""
+    """An axis of a chart: maps values to fractions of its length, and chooses the ticks."""
 
     def __init__(self, values: Sequence[float], log: bool):
         if not all(math.isfinite(v) and (v > 0 or not log) for v in values):
@@ -192,5 +192,5 @@ def _references(references, place):
 
 
 def _notes(references: Sequence[Reference], width: int = 118) -> list[list[str]]:
-    """The explanation of each reference, in lines."""
+    """Wraps the explanation of each reference point to lines of at most `width` characters."""
     return [textwrap.wrap(reference.name, width) for reference in references]

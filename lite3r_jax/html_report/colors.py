@@ -1,4 +1,4 @@
-"""Numbers to colors that get brighter evenly."""
+"""Color maps of evenly increasing brightness, for numbers from 0 to 1."""
 
 import numpy as np
 
@@ -14,11 +14,11 @@ VIRIDIS = (
 
 
 def color_map(values: np.ndarray, colors: tuple[tuple[int, int, int], ...] = INFERNO) -> np.ndarray:
-    """Colors of numbers.
+    """Converts numbers from 0 to 1 to RGB colors.
 
     Args:
         values: [...], clipped to 0 to 1.
-        colors: two or more at equal steps, of 0 first.
+        colors: two or more colors at equal steps from 0 to 1.
 
     Returns:
         uint8 [..., 3].
@@ -30,5 +30,5 @@ def color_map(values: np.ndarray, colors: tuple[tuple[int, int, int], ...] = INF
 
 
 def gradient(colors: tuple[tuple[int, int, int], ...]) -> str:
-    """The colors from left to right as a CSS background."""
+    """Returns a CSS background that is a gradient of the colors from left to right."""
     return f"linear-gradient(to right,{','.join(f'rgb{c}'.replace(' ', '') for c in colors)})"

@@ -1,7 +1,7 @@
-"""The frame of an HTML page of results, and what stands in it: one style for all of them.
+"""Makes self-contained HTML pages of results in one style: headings, tables, charts, pictures.
 
-A page needs nothing but itself: no script, nothing is loaded, pictures are inside as data URIs, and
-its Content-Security-Policy allows nothing else. It follows the reader's light or dark scheme.
+A page has no script and loads nothing: pictures are inside as data URIs, and its
+Content-Security-Policy allows nothing else. It follows the reader's light or dark color scheme.
 """
 
 import base64
@@ -13,7 +13,7 @@ from typing import Any
 from lite3r_jax.html_report.chart import Chart, svg
 
 HIGHER, LOWER = "\u2191", "\u2193"
-"""What is better, as an arrow."""
+"""Arrows in the headings of a table that say whether higher or lower values are better."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f7f7f5; --raised: #fff; --line: #d6d7d3;
@@ -88,12 +88,12 @@ pre { overflow-x: auto; font-size: 12px; padding: 12px; background: var(--raised
 
 
 def document(title: str, note: str, sections: Mapping[str, str]) -> str:
-    """The page.
+    """Returns a complete HTML page with a title and sections.
 
     Args:
         title: heading, plain text.
-        note: line below it, plain text.
-        sections: heading -> HTML, with a link to each on top.
+        note: line below the heading, plain text.
+        sections: heading -> HTML; the top of the page has a link to each section.
     """
     links = "".join(f'<a href="#{_id(name)}">{escape(name)}</a>' for name in sections)
     body = "\n".join(
@@ -116,15 +116,15 @@ def table(
     group: int | None = None,
     better: Mapping[str, str] | None = None,
 ) -> str:
-    """A table of plain text, its head first; on a phone a card for every row.
+    """Returns a table of plain text as HTML; small screens show a card for every row.
 
-    A bracket that follows a number, which is its interval, stands below it.
+    A bracket that follows a number, such as its confidence interval, is shown below the number.
 
     Args:
-        cells: rows of equal length.
+        cells: rows of equal length, the first with the headings.
         words: headings of the columns that are text and not numbers.
-        group: a new value in this column begins with a heavier line.
-        better: heading -> `HIGHER` or `LOWER`, what is better, which gets an arrow; None: unknown.
+        group: index of a column; a row with a new value in it has a heavier line above.
+        better: heading -> `HIGHER` or `LOWER`, an arrow that says what is better; None: no arrows.
     """
     head, *rows = cells
     marks = [' class="text"' if name in words else "" for name in head]
@@ -155,38 +155,38 @@ def _cell(text: str) -> str:
 
 
 def charts(shown: Sequence[Chart]) -> str:
-    """Charts, as many beside each other as there is room for."""
+    """Returns charts as HTML, side by side as far as the width of the page allows."""
     return f'<div class="charts">{"".join(svg(chart) for chart in shown)}</div>\n' if shown else ""
 
 
 def paragraph(text: str) -> str:
-    """Plain text that explains."""
+    """Returns a paragraph of explanatory plain text as HTML."""
     return f'<p class="soft">{escape(text)}</p>\n'
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A list of plain text; nothing where there are no lines."""
+    """Returns a bullet list of plain text lines as HTML; "" if there are no lines."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="soft">{items}</ul>\n' if lines else ""
 
 
 def details(name: str, data: Mapping[str, Any]) -> str:
-    """Data as JSON, folded away below `name`."""
+    """Returns a collapsed HTML element with the heading `name` that shows data as JSON."""
     text = escape(json.dumps(data, indent=2, ensure_ascii=False), quote=False)
     return f"<details><summary>{escape(name)}</summary><pre>{text}</pre></details>\n"
 
 
 def image(jpeg: bytes, meaning: str) -> str:
-    """A JPEG picture, and in plain text what it shows."""
+    """Returns an HTML image of JPEG bytes, with a plain text description as alternative text."""
     data = base64.b64encode(jpeg).decode()
     return f'<img alt="{escape(meaning)}" src="data:image/jpeg;base64,{data}">'
 
 
 def loaded(settings: Mapping[str, Any]) -> str:
-    """The model as it was loaded: "vggt-tiny", "facebook/VGGT-1B", or the folder of the weights.
+    """Returns the loaded model's name: "vggt-tiny", "facebook/VGGT-1B", or the folder of weights.
 
     Args:
-        settings: of the run, as in its report.
+        settings: settings of the run, as in its report.
     """
     weights = str(settings.get("weights") or "")
     if len(weights.split("/")) == 2 and weights[0] not in "./~":
@@ -195,7 +195,7 @@ def loaded(settings: Mapping[str, Any]) -> str:
 
 
 def without(body: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """All entries but these."""
+    """Returns a dict of all entries of `body` except those of the given names."""
     return {name: value for name, value in body.items() if name not in names}
 
 

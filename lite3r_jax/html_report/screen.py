@@ -1,4 +1,4 @@
-"""Markdown as it is shown on a screen: within so many columns."""
+"""Formats Markdown for terminals: wraps text and splits tables to a limited width."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ WIDTH = 100
 
 
 def on_screen(text: str, width: int = WIDTH) -> str:
-    """Text and tables in Markdown within a width.
+    """Formats text and tables in Markdown to at most `width` columns.
 
-    A table that is wider becomes several, each with the first column and some of the others; what
-    is not a table is wrapped between words. One cell that is wider than all stays whole.
+    A wider table becomes several, each with the first column and some of the others; other text is
+    wrapped between words. A single word or cell that is wider than the screen stays whole.
 
     Args:
-        text: Markdown as reports have it, tables with "|" at both ends of every line.
+        text: Markdown as in reports, with "|" at both ends of every line of a table.
         width: columns of the screen.
     """
     lines: list[str] = []

@@ -1,1 +1,1 @@
-"""Videos of any length: overlapping chunks through a model, joined into one reconstruction."""
+"""Reconstruction of videos of any length: overlapping chunks are predicted and joined."""

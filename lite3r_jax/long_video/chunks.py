@@ -1,4 +1,4 @@
-"""Which frames of a video go through the model together, and which chunk each frame is taken of."""
+"""Division of a video into overlapping chunks of frames, each run through the model in one pass."""
 
 import itertools
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ class Chunk:
     """Consecutive frames that one forward pass sees.
 
     Attributes:
-        index: of the chunk, from 0.
+        index: index of the chunk, from 0.
         start: number of its first frame among those that are taken of the video.
-        stop: one more than its last.
-        own_start: of the frames that the result takes of this chunk and no other, the first.
-        own_stop: one more than the last of these.
+        stop: one more than the number of its last frame.
+        own_start: number of the first frame that the result takes from this chunk and no other.
+        own_stop: one more than the number of the last such frame.
     """
 
     index: int
@@ -29,10 +29,11 @@ class Chunk:
 
 
 def plan_chunks(frames: int, chunk: int, overlap: int) -> tuple[Chunk, ...]:
-    """Chunks of equal length that cover all frames.
+    """Returns chunks of equal length that cover all frames.
 
-    The last one reaches back as far as it takes to be as long as the others, so that one compiled
-    program serves all. Where chunks share frames, each takes those that are nearer to its middle.
+    The last chunk starts early enough to be as long as the others, so that one compiled program
+    serves all chunks. Of the frames that two chunks share, each chunk owns those that are nearer to
+    its middle.
 
     Args:
         frames: number of frames, more than `chunk`.

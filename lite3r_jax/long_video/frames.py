@@ -1,4 +1,4 @@
-"""The frames of a long video, read when their chunk comes, and no more of them kept than it has."""
+"""Sources of the frames of a long video, which hold the frames of at most one chunk in memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -9,11 +9,11 @@ from lite3r_jax.errors import InputError
 
 
 class Frames(Protocol):
-    """Frames in the order of capture.
+    """A source of a scene's frames, in the order of capture.
 
     Attributes:
-        name: of the scene.
-        names: of all frames.
+        name: name of the scene.
+        names: names of all frames.
         ignored: see `PhotoSet`.
     """
 
@@ -22,16 +22,16 @@ class Frames(Protocol):
     ignored: tuple[str, ...]
 
     def photos(self, start: int, stop: int) -> tuple[SourcePhoto, ...]:
-        """Some frames; quick where ranges come in ascending order.
+        """Returns the frames from number `start` to before `stop`; fastest for ascending ranges.
 
         Raises:
-            InputError: one cannot be read.
+            InputError: a frame cannot be read.
         """
         ...
 
 
 class VideoFrames:
-    """Frames of a video file, decoded from its beginning to its end; see `Frames`."""
+    """Implements `Frames` for a video file, which is decoded from its beginning to its end."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class VideoFrames:
         max_pixels: int,
         progress: Callable[[], object] | None = None,
     ):
-        """Go through the file once, to know which frames there are.
+        """Decodes the file once to list the frames that are taken.
 
         Args:
-            scene: with a video.
-            options: which frames are taken.
+            scene: a scene with a video.
+            options: options that choose the frames.
             max_pixels: limit of width * height.
             progress: called after each frame that is taken.
 
@@ -61,7 +61,7 @@ class VideoFrames:
         self._kept: dict[int, SourcePhoto] = {}
 
     def photos(self, start: int, stop: int) -> tuple[SourcePhoto, ...]:
-        """See `Frames`."""
+        """Implements `Frames.photos`: decodes on, or anew for frames that have passed."""
         if self._reader is None or (start < self._next and start not in self._kept):
             self._reader = frames_of(
                 self._path, self._options, first=start, max_pixels=self._max_pixels
@@ -79,13 +79,13 @@ class VideoFrames:
 
 
 class PhotoFrames:
-    """Photos that were taken one after the other, as their names say; see `Frames`."""
+    """Implements `Frames` for photo files whose names give the order of capture."""
 
     def __init__(self, photos: PhotoSet):
-        """Take the photos of a scene.
+        """Creates the source from the photos of a scene.
 
         Raises:
-            InputError: their names tell no order.
+            InputError: the names of the photos give no order.
         """
         if not photos.in_order:
             raise InputError(
@@ -97,7 +97,7 @@ class PhotoFrames:
         self.names = tuple(photo.name for photo in photos.photos)
 
     def photos(self, start: int, stop: int) -> tuple[SourcePhoto, ...]:
-        """See `Frames`."""
+        """Implements `Frames.photos`: returns the photos without opening their files."""
         return self._photos[start:stop]
 
 
@@ -107,11 +107,11 @@ def open_frames(
     max_pixels: int,
     progress: Callable[[], object] | None = None,
 ) -> Frames:
-    """The frames of a video, or of numbered photos.
+    """Returns the source of the frames of a scene, which is a video or numbered photos.
 
     Args:
-        scene: as it was found.
-        options: which frames of a video are taken.
+        scene: the scene, of which no photo has been opened yet.
+        options: options that choose the frames of a video.
         max_pixels: limit of width * height.
         progress: called after each frame of a video that is taken.
 

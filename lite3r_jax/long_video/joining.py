@@ -1,4 +1,4 @@
-"""Chunks and loops to one world: chained, solved as a graph, in parts where joints are missing."""
+"""Alignment of all chunks in one world by a pose graph of joints between neighbors and of loops."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from lite3r_jax.long_video.pose_graph import Edge, solve
 from lite3r_jax.long_video.similarity import apply, compose, identity, inverse
 
 LEAST_DEVIATION = 2e-3
-"""Of a measured similarity: radians, share of scale and size. Points of two passes of a model are
-wrong together, so that many of them make it no surer than this."""
+"""Least standard deviation of a measured similarity: radians, share of scale and size.
+Errors of the points of one forward pass are correlated, so many points do not make it smaller."""
 
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """All chunks of a video.
+    """The N chunks of a video aligned in one world, or in one for each connected part.
 
     Attributes:
         similarities: arrays [N, ...], from each chunk's world into that of its part.
-        chained: the same by the joints between neighbors alone, as it was before loops.
-        parts: indices of the chunks that hang together, the largest part first. Each has the world
-            of its first chunk.
-        weights: of each loop that was given, from 0 (left out) to 1.
-        drift: of each loop, what the chain before has for it: factor of scale, degrees, and
-            distance over the median depth of the chunk; None where the loop was not taken or joins
-            two parts.
+        chained: the similarities before the graph was solved: joints chained along each part.
+        parts: indices of the chunks of each connected part, the largest part first. The world of a
+            part is that of its first chunk.
+        weights: weight of each loop that was given, from 0 (left out) to 1.
+        drift: for each loop, the error that the chain of joints alone has accumulated where the
+            loop closes: factor of scale, degrees, and distance over the median depth of the chunk;
+            None where the loop was not taken or joins two parts.
     """
 
     similarities: Sim3
@@ -47,13 +47,13 @@ def join(
     centers: Sequence[np.ndarray],
     sizes: Sequence[float],
 ) -> Joined:
-    """Bring all chunks into one world, or into several where nothing holds them together.
+    """Aligns all chunks in one world, or in several where no joint or loop connects them.
 
     Args:
-        chunks: of the video.
-        joints: of each chunk onto the one before; None for the first.
-        loops: that were tried; those with a fault do not count.
-        centers: [S, 3] of the cameras of each chunk in its own world.
+        chunks: chunks of the video.
+        joints: how each chunk fits onto the one before; None for the first.
+        loops: loops that were tried; those with a fault do not count.
+        centers: camera centers [S, 3] of each chunk in its own world.
         sizes: median depth of each chunk in its own unit.
     """
     count = len(joints)
@@ -92,7 +92,7 @@ def join(
 
 
 def _components(count: int, edges: Sequence[Edge]) -> list[tuple[int, ...]]:
-    """Connected nodes, each part in ascending order."""
+    """Returns the connected components of the graph, the nodes of each in ascending order."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -103,7 +103,7 @@ def _components(count: int, edges: Sequence[Edge]) -> list[tuple[int, ...]]:
 
 
 def _spread(count: int, edges: Sequence[Edge], parts: Sequence[Sequence[int]]) -> Sim3:
-    """Similarities along the first edges that reach each node, from the first node of each part."""
+    """Chains similarities from the first node of each part along the edges that reach each node."""
     known: dict[int, Sim3] = {part[0]: identity() for part in parts}
     waiting = list(edges)
     while waiting:
@@ -121,7 +121,7 @@ def _spread(count: int, edges: Sequence[Edge], parts: Sequence[Sequence[int]]) -
 
 
 def _place(loop: Loop, chunks: Sequence[Chunk], centers: Sequence[np.ndarray]) -> np.ndarray:
-    """Where the second chunk, in its own world, has the frame at which a loop closes."""
+    """Returns where the camera of a loop's second frame is, in the world of the second chunk."""
     second = loop.candidate.second
     return centers[second][loop.candidate.second_frame - chunks[second].start]
 
@@ -147,7 +147,7 @@ def _drift(
 def summary(
     joined: Joined, joints: Sequence[Joint | None], loops: Sequence[Loop]
 ) -> dict[str, Any]:
-    """The joining in numbers and words, for the report."""
+    """Returns facts about joints, parts, loops and drift as plain data for the report."""
     faults = [
         {"chunk": j, "fault": joint.fault}
         for j, joint in enumerate(joints)

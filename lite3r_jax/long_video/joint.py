@@ -1,10 +1,10 @@
-"""The similarity between two predictions of the same views.
+"""Robust estimation of the similarity between two predictions of the same views.
 
-Two chunks that share views have a point for each pixel of these in both their worlds. The
-similarity that brings one set of points onto the other is found among random triples (the one with
-the least median error), made least squares by iteration with weights, and refined on the robust
-cost itself. Errors are distances over the depth of the point, as errors of depth grow with it;
-weights come from the confidences of both predictions.
+Two chunks that share views have a point for each pixel of these views in both their worlds. Of the
+similarities fitted to a few random points each, the one with the least median error is taken, then
+improved by iteratively reweighted least squares, and refined on the robust cost itself. Errors are
+distances over the depth of the point, as errors of depth grow with depth; weights come from the
+confidences of both predictions.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from lite3r_jax.long_video.similarity import apply_to_many, cross_matrix, exp_ro
 from lite3r_jax.scene import Scene
 
 POINTS = 3000
-"""Pixels that a fit looks at, evenly spread over the shared views."""
+"""Number of pixels that a fit uses, evenly spread over the shared views."""
 INLIER = 0.1
-"""Error over depth below which a point agrees."""
+"""Ratio of error to depth below which a point counts as an inlier."""
 LEAST_AGREEING = 0.5
-"""Share of the points that has to agree."""
+"""Least share of inliers (by weight) of a valid fit."""
 MOST_TURNED = 15.0
-"""Degrees between the axes of the cameras of both, median, that are still a fit."""
+"""Largest median angle in degrees between the cameras of both predictions in a valid fit."""
 _LEAST_POINTS = 30
 _TRIALS, _SAMPLE = 100, 4
 _LEAST_SCALE = 1e-6  # of the spread of the points
@@ -32,14 +32,15 @@ _ROUNDS, _STEPS = 10, 10
 
 @dataclass(frozen=True)
 class Joint:
-    """How one prediction fits onto another.
+    """The similarity from one prediction onto another, with the figures that tell how well it fits.
 
     Attributes:
-        similarity: from the world of the one onto that of the other; None where there is none.
+        similarity: from the world of the first prediction to that of the second; None where no
+            similarity could be computed.
         agreeing: share of the points (by weight) whose error is below `INLIER`.
         error: median over the points of distance over depth.
-        degrees: median angle between the cameras' axes.
-        fault: why it is no fit; "" where it is one.
+        degrees: median angle between the cameras of both predictions.
+        fault: why the fit is not valid; "" where it is.
     """
 
     similarity: Sim3 | None
@@ -50,11 +51,11 @@ class Joint:
 
 
 def fit(source: Scene, target: Scene) -> Joint:
-    """The similarity from one prediction onto another of the same views.
+    """Fits the similarity that maps one prediction onto another of the same views.
 
     Args:
-        source: S views.
-        target: the same views in the same order, of the same size.
+        source: the first prediction, of S views.
+        target: the second prediction, of the same views in the same order and size.
     """
     x, y, depth, weights = shared_points(source, target)
     if len(x) < _LEAST_POINTS:
@@ -82,11 +83,11 @@ def fit(source: Scene, target: Scene) -> Joint:
 def shared_points(
     source: Scene, target: Scene
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points of the same pixels in both worlds.
+    """Gathers the points of the same pixels in the worlds of two predictions.
 
     Args:
-        source: S views.
-        target: the same views.
+        source: the first prediction, of S views.
+        target: the second prediction, of the same views.
 
     Returns:
         (points of source [N, 3], points of target [N, 3], depth in target [N], weights [N]: the
@@ -118,7 +119,7 @@ def shared_points(
 def unprojected(
     scene: Scene, depth: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """World points float64 [S, h, w, 3] of some rows and columns with their depth [S, h, w]."""
+    """Unprojects depth [S, h, w] at some rows and columns to world points float64 [S, h, w, 3]."""
     k = scene.intrinsics.astype(np.float64)[:, None, None]
     x = (columns[None, None, :] - k[..., 0, 2]) / k[..., 0, 0] * depth
     y = (rows[None, :, None] - k[..., 1, 2]) / k[..., 1, 1] * depth
@@ -135,7 +136,7 @@ def _errors(similarity: Sim3, x: np.ndarray, y: np.ndarray, depth: np.ndarray) -
 
 
 def _first(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Sim3:
-    """Of similarities through a few points each, the one with the least median error."""
+    """Fits similarities to random small samples of points; returns that of least median error."""
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(x), (_TRIALS, _SAMPLE))
     trials = fit_sim3(x[picks], y[picks], xp=np)
@@ -149,7 +150,7 @@ def _first(x: np.ndarray, y: np.ndarray, depth: np.ndarray) -> Sim3:
 def _reweighted(
     first: Sim3, x: np.ndarray, y: np.ndarray, depth: np.ndarray, weights: np.ndarray
 ) -> Sim3:
-    """Least squares (Umeyama) in rounds; weights of Geman and McClure by the errors before."""
+    """Fits by iteratively reweighted least squares (Umeyama) with weights of Geman and McClure."""
     similarity = first
     for _ in range(_ROUNDS):
         errors = _errors(similarity, x, y, depth)
@@ -162,10 +163,10 @@ def _reweighted(
 def _refined(
     start: Sim3, x: np.ndarray, y: np.ndarray, depth: np.ndarray, weights: np.ndarray
 ) -> Sim3:
-    """The minimum of the robust cost (Cauchy's) near a start, by Gauss-Newton steps.
+    """Minimizes the robust cost (Cauchy's) from a starting similarity by Gauss-Newton steps.
 
-    A step turns and scales around the middle of the points and shifts, so that its seven numbers
-    hardly depend on each other.
+    A step rotates and scales about the median of the points and translates, so that its seven
+    parameters are nearly independent.
     """
     middle, size = np.median(y, 0), float(np.median(depth))
     scale = max(float(np.median(_errors(start, x, y, depth))), 1e-9)
@@ -199,7 +200,7 @@ def _refined(
 
 
 def _turned(similarity: Sim3, source: Scene, target: Scene) -> float:
-    """Median angle in degrees between the cameras of both after the fit."""
+    """Returns the median angle in degrees between the cameras of both predictions after the fit."""
     a = similarity.rotation @ source.camera_to_world[..., :3]
     apart = np.linalg.norm(a - target.camera_to_world[..., :3], axis=(-2, -1))
     return float(np.degrees(np.median(2 * np.arcsin(np.minimum(apart / np.sqrt(8), 1)))))

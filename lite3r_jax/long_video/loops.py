@@ -1,8 +1,8 @@
-"""Returns to a place that was seen before: found by what views look like, measured by the model.
+"""Loop closure: finds chunks that show the same place, and measures their similarity by the model.
 
-Views are described by the model's own tokens. Two chunks whose views are alike are a candidate;
-half of the views of a chunk around each of the two places then go through the model in one pass,
-and what it says of each half is fitted onto the chunk that it comes from. So the similarity between
+Views are described by the model's own tokens. Two chunks with similar views are a candidate; half a
+chunk's number of views around each of the two places then go through the model in one pass, and the
+prediction of each half is fitted onto the chunk that its views come from. So the similarity between
 the chunks is measured by two fits of the same views, and is taken only if the halves see each
 other's surfaces at the same depth.
 """
@@ -19,22 +19,22 @@ from lite3r_jax.long_video.similarity import views_of
 from lite3r_jax.scene import Scene
 
 DESCRIBED = 16
-"""Views of a chunk that are described, evenly spread."""
+"""Largest number of views of a chunk whose descriptors are kept; they are evenly spread."""
 LEAST_SEEN = 0.2
-"""Share of the points of one half of a loop that the other half has to see at their depth."""
+"""Least share of the points of one half of a loop that the other half sees at the same depth."""
 _COMPONENTS = 64  # of descriptors, the rest tells views apart no further and takes time
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two chunks that may show one place.
+    """Two chunks that may show the same place: a loop that has not been measured yet.
 
     Attributes:
         first: index of the earlier chunk.
-        second: index of the later one.
-        first_frame: number of the frame of the first that is most like one of the second.
-        second_frame: number of that one.
-        alike: cosine between their descriptors.
+        second: index of the later chunk.
+        first_frame: number of the frame of the first chunk that is most like one of the second.
+        second_frame: number of that frame of the second chunk.
+        alike: cosine between the descriptors of the two frames.
     """
 
     first: int
@@ -46,14 +46,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Loop:
-    """What became of a candidate.
+    """The measured similarity of a loop candidate, or the reason why there is none.
 
     Attributes:
-        candidate: it.
+        candidate: the two chunks.
         similarity: from the world of the second chunk into that of the first; None if not measured.
-        error: median error of both fits, over depth.
-        seen: share of points that both halves see alike.
-        fault: why it is not taken; "" where it is.
+        error: median errors of both fits (distance over depth), combined as root of the sum of
+            squares.
+        seen: share of the points that both halves see at the same depth, see `seen_alike`.
+        fault: why the loop is not taken; "" where it is.
     """
 
     candidate: Candidate
@@ -64,22 +65,23 @@ class Loop:
 
 
 def described(views: int) -> np.ndarray:
-    """Numbers of the views of a chunk that are described."""
+    """Returns the indices of the views, of a chunk's `views`, whose descriptors are kept."""
     return np.unique(np.linspace(0, views - 1, min(views, DESCRIBED)).round().astype(int))
 
 
 def find_candidates(
     chunks: Sequence[Chunk], descriptors: Sequence[np.ndarray], most: int
 ) -> list[Candidate]:
-    """Pairs of chunks, another chunk's length between them, whose views are most alike.
+    """Finds the pairs of chunks, at least a chunk's length apart, whose views are most alike.
 
-    As alike as views of one chunk that are a quarter of it apart, at least. The best pairs come
-    first, but pairs whose chunks are beside those of a better one after all others.
+    Their most similar views are at least as alike as two views of one chunk that are a quarter of
+    its length apart (median). The best pairs come first; pairs whose chunks are the same as or next
+    to those of a better pair come after all others.
 
     Args:
-        chunks: of the video.
-        descriptors: of each chunk's `described` views, float [K, D].
-        most: how many pairs.
+        chunks: chunks of the video.
+        descriptors: descriptors of each chunk's `described` views, float [K, D].
+        most: largest number of pairs.
     """
     vectors = _compared(descriptors)
     needed = _usual_likeness(vectors)
@@ -108,7 +110,7 @@ def find_candidates(
 
 
 def _compared(descriptors: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Unit vectors of what tells the views of this video apart: centered, principal components."""
+    """Projects centered descriptors on the principal components of all views, at unit length."""
     rows = np.concatenate([np.asarray(each, np.float32) for each in descriptors])
     rows = rows - rows.mean(0)
     spread = rows.T @ rows
@@ -119,7 +121,7 @@ def _compared(descriptors: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _usual_likeness(vectors: Sequence[np.ndarray]) -> float:
-    """Median cosine of views of one chunk that are a quarter of it apart."""
+    """Returns the median cosine between views of one chunk that are a quarter of it apart."""
     cosines = []
     for each in vectors:
         step = max(1, len(each) // 4)
@@ -129,7 +131,7 @@ def _usual_likeness(vectors: Sequence[np.ndarray]) -> float:
 
 
 def halves(candidate: Candidate, chunks: Sequence[Chunk]) -> tuple[range, range]:
-    """The frames of a pass that measures a loop: as many as a chunk, half around each place."""
+    """Returns the two ranges of frames that measure a loop: half a chunk around each place."""
     first, second = chunks[candidate.first], chunks[candidate.second]
     size = len(first)
     counts = size // 2, size - size // 2
@@ -145,13 +147,13 @@ def halves(candidate: Candidate, chunks: Sequence[Chunk]) -> tuple[range, range]
 def judged(
     candidate: Candidate, similarity: Sim3, joints: tuple[Joint, Joint], seen: float
 ) -> Loop:
-    """The loop of a measurement.
+    """Makes a `Loop` of a measurement, with a fault if the halves do not confirm each other.
 
     Args:
-        candidate: it.
+        candidate: the two chunks.
         similarity: from the world of the second chunk into that of the first.
         joints: fits of both halves onto their chunks.
-        seen: from `seen_alike`.
+        seen: result of `seen_alike` for the two halves.
     """
     error = float(np.hypot(joints[0].error, joints[1].error))
     fault = ""
@@ -164,14 +166,14 @@ def judged(
 
 
 def seen_alike(first: Scene, second: Scene) -> float:
-    """How much of what one set of views sees the other sees at the same depth, from 0 to 1.
+    """Returns the share of points, from 0 to 1, that two sets of views see at the same depth.
 
-    The smaller of both ways: share of points of some views whose depth some view of the other set
-    confirms within `INLIER`.
+    A point of one set is confirmed if some view of the other set has its depth within `INLIER`; the
+    share is weighted by confidence. It is computed both ways, and the smaller one is returned.
 
     Args:
-        first: views of a prediction.
-        second: other views of it, in the same world.
+        first: some views of a prediction.
+        second: other views of the same prediction, in the same world.
     """
     return min(_confirmed(first, second), _confirmed(second, first))
 

@@ -1,37 +1,37 @@
-"""Points of many chunks to one cloud of bounded size: of every voxel the surest point."""
+"""Merges the points of many chunks into a cloud of bounded size by a voxel grid."""
 
 import numpy as np
 
 from lite3r_jax.exports.points import PointCloud, thinned
 
 CELLS = 2
-"""So many times the number of points that are wanted are held, before voxels are made larger."""
+"""Largest ratio of held to wanted points; beyond it the edge of the voxels is doubled."""
 _LIMIT = (1 << 20) - 1  # cells on each side of the origin, so that three indices fit into int64
 
 
 class VoxelMap:
-    """The surest point of each cell of a grid; cells become larger where there are too many.
+    """A voxel grid that keeps the most confident point of each cell and grows cells if too many.
 
     Attributes:
-        edge: of a cell, in the unit of the points.
+        edge: edge of a cell, in the unit of the points.
     """
 
     def __init__(self, edge: float, most: int):
-        """Begin empty.
+        """Creates an empty grid.
 
         Args:
-            edge: of a cell; it is doubled whenever more than `CELLS` x `most` cells have points.
-            most: points of the result; 0 is no limit.
+            edge: edge of a cell; doubled whenever more than `CELLS` x `most` cells have points.
+            most: largest number of points of the result; 0 is no limit.
         """
         self.edge, self._most = edge, most
         self._cloud: PointCloud | None = None
 
     def __len__(self) -> int:
-        """Points that are held."""
+        """Returns the number of points that the grid holds."""
         return 0 if self._cloud is None else len(self._cloud)
 
     def add(self, cloud: PointCloud) -> None:
-        """Put in points; where confidences tie, those that came first stay."""
+        """Adds points to the grid; where confidences tie, the point that was added first stays."""
         cloud = self._surest(cloud)
         whole = cloud if self._cloud is None else _together(self._cloud, cloud)
         self._cloud = self._surest(whole)
@@ -40,7 +40,7 @@ class VoxelMap:
             self._cloud = self._surest(self._cloud)
 
     def cloud(self) -> PointCloud:
-        """The points, ordered by view, then row, then column; at most as many as are wanted."""
+        """Returns at most `most` points, ordered by view, then row, then column."""
         assert self._cloud is not None
         held = self._cloud
         order = np.lexsort((held.pixel[:, 0], held.pixel[:, 1], held.view))

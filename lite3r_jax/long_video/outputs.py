@@ -1,6 +1,6 @@
-"""Joined chunks to files: one trajectory, one cloud, one model for COLMAP, one page.
+"""Writes joined chunks as one trajectory, one point cloud, one COLMAP model and one HTML page.
 
-Chunks are read one after the other, so that memory does not grow with their number but for the
+Chunks are read one after the other, so that memory does not grow with their number, except for the
 cameras (about 200 bytes a frame).
 """
 
@@ -32,22 +32,22 @@ from lite3r_jax.refine.depth import DepthFit
 from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
 
 WRITTEN = ("npz", "ply", "glb", "colmap", "colmap_txt", "tum", "html")
-"""Formats that chunks are joined into; npz is a file for each chunk."""
+"""Names of the formats that joined chunks can be written in; npz is one file for each chunk."""
 PARTS = "parts"
-"""Folder in the folder of results of parts that do not hang together with the largest one."""
+"""Name of the folder, in the results, for parts that are not connected with the largest one."""
 VOXEL = 1e-3
-"""Edge of the voxels in which overlapping points are merged, as a fraction of the diagonal of the
-points, where `export.points.voxel` says nothing."""
+"""Default edge of the voxels that merge overlapping points, as a fraction of the points' diagonal.
+It is used where `export.points.voxel` is 0."""
 PAGE_VIEWS, GLB_CAMERAS = 60, 500
-"""Views in the page, and cameras in the GLB, at most: evenly spread over the video."""
+"""Largest numbers of views in the page and of cameras in the GLB, evenly spread over the video."""
 _BLOCK = 32  # images that are written at a time
 
 
 def check_formats(text: str) -> tuple[str, ...]:
-    """Formats of a list with commas between.
+    """Parses a comma-separated list of formats, and refuses those that a long video does not have.
 
     Raises:
-        InputError: one is unknown, or not among those that chunks are joined into.
+        InputError: a format is unknown, or not one of `WRITTEN`.
     """
     formats = parse_formats(text)
     if other := [name for name in formats if name not in WRITTEN]:
@@ -59,19 +59,20 @@ def check_formats(text: str) -> tuple[str, ...]:
 
 
 def planned(out: Path, formats: Sequence[str]) -> list[Path]:
-    """The files and folders that a long video gives in these formats."""
+    """Returns the paths of the files and folders that a long video gives in these formats."""
     return [out / (CHUNKS if name == "npz" else FORMATS[name].name) for name in formats]
 
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """Cameras and depth of the F frames of a part that were refined together.
+    """Cameras, depth scales and tracks of a part whose F frames were refined together.
 
     Attributes:
-        extrinsics: float32 [F, 3, 4], in the world of the part.
+        extrinsics: world-to-camera poses float32 [F, 3, 4], in the world of the part.
         intrinsics: float32 [F, 3, 3].
-        depth: how depth in the unit of the part follows.
-        tracks: points of the part; views are numbers of its frames.
+        depth: scale and shift of each frame that correct the predicted depth in the unit of the
+            part.
+        tracks: tracked points of the part; their views are indices into its frames.
     """
 
     extrinsics: np.ndarray
@@ -82,12 +83,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Part:
-    """Chunks that hang together.
+    """A connected part of a long video: chunks aligned in one world.
 
     Attributes:
-        chunks: of the part, in order.
-        similarities: of each chunk into the world of the part.
-        views: what is small of each chunk.
+        chunks: chunks of the part, in order.
+        similarities: similarity from the world of each chunk into that of the part.
+        views: cameras and other small data of each chunk.
         whole: cameras and depth of all frames where they were refined together; else None.
     """
 
@@ -98,11 +99,11 @@ class Part:
 
     @property
     def frames(self) -> list[int]:
-        """Numbers of the frames that the part's chunks own."""
+        """The numbers of the frames that the part's chunks own."""
         return [n for chunk in self.chunks for n in range(chunk.own_start, chunk.own_stop)]
 
     def cameras(self, frames: Frames) -> Scene:
-        """All cameras in the world of the part.
+        """Returns a scene of all cameras of the part, in the world of the part.
 
         Images, depth and confidence are zeros that take no memory.
         """
@@ -127,11 +128,11 @@ class Part:
         )
 
     def own_scene(self, number: int, store: Store) -> Scene:
-        """The views that a chunk of the part owns, in the world of the part.
+        """Reads the views that a chunk of the part owns, and moves them into the world of the part.
 
         Args:
-            number: of the chunk within the part.
-            store: with the chunks.
+            number: index of the chunk within the part.
+            store: store that holds the chunks.
         """
         chunk = self.chunks[number]
         own = slice(chunk.own_start - chunk.start, chunk.own_stop - chunk.start)
@@ -149,12 +150,12 @@ class Part:
         )
 
     def ends(self, frames: Frames) -> Scene:
-        """The cameras of the first and the last frame alone, see `cameras`."""
+        """Returns a scene as `cameras` does, with the first and the last frame alone."""
         cameras = self.cameras(frames)
         return _some(cameras, self.views[0], [0, cameras.views - 1])
 
     def edge(self, points: PointOptions) -> float:
-        """Edge of the voxels in the unit of the part."""
+        """Returns the edge of the voxels that merge overlapping points, in the unit of the part."""
         samples = [
             apply_to_many(similarity, views.sample.astype(np.float64))
             for _, similarity, views in self._each()
@@ -166,7 +167,7 @@ class Part:
 
 
 def _cameras(names: Sequence[str], views: ChunkViews) -> Scene:
-    """A scene of cameras alone."""
+    """Makes a scene of cameras alone; images, depth and confidence are zeros without memory."""
     maps = (len(names), *views.size)
     nothing = np.broadcast_to(np.float32(0), maps)
     return Scene(
@@ -193,15 +194,15 @@ def write_part(
     report: Mapping[str, Any],
     tick: Callable[[], object],
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Write a part in all formats but npz, over what is there.
+    """Writes a part in all formats but npz, and overwrites files of the same names.
 
     Args:
-        part: what is written.
-        frames: of the video, for images.
-        store: with the chunks.
-        out: folder.
+        part: part of the video that is written.
+        frames: frames of the video, for images.
+        store: store that holds the chunks.
+        out: folder that is written to.
         formats: some of `WRITTEN`.
-        options: settings.
+        options: settings of the exports.
         report: facts about the run for the page.
         tick: called for every chunk that was read and every format that was written.
 
@@ -250,7 +251,7 @@ def _points(
     options: ExportOptions,
     tick: Callable[[], object],
 ) -> tuple[PointCloud, Scene | None, dict[str, Any]]:
-    """(merged points, whose views are numbers within the part; scene of the page; facts)."""
+    """Returns (merged points, with views as indices within the part; scene of the page; facts)."""
     if not set(formats) - {"npz", "tum"}:
         return _no_points(part.views[0].unit), None, {}
     numbers = part.frames
@@ -309,7 +310,7 @@ def _write_images(
     folder: Path,
     options: ExportOptions,
 ) -> ImageSet:
-    """Write the images of all views, some at a time; their names and cameras."""
+    """Writes the images of all views, a block at a time, and returns their names and cameras."""
     sets: list[ImageSet] = []
     first = 0
     for chunk in part.chunks:

@@ -1,14 +1,14 @@
-"""A graph of similarities: chunks as nodes, measured joints as edges, solved as one.
+"""Pose graph optimization over similarities: chunks are nodes, measured joints and loops are edges.
 
 Node i has S_i, from the world of chunk i into that of the video. An edge (i, j) has M, from the
-world of chunk j into that of chunk i, so that S_i M = S_j where all agree. What disagrees is
-E = M^-1 S_i^-1 S_j: its rotation as a vector, how far it moves the place at which the edge was
-measured over the size of chunk j, and the logarithm of its scale are the seven residuals of an
-edge; they do not depend on where the worlds of the chunks have their origins.
+world of chunk j into that of chunk i, so that S_i M = S_j where all edges agree. The error of an
+edge is E = M^-1 S_i^-1 S_j. Its seven residuals are the rotation of E as a vector, the distance by
+which E moves the place at which the edge was measured, over the size of chunk j, and the logarithm
+of the scale of E; they do not depend on where the worlds of the chunks have their origins.
 
-Levenberg-Marquardt on sparse normal equations; edges that may be false (loops) have weights of
-Geman and McClure that begin convex and become robust (graduated non-convexity, Yang et al., RA-L
-2020), so that they count all together before any is doubted.
+The graph is solved by Levenberg-Marquardt on sparse normal equations; edges that may be false
+(loops) have weights of Geman and McClure that begin convex and become robust (graduated
+non-convexity, Yang et al., RA-L 2020), so that all edges count before any is down-weighted.
 """
 
 from collections.abc import Sequence
@@ -28,22 +28,22 @@ from lite3r_jax.long_video.similarity import (
 )
 
 DOUBTED = 0.25
-"""Weight below which a loop is left out at the end."""
+"""Robust weight below which a loop is left out of the final solution."""
 _OUTLIER = 6.0  # residual in standard deviations at which an edge counts a quarter
 _ROUNDS, _STEPS = 40, 30
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A measured similarity between two nodes.
+    """An edge of the graph: a measured similarity between two nodes.
 
     Attributes:
-        first: node i.
-        second: node j.
+        first: index of node i.
+        second: index of node j.
         similarity: from the world of j into that of i.
-        place: [3] in the world of j, at which it was measured.
-        deviation: expected error: radians, share of the scale, share of the size of j.
-        may_be_false: whether it is doubted where it does not fit the others.
+        place: point [3] in the world of j at which the similarity was measured.
+        deviation: standard deviation: radians, share of the scale, share of the size of j.
+        may_be_false: whether the edge loses weight where it does not fit the others.
     """
 
     first: int
@@ -57,13 +57,13 @@ class Edge:
 def solve(
     start: Sim3, sizes: np.ndarray, edges: Sequence[Edge], fixed: Sequence[int] = (0,)
 ) -> tuple[Sim3, np.ndarray]:
-    """The similarities of all nodes that fit the edges best.
+    """Optimizes the similarities of all nodes so that they fit the edges best.
 
     Args:
-        start: of the N nodes, arrays [N], [N, 3, 3] and [N, 3].
-        sizes: [N], length that counts as large in each node's own unit.
-        edges: of the graph.
-        fixed: nodes that stay; one in each connected part, since nothing else holds it.
+        start: initial similarities of the N nodes, arrays [N], [N, 3, 3] and [N, 3].
+        sizes: [N], length in each node's own unit by which its distances are divided.
+        edges: edges of the graph.
+        fixed: nodes that do not change; one in each connected part, whose gauge is free otherwise.
 
     Returns:
         (similarities of the nodes, weight of each edge [E] from 0 to 1).
@@ -91,7 +91,7 @@ def solve(
 
 
 class _Graph:
-    """The edges as arrays, their residuals and the derivatives of these."""
+    """The edges of a pose graph as arrays, with their residuals and the Jacobian."""
 
     def __init__(self, sizes: np.ndarray, edges: Sequence[Edge], fixed: Sequence[int]):
         self.first = np.array([edge.first for edge in edges], int)
@@ -107,13 +107,13 @@ class _Graph:
         self.columns = np.flatnonzero(np.repeat(free, 7))
 
     def _apart(self, nodes: Sim3) -> tuple[Sim3, Sim3]:
-        """(S_i^-1 S_j, E) of every edge."""
+        """Returns the similarities S_i^-1 S_j and the errors E = M^-1 S_i^-1 S_j of all edges."""
         of = [Sim3(*(part[which] for part in nodes)) for which in (self.first, self.second)]
         between = compose(inverse(of[0]), of[1])
         return between, compose(self.back, between)
 
     def residuals(self, nodes: Sim3) -> np.ndarray:
-        """[E, 7] in standard deviations."""
+        """Returns the residuals [E, 7] of all edges, in standard deviations."""
         _, apart = self._apart(nodes)
         parts = (
             log_rotation(apart.rotation),
@@ -123,10 +123,11 @@ class _Graph:
         return np.concatenate(parts, -1) / self.deviation[:, None]
 
     def jacobian(self, nodes: Sim3) -> Any:
-        """Sparse [7 E, 7 N] by changes (turn, shift, logarithm of scale) of nodes on their right.
+        """Returns the sparse Jacobian [7 E, 7 N] of the residuals by right changes of the nodes.
 
-        A node becomes S D with D = (exp(scale), exp(turn), shift). To the first order in the
-        residual's rotation, which vanishes where edges agree.
+        A node S becomes S D, where D has rotation exp(turn), translation shift and scale
+        exp(scale); the columns of a node are turn, shift, scale. The Jacobian is exact to the first
+        order in the residual's rotation, which vanishes where edges agree.
         """
         from scipy.sparse import csr_array
 
@@ -156,7 +157,7 @@ class _Graph:
         return csr_array((values.ravel(), (row.ravel(), column.ravel())), shape=shape)
 
     def minimized(self, nodes: Sim3, weights: np.ndarray) -> Sim3:
-        """Levenberg-Marquardt from there."""
+        """Minimizes the weighted squared residuals from the given nodes by Levenberg-Marquardt."""
         from scipy.sparse import diags_array
         from scipy.sparse.linalg import spsolve
 
@@ -196,6 +197,6 @@ def _changed(nodes: Sim3, change: np.ndarray) -> Sim3:
 
 
 def _inverse_right(vectors: np.ndarray) -> np.ndarray:
-    """Inverse right Jacobians [E, 3, 3] of SO(3) at rotation vectors, up to the second order."""
+    """Returns inverse right Jacobians [E, 3, 3] of SO(3) at rotation vectors, to second order."""
     k = cross_matrix(vectors)
     return np.eye(3) + k / 2 + k @ k / 12

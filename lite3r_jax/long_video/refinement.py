@@ -1,8 +1,8 @@
-"""All frames of a joined video refined together, by the tracks that its chunks have.
+"""Bundle adjustment of all frames of a joined video, by the tracks that its chunks have.
 
-Chunks were refined one by one and share frames. Where both saw a point in one of these, their
-tracks become one, so that matches hang together along the whole video. Nothing is matched again,
-and images are not read.
+Chunks were refined one by one and share frames. Where both chunks saw a point in a shared frame,
+their tracks become one, so that tracks connect the whole video. Nothing is matched again, and
+images are not read.
 """
 
 from dataclasses import dataclass, replace
@@ -31,15 +31,15 @@ _SAME = 1.0  # network pixels within which two chunks mean the same place in a f
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Where points are in frames of the part: pixels of the network images, and what is there.
+    """The observations of all chunks' tracks: pixels of the network images, their depth and color.
 
     Attributes:
-        frame: int [K], number within the part.
+        frame: int [K], index of the frame within the part; -1 for a frame outside of it.
         pixel: float64 [K, 2].
         depth: float64 [K] in the unit of the part, of the chunk that owns the frame; 0: unknown.
         color: uint8 [K, 3].
-        one: int [E], a place of a track of a chunk.
-        two: int [E], its next one.
+        one: int [E], index of an observation.
+        two: int [E], index of the next observation of the same track.
     """
 
     frame: np.ndarray
@@ -53,12 +53,12 @@ class _Places:
 def refine_part(
     part: Part, frames: Frames, store: Store, options: RefineOptions
 ) -> tuple[Part, dict[str, Any]]:
-    """Adjust all cameras of a part to the tracks of its chunks.
+    """Adjusts all cameras of a part to the tracks of its chunks.
 
     Args:
-        part: joined.
-        frames: of the video.
-        store: with the chunks.
+        part: the joined part.
+        frames: frames of the video.
+        store: store that holds the chunks.
         options: which cameras are the same, and their model.
 
     Returns:
@@ -93,7 +93,7 @@ def refine_part(
 
 
 def _places(part: Part, store: Store) -> _Places:
-    """Places of the tracks of all chunks; those that two chunks mean are one."""
+    """Gathers the observations of all chunks' tracks, and merges those that two chunks share."""
     number = {frame: i for i, frame in enumerate(part.frames)}
     columns: list[tuple[np.ndarray, ...]] = []
     ones, twos, count = [], [], 0
@@ -132,7 +132,7 @@ def _places(part: Part, store: Store) -> _Places:
 def _shared(
     pixels: np.ndarray, places: np.ndarray, others: np.ndarray, theirs: np.ndarray
 ) -> np.ndarray:
-    """Places of a chunk in a frame, with those of the chunk before where they are the same."""
+    """Replaces indices of observations in a frame by those of the same ones in the chunk before."""
     from scipy.spatial import KDTree
 
     off, nearest = map(np.asarray, KDTree(others).query(pixels))
@@ -142,7 +142,7 @@ def _shared(
 
 
 def _in_joined_world(solution: Solution, before: Cameras) -> Solution:
-    """The solution moved to where the joined cameras are."""
+    """Returns the solution aligned to the joined cameras by a similarity of the camera centers."""
     tied, after = solution.tied, solution.cameras
     if tied.sum() < 3:
         return solution
@@ -155,7 +155,7 @@ def _in_joined_world(solution: Solution, before: Cameras) -> Solution:
 
 
 def _whole(scene: Scene, obs: Observations, solution: Solution, places: _Places) -> Whole:
-    """Cameras, depth and tracks of the solution."""
+    """Converts the solution to cameras of the network images, depth scales and tracked points."""
     cameras = solution.cameras
     k = cameras.intrinsics
     low, high = (edge.astype(np.float64) for edge in np.split(scene.boxes, 2, -1))
@@ -189,7 +189,7 @@ def _whole(scene: Scene, obs: Observations, solution: Solution, places: _Places)
 
 
 def _scales(view: np.ndarray, depth: np.ndarray, z: np.ndarray, views: int) -> np.ndarray:
-    """What depth of each view is multiplied with; that of the others where few points tell."""
+    """Fits a depth scale for each view to refined points; the median scale where points are few."""
     scale, good = np.full(views, np.nan), (depth > 0) & (z > 0)
     for each in range(views):
         mine = good & (view == each)
@@ -202,7 +202,7 @@ def _scales(view: np.ndarray, depth: np.ndarray, z: np.ndarray, views: int) -> n
 def _looked_up(
     scene: Scene, obs: Observations, pixel: np.ndarray, places: _Places
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(depth [M], color [M, 3]) of the places that observations are."""
+    """Looks up depth [M] and color [M, 3] of M observations at the nearest stored observation."""
     from scipy.spatial import KDTree
 
     depth, color = np.zeros(len(obs)), np.zeros((len(obs), 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A long video through a model, chunk by chunk, and all that was made of it joined and written."""
+"""Reconstruction of a long video: runs chunks and loops through a model, and joins the results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ from lite3r_jax.scene import Scene
 
 
 class Predictor(Protocol):
-    """What makes scenes of views: a model, or truth that was made worse, for tests."""
+    """Interface of what predicts scenes: a model, or ground truth with added errors for tests."""
 
     def photos(self, photos: Sequence[SourcePhoto]) -> tuple[Scene, np.ndarray | None]:
-        """The scene of some frames, and descriptors of its views, float [S, D], if there are any.
+        """Predicts the scene of S frames; returns it and descriptors float [S, D], or None.
 
         Raises:
             InputError: a frame cannot be read, or memory does not suffice.
@@ -43,34 +43,35 @@ class Predictor(Protocol):
         ...
 
     def again(self, views: Scene) -> Scene:
-        """A scene of views that were seen before.
+        """Predicts a scene of views that were predicted before.
 
         Args:
-            views: names, images, boxes and sizes of photos count.
+            views: scene of which names, images, boxes and sizes of photos are used.
         """
         ...
 
 
 class ModelPredictor:
-    """A model as a `Predictor`."""
+    """Implements `Predictor` by a model."""
 
     def __init__(self, reconstructor: Reconstructor, masks: PointOptions | None = None):
-        """Take a model.
+        """Creates the predictor of a model.
 
         Args:
-            reconstructor: with descriptors; where it refines, chunks are refined one by one.
-            masks: what gives no matches; None: nothing.
+            reconstructor: the model, with descriptors; where it refines, it refines chunks one by
+                one.
+            masks: options whose masks leave out pixels from matching; None: no pixel is left out.
         """
         self._reconstructor, self._masks = reconstructor, masks
 
     def photos(self, photos: Sequence[SourcePhoto]) -> tuple[Scene, np.ndarray | None]:
-        """See `Predictor`."""
+        """Implements `Predictor.photos`: predicts the scene of a chunk by the model."""
         name = f"chunk from {photos[0].name}"
         scene = self._reconstructor(PhotoSet(name, tuple(photos)), masks=self._masks)
         return scene, self._reconstructor.descriptors
 
     def again(self, views: Scene) -> Scene:
-        """See `Predictor`; from the images that the network saw, so no frame is decoded again."""
+        """Implements `Predictor.again`: uses the stored network images, so no frame is decoded."""
         images = views.images.astype(np.float32) / np.float32(255)
         boxes = np.concatenate([views.boxes, views.source_sizes.astype(np.float32)], -1)
         photos = tuple(SourcePhoto(name, b"", name) for name in views.names)
@@ -79,14 +80,14 @@ class ModelPredictor:
 
 @dataclass(frozen=True, eq=False)
 class LongVideo:
-    """A long video that was reconstructed.
+    """A reconstructed long video: its chunks, their cameras, and the similarities that join them.
 
     Attributes:
-        chunks: of it.
-        views: what is small of each chunk.
-        loops: that were tried.
-        joined: similarities and parts.
-        facts: for the report.
+        chunks: chunks of the video.
+        views: cameras and other small data of each chunk.
+        loops: loops that were tried, with or without a fault.
+        joined: similarities and connected parts of the chunks.
+        facts: plain data for the report.
     """
 
     chunks: tuple[Chunk, ...]
@@ -96,7 +97,7 @@ class LongVideo:
     facts: dict[str, Any]
 
     def parts(self) -> list[Part]:
-        """What hangs together, the largest part first."""
+        """Returns the connected parts of the video, the largest part first."""
         return [
             Part(
                 tuple(self.chunks[i] for i in part),
@@ -110,14 +111,14 @@ class LongVideo:
 def reconstruct_chunks(
     frames: Frames, predictor: Predictor, options: VideoOptions, store: Store, progress: Progress
 ) -> LongVideo:
-    """Run all chunks and loops that are not done, and join them; nothing is exported.
+    """Runs all chunks and loops that are not done yet, and joins all of them; exports nothing.
 
     Args:
-        frames: more than `options.chunk`.
-        predictor: what makes scenes of chunks.
-        options: `chunk`, `overlap` and `loops` count.
-        store: keeps what is done; what it has of the same video and settings is not done again.
-        progress: takes the time of the stages "chunks", "loops" and "join".
+        frames: frames of the video, more than `options.chunk`.
+        predictor: predicts the scenes of chunks.
+        options: `chunk`, `overlap` and `loops` are used.
+        store: keeps results; what it has of the same video and settings is not computed again.
+        progress: measures the time of the stages "chunks", "loops" and "join".
 
     Raises:
         InputError: overlap or length do not go with the chunk, a frame cannot be read, memory does
@@ -182,7 +183,7 @@ def _run_chunks(
 
 
 def _tail(scene: Scene, chunk: Chunk, following: Chunk) -> Scene:
-    """The views that the chunk shares with the following one, without the arrays of the others."""
+    """Copies the views that a chunk shares with the following chunk to a scene of their own."""
     shared = [*range(following.start - chunk.start, len(chunk))]
     return views_of(scene, shared)
 
@@ -214,7 +215,7 @@ def _run_loops(
 def _measured(
     candidate: Candidate, chunks: Sequence[Chunk], predictor: Predictor, store: Store
 ) -> Loop:
-    """Run the views around both places in one pass, and fit each half onto its chunk."""
+    """Measures a loop: predicts views around both places, and fits each half onto its chunk."""
     known = []
     for index, half in zip(
         (candidate.first, candidate.second), halves(candidate, chunks), strict=True

@@ -1,4 +1,4 @@
-"""Similarities of space as arrays: composition, inverse, and what they do to scenes.
+"""3D similarity transforms (Sim(3)) in NumPy: composition, inverse, use on points and scenes.
 
 A similarity is a `geometry.Sim3`, y = scale * rotation x + translation, in float64 NumPy arrays
 with leading axes. S_i of chunk i brings points from the world of its own prediction into the world
@@ -18,16 +18,16 @@ ARRAYS = (
     "images", "depth", "depth_conf", "extrinsics", "intrinsics", "boxes", "source_sizes",
     "world_points", "world_points_conf",
 )  # fmt: skip
-"""What a scene has for each view, beside names and photos."""
+"""Names of the arrays of a `Scene` that have one entry for each view."""
 
 
 def identity() -> Sim3:
-    """The similarity that changes nothing."""
+    """Returns the identity similarity."""
     return Sim3(np.float64(1), np.eye(3), np.zeros(3))
 
 
 def compose(left: Sim3, right: Sim3) -> Sim3:
-    """The similarity that applies `right` first, then `left`; leading axes broadcast."""
+    """Returns the similarity that applies `right` first, then `left`; leading axes broadcast."""
     return Sim3(
         left.scale * right.scale,
         left.rotation @ right.rotation,
@@ -36,7 +36,7 @@ def compose(left: Sim3, right: Sim3) -> Sim3:
 
 
 def inverse(sim3: Sim3) -> Sim3:
-    """The similarity that undoes this one."""
+    """Returns the inverse of similarities."""
     back = np.swapaxes(sim3.rotation, -1, -2)
     scale = 1 / sim3.scale
     moved = -np.asarray(scale)[..., None] * (back @ sim3.translation[..., None])[..., 0]
@@ -44,18 +44,18 @@ def inverse(sim3: Sim3) -> Sim3:
 
 
 def apply(sim3: Sim3, points: np.ndarray) -> np.ndarray:
-    """Moved points [..., 3], one for each similarity."""
+    """Transforms points [..., 3], one point for each similarity."""
     turned = (sim3.rotation @ points[..., None])[..., 0]
     return np.asarray(sim3.scale)[..., None] * turned + sim3.translation
 
 
 def apply_to_many(sim3: Sim3, points: np.ndarray) -> np.ndarray:
-    """Moved points [N, 3], by one similarity."""
+    """Transforms points [N, 3] by one similarity."""
     return sim3.scale * (points @ sim3.rotation.T) + sim3.translation
 
 
 def exp_rotation(vectors: np.ndarray) -> np.ndarray:
-    """Rotations [..., 3, 3] of rotation vectors [..., 3] in radians (Rodrigues' formula)."""
+    """Converts rotation vectors [..., 3] in radians to matrices [..., 3, 3] (Rodrigues)."""
     angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
     k = cross_matrix(vectors)
     safe = np.where(angle < 1e-8, 1.0, angle)
@@ -65,7 +65,7 @@ def exp_rotation(vectors: np.ndarray) -> np.ndarray:
 
 
 def log_rotation(rotation: np.ndarray) -> np.ndarray:
-    """Rotation vectors [..., 3] in radians, at most pi long, of rotations [..., 3, 3]."""
+    """Converts matrices [..., 3, 3] to rotation vectors [..., 3] in radians, at most pi long."""
     from scipy.spatial.transform import Rotation
 
     flat = rotation.reshape(-1, 3, 3)
@@ -73,7 +73,7 @@ def log_rotation(rotation: np.ndarray) -> np.ndarray:
 
 
 def cross_matrix(vectors: np.ndarray) -> np.ndarray:
-    """The matrices [..., 3, 3] with M b = a x b."""
+    """Returns the skew-symmetric matrices M [..., 3, 3] of vectors a [..., 3], with M b = a x b."""
     x, y, z = np.moveaxis(vectors, -1, 0)
     o = np.zeros_like(x)
     rows = ((o, -z, y), (z, o, -x), (-y, x, o))
@@ -81,18 +81,18 @@ def cross_matrix(vectors: np.ndarray) -> np.ndarray:
 
 
 def moved_cameras(extrinsics: np.ndarray, sim3: Sim3) -> np.ndarray:
-    """World-to-camera float32 [S, 3, 4] in the world and unit that the similarity leads to."""
+    """Moves world-to-camera poses [S, 3, 4] to the target world of a similarity; float32."""
     r = extrinsics[..., :3].astype(np.float64) @ sim3.rotation.T
     t = sim3.scale * extrinsics[..., 3].astype(np.float64) - r @ sim3.translation
     return np.concatenate([r, t[..., None]], -1).astype(np.float32)
 
 
 def moved(scene: Scene, sim3: Sim3) -> Scene:
-    """The scene in the world and unit that the similarity leads to.
+    """Transforms a scene into the target world and unit of a similarity.
 
     Args:
-        scene: in its own world, without tracks.
-        sim3: without leading axes.
+        scene: scene in its own world, without tracks.
+        sim3: similarity without leading axes.
     """
     points = scene.world_points
     if points is not None:
@@ -107,7 +107,7 @@ def moved(scene: Scene, sim3: Sim3) -> Scene:
 
 
 def views_of(scene: Scene, views: slice | list[int]) -> Scene:
-    """The scene with some of its views, without tracks."""
+    """Returns the scene with some of its views only, without tracks and `predicted`."""
     numbers = range(scene.views)[views] if isinstance(views, slice) else views
     arrays: dict[str, Any] = {
         name: value[views] for name in ARRAYS if (value := getattr(scene, name)) is not None
@@ -123,7 +123,7 @@ def views_of(scene: Scene, views: slice | list[int]) -> Scene:
 
 
 def stacked(scenes: Sequence[Scene]) -> Scene:
-    """One scene of the views of several that are in one world; without photos."""
+    """Concatenates scenes that are in the same world to one scene, without photos."""
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(scene, name) for scene in scenes])
         for name in ARRAYS

@@ -1,12 +1,12 @@
-"""What a run on a long video has done so far, on disk: a folder for each chunk, a file a loop.
+"""Results of a run on a long video on disk: a folder for each chunk, a file for each loop.
 
     chunks/000012/predictions.npz   the scene of the chunk in its own world, as npz has it
     chunks/000012/views.npz         cameras and descriptors of its views, some of its points
     chunks/000012/chunk.json        its frames, and how it fits onto the chunk before
-    chunks/loops/000003-000017.json a loop that was tried, taken or not
+    chunks/loops/000003-000017.json a loop that was tried, whether taken or not
 
-A folder or file appears under its name when it is complete; so what is there counts, and a run that
-was killed goes on with what is not.
+A folder or file appears under its name only when it is complete, so whatever exists is valid, and a
+run that was killed continues with what is missing.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from lite3r_jax.scene import UNITS, Scene
 from lite3r_jax.weights import strict_json
 
 CHUNKS = "chunks"
-"""Name of the folder in the folder of results."""
+"""Name of the store's folder in the folder of results."""
 _SAMPLE = 2000  # points of a chunk by which the size of the whole is told
 _ARRAYS = {
     "extrinsics": ("<f4", 3), "intrinsics": ("<f4", 3), "boxes": ("<f4", 2),
@@ -42,7 +42,7 @@ _SHAPES = {
 
 @dataclass(frozen=True, eq=False)
 class ChunkViews:
-    """What is small of a chunk.
+    """The cameras, descriptors and other small data of a chunk, without its images and depth.
 
     Attributes:
         extrinsics: float32 [S, 3, 4], see `Scene`, and so are the next three.
@@ -53,10 +53,10 @@ class ChunkViews:
         unit: see `Scene`.
         descriptors: float16 [K, D], unit vectors of the views `loops.described`; K is 0 where there
             are none.
-        sample: float32 [N, 3], points of it.
-        depth: median depth.
-        joint: how it fits onto the chunk before; None for the first.
-        refined: whether its cameras were adjusted to matches.
+        sample: float32 [N, 3], some points of the chunk.
+        depth: median depth of the chunk.
+        joint: how the chunk fits onto the one before; None for the first.
+        refined: whether the cameras of the chunk were adjusted to matches.
     """
 
     extrinsics: np.ndarray
@@ -73,35 +73,35 @@ class ChunkViews:
 
     @property
     def centers(self) -> np.ndarray:
-        """float64 [S, 3], of the cameras in the world of the chunk."""
+        """The camera centers float64 [S, 3] in the world of the chunk."""
         rotation = self.extrinsics[..., :3].astype(np.float64).swapaxes(-1, -2)
         return -(rotation @ self.extrinsics[..., 3:].astype(np.float64))[..., 0]
 
 
 class Store:
-    """Chunks and loops that are done."""
+    """The chunks and loops that a run has completed, kept in a folder on disk."""
 
     def __init__(self, results: Path):
-        """Args: results: folder of results; its folder `CHUNKS` is used."""
+        """Opens the store in the folder `CHUNKS` of `results`, the folder of results."""
         self.folder = results / CHUNKS
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether the chunk is done."""
+        """Returns whether a chunk is stored."""
         return self._chunk(chunk).is_dir()
 
     def write(
         self, chunk: Chunk, scene: Scene, descriptors: np.ndarray | None, joint: Joint | None
     ) -> None:
-        """Keep a chunk.
+        """Writes the scene of a chunk, with its descriptors and its joint.
 
         Args:
-            chunk: it.
-            scene: in its own world.
-            descriptors: float [S, D] of its views; None without.
-            joint: how it fits onto the chunk before; None for the first.
+            chunk: the chunk.
+            scene: the chunk's scene in its own world.
+            descriptors: descriptors float [S, D] of its views, or None.
+            joint: how the chunk fits onto the one before; None for the first.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the chunk cannot be written.
         """
         views = described(scene.views)
         kept = np.zeros((0, 0)) if descriptors is None else descriptors[views]
@@ -130,10 +130,10 @@ class Store:
             (partial / "chunk.json").write_bytes(strict_json.dump(facts))
 
     def views(self, chunk: Chunk) -> ChunkViews:
-        """What is small of a chunk that is done.
+        """Reads the cameras and other small data of a stored chunk.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the stored data are damaged.
         """
         with self._checked(chunk) as folder:
             facts = strict_json.read_object(folder / "chunk.json")
@@ -161,19 +161,19 @@ class Store:
             )
 
     def scene(self, chunk: Chunk) -> Scene:
-        """The scene of a chunk that is done, in its own world, without photos.
+        """Reads the scene of a stored chunk, in its own world, without photos.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the stored data are damaged.
         """
         with self._checked(chunk) as folder:
             return read_npz(folder / "predictions.npz")
 
     def loop(self, candidate: Candidate) -> Loop | None:
-        """A loop that was tried before; None if it was not.
+        """Reads the result of a loop candidate that was tried before, or returns None.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the stored data are damaged.
         """
         path = self._loop(candidate)
         if not path.is_file():
@@ -193,10 +193,10 @@ class Store:
             )
 
     def write_loop(self, loop: Loop) -> None:
-        """Keep what became of a candidate.
+        """Writes the result of a loop candidate, whether taken or not.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the file cannot be written.
         """
         data = {
             "first_frame": loop.candidate.first_frame,
@@ -208,7 +208,7 @@ class Store:
             partial.write_bytes(strict_json.dump(data))
 
     def remove(self) -> None:
-        """Delete all that was kept."""
+        """Deletes all stored chunks and loops."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _chunk(self, chunk: Chunk) -> Path:
@@ -222,7 +222,7 @@ class Store:
 
 
 class _Damage:
-    """Errors of reading what is kept, with what to do about them."""
+    """A context that turns errors of reading stored data into an `InputError` with advice."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -239,7 +239,7 @@ class _Damage:
 
 
 def _sample(scene: Scene) -> tuple[np.ndarray, float]:
-    """(some points float32 [N, 3], median depth)."""
+    """Returns some points float32 [N, 3] of a scene, evenly spread, and its median depth."""
     height, width = scene.size
     step = max(1, int(np.sqrt(scene.views * height * width / _SAMPLE)))
     rows, columns = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
@@ -250,7 +250,7 @@ def _sample(scene: Scene) -> tuple[np.ndarray, float]:
 
 
 def sim3_json(sim3: Sim3) -> dict[str, Any]:
-    """A similarity as JSON: y = scale * rotation x + translation."""
+    """Converts a similarity y = scale * rotation x + translation to plain data for JSON."""
     return {
         "scale": float(sim3.scale),
         "rotation": np.asarray(sim3.rotation).tolist(),

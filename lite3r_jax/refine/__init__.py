@@ -1,8 +1,9 @@
-"""Predicted cameras made better by the photos: matches, bundle adjustment, depth that follows.
+"""Refines predicted cameras by matches between the photos and bundle adjustment, and fits depth.
 
-`refine(scene, options)` gives the scene with adjusted cameras, depth in their scale and the points
-that several views see, and says what was gained. It never makes a scene worse: where matches do not
-tell cameras better than they were predicted, the prediction stays, with the reason.
+`refine(scene, options)` returns the scene with adjusted cameras, depth in their scale and the
+points that several views see, and reports what was gained. It never makes a scene worse: where
+matches do not determine the cameras better than the prediction does, the prediction stays, with the
+reason.
 """
 
 from lite3r_jax.refine.options import RefineOptions

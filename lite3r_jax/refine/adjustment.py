@@ -1,4 +1,4 @@
-"""Bundle adjustment by pycolmap: cameras and points that fit the observations best."""
+"""Bundle adjustment by pycolmap: optimizes cameras and points to fit the observations best."""
 
 import signal
 import threading
@@ -15,12 +15,12 @@ from lite3r_jax.refine.options import CameraModel
 
 @dataclass(frozen=True, eq=False)
 class Lenses:
-    """Which views have the same camera, and what of it is adjusted.
+    """Which views share the intrinsics of one camera, and which intrinsics are adjusted.
 
     Attributes:
-        group: int [S], number of the camera of each view, from 0.
+        group: int [S], index of the camera of each view, from 0.
         sizes: int [S, 2], (width, height) of the photos; equal within a group.
-        model: COLMAP's.
+        model: COLMAP's camera model.
         focal: whether focal lengths are adjusted.
         center: whether principal points are adjusted.
     """
@@ -33,11 +33,11 @@ class Lenses:
 
     @property
     def focals(self) -> int:
-        """How many focal lengths a camera has."""
+        """Number of focal lengths that a camera has."""
         return 2 if self.model == "PINHOLE" else 1
 
     def joined(self, cameras: Cameras) -> Cameras:
-        """Cameras with the intrinsics of one for each group: the medians of its views.
+        """Returns cameras whose views share, in each group, the median intrinsics of the group.
 
         With other models than PINHOLE the two focal lengths become one, their geometric mean.
         """
@@ -56,10 +56,10 @@ class Lenses:
 
 
 def require_pycolmap() -> Any:
-    """The module pycolmap.
+    """Imports and returns the module pycolmap, and keeps the handler of SIGTERM.
 
     Raises:
-        InputError: it is not installed.
+        InputError: pycolmap is not installed.
     """
     here = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if here else None
@@ -84,19 +84,19 @@ def adjust(
     fixed_poses: bool = False,
     tolerance: float = 1e-6,
 ) -> tuple[Cameras, np.ndarray]:
-    """Adjust cameras and points to the observations, under Cauchy's loss.
+    """Adjusts cameras and points to the observations, under Cauchy's loss.
 
-    Views without observations stay as they are; position, orientation and unit of the world are
-    held by two of the cameras.
+    Views without observations do not change; two of the cameras fix the position, orientation and
+    scale of the world.
 
     Args:
-        obs: of two or more views for each track.
-        cameras: to start from; intrinsics equal within a group of `lenses`.
-        points: [N, 3] to start from.
-        lenses: see there.
+        obs: observations, of two or more views for each track.
+        cameras: initial cameras; intrinsics are equal within a group of `lenses`.
+        points: initial points [N, 3].
+        lenses: which views share a camera, and which intrinsics are adjusted.
         loss_scale: error in pixels from which an observation counts less.
-        fixed_poses: whether poses stay as they are.
-        tolerance: relative change of the cost from which on it is done.
+        fixed_poses: whether poses do not change.
+        tolerance: relative change of the cost at which the optimization stops.
 
     Returns:
         (cameras, points [N, 3]).
@@ -147,7 +147,7 @@ def adjust(
 def _reconstruction(
     pycolmap: Any, obs: Observations, cameras: Cameras, points: np.ndarray, lenses: Lenses
 ) -> Any:
-    """A model whose images and cameras are numbered view + 1, and points track + 1."""
+    """Builds a COLMAP model: images and cameras have the ids view + 1, points track + 1."""
     model = pycolmap.Reconstruction()
     k = cameras.intrinsics
     for group in np.unique(lenses.group):

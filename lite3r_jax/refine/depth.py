@@ -1,4 +1,4 @@
-"""Depth that follows refined cameras: a scale for each view, and a shift where that helps."""
+"""Fits predicted depth to refined cameras by a scale for each view, and a shift where it helps."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _ROUNDS = 20
 
 @dataclass(frozen=True, eq=False)
 class DepthFit:
-    """What depth of each view is multiplied with, and what is added then.
+    """Scale and shift of each view that map predicted depth to depth of the refined cameras.
 
     Attributes:
         scale: float64 [S], positive.
@@ -25,7 +25,7 @@ class DepthFit:
     shift: np.ndarray
 
     def __call__(self, depth: np.ndarray) -> np.ndarray:
-        """Depth [S, H, W] as it follows; what was not positive stays."""
+        """Returns depth [S, H, W] scaled and shifted; depth that is not positive stays as it is."""
         wide = (slice(None), None, None)
         moved = depth * self.scale[wide].astype(np.float32)
         moved = moved + self.shift[wide].astype(np.float32)
@@ -39,18 +39,18 @@ def fit_depth(
     conf: np.ndarray,
     least: np.ndarray,
 ) -> DepthFit:
-    """Fit predicted depth to that of refined points, view by view.
+    """Fits predicted depth to the depth of refined points, view by view.
 
-    The scale is a median of ratios, weighted with the confidence. A shift is taken where it lowers
-    the error of points that it was not fitted to by a fifth (even tracks fitted, odd ones looked
-    at, and the other way round), and leaves all depth positive.
+    The scale is a median of ratios, weighted by confidence. A shift is taken where it lowers the
+    error on held-out points by a fifth (fitted to even tracks and tested on odd ones, and the other
+    way round), and leaves all depth positive.
 
     Args:
         obs: M observations of refined points.
-        predicted: [M] depth that was predicted at them; 0: none.
-        refined: [M] depth of the point in the camera of the view.
-        conf: [M], larger is surer.
-        least: [S], smallest predicted depth of each view.
+        predicted: predicted depth [M] at the observations; 0: none.
+        refined: depth [M] of the refined point in the camera of the view.
+        conf: confidence [M] of the predicted depth; larger is more certain.
+        least: smallest predicted depth [S] of each view.
 
     Returns:
         The fit; views with few points have the median scale of the others, or 1.
@@ -78,7 +78,7 @@ def fit_depth(
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The value with half of the weight on either side."""
+    """Returns the weighted median: the value with half of the weight on either side."""
     order = np.argsort(values, kind="stable")
     share = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(share, 0.5 * share[-1])])
@@ -93,7 +93,7 @@ def _error(d: np.ndarray, z: np.ndarray, a: float, b: float) -> float:
 
 
 def _line(d: np.ndarray, z: np.ndarray, w: np.ndarray) -> tuple[float, float]:
-    """(a, b) with the least weighted sum of |a d + b - z| / z, by reweighted least squares."""
+    """Returns (a, b) of least weighted sum of |a d + b - z| / z, by reweighted least squares."""
     a, b = _scale(d, z, w), 0.0
     for _ in range(_ROUNDS):
         off = np.abs(a * d + b - z) / z

@@ -1,4 +1,4 @@
-"""Cameras and depth of a scene in pixels of its photos, as refinement looks things up in them."""
+"""Cameras and depth lookup of a scene in pixels of its photos, for matching and refinement."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _NEWTON = 12  # steps to the ray of a distorted pixel
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """S cameras in float64: pinholes, or with radial distortion of one term.
+    """S cameras in float64: pinhole cameras, or cameras with radial distortion of one term.
 
     A ray (x, y, 1) is seen at K (x d, y d, 1) with d = 1 + k (x^2 + y^2), as in COLMAP's
     SIMPLE_RADIAL (colmap/sensor/models.h).
@@ -20,7 +20,7 @@ class Cameras:
     Attributes:
         extrinsics: [S, 3, 4] world-to-camera [R | t], OpenCV.
         intrinsics: [S, 3, 3] in pixels of the photos, centers at integers, without skew.
-        radial: [S], k of each; None: pinholes.
+        radial: [S], distortion coefficient k of each camera; None: pinhole cameras.
     """
 
     extrinsics: np.ndarray
@@ -29,24 +29,25 @@ class Cameras:
 
     @classmethod
     def of(cls, scene: Scene) -> "Cameras":
-        """Those of a scene."""
+        """Returns the cameras of a scene, with intrinsics in pixels of its photos."""
         return cls(scene.extrinsics.astype(np.float64), scene.source_intrinsics.copy())
 
     @property
     def centers(self) -> np.ndarray:
-        """float64 [S, 3] in the world."""
+        """The camera centers float64 [S, 3] in the world."""
         return -np.einsum("sji,sj->si", self.extrinsics[..., :3], self.extrinsics[..., 3])
 
     def project(self, view: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """World points to pixels.
+        """Projects world points to pixels.
 
         Args:
-            view: int [M].
+            view: int [M], view that each point is projected into.
             points: [M, 3].
 
         Returns:
-            (pixels [M, 2], z in the camera frame [M]); what is not in front has no pixel to use,
-            and what lies beyond where distortion folds the image is far out of it.
+            (pixels [M, 2], z in the camera frame [M]); pixels of points that are not in front are
+            meaningless, and points beyond the radius at which distortion folds the image get pixels
+            far outside of it.
         """
         camera = self.in_camera(view, points)
         z = camera[:, 2]
@@ -63,7 +64,7 @@ class Cameras:
         return pixels, z
 
     def in_camera(self, view: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """World points [M, 3] in the camera frames of views [M]."""
+        """Transforms world points [M, 3] into the camera frames of views [M]."""
         if _is_one(view):  # the usual case, and much quicker
             e = self.extrinsics[view[0]]
             camera = points @ e[:, :3].T
@@ -74,7 +75,7 @@ class Cameras:
         return np.einsum("mij,mj->mi", e[..., :3], points) + e[..., 3]
 
     def rays(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Directions [M, 3] in the world, whose z in the camera frame is 1, of pixels [M, 2]."""
+        """Returns world directions [M, 3] of pixels [M, 2], with z = 1 in the camera frame."""
         xy = self.slopes(view, pixels)
         local = np.concatenate([xy, np.ones_like(xy[:, :1])], -1)
         if _is_one(view):
@@ -82,12 +83,12 @@ class Cameras:
         return np.einsum("mji,mj->mi", self.extrinsics[view][..., :3], local)
 
     def straightened(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Where pinholes of the same intrinsics would have what is at pixels [M, 2]."""
+        """Undistorts pixels [M, 2] to those of pinhole cameras with the same intrinsics."""
         focal, center = self._lens(view)
         return self.slopes(view, pixels) * focal + center
 
     def slopes(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """(x, y) [M, 2] of the rays (x, y, 1) of pixels [M, 2] in the camera frames."""
+        """Returns (x, y) [M, 2] of the rays (x, y, 1), in the camera frames, of pixels [M, 2]."""
         focal, center = self._lens(view)
         xy = (pixels - center) / focal
         if self.radial is None:
@@ -100,42 +101,42 @@ class Cameras:
         return xy * np.where(seen > 1e-12, r / np.maximum(seen, 1e-12), 1)[:, None]
 
     def _lens(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(focal lengths, principal points) of views [M]: [M, 2] each, [1, 2] of one view alone."""
+        """Returns focal lengths and principal points of views, [M, 2], or [1, 2] if all are one."""
         view, k = view[:1] if _is_one(view) else view, self.intrinsics
         return k[:, (0, 1), (0, 1)][view], k[:, :2, 2][view]
 
 
 def _is_one(view: np.ndarray) -> bool:
-    """Whether there are views, and all are the same."""
+    """Returns whether `view` is not empty and all its entries are the same view."""
     return len(view) > 0 and bool((view == view[0]).all())
 
 
 def to_network(scene: Scene, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Pixels of photos [M, 2] to those of the network images, centers at integers."""
+    """Converts pixels [M, 2] of photos to pixels of the network images, centers at integers."""
     low, high = (edge[view] for edge in np.split(scene.boxes.astype(np.float64), 2, -1))
     return (pixels + 0.5) * (high - low) / scene.source_sizes[view] + low - 0.5
 
 
 def to_photo(scene: Scene, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Pixels of network images [M, 2] to those of the photos, centers at integers."""
+    """Converts pixels [M, 2] of network images to pixels of the photos, centers at integers."""
     low, high = (edge[view] for edge in np.split(scene.boxes.astype(np.float64), 2, -1))
     return (pixels + 0.5 - low) * scene.source_sizes[view] / (high - low) - 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class DepthLookup:
-    """Predicted depth at pixels of photos.
+    """Looks up predicted depth at pixels of photos.
 
     Attributes:
-        scene: whose depth it is.
-        usable: bool [S, H, W], where depth means something and no mask leaves the pixel out.
+        scene: scene with the depth.
+        usable: bool [S, H, W], where depth is valid and no mask leaves the pixel out.
     """
 
     scene: Scene
     usable: np.ndarray
 
     def at(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """float64 [M] depth at the nearest network pixel of photo pixels [M, 2]; 0: none."""
+        """Returns depth float64 [M] at the network pixels nearest to photo pixels; 0: none."""
         height, width = self.scene.size
         place = np.rint(to_network(self.scene, view, pixels))
         inside = np.all((place >= 0) & (place < (width, height)), axis=-1)
@@ -145,7 +146,7 @@ class DepthLookup:
 
 
 def depth_lookup(scene: Scene, masked: np.ndarray | None) -> DepthLookup:
-    """The depth of a scene where it is on a photo, finite, in front, and not masked.
+    """Returns a lookup of a scene's depth where it is on a photo, finite, positive, and not masked.
 
     Args:
         scene: the scene.

@@ -1,4 +1,4 @@
-"""Whether refined cameras are better than predicted ones, and what the report says of both."""
+"""Decides whether refined cameras are better than predicted ones, and reports figures of both."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from lite3r_jax.refine.solve import SOME, Solution, enough, limits
 from lite3r_jax.scene import Scene
 
 FEW_TRACKS = 30
-"""Tracks below which nothing is adjusted."""
+"""Least number of tracks for which cameras are adjusted."""
 _PARALLAX = 3.0  # pixels that points move against infinity, below which cameras only turn
 _SAME_SHARE, _SAME_ERROR = 0.005, 0.02  # of matches, of pixels: differences that say nothing
 _SURE, _DOUBTFUL = 0.5, 0.2  # degrees, and share of what cameras moved, halves may differ by
@@ -27,10 +27,10 @@ def judge(
     solution: Solution,
     report: dict[str, Any],
 ) -> str:
-    """Why the prediction stays, or ""; the figures that decide go into the report.
+    """Returns why the predicted cameras are kept, or "" if the refined ones are better.
 
-    All matches count, also those that were taken for wrong: of each track the point that fits it
-    best is made with the cameras before and with those after.
+    The figures that decide are put into `report`. All matches count, also those that were rejected
+    as outliers: each track is triangulated with the cameras before and with those after.
     """
     limit = limits(scene.source_sizes)[obs.view]
     scale = float(np.median(limit)) / 2
@@ -79,11 +79,12 @@ def doubt(
     lenses: Lenses,
     report: dict[str, Any],
 ) -> str:
-    """Why cameras that fit may be off all the same, or "".
+    """Returns why refined cameras that fit the matches may still be wrong, or "".
 
-    Half of the tracks, and the other half, are adjusted alone: where they give cameras that differ
-    by much, as with hardly any baseline, all together cannot be believed either. Relative rotations
-    are compared; what the prediction was off by is the measure.
+    Cameras are adjusted to one half of the tracks, and to the other half: where the two results
+    differ by much, as with hardly any baseline, the cameras of all tracks cannot be trusted either.
+    Relative rotations are compared; their difference is judged against how far refinement has moved
+    the prediction. The figures are put into `report`.
     """
     halves = []
     for half in (0, 1):
@@ -106,7 +107,7 @@ def doubt(
 
 
 def _apart(one: Cameras, other: Cameras, views: np.ndarray) -> float:
-    """Median angle in degrees between the relative rotations of all pairs of views."""
+    """Returns the median angle in degrees between the relative rotations of all pairs of views."""
     i, j = np.triu_indices(len(views), 1)
     first, second = (
         c.extrinsics[views[j], :, :3] @ c.extrinsics[views[i], :, :3].swapaxes(1, 2)
@@ -116,7 +117,7 @@ def _apart(one: Cameras, other: Cameras, views: np.ndarray) -> float:
 
 
 def _degrees(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Angles between rotations [N, 3, 3]; exact for small ones, where a trace is not."""
+    """Returns angles in degrees between rotations [N, 3, 3]; unlike a trace, exact if small."""
     off = np.linalg.norm(one - other, axis=(1, 2))
     return np.degrees(2 * np.arcsin(np.minimum(off / 8**0.5, 1)))
 
@@ -130,7 +131,7 @@ def describe_moves(
     depth: DepthLookup,
     fit: DepthFit,
 ) -> None:
-    """How far cameras, focal lengths and depth moved."""
+    """Adds to the report how far cameras, focal lengths and depth moved in the refinement."""
     tied, after = solution.tied, solution.cameras
     turned = _degrees(after.extrinsics[tied][..., :3], before.extrinsics[tied][..., :3])
     spread = np.linalg.norm(after.centers[tied] - after.centers[tied].mean(0), axis=-1).mean()
@@ -159,7 +160,7 @@ def describe_moves(
 
 
 def _radial(cameras: Cameras, tied: np.ndarray) -> list[float] | None:
-    """Least and largest k of the views; None for pinholes."""
+    """Returns least and largest radial distortion k of the tied views; None for pinhole cameras."""
     if cameras.radial is None:
         return None
     k = cameras.radial[tied]

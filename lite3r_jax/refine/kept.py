@@ -1,4 +1,4 @@
-"""Matches kept on disk while a scene is refined, so that a run that was killed goes on."""
+"""Keeps matches on disk while a scene is refined, so that a run that was killed can continue."""
 
 import hashlib
 import shutil
@@ -27,15 +27,16 @@ _KINDS = {
 class Kept:
     """A folder with the matches of each view and round, of one scene with the same settings.
 
-    Folders there of another prediction, of other photos or settings are deleted.
+    Folders in the same place that belong to another prediction, other photos or other settings are
+    deleted.
     """
 
     def __init__(self, folder: Path | None, key: str):
-        """Begin, or go on.
+        """Opens the folder of matches, and deletes folders of other keys.
 
         Args:
-            folder: made if it is not there; None: nothing is kept.
-            key: of what the matches depend on, see `key_of`.
+            folder: made when the first matches are written; None: nothing is kept.
+            key: hash of what the matches depend on, see `key_of`.
         """
         self._folder = None if folder is None else folder / key
         if folder is not None and folder.is_dir():
@@ -44,10 +45,10 @@ class Kept:
                     shutil.rmtree(other, ignore_errors=True)
 
     def __call__(self, number: int, view: int, make: Callable[[], Arrays]) -> Arrays:
-        """Matches of a view in a round: those that are kept, or new ones, which are then kept.
+        """Returns the matches of a view in a round: read from disk, or made and then written.
 
         Raises:
-            InputError: what is kept is damaged, or cannot be written.
+            InputError: a file of matches is damaged, or cannot be written.
         """
         if self._folder is None:
             return make()
@@ -76,7 +77,7 @@ def key_of(
     usable: np.ndarray,
     known: bool,
 ) -> str:
-    """What matches depend on, as a hash: photos, prediction, masks and settings."""
+    """Returns a hash of what matches depend on: photos, prediction, masks and settings."""
     cameras = Cameras.of(scene)
     body = hashlib.blake2b(digest_size=12)
     body.update(repr((sorted(asdict(options).items()), scene.names, known)).encode())

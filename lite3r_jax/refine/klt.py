@@ -1,10 +1,11 @@
-"""Matches by guided tracking: corners are followed to where predicted geometry says they are.
+"""Matches by guided tracking: corners are tracked from where predicted geometry places them.
 
-A partner view is drawn as the first one would see it if predicted cameras and depth were right, so
-that views from the side, nearer or turned look alike, and pyramidal Lucas-Kanade (Lucas and Kanade,
-IJCAI 1981; in OpenCV with Bouguet's pyramids) follows what is left. A match has to come back to
-where it began and to look alike. What was found in a view is followed on from there, of many tracks
-the longest, and new corners are taken only where nothing was found, so that a point is one track.
+A partner view is warped to what the first view would see if predicted cameras and depth were right,
+so that views from the side, nearer or rotated look alike, and pyramidal Lucas-Kanade (Lucas and
+Kanade, IJCAI 1981; in OpenCV with Bouguet's pyramids) tracks the remaining displacement. A match
+has to pass a forward-backward check and to look alike. Points that were found in a view are tracked
+on from that view, the longest tracks if there are too many, and new corners are taken only where no
+point was found, so that a point has one track.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +31,11 @@ _ROWS = 30_000  # of what OpenCV remaps at once
 
 
 def match(task: Task) -> Observations:
-    """Tracks of corners that are followed through the views.
+    """Tracks corners through the views by guided Lucas-Kanade, and returns their observations.
 
-    `Task.corners` is how many of each view are followed into others: what was found in it from the
-    views before, the longest tracks of each part of the image first, and new corners where these
-    are fewer. So the time of a view does not grow with the number of views.
+    `Task.corners` is how many points of each view are tracked into other views: those that earlier
+    views were tracked to, the longest tracks of each part of the image first, and new corners where
+    these are fewer. So the time for a view does not grow with the number of views.
     """
     seen: list[dict[int, np.ndarray]] = []  # track -> view -> pixel of the image
     in_view: list[list[int]] = [[] for _ in task.gray]
@@ -63,13 +64,14 @@ def match(task: Task) -> Observations:
 def _found_from(
     task: Task, a: int, numbers: list[int], seen: Sequence[Mapping[int, np.ndarray]]
 ) -> Arrays:
-    """New corners [N, 2] of a view, and where its partners show which tracks that it has.
+    """Detects new corners [N, 2] of a view, and tracks its points into its partner views.
 
     Args:
         task: the round of matching.
         a: the view.
-        numbers: of the tracks that were followed into it; the new ones are numbered on from `seen`.
-        seen: all tracks, with pixels of the images.
+        numbers: indices of the tracks that were found in the view; new tracks get the indices after
+            those of `seen`.
+        seen: pixel of each track so far in each view that it was found in, in the gray images.
     """
     known = np.array([seen[t][a] for t in numbers]).reshape(-1, 2)
     count = task.corners - len(known)
@@ -95,7 +97,7 @@ def _found_from(
 def _follow(
     task: Task, a: int, b: int, start: np.ndarray, new: np.ndarray, surface: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(which of the pixels `start` [N, 2] of image a view b shows, where in its image)."""
+    """Tracks pixels `start` [N, 2] of view a to view b; returns (indices found, pixels in b)."""
     place = task.places(a, b, task.to_photo(np.full(len(start), a), start))
     index = np.flatnonzero(new & np.isfinite(place).all(-1))
     if not len(index):
@@ -109,9 +111,9 @@ def _follow(
 
 
 def surface_points(scene: Scene, cameras: Cameras, view: int) -> np.ndarray:
-    """World points [H * W, 3] of the network pixels of a view, as its depth has them.
+    """Unprojects the network pixels of a view by its depth to world points [H * W, 3].
 
-    Pixels without depth get the median, since nothing is followed there.
+    Pixels without depth get the median depth, since no point is tracked from such pixels.
     """
     height, width = scene.size
     u, v = np.meshgrid(np.arange(width), np.arange(height))
@@ -132,7 +134,7 @@ def _places(
     shape: tuple[int, int],
     scales: np.ndarray,
 ) -> np.ndarray:
-    """Where the pixels of image a are in image b, by predicted geometry: float32 [h, w, 2]."""
+    """Maps the pixels of image a to image b by predicted geometry; returns float32 [h, w, 2]."""
     import cv2
 
     place, z = cameras.project(np.full(len(surface), b), surface)
@@ -157,19 +159,19 @@ def _places(
 def _track(
     one: np.ndarray, two: np.ndarray, where: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of image two that show what pixels of image one do.
+    """Tracks pixels of image one into image two by Lucas-Kanade, guided by predicted positions.
 
-    Image two is drawn as the first view would see it if the prediction were right, and what is left
-    is followed between image one and that.
+    Image two is warped to what the first view would see if the prediction were right, and the
+    remaining displacement is tracked between image one and the warped image.
 
     Args:
-        one: uint8 [h, w].
-        two: uint8 [h', w'].
-        where: float32 [h, w, 2], place in image two of pixels of image one, as predicted.
-        start: [N, 2], in image one.
+        one: image uint8 [h, w].
+        two: image uint8 [h', w'].
+        where: float32 [h, w, 2], predicted position in image two of each pixel of image one.
+        start: [N, 2], pixels in image one.
 
     Returns:
-        (pixels [N, 2] of image two, bool [N] which of them are to be believed).
+        (pixels [N, 2] of image two, bool [N] which of them passed all checks).
     """
     import cv2
 
@@ -199,7 +201,7 @@ def _track(
 
 
 def _patches(image: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """float32 [N, patch * patch] around pixels [N, 2], bilinear."""
+    """Samples patches float32 [N, patch * patch] around pixels [N, 2], bilinear."""
     import cv2
 
     step = np.arange(_PATCH) - _PATCH // 2
@@ -226,7 +228,7 @@ def find_corners(
     known: np.ndarray,
     count: int,
 ) -> np.ndarray:
-    """New corners [N, 2], at most `count`, away from known ones, spread over image and depth.
+    """Detects at most `count` corners [N, 2], away from known points, spread over image and depth.
 
     They are taken in turns from cells of the image and thirds of the range of depth, the strongest
     of each first.
@@ -256,30 +258,30 @@ def find_corners(
 def longest(
     pixels: np.ndarray, lengths: Sequence[int], shape: tuple[int, int], count: int
 ) -> np.ndarray:
-    """Which of the tracks in a view are followed on: in turns from its cells, the longest first.
+    """Chooses the tracks of a view to track on: in turns from cells of the image, longest first.
 
     Args:
-        pixels: [N, 2] of the tracks in the image.
-        lengths: N, of the tracks.
+        pixels: [N, 2], pixels of the tracks in the image.
+        lengths: number of views of each of the N tracks.
         shape: (height, width) of the image.
-        count: how many at most.
+        count: largest number of tracks that are chosen.
 
     Returns:
-        Their indices, ascending.
+        The indices of the chosen tracks, ascending.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return np.sort(order[_in_turns(_cells(pixels[order], shape))[:count]])
 
 
 def _cells(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Number of the cell [N] of the image that each of its pixels [N, 2] is in."""
+    """Returns the index [N] of the grid cell of the image that each of the pixels [N, 2] is in."""
     height, width = shape
     cell = (pixels * _CELLS / (width, height)).astype(int)
     return cell[:, 1] * _CELLS + cell[:, 0]
 
 
 def _in_turns(place: np.ndarray) -> np.ndarray:
-    """Order [N] that takes the first of every place, then the second of every place, and so on."""
+    """Returns the order [N] that takes the first entry of each place, then the second of each."""
     order = np.argsort(place, kind="stable")
     turn = np.empty(len(place), int)  # how many of the same place are before
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))

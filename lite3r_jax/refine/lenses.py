@@ -1,4 +1,4 @@
-"""Which photos were taken with the same camera, as sizes and EXIF data tell."""
+"""Groups photos by the camera that took them, as far as sizes and EXIF data tell."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -14,12 +14,12 @@ _FOCAL, _LENS = 0x920A, 0xA434
 
 
 def lenses_of(scene: Scene, options: RefineOptions, known: bool) -> Lenses:
-    """The cameras of a scene's photos.
+    """Groups the views of a scene by camera, and decides which intrinsics are adjusted.
 
     Args:
-        scene: whose photos have a `source`, or nothing is known of them but their sizes.
-        options: which views have the same camera.
-        known: whether the cameras are known, so that all intrinsics stay.
+        scene: the scene; EXIF data are read from the `source` of its photos, where they have one.
+        options: which views share a camera, its model, and whether principal points are adjusted.
+        known: whether the cameras are known, so that no intrinsics are adjusted.
     """
     keys: list[Hashable] = []
     for view, size in enumerate(scene.source_sizes.tolist()):
@@ -41,7 +41,7 @@ def lenses_of(scene: Scene, options: RefineOptions, known: bool) -> Lenses:
 
 
 def _camera_of(photo: Any) -> tuple[str, ...]:
-    """Make, model, lens and focal length of EXIF data; empty where there are none."""
+    """Returns make, model, lens and focal length of a photo's EXIF data; empty without EXIF."""
     from PIL import Image
 
     source = getattr(photo, "source", None)

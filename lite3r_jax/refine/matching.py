@@ -1,4 +1,4 @@
-"""What matchers are given, and matches between pairs of views merged into tracks."""
+"""The input of a matcher, and the merging of matches between pairs of views into tracks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from lite3r_jax.refine.observations import Observations
 
 Arrays = Mapping[str, np.ndarray]
 Keep = Callable[[int, Callable[[], Arrays]], Arrays]
-"""(view, how its matches are made) -> its matches: those kept of a run that was stopped, or new."""
+"""Takes a view and a function that makes its matches; returns its matches, stored or new."""
 
 NEAR_ENOUGH = 0.25
-"""Relative difference between the depth that a view has at a point and that of the point itself."""
+"""Largest relative difference between a view's depth at a projected point and the point's own."""
 REACH = (0.15, 0.05)
-"""Share of the longer side that a match may be off its predicted place, in the first round of
-matching and in the others, for matchers that do not look around the predicted place alone."""
+"""Largest distance of a match from its predicted place, in the first round and in later rounds.
+It is a share of the longer side of the photo, for matchers that do not search around the predicted
+place only."""
 
 
 class Tracker(Protocol):
-    """Follows points of one view into others, as the track head of VGGT does."""
+    """Interface that tracks points of one view into others, as the track head of VGGT does."""
 
     def __call__(
         self, views: Sequence[int], points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Follow points.
+        """Tracks points of the first view into all views.
 
         Args:
-            views: numbers of the views; the points are of the first.
+            views: indices of the views; the points are in the first of them.
             points: float32 [N, 2] in pixels of the network images, centers at integers.
 
         Returns:
@@ -41,18 +42,18 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One round of matching.
+    """The input of one round of matching: images, predicted geometry, pairs of views, and limits.
 
     Attributes:
-        gray: uint8 [h, w] of every view: the photos, perhaps made smaller.
-        scales: [S, 2], size of these images over that of the photos.
-        cameras: predicted, in pixels of the photos.
-        depth: predicted; there are matches only where it is usable.
-        pairs: partners of every view.
-        corners: of each view.
-        keep: gives matches of a view, see there.
+        gray: uint8 [h, w] of every view: the photos in gray, perhaps made smaller.
+        scales: [S, 2], size of the gray images over that of the photos.
+        cameras: predicted cameras, in pixels of the photos.
+        depth: predicted depth; there are matches only where it is usable.
+        pairs: partners of every view, with which it is matched.
+        corners: number of corners of each view.
+        keep: returns stored matches of a view, or makes and stores them, see `Keep`.
         reach: how far off its predicted place a match may be, as a share of the longer side.
-        tracker: for `track`.
+        tracker: tracker of points, needed by the matcher `track`.
         progress: called after each view.
     """
 
@@ -68,15 +69,15 @@ class Task:
     progress: Callable[[], object] = lambda: None
 
     def to_photo(self, view: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Pixels [M, 2] of the gray images to those of the photos, centers at integers."""
+        """Converts pixels [M, 2] of gray images to pixels of the photos, centers at integers."""
         return (pixels + 0.5) / self.scales[view] - 0.5
 
     def places(self, a: int, b: int, pixels: np.ndarray) -> np.ndarray:
-        """Where photo pixels [N, 2] of view a are in view b by predicted geometry.
+        """Maps photo pixels [N, 2] of view a to view b by predicted geometry.
 
         Returns:
             float64 [N, 2] in pixels of the photo; NaN where there is no depth, the point is behind
-            the camera, or what view b has there is at another depth.
+            the camera, or view b has another depth at that pixel.
         """
         view, into = np.full(len(pixels), a), np.full(len(pixels), b)
         z = self.depth.at(view, pixels)
@@ -87,13 +88,15 @@ class Task:
         return np.where(good[:, None], place, np.nan)
 
     def near(self, a: int, b: int, pixels: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Whether what was found in view b is within reach of the predicted place, and has depth.
+        """Checks whether matches in view b are near their predicted places and have depth.
+
+        A match is near if it is within `reach` of the place.
 
         Args:
-            a: a view.
-            b: another.
-            pixels: [N, 2] of the photo of view a.
-            found: [N, 2] of the photo of view b.
+            a: index of a view.
+            b: index of another view.
+            pixels: pixels [N, 2] of the photo of view a.
+            found: matched pixels [N, 2] of the photo of view b.
 
         Returns:
             bool [N].
@@ -107,17 +110,17 @@ class Task:
 def merge(
     view: np.ndarray, pixel: np.ndarray, one: np.ndarray, two: np.ndarray, worth: np.ndarray
 ) -> Observations:
-    """Tracks of matches between pairs of views; none has two observations in one view.
+    """Merges matches between pairs of views into tracks with at most one observation in each view.
 
-    Matches are joined from the best to the worst; one that would put two observations of one view
-    into a track is left out.
+    Matches are joined from the best to the worst; a match that would put two observations of one
+    view into a track is left out.
 
     Args:
-        view: int [K], of each place that was matched.
-        pixel: [K, 2] of the photo.
-        one: int [E], a place of each match.
-        two: int [E], the other, in another view.
-        worth: [E], larger is better.
+        view: int [K], view of each place that was matched.
+        pixel: [K, 2], pixel of each place in the photo.
+        one: int [E], index of one place of each match.
+        two: int [E], index of the other place, in another view.
+        worth: [E], quality of each match; larger is better.
 
     Returns:
         Tracks of two or more views.

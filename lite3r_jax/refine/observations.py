@@ -1,4 +1,4 @@
-"""Tracks of points through views as flat arrays: triangulation, reprojection errors, angles."""
+"""Tracks of points through views as flat arrays: triangulation, reprojection errors, ray angles."""
 
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,8 @@ class Observations:
     """M observations of N tracks, ordered by track, then view; no track is twice in a view.
 
     Attributes:
-        track: int [M], 0 to N - 1.
-        view: int [M].
+        track: int [M], track of each observation, 0 to N - 1.
+        view: int [M], view of each observation.
         pixel: float64 [M, 2] in the photo, centers at integers.
     """
 
@@ -30,23 +30,23 @@ class Observations:
 
     @property
     def tracks(self) -> int:
-        """N."""
+        """Number N of tracks."""
         return int(self.track[-1]) + 1 if len(self.track) else 0
 
     def where(self, kept: np.ndarray) -> tuple["Observations", np.ndarray]:
-        """The observations that are kept, and the former numbers [N'] of the tracks left."""
+        """Selects observations; returns them, and the old indices [N'] of the remaining tracks."""
         numbers, track = np.unique(self.track[kept], return_inverse=True)
         return replace(self, track=track, view=self.view[kept], pixel=self.pixel[kept]), numbers
 
 
 def lengths(obs: Observations, kept: np.ndarray | None = None) -> np.ndarray:
-    """Int [N]: how many (kept) observations each track has."""
+    """Returns the number of observations (of those kept) of each track, int [N]."""
     track = obs.track if kept is None else obs.track[kept]
     return np.bincount(track, minlength=obs.tracks)
 
 
 def errors(obs: Observations, cameras: Cameras, points: np.ndarray) -> np.ndarray:
-    """Distance [M] in pixels from observations to their points [N, 3]; inf behind the camera."""
+    """Returns reprojection errors [M] in pixels of points [N, 3]; inf behind the camera."""
     place, z = cameras.project(obs.view, points[obs.track])
     off = np.linalg.norm(place - obs.pixel, axis=-1)
     return np.where((z > 0) & np.isfinite(off), off, np.inf)
@@ -55,16 +55,16 @@ def errors(obs: Observations, cameras: Cameras, points: np.ndarray) -> np.ndarra
 def triangulate(
     obs: Observations, cameras: Cameras, scale: float, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """The points that observations fit best, robustly.
+    """Triangulates the point of each track robustly from its observations.
 
     Least squares over distances to rays first, then Gauss-Newton steps on reprojection errors,
-    weighted by 1 / (1 + (e / scale)^2) (Cauchy), which outliers hardly move.
+    weighted by 1 / (1 + (e / scale)^2) (Cauchy), so that outliers hardly move a point.
 
     Args:
-        obs: 1 or more of each track.
-        cameras: of the views.
+        obs: observations, 1 or more of each track.
+        cameras: cameras of the views.
         scale: error in pixels from which an observation counts less.
-        start: [N, 3] points to try besides; the better start of each track is taken.
+        start: [N, 3], other initial points to try; each track takes the better of both results.
 
     Returns:
         float64 [N, 3].
@@ -134,13 +134,13 @@ def _gauss_newton(
 
 
 def _summed(obs: Observations, values: np.ndarray) -> np.ndarray:
-    """Sums over the observations of each track: [M, ...] to [N, ...]."""
+    """Sums values [M, ...] over the observations of each track to [N, ...]."""
     first = np.flatnonzero(np.diff(obs.track, prepend=-1))
     return np.add.reduceat(values, first, axis=0)
 
 
 def angles(obs: Observations, cameras: Cameras, points: np.ndarray) -> np.ndarray:
-    """Largest angle [N] in degrees between the rays of a track's first and its other views."""
+    """Returns for each track the largest angle in degrees between its first and its other rays."""
     ray = points[obs.track] - cameras.centers[obs.view]
     ray /= np.maximum(np.linalg.norm(ray, axis=-1, keepdims=True), 1e-300)
     first = np.flatnonzero(np.diff(obs.track, prepend=-1))

@@ -1,4 +1,4 @@
-"""Settings of the refinement."""
+"""Settings of the refinement of predicted cameras by matches between photos."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ Intrinsics = Literal["auto", "shared", "per_view", "fixed"]
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """How predicted cameras are adjusted to matches between the photos.
+    """Options for how predicted cameras are adjusted to matches between the photos.
 
     Attributes:
         on: whether cameras and depth are refined.
@@ -27,7 +27,7 @@ class RefineOptions:
         principal_point: whether principal points are adjusted; otherwise they stay as predicted.
         corners: corners of each view that are followed into other views.
         partners: views into which those of a view are followed.
-        rounds: of matching: the second is guided by what the first found.
+        rounds: rounds of matching: the second is guided by what the first found.
         max_side: longer side in pixels at which photos are matched; larger ones are made smaller.
     """
 
@@ -43,14 +43,14 @@ class RefineOptions:
 
 
 def check_options(options: RefineOptions, known: bool) -> None:
-    """Refuse settings that contradict each other.
+    """Refuses settings of the refinement that contradict each other.
 
     Args:
         options: the settings.
         known: whether cameras are known.
 
     Raises:
-        InputError: naming the setting.
+        InputError: settings contradict each other; the message names the setting.
     """
     if options.camera != "SIMPLE_RADIAL":
         return

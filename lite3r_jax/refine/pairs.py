@@ -1,4 +1,4 @@
-"""Which views are matched with which: by predicted overlap and baseline, a bounded number each."""
+"""Chooses the pairs of views to match by predicted overlap and baseline, a few for each view."""
 
 import numpy as np
 
@@ -12,20 +12,20 @@ _LEAST = 0.05  # overlap of views that are worth matching
 
 
 def choose_pairs(cameras: Cameras, depth: DepthLookup, partners: int) -> list[list[int]]:
-    """The partners of every view.
+    """Chooses for every view the partner views that it is matched with.
 
     Overlap is the share of a grid of points of one view that the other sees at about the predicted
-    depth, the larger of both ways. It counts more with a baseline that depth can be told from, and
-    less where things look too different. The pairs of a maximum spanning tree are always among
-    them, so that views hang together as far as they overlap at all.
+    depth, the larger of both directions. It counts more with a baseline wide enough to determine
+    depth, and less where the viewing angles differ too much. The pairs of a maximum spanning tree
+    are always chosen, so that views are connected as far as they overlap at all.
 
     Args:
-        cameras: predicted.
-        depth: predicted.
-        partners: of each view, at most, besides those of the tree.
+        cameras: predicted cameras.
+        depth: predicted depth.
+        partners: largest number of partners of each view, besides those of the tree.
 
     Returns:
-        For each view the numbers of others, ascending; if b is a partner of a, then a is one of b.
+        For each view the indices of its partners, ascending; if b is a partner of a, a is one of b.
     """
     from scipy.sparse.csgraph import minimum_spanning_tree
 
@@ -42,7 +42,7 @@ def choose_pairs(cameras: Cameras, depth: DepthLookup, partners: int) -> list[li
 
 
 def _scores(cameras: Cameras, depth: DepthLookup) -> np.ndarray:
-    """float64 [S, S]: how well points of one view (row) can be matched in another."""
+    """Scores in float64 [S, S] how well points of one view (row) can be matched in another."""
     scene, views = depth.scene, depth.scene.views
     height, width = scene.size
     u, v = np.meshgrid(

@@ -1,4 +1,4 @@
-"""Refine a scene: match its photos, adjust its cameras, let depth follow, say what was gained."""
+"""Refines a scene: matches its photos, adjusts its cameras, fits its depth, reports the gain."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,17 +29,18 @@ from lite3r_jax.scene import PredictedGeometry, Scene, TrackedPoints
 MATCHERS: Mapping[str, Callable[[Task], Observations]] = MappingProxyType(
     {"klt": klt.match, "sift": sift.match, "track": track.match}
 )
-"""How points are found in several views, by `RefineOptions.matches`."""
+"""The functions that find points in several views, by the name in `RefineOptions.matches`."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """A refined scene, and what was done.
+    """The result of a refinement: the scene, and a report of counts, errors and changes.
 
     Attributes:
-        scene: refined, or as it was.
-        report: plain data. `refined`: whether the scene is; `reason`: if not, why; the others are
-            counts, errors in pixels of the photos before and after, and how far things moved.
+        scene: the refined scene, or the scene as it was.
+        report: plain data. `refined`: whether the scene was refined; `reason`: if not, why; the
+            others are counts, errors in pixels of the photos before and after, and how far cameras,
+            focal lengths and depth moved.
     """
 
     scene: Scene
@@ -47,10 +48,10 @@ class Refined:
 
 
 def check_extra() -> None:
-    """Refuse to refine where pycolmap or OpenCV is missing.
+    """Raises an error if pycolmap or OpenCV, which refinement needs, is missing.
 
     Raises:
-        InputError: naming what to install.
+        InputError: a package is missing; the message names what to install.
     """
     require_pycolmap()
     try:
@@ -72,22 +73,24 @@ def refine(
     tracker: Tracker | None = None,
     work: Path | None = None,
 ) -> Refined:
-    """Adjust the cameras of a scene to matches between its photos.
+    """Adjusts the cameras of a scene to matches between its photos, and fits depth to them.
 
     Args:
-        scene: as predicted, with its photos.
-        options: how; `on` does not count; None: `RefineOptions()`.
-        masked: bool [S, H, W], pixels of the network images that give no matches, of things that
-            move for instance; None: none.
-        known: whether the cameras are known: they stay, and points and depth are fitted to them.
+        scene: the predicted scene, with its photos.
+        options: settings of the refinement; `on` is ignored; None: `RefineOptions()`.
+        masked: bool [S, H, W], pixels of the network images that give no matches, of moving objects
+            for instance; None: none.
+        known: whether the cameras are known: they do not change, and points and depth are fitted to
+            them.
         progress: called once for every view and round of matching (`options.rounds`).
-        tracker: follows points for `options.matches` "track".
-        work: folder in which matches are kept while it goes on, so that a call that was stopped is
-            not done again as far as it got; the caller deletes it. None: nothing is kept.
+        tracker: tracks points if `options.matches` is "track".
+        work: folder in which matches are kept during the call, so that a call that was stopped can
+            be repeated without matching again as far as it got; the caller deletes the folder.
+            None: nothing is kept.
 
     Returns:
         The scene with refined cameras and depth in the unit that it had, tracked points, and the
-        prediction beside them; the scene as it was where the report says that it stays, and why.
+        prediction in `Scene.predicted`; or the scene as it was, where the report says why.
 
     Raises:
         InputError: pycolmap or OpenCV is not installed; settings contradict each other; the scene
@@ -165,7 +168,7 @@ def _kept(scene: Scene, report: dict[str, Any], reason: str) -> Refined:
 
 
 def _gray_photos(scene: Scene, max_side: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """(uint8 [h, w] of every view, their size over that of the photo [S, 2])."""
+    """Reads the photos as gray images uint8 [h, w]; returns them and their scale [S, 2]."""
     import cv2
 
     gray, scales = [], []
@@ -189,7 +192,7 @@ def _gray_photos(scene: Scene, max_side: int) -> tuple[list[np.ndarray], np.ndar
 def _in_predicted_world(
     obs: Observations, solution: Solution, before: Cameras, depth: DepthLookup, known: bool
 ) -> Solution:
-    """The solution moved to where the predicted cameras are, in the unit of the predicted depth."""
+    """Aligns the solution to the predicted cameras, in the unit of the predicted depth."""
     tied = solution.tied
     if known or not tied.any():
         return solution
@@ -229,10 +232,10 @@ def _fit(scene: Scene, obs: Observations, solution: Solution, depth: DepthLookup
 
 
 def _refined(scene: Scene, obs: Observations, solution: Solution, fit: DepthFit) -> Scene:
-    """The scene with cameras, depth, points and tracks of the solution.
+    """Returns the scene with cameras, depth, points and tracks of the solution.
 
     Raises:
-        InputError: the distortion that was found folds a photo.
+        InputError: the estimated lens distortion folds a photo.
     """
     cameras, tied = solution.cameras, solution.tied
     predicted = PredictedGeometry(scene.extrinsics, scene.intrinsics, scene.depth)
@@ -275,7 +278,7 @@ def _refined(scene: Scene, obs: Observations, solution: Solution, fit: DepthFit)
 
 
 def _moved_points(scene: Scene, extrinsics: np.ndarray, fit: DepthFit) -> np.ndarray | None:
-    """Points of the point head, which move with their views and stretch as their depth does."""
+    """Moves points of the point head with their views, scaled as the depth of each point is."""
     if scene.world_points is None:
         return None
     moved = np.empty_like(scene.world_points)

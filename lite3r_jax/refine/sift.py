@@ -1,9 +1,9 @@
 """Matches by SIFT (Lowe, IJCV 2004; OpenCV's): features that look alike near predicted places.
 
-Descriptors are compared as square roots of their shares (Arandjelovic and Zisserman, CVPR 2012). Of
-a pair of views only features within reach of the place that predicted geometry gives can match, so
-that repeated texture does not mislead; among these a match has to be the best of both, and better
-than the second best by Lowe's ratio.
+Descriptors are compared as RootSIFT: square roots of the L1-normalized descriptors (Arandjelovic
+and Zisserman, CVPR 2012). In a pair of views only features within reach of the place that predicted
+geometry gives can match, so that repeated texture does not mislead; a match has to be the best in
+both directions, and better than the second best by Lowe's ratio.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _MARGIN = 4  # pixels from the border
 
 
 def match(task: Task) -> Observations:
-    """Tracks of SIFT features through the views."""
+    """Matches SIFT features between the views, and merges the matches into tracks."""
     features = [_features(task, view) for view in range(len(task.gray))]
     starts = np.cumsum([0, *(len(pixels) for pixels, _ in features)])
     ones, twos, worths = [], [], []
@@ -35,7 +35,7 @@ def match(task: Task) -> Observations:
 
 
 def _features(task: Task, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels float64 [N, 2] of the photo, descriptors uint8 [N, 128]) where depth is usable."""
+    """Detects features with depth; returns photo pixels [N, 2] and descriptors uint8 [N, 128]."""
     import cv2
 
     sift = cv2.SIFT.create(nfeatures=_PER_CORNER * task.corners, contrastThreshold=_CONTRAST)
@@ -55,7 +55,7 @@ def _features(task: Task, view: int) -> tuple[np.ndarray, np.ndarray]:
 def _matches(
     task: Task, features: list[tuple[np.ndarray, np.ndarray]], a: int, partners: list[int]
 ) -> Arrays:
-    """Matches of a view with some others: numbers of the features, and how alike they are."""
+    """Matches a view with its partners; returns indices of features and their similarities."""
     pixels, descriptors = features[a]
     mine = _unit(descriptors)
     rows = [_pair(task, a, b, pixels, mine, *features[b]) for b in partners]
@@ -76,7 +76,7 @@ def _pair(
     others: np.ndarray,
     theirs: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(features of view a, features of view b, how alike they are) of the matches."""
+    """Matches views a and b; returns indices of features in a and in b, and their similarities."""
     place = task.places(a, b, pixels)
     seen = np.flatnonzero(np.isfinite(place).all(-1))
     nothing = np.zeros(0, np.intp)
@@ -96,6 +96,6 @@ def _pair(
 
 
 def _unit(descriptors: np.ndarray) -> np.ndarray:
-    """Square roots of the shares of each descriptor, float32: vectors of length 1."""
+    """Converts descriptors to RootSIFT, float32 vectors of length 1."""
     values = descriptors.astype(np.float32)
     return np.sqrt(values / np.maximum(values.sum(-1, keepdims=True), 1))

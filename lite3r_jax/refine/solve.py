@@ -1,4 +1,4 @@
-"""From matches to cameras: rounds of adjustment, triangulation and filtering."""
+"""Solves cameras from matches in rounds of bundle adjustment, triangulation and filtering."""
 
 from dataclasses import dataclass
 
@@ -9,27 +9,27 @@ from lite3r_jax.refine.geometry_of_views import Cameras
 from lite3r_jax.refine.observations import Observations, angles, errors, lengths, triangulate
 
 LIMIT = 2.0
-"""Error in pixels, of images of up to 1,000 pixels, beyond which a match counts as wrong."""
+"""Reprojection error, in pixels of images up to 1,000 pixels, above which a match is an outlier."""
 _FIRST, _LIMITS = 8.0, (4.0, 2.0, 1.0)  # filters after each round, times the limit
 _LEAST_ANGLE = 0.5  # degrees between rays of a point that is kept
 _LEAST_MATCHES = 20  # of a view that is tied
 SOME = 400
-"""Observations of a view from which on those of further tracks are left out of an adjustment, whose
-time they are, in the rounds."""
+"""Number of observations of a view that suffices for a bundle adjustment in the rounds.
+Further tracks are left out to save time."""
 _MANY = 1500  # likewise in the last adjustment
 _ROUGH, _FINE = 1e-4, 1e-6  # relative change of the cost at which the rounds end, and the last one
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Adjusted cameras.
+    """Adjusted cameras and triangulated points, with the observations and views that hold them.
 
     Attributes:
-        cameras: all of them; those of views that are not tied are as they came.
-        points: float64 [N, 3] of all tracks.
-        used: bool [M], observations that fit; of very many the last adjustment held a part.
-        tied: bool [S], views that hang together by enough matches.
-        parallax: pixels that the median point moves between views against one infinitely far away.
+        cameras: cameras of all views; those of views that are not tied have not changed.
+        points: float64 [N, 3], points of all tracks.
+        used: bool [M], observations that fit; of very many, the last adjustment used only a part.
+        tied: bool [S], views that are connected by enough matches.
+        parallax: pixels that the median point moves between views relative to a point at infinity.
     """
 
     cameras: Cameras
@@ -40,7 +40,7 @@ class Solution:
 
 
 def limits(sizes: np.ndarray) -> np.ndarray:
-    """`LIMIT` [S] in pixels of photos of these (width, height) [S, 2]: larger ones are softer."""
+    """Returns `LIMIT` [S] scaled to photos of the sizes (width, height) [S, 2], in their pixels."""
     return LIMIT * np.maximum(1, sizes.max(-1) / 1000)
 
 
@@ -51,16 +51,16 @@ def solve(
     fixed_poses: bool,
     precisely: bool = True,
 ) -> Solution:
-    """Adjust cameras to matches.
+    """Adjusts cameras to matches, and rejects matches that do not fit.
 
     Args:
-        obs: of two or more views for each track.
-        cameras: predicted.
-        lenses: which are the same, and what is adjusted.
-        fixed_poses: whether poses are known and stay.
-        precisely: whether the last adjustment goes on until the cost hardly changes and has more
-            observations than the others, for many views most of the time; cameras that are only to
-            guide new matches do not need it.
+        obs: observations, of two or more views for each track.
+        cameras: predicted cameras.
+        lenses: which views share a camera, and which intrinsics are adjusted.
+        fixed_poses: whether poses are known and do not change.
+        precisely: whether the last adjustment continues until the cost hardly changes and uses more
+            observations than the others, which takes most of the time if there are many views; not
+            needed for cameras that only guide new matches.
     """
     limit = limits(lenses.sizes)[obs.view]
     scale = float(np.median(limit)) / 2
@@ -108,7 +108,7 @@ def solve(
 
 
 def enough(obs: Observations, used: np.ndarray, count: int) -> np.ndarray:
-    """Observations [M] of some tracks: of the longest ones, until views have `count` of them.
+    """Selects observations bool [M] of the longest tracks, until each view has `count` of them.
 
     A track is left out where all of its views have enough without it.
     """
@@ -128,10 +128,11 @@ def enough(obs: Observations, used: np.ndarray, count: int) -> np.ndarray:
 
 
 def _tied(obs: Observations, good: np.ndarray, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """(observations that count [M], views that hang together [S]).
+    """Returns which observations count, bool [M], and which views are connected, bool [S].
 
-    Tracks need two good observations. Of more than two views those with enough matches that three
-    views share hang together, as matches of two alone do not tell how far apart these are.
+    Tracks need two good observations. If there are more than two views, only tracks in three or
+    more views connect views, and a view needs enough of such observations, since matches between
+    two views alone do not determine the length of their baseline.
     """
     least = min(3, views)
     tied = np.ones(views, bool)
@@ -147,7 +148,7 @@ def _tied(obs: Observations, good: np.ndarray, views: int) -> tuple[np.ndarray, 
 
 
 def _largest_part(obs: Observations, good: np.ndarray, views: int) -> np.ndarray:
-    """bool [S]: views of the largest part of those that share tracks."""
+    """Returns bool [S]: the views of the largest connected component of views that share tracks."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""A scene without the lens distortion that was found: what pinhole cameras would have seen."""
+"""Removes the estimated lens distortion from a scene, as if pinhole cameras had taken it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StraightPhoto:
-    """A photo without the distortion of its lens; see `scene.Photo`.
+    """Implements `scene.Photo` for a photo whose lens distortion is removed when it is read.
 
     Attributes:
-        photo: as it was taken.
-        name: what messages call it.
-        intrinsics: [3, 3] of the photo, centers at integers.
-        distortion: of its lens.
-        pinhole: [3, 3] of what `read` gives.
+        photo: the photo as it was taken.
+        name: name of the photo in messages.
+        intrinsics: [3, 3], intrinsics of the photo, centers at integers.
+        distortion: distortion of its lens.
+        pinhole: [3, 3], intrinsics of the image that `read` returns.
     """
 
     photo: Photo
@@ -34,7 +34,7 @@ class StraightPhoto:
     pinhole: np.ndarray
 
     def read(self) -> "PILImage":
-        """The image as a pinhole camera sees it, of the same size."""
+        """Implements `Photo.read`: returns the undistorted image, of the size of the photo."""
         from PIL import Image
 
         pixels = np.asarray(self.photo.read())
@@ -42,28 +42,28 @@ class StraightPhoto:
         return Image.fromarray(straight)
 
     def upright_file(self) -> Path | None:
-        """There is no file."""
+        """Implements `Photo.upright_file`: returns None: no file has the undistorted pixels."""
         return None
 
 
 def distortion_of(radial: float) -> Distortion:
-    """COLMAP's k of SIMPLE_RADIAL in the order of `data.lens`."""
+    """Converts k of COLMAP's SIMPLE_RADIAL to the distortion coefficients of `data.lens`."""
     return (float(radial), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def straighten(scene: Scene, cameras: Cameras) -> tuple[Scene, Cameras]:
-    """Take radial distortion out of a scene.
+    """Removes radial distortion from the images, depth, points and photos of a scene.
 
     Images are interpolated; depth, confidence and points are those of the nearest pixel, and depth
-    is 0 where a pinhole camera sees what is not on the network image.
+    is 0 where the pinhole camera sees beyond the network image.
 
     Args:
-        scene: with distorted images.
-        cameras: of its photos, with `radial`.
+        scene: scene with distorted images.
+        cameras: cameras of its photos, with `radial`.
 
     Returns:
-        (the scene with pinhole images, depth, points, photos and `lenses`, but the cameras that it
-        came with; pinhole cameras of the new photos).
+        (the scene with pinhole images, depth, points, photos and `lenses`, but its old cameras;
+        pinhole cameras of the new photos).
 
     Raises:
         InputError: distortion folds a photo, or OpenCV is missing.
@@ -101,7 +101,7 @@ def straighten(scene: Scene, cameras: Cameras) -> tuple[Scene, Cameras]:
 def _nearest(
     intrinsics: np.ndarray, distortion: Distortion, pinhole: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(column and row [H, W] of the distorted image for each pixel of the pinhole's, on it)."""
+    """Returns column and row [H, W] in the distorted image of each pinhole pixel, and if inside."""
     height, width = size
     u, v = np.meshgrid(np.arange(width), np.arange(height))
     x, y = (u - pinhole[0, 2]) / pinhole[0, 0], (v - pinhole[1, 2]) / pinhole[1, 1]

@@ -1,8 +1,8 @@
-"""Matches by the track head of a model: corners of some views followed into their partners.
+"""Matches by the track head of a model: corners of some views are tracked into their partners.
 
-Every view is to be seen from a few query views, which are chosen greedily; for each the model runs
-over the view and its partners, so that the cost grows with the number of views. Places are those of
-the network images, and no finer.
+Every view has to be a query view or a partner of a few query views, which are chosen greedily; for
+each query view the model runs over the view and its partners, so that the cost grows with the
+number of views. Matches have the resolution of the network images, and no more.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _SAME = 1.0  # network pixels within which what was followed is a corner of the 
 
 
 def match(task: Task) -> Observations:
-    """Tracks of corners that the model follows."""
+    """Tracks corners of the query views by the model, and merges the matches into tracks."""
     if task.tracker is None:
         raise InputError(
             "refine.matches=track: there is no track head; choose klt or sift, or give a tracker"
@@ -53,9 +53,9 @@ def match(task: Task) -> Observations:
 
 
 def query_views(pairs: Sequence[Sequence[int]]) -> list[int]:
-    """Views to follow from, so that each is a query, or a partner of `_COVER` queries.
+    """Chooses query views so that each view is a query, or a partner of `_COVER` queries.
 
-    Views with fewer partners are partners of all of these.
+    A view with fewer than `_COVER` partners needs all of its partners as queries.
     """
     need = np.array([min(_COVER, len(partners)) for partners in pairs])
     chosen: list[int] = []
@@ -73,7 +73,7 @@ def query_views(pairs: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _followed(task: Task, a: int) -> Arrays:
-    """Corners of a view [N, 2], and where its partners show which of them, in photo pixels."""
+    """Detects corners [N, 2] of a view, and tracks them into its partners, in photo pixels."""
     assert task.tracker is not None
     scene, partners = task.depth.scene, list(task.pairs[a])
     corners = find_corners(task.gray[a], task.scales[a], a, task.depth, np.zeros((0, 2)),
@@ -102,7 +102,7 @@ def _followed(task: Task, a: int) -> Arrays:
 def _snapped(
     task: Task, b: int, corners: np.ndarray, pixels: np.ndarray, place: np.ndarray, start: int
 ) -> np.ndarray:
-    """Numbers of places: those of corners of view b where one is where a point was followed to."""
+    """Replaces tracked places by the corners of view b that are at the same pixels."""
     if not len(corners):
         return place
     from scipy.spatial import KDTree

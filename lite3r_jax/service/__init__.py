@@ -1,4 +1,4 @@
-"""A web page and a JSON API to reconstruct with: uploads, a queue, results on disk."""
+"""A reconstruction service: web page, JSON API, uploads, a queue of scenes, results on disk."""
 
 from lite3r_jax.service.options import ServeOptions
 

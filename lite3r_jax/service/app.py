@@ -1,8 +1,8 @@
 """The web page and the JSON API of the service, as an ASGI application (Starlette).
 
-Every request passes `viewer.access.refusal` first: a page of another site, or a host name that only
-a DNS server made up, gets nothing. Paths are made of ids and names of formats, which are looked up
-in tables; no text of a request becomes one.
+Every request passes `viewer.access.refusal` first: requests from pages of other sites, or with
+unknown host names (DNS rebinding), are refused. Paths are made of ids and names of formats, which
+are looked up in tables; no text of a request becomes part of a path.
 """
 
 import asyncio
@@ -49,12 +49,12 @@ _SCENE_POLICY = "sandbox allow-scripts allow-downloads; frame-ancestors 'self'"
 
 
 def create_app(scenes: Scenes, offer: Offer, host: str = "127.0.0.1") -> ASGIApp:
-    """The application.
+    """Creates the ASGI application of the service, with its access checks.
 
     Args:
-        scenes: what it serves.
-        offer: what may be chosen, and limits.
-        host: address that it will be reached at, for `viewer.access.refusal`.
+        scenes: scenes that are served.
+        offer: choices and limits of the service.
+        host: address at which the service will be reached, for `viewer.access.refusal`.
     """
     handlers = _Handlers(scenes, offer)
     page = handlers.asset("index.html", "text/html", {"Content-Security-Policy": _POLICY})
@@ -80,7 +80,7 @@ def create_app(scenes: Scenes, offer: Offer, host: str = "127.0.0.1") -> ASGIApp
 
 
 class _Guard:
-    """Refuses foreign pages and host names, and adds headers by which browsers keep pages apart."""
+    """Middleware that refuses foreign pages and host names, and adds security headers."""
 
     def __init__(self, app: ASGIApp, host: str, allowed: str):
         self._app, self._host, self._allowed = app, host, allowed
@@ -111,7 +111,7 @@ class _Guard:
 
 
 class _Handlers:
-    """What answers each route."""
+    """The request handlers of all routes."""
 
     def __init__(self, scenes: Scenes, offer: Offer):
         self._scenes, self._offer = scenes, offer
@@ -119,7 +119,7 @@ class _Handlers:
         self._limits = UploadLimits(options.max_photos, int(options.max_upload_megabytes * 1e6))
 
     def asset(self, name: str, kind: str, headers: Mapping[str, str] | None = None) -> Any:
-        """A handler that gives a file of the page."""
+        """Returns a handler that responds with a static file of the web page."""
         body = (files("lite3r_jax.service") / "page_assets" / name).read_bytes()
 
         async def answer(request: Request) -> Response:
@@ -257,7 +257,7 @@ class _Handlers:
 
 
 async def _received(request: Request, upload: Upload) -> None:
-    """Bring the body of a request to disk, piece by piece."""
+    """Receives the body of a request and writes it to an upload, piece by piece."""
     pieces, waiting = request.stream().__aiter__(), bytearray()
     try:
         while True:
@@ -277,9 +277,10 @@ async def _received(request: Request, upload: Upload) -> None:
 
 
 async def _read_on(request: Request) -> None:
-    """Read what still comes of a refused upload, within reason.
+    """Reads and discards the rest of a refused upload, up to a limit of bytes and seconds.
 
-    A client that sends on while the connection is closed would see that instead of the answer.
+    A client that still sends while the connection is closed would see an error of the connection
+    instead of the response.
     """
     left = _READ_ON
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it has ended
@@ -291,7 +292,7 @@ async def _read_on(request: Request) -> None:
 
 
 def _title(asked: str, upload: Upload) -> str:
-    """The name of a scene: as asked for, or of its first file and the number of others."""
+    """Returns the name of a scene: the requested one, or its first file and how many more."""
     if asked:
         return asked
     first, more = Path(upload.files[0].name).stem, len(upload.files) - 1

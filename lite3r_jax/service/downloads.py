@@ -1,4 +1,4 @@
-"""What a scene offers for download: files as they are, folders as ZIP archives made on the way."""
+"""Downloads of results: files as they are, folders as ZIP archives that are made while sent."""
 
 import os
 import zipfile
@@ -10,15 +10,15 @@ _PIECE = 1 << 20
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a result is a folder, which is sent as a ZIP archive."""
+    """Returns whether a result is a folder, which is sent as a ZIP archive."""
     return path.is_dir() and not path.is_symlink()
 
 
 def zipped(folder: Path) -> Iterator[bytes]:
-    """The bytes of a ZIP archive of a folder; nothing of it lies on disk or in memory as a whole.
+    """Yields the bytes of a ZIP archive of a folder; the whole is never in memory or on disk.
 
-    Files are stored without compression, since pictures and arrays have theirs. Equal folders give
-    equal bytes.
+    Files are stored without compression, since pictures and arrays have their own. Equal folders
+    give equal bytes.
     """
     out: Any = _Written()  # what zipfile asks of a file that cannot seek
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -42,7 +42,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 class _Written:
-    """A file that can only be written to, whose bytes are taken away as they come."""
+    """A write-only file object that hands its bytes on as they are written."""
 
     def __init__(self):
         self._data, self._place = bytearray(), 0

@@ -1,4 +1,4 @@
-"""What may be chosen for a scene, and how the texts of a form become settings."""
+"""Choices that the service offers for a scene, and validation of the fields of a form."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ MAX_TITLE = 120
 
 @dataclass(frozen=True)
 class Offer:
-    """What may be chosen.
+    """The models, attention plans, formats and limits that the service offers for a scene.
 
     Attributes:
-        version: of the package.
-        models: weights by name, the first is taken unless another is asked for.
+        version: version of the package.
+        models: names of weights; the first is the default.
         plans: names of attention plans.
-        formats: written unless others are asked for.
-        options: limits.
+        formats: formats that are written by default.
+        options: limits of the service.
         check: settings of a scene (model, attention, size, formats, fps) -> None.
-            Raises InputError: they are wrong.
+            Raises InputError: a setting is wrong.
     """
 
     version: str
@@ -36,7 +36,7 @@ class Offer:
     check: Callable[[Mapping[str, str]], Any]
 
     def described(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the choices and limits as plain data for JSON."""
         options = self.options
         return {
             "version": self.version,
@@ -55,17 +55,17 @@ class Offer:
         }
 
     def checked(self, fields: Mapping[str, str]) -> dict[str, str]:
-        """The settings of a scene, and its name, from the fields of a form.
+        """Validates the fields of a form; returns the name and the settings of a scene.
 
         Args:
-            fields: name, model, attention, size, formats, fps; those that are absent or empty have
+            fields: name, model, attention, size, formats, fps; fields that are absent or empty have
                 their defaults.
 
         Returns:
-            name, and the settings that count.
+            `name` ("" if not given), and the settings that are given or have a default.
 
         Raises:
-            InputError: a value is wrong; one line that names the field.
+            InputError: a value is wrong; the message is one line that names the field.
         """
         given = {name: text.strip() for name, text in fields.items() if text.strip()}
         name = given.pop("name", "")

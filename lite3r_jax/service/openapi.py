@@ -1,4 +1,4 @@
-"""The OpenAPI description of the service, for other programs and their generators of clients."""
+"""The OpenAPI description of the service, for other programs and client generators."""
 
 from typing import Any
 
@@ -27,10 +27,10 @@ _CODES = {
 
 
 def document(offer: Offer) -> dict[str, Any]:
-    """The description, OpenAPI 3.1, as JSON.
+    """Returns the OpenAPI 3.1 description of the service as plain data for JSON.
 
     Args:
-        offer: what this service has, for the choices.
+        offer: choices and limits of this service.
     """
     return {
         "openapi": "3.1.0",

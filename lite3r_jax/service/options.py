@@ -1,4 +1,4 @@
-"""What the service offers and how much it takes."""
+"""Settings of the service: models that are offered, and limits of uploads and scenes."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,14 @@ from lite3r_jax.errors import InputError
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What the service offers and how much it takes.
+    """Options for the models that the service offers and for limits of uploads and scenes.
 
     Attributes:
         models: weights that may be chosen besides `weights`, with commas between; one model is
             loaded at a time.
-        max_photos: photos of a scene at most; of a video so many frames at most.
-        max_upload_megabytes: of one scene in 10^6 bytes, counted while it arrives.
+        max_photos: photos of a scene at most, or frames of a video at most.
+        max_upload_megabytes: size of the upload of one scene at most, in 10^6 bytes, counted while
+            it arrives.
         max_waiting: scenes that wait or arrive at a time; further ones are asked to come later.
         max_scenes: scenes that are kept, failed ones as well; further ones are refused until some
             are deleted.

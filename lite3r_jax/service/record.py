@@ -1,4 +1,4 @@
-"""What is known of one scene of the service, in memory and on disk."""
+"""The record of one scene of the service: state, settings, files, as an object and as JSON."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ STATES: tuple[str, ...] = get_args(State)
 ENDED = ("done", "failed", "cancelled")
 FILE = "scene.json"
 INPUT, RESULTS, THUMBNAIL = "input", "results", "thumbnail.jpg"
-"""What lies beside the record: the photos, what was made of them, a small picture."""
+"""Names of the folders of photos and of results, and of the thumbnail, beside the record."""
 ID = re.compile(r"[0-9a-f]{16}")
 _STORED = re.compile(r"photo_\d{4,6}\.[a-z0-9]{3,4}")
 _LIMIT = 4 << 20  # bytes of a record: names and sizes of some thousand files
@@ -26,15 +26,15 @@ _LIMIT = 4 << 20  # bytes of a record: names and sizes of some thousand files
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a scene is.
+    """The progress of a scene that is being computed: its stage, and steps of the stage.
 
     Attributes:
-        stage: what is done now, as "load photos".
-        done: steps of it that are done.
-        total: steps of it; None where nobody can tell.
-        unit: what a step is.
-        expected: seconds that a stage without steps will take, about; None: nobody knows.
-        since: time of its start, in seconds since 1970.
+        stage: name of the current stage, such as "load photos".
+        done: number of steps of the stage that are done.
+        total: number of steps of the stage; None: unknown.
+        unit: name of a step.
+        expected: estimated seconds of a stage without steps; None: unknown.
+        since: time of the start of the stage, in seconds since 1970.
     """
 
     stage: str
@@ -47,20 +47,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Record:
-    """One scene.
+    """The record of one scene: what was sent, its state, and its results.
 
     Attributes:
-        id: 16 hexadecimal digits, the name of its folder.
-        name: to be shown.
-        created: time of its upload, ISO 8601 in UTC.
-        settings: what was asked for: model, attention, size, formats, fps.
+        id: 16 hexadecimal digits, the name of the scene's folder.
+        name: name of the scene for display.
+        created: time of the upload, ISO 8601 in UTC.
+        settings: requested settings: model, attention, size, formats, fps.
         files: the photos, or the video, in order.
         state: waiting, running, done, failed or cancelled.
-        error: of a failed one, why, in one line.
-        seconds: stage -> wall time, of one that is done.
-        views: number of views, of one that is done.
-        outputs: format -> bytes, of one that is done.
-        adding: formats, with commas between, that one that was done waits for; "": none.
+        error: why the scene failed, in one line; "" if it did not.
+        seconds: stage -> wall time, of a scene that is done.
+        views: number of views, of a scene that is done.
+        outputs: format -> bytes, of a scene that is done.
+        adding: comma-separated formats that are to be added to a scene that was done; "": none.
     """
 
     id: str
@@ -76,11 +76,14 @@ class Record:
     adding: str = ""
 
     def given_up(self, state: State, error: str = "") -> "Record":
-        """Ended without results; one that was done before is done again, and says why in `error`.
+        """Returns the record after a computation that ended without new results.
+
+        A scene that had results before gets the state done again, with the reason in `error`,
+        unless it waits for the next start.
 
         Args:
             state: failed, cancelled, or waiting for the next start.
-            error: why it failed.
+            error: why the computation failed.
         """
         if state == "waiting" or not self.outputs:
             return dataclasses.replace(self, state=state, error=error)
@@ -88,15 +91,15 @@ class Record:
 
 
 def now() -> str:
-    """The time as records have it."""
+    """Returns the current time in the format of records, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def write_record(record: Record, folder: Path) -> None:
-    """Write a record into the folder of its scene, in place of the one that is there.
+    """Writes a record into the folder of its scene, and replaces an existing one.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the record cannot be written.
     """
     with atomic_write(folder / FILE, overwrite=True) as partial:
         partial.write_bytes(_json(record).encode("utf-8", "backslashreplace"))
@@ -108,10 +111,10 @@ def _json(record: Record) -> str:
 
 
 def read_record(folder: Path) -> Record:
-    """The record in the folder of a scene.
+    """Reads the record in the folder of a scene.
 
     Raises:
-        InputError: there is none, or the file is none; it is named.
+        InputError: the file is missing, or is no valid record; the message names the file.
     """
     path = folder / FILE
     try:
@@ -157,5 +160,5 @@ def _record(body: Any, folder: str) -> Record:
 
 
 def _maps(value: Any, *kinds: type) -> bool:
-    """Whether a value is an object whose values are of one of these types."""
+    """Returns whether a value is a dict whose values are all of one of the given types."""
     return isinstance(value, dict) and all(type(each) in kinds for each in value.values())

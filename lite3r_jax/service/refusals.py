@@ -1,21 +1,21 @@
-"""Requests that are refused, each with its HTTP status."""
+"""Exceptions of the service: a refused request with its HTTP status, and a cancellation."""
 
 from lite3r_jax.errors import InputError
 
 
 class Refused(InputError):
-    """A request that cannot be done: one line of text, as for any bad input, and an HTTP status."""
+    """An exception for a refused request, with a message of one line and an HTTP status."""
 
     def __init__(self, message: str, status: int = 400):
-        """See the class.
+        """Creates the exception.
 
         Args:
-            message: one line.
-            status: of HTTP.
+            message: one line that says why the request is refused.
+            status: status code of the HTTP response.
         """
         super().__init__(message)
         self.status = status
 
 
 class Cancelled(Exception):
-    """The computation of a scene was given up because somebody asked for it."""
+    """An exception that ends the computation of a scene because it was cancelled."""

@@ -1,8 +1,8 @@
-"""The scenes of the service: on disk, waiting in a queue, computed one after the other.
+"""The scenes of the service: stored on disk, queued, and computed one after the other.
 
-A folder holds a folder for each scene, named by its id: `scene.json` (the record), `input/` (what
-was sent), `results/` (what was made of it) and a small picture. What is being uploaded lies in a
-folder `.upload-*` beside them and gets its name when it is complete. One thread computes.
+A folder holds a folder for each scene, named by its id: `scene.json` (the record), `input/` (the
+uploaded files), `results/` and a small picture. An upload that is arriving is in a folder
+`.upload-*` beside these and gets its name when it is complete. One thread computes the scenes.
 """
 
 import os
@@ -30,7 +30,7 @@ STOPPED = "the service ended while the scene was computed; send it again"
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of a scene.
+    """The outcome of computing a scene: sizes of the outputs, times, number of views.
 
     Attributes:
         outputs: format -> bytes.
@@ -44,7 +44,7 @@ class Made:
 
 
 class Engine(Protocol):
-    """What computes scenes, one at a time."""
+    """Interface of the engine that computes scenes, one at a time."""
 
     def compute(
         self,
@@ -53,35 +53,36 @@ class Engine(Protocol):
         report: Callable[[Progress], None],
         cancelled: threading.Event,
     ) -> Made:
-        """Write the results of a scene into `folder/results`, or those that `adding` names.
+        """Computes a scene, or the formats in `record.adding`, and writes into `folder/results`.
 
         Args:
-            record: of the scene.
-            folder: of the scene, with what was sent in `input`.
-            report: called as it goes on.
-            cancelled: set when it should be given up.
+            record: record of the scene.
+            folder: folder of the scene, with the uploaded files in `input`.
+            report: called with the progress during the computation.
+            cancelled: set when the computation should stop.
 
         Raises:
-            InputError: it cannot be done; one line that the sender understands.
-            Cancelled: it was given up.
+            InputError: the scene cannot be computed; the message is one line that the sender
+                understands.
+            Cancelled: the computation was stopped.
         """
         ...
 
     def close(self) -> None:
-        """Give up what is being computed, and all resources."""
+        """Stops the current computation, and releases all resources."""
         ...
 
 
 class Scenes:
-    """All scenes, and the thread that computes them. Methods may be called from any thread."""
+    """All scenes of the service, and the thread that computes them; thread-safe."""
 
     def __init__(self, folder: Path, engine: Engine, options: ServeOptions):
-        """Read the records of earlier scenes; those that waited wait again.
+        """Reads the records of earlier scenes, and queues those that were waiting again.
 
         Args:
-            folder: of all scenes; nobody else writes there.
-            engine: computes them.
-            options: limits.
+            folder: folder of all scenes; no other process writes to it.
+            engine: engine that computes the scenes.
+            options: limits of the service.
         """
         self.folder, self._engine, self._options = folder, engine, options
         self._lock = threading.Condition()
@@ -94,11 +95,11 @@ class Scenes:
         self._thread = threading.Thread(target=self._work, name="scenes", daemon=True)
 
     def start(self) -> None:
-        """Begin to compute."""
+        """Starts the thread that computes queued scenes."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; a scene that is being computed waits for the next start."""
+        """Stops computing; a scene that is being computed waits for the next start."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
@@ -109,15 +110,15 @@ class Scenes:
     # -- what there is -------------------------------------------------------------------------
 
     def all(self) -> list[Record]:
-        """Every scene, the newest first."""
+        """Returns the records of all scenes, the newest first."""
         with self._lock:
             return sorted(self._records.values(), key=lambda r: (r.created, r.id), reverse=True)
 
     def get(self, name: str) -> Record:
-        """The scene of that id.
+        """Returns the record of the scene with the id `name`.
 
         Raises:
-            Refused: there is none.
+            Refused: there is no such scene.
         """
         with self._lock:
             if name not in self._records:
@@ -125,14 +126,14 @@ class Scenes:
             return self._records[name]
 
     def where(self, name: str) -> tuple[int, Progress | None, bool]:
-        """Where a scene is: (place in the queue from 1, or 0; progress; whether it will end)."""
+        """Returns (place in the queue from 1, or 0; progress; whether it is being cancelled)."""
         with self._lock:
             place = self._queue.index(name) + 1 if name in self._queue else 0
             flag = self._cancelled.get(name)
             return place, self._progress.get(name), flag is not None and flag.is_set()
 
     def counts(self) -> dict[str, int]:
-        """How many scenes there are, wait, and are on their way."""
+        """Returns the numbers of all scenes, of waiting scenes, and of arriving uploads."""
         with self._lock:
             return {
                 "scenes": len(self._records),
@@ -141,20 +142,21 @@ class Scenes:
             }
 
     def path(self, record: Record) -> Path:
-        """The folder of a scene."""
+        """Returns the path of the folder of a scene."""
         return self.folder / record.id
 
     # -- what changes --------------------------------------------------------------------------
 
     @contextmanager
     def arriving(self, size: int | None) -> Iterator[Path]:
-        """A folder for an upload, which goes when the block ends, unless `add` has taken it.
+        """Makes a folder for an upload, deleted at the end of the block unless `add` has moved it.
 
         Args:
-            size: bytes that will come, where that is known.
+            size: bytes of the upload; None: unknown.
 
         Raises:
-            Refused: there are too many, or too little room.
+            Refused: there are too many scenes, too little space on the disk, or the service is
+                about to end.
         """
         self._admit(size)
         folder = self.folder / f"{_UPLOAD}{secrets.token_hex(8)}"
@@ -194,15 +196,15 @@ class Scenes:
             )
 
     def new_id(self) -> str:
-        """An id that no scene has, and that nobody guesses."""
+        """Returns a random id for a new scene, which cannot be guessed."""
         return secrets.token_hex(8)
 
     def add(self, record: Record, arrived: Path) -> None:
-        """Put a scene into the queue.
+        """Stores a new scene, and puts it into the queue.
 
         Args:
-            record: of it.
-            arrived: the folder of `arriving`, with its photos.
+            record: record of the scene.
+            arrived: folder of `arriving`, with the photos of the scene.
 
         Raises:
             Refused: the disk is full.
@@ -218,10 +220,10 @@ class Scenes:
             self._lock.notify_all()
 
     def cancel(self, name: str) -> Record:
-        """Give a scene up; a running one ends soon after.
+        """Cancels a scene; a running scene ends soon after.
 
         Raises:
-            Refused: there is none, or it has ended.
+            Refused: there is no such scene, or it has ended.
         """
         with self._lock:
             record = self.get(name)
@@ -234,14 +236,15 @@ class Scenes:
             return self._change(record.given_up("cancelled"))
 
     def extend(self, name: str, formats: str) -> Record:
-        """Let a scene that is done wait for further formats.
+        """Queues a scene that is done again, to add further formats to its results.
 
         Args:
-            name: its id.
-            formats: checked, with commas between.
+            name: id of the scene.
+            formats: comma-separated formats, checked before.
 
         Raises:
-            Refused: there is none, it is not done or has them, or too many scenes wait.
+            Refused: there is no such scene, it is not done, has no npz or has the formats, or too
+                many scenes wait.
         """
         with self._lock:
             record = self.get(name)
@@ -257,10 +260,10 @@ class Scenes:
             return self._change(replace(record, state="waiting", adding=formats, error=""))
 
     def remove(self, name: str) -> None:
-        """Delete a scene with everything of it.
+        """Deletes a scene with its photos and results.
 
         Raises:
-            Refused: there is none, or it is being computed.
+            Refused: there is no such scene, or it is being computed.
         """
         with self._lock:
             record = self.get(name)
@@ -274,7 +277,7 @@ class Scenes:
         shutil.rmtree(gone, ignore_errors=True)
 
     def _change(self, record: Record) -> Record:
-        """Keep a record in memory and on disk."""
+        """Stores a changed record in memory and on disk, and returns the record."""
         self._records[record.id] = record
         try:
             records.write_record(record, self.path(record))
@@ -318,7 +321,7 @@ class Scenes:
                 self._change(ended)
 
     def _next(self) -> Record | None:
-        """The next scene, which is then running; None when the service ends."""
+        """Waits for the next queued scene and marks it as running; returns None when closed."""
         with self._lock:
             while not self._queue and not self._closed:
                 self._lock.wait()
@@ -338,7 +341,7 @@ class Scenes:
     # -- the start -----------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Take up what an earlier service left."""
+        """Reads scenes of an earlier service, queues waiting ones, and ends interrupted ones."""
         for place in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
             if place.name.startswith(_UPLOAD):
                 shutil.rmtree(place, ignore_errors=True)

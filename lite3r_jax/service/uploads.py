@@ -1,8 +1,9 @@
-"""Uploads of photos or a video: multipart/form-data to files while it arrives, within limits.
+"""Writes uploaded photos or a video (multipart/form-data) to files while they arrive.
 
-The name that a browser gives a file is text to be shown and never a path: files are called
-photo_0001.jpg and so on, in the order in which they came. Of the name only the suffix counts, which
-has to be one that photos and videos on disk have; what is inside is left to their readers.
+The name that a browser gives a file is text for display and never a path: files are called
+photo_0001.jpg and so on, in the order of arrival. Only the suffix of the name is used, which has to
+be a known suffix of photos or videos; the content is checked later by the readers of the files.
+Uploads beyond the limits are refused.
 """
 
 import logging
@@ -20,19 +21,19 @@ from lite3r_jax.service.refusals import Refused
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MAX_FIELD = 4096
-"""Bytes of a field that is no file."""
+"""Largest number of bytes of a form field that is no file."""
 MAX_NAME = 200
-"""Characters of the name of a file that are kept, to be shown."""
+"""Largest number of characters of a file's name that are kept for display."""
 
 
 @dataclass(frozen=True)
 class UploadedFile:
-    """One file of an upload.
+    """The names and the size of one file of an upload.
 
     Attributes:
-        stored: its name on disk.
-        name: what the sender called it, to be shown.
-        bytes: its size.
+        stored: name of the file on disk.
+        name: name that the sender gave, for display.
+        bytes: size of the file.
     """
 
     stored: str
@@ -42,11 +43,11 @@ class UploadedFile:
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """How much an upload may be.
+    """The limits of an upload.
 
     Attributes:
-        files: photos at most.
-        total: bytes at most, of the whole request.
+        files: largest number of photos.
+        total: largest number of bytes of the whole request.
     """
 
     files: int
@@ -54,23 +55,23 @@ class UploadLimits:
 
 
 class Upload:
-    """An upload that arrives: its files lie in a folder, its fields in `fields`.
+    """An arriving upload, whose files are written to a folder while it is parsed.
 
     Attributes:
-        files: those that are complete, in order.
-        fields: name -> text, of parts that are no files.
+        files: files that are complete, in order.
+        fields: name -> text, of the parts that are no files.
     """
 
     def __init__(
         self, content_type: str, folder: Path, limits: UploadLimits, fields: tuple[str, ...]
     ):
-        """Begin.
+        """Prepares the parser of a request.
 
         Args:
-            content_type: header of the request.
-            folder: empty; takes the files.
-            limits: beyond which the upload is refused.
-            fields: names of the parts that may come besides files.
+            content_type: header Content-Type of the request.
+            folder: empty folder that the files are written to.
+            limits: limits beyond which the upload is refused.
+            fields: names of the form fields that are allowed besides files.
 
         Raises:
             Refused: the request is no multipart/form-data.
@@ -111,10 +112,10 @@ class Upload:
             raise _malformed() from error
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes of the request.
+        """Parses the next bytes of the request, and writes the content of files to disk.
 
         Raises:
-            Refused: a limit is exceeded, or they are no form.
+            Refused: a limit is exceeded, the bytes are no valid form, or a file cannot be stored.
         """
         self._received += len(data)
         if self._received > self._limits.total:
@@ -129,10 +130,11 @@ class Upload:
             ) from error
 
     def finish(self) -> None:
-        """The request has ended.
+        """Checks that the upload is complete and valid after the request has ended.
 
         Raises:
-            Refused: it is cut off, holds no file, or a video and something else.
+            Refused: the upload is cut off, has no file, has an empty file, or has a video and other
+                files.
         """
         if not self._ended:
             raise Refused("the upload ended early; send it again")
@@ -148,7 +150,7 @@ class Upload:
                 raise Refused(f"{each.name}: is empty (0 bytes); copy it again or leave it out")
 
     def close(self) -> None:
-        """Close what is open; may be called again."""
+        """Closes the file that is being written, if any; may be called again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -229,11 +231,11 @@ class Upload:
 
 
 def with_names_of_senders(message: str, folder: Path, files: Mapping[str, str]) -> str:
-    """A message about stored files in the words of who sent them.
+    """Replaces the paths and names of stored files in a message by the names that the sender gave.
 
     Args:
-        message: of an error.
-        folder: of the stored files.
+        message: message of an error.
+        folder: folder of the stored files.
         files: stored name -> name that the sender gave.
     """
     for stored, name in files.items():
@@ -242,7 +244,7 @@ def with_names_of_senders(message: str, folder: Path, files: Mapping[str, str]) 
 
 
 def too_large(limits: UploadLimits) -> Refused:
-    """The refusal of an upload with too many bytes."""
+    """Returns the exception that refuses an upload with too many bytes."""
     return Refused(
         f"the upload is larger than {limits.total / 1e6:g} MB (serve.max_upload_megabytes); send"
         " fewer or smaller photos",
