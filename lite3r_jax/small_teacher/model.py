@@ -73,7 +73,7 @@ class WithAuxiliaryLosses(nnx.Module):
             taps: of the model, with those in `TAPS`.
             targets: as for `small_teacher.matching.matches`.
             step: int32 number of the step, by which the losses fade, see
-                `AuxiliaryOptions.fade_from`; None: they do not.
+                `AuxiliaryOptions.fade_from`; None: the end of the run, when they have faded.
         """
         options, special = self.options, self.model.aggregator.special
         side = self.model.config.patch_size
@@ -92,8 +92,9 @@ class WithAuxiliaryLosses(nnx.Module):
             "attention": self.attention_loss(frame, grid, truth.patch),
         }
         total = sum(getattr(options, name) * value for name, value in losses.items())
-        if options.fade_steps and step is not None:
-            total *= jnp.clip(1 - (step - options.fade_from) / options.fade_steps, 0, 1)
+        if options.fade_steps:
+            faded = 1 if step is None else (step - options.fade_from) / options.fade_steps
+            total *= jnp.clip(1 - faded, 0, 1)
         return jnp.asarray(total), {f"loss_{name}": value for name, value in losses.items()}
 
     def predict(

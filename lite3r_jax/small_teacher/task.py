@@ -23,8 +23,7 @@ NAME = "small_teacher"
 class SmallTeacherLoss:
     """The objective: `losses.scratch` of cameras and depth, plus the auxiliary losses.
 
-    A `training.step.ScheduledLoss`: auxiliary losses fade, see `AuxiliaryOptions.fade_from`. Called
-    as a plain loss it is that of the beginning.
+    A `training.step.ScheduledLoss`: auxiliary losses fade, see `AuxiliaryOptions.fade_from`.
     """
 
     options: LossOptions

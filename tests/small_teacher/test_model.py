@@ -153,21 +153,25 @@ def test_other_models_are_refused():
 
 @pytest.mark.slow
 def test_helpers_fade_over_their_steps():
-    """Weights 1, 1/2 and 0 of the same sum; single losses are reported as they are."""
+    """Weights 1, 1/2 and 0 of the same sum, 0 without a step; single losses stay as they are."""
     auxiliary = AuxiliaryOptions(fade_from=10, fade_steps=20)
     model = WithAuxiliaryLosses(build(), SmallTeacherOptions(auxiliary=auxiliary), 0)
     graph, state = nnx.split(model)
 
     @jax.jit
     def terms(state, step):
-        loss = SmallTeacherLoss(LossOptions()).at(step)
-        return loss(nnx.merge(graph, state), batch(), jax.random.key(0))
+        loss = SmallTeacherLoss(LossOptions())
+        now = loss if step is None else loss.at(step)
+        return now(nnx.merge(graph, state), batch(), jax.random.key(0))
 
     losses = [terms(state, jnp.int32(step)) for step in (0, 10, 20, 30, 99)]
+    losses.append(terms(state, None))  # held-out evaluation: the objective of the run's end
     totals = np.array([total for total, _ in losses])
     names = ("loss_flow", "loss_points", "loss_contrast", "loss_attention")
     extra = np.dot([1, 1, 0.1, 0.1], [losses[0][1][name] for name in names])
-    np.testing.assert_allclose(totals[0] - totals, extra * np.array([0, 0, 0.5, 1, 1]), rtol=1e-3)
+    np.testing.assert_allclose(
+        totals[0] - totals, extra * np.array([0, 0, 0.5, 1, 1, 1]), rtol=1e-3
+    )
     assert {name: float(losses[0][1][name]) for name in names} == {
         name: float(losses[-1][1][name]) for name in names
     }
