@@ -58,7 +58,7 @@ def rows(size: int, head_dim: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, size, None, head_dim), lambda i, n, b: (b, i, n, 0))
 
 
-def all_variants(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+def all_rows(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """Returns the block spec for all rows of one sequence and head of [B, T, N, D]."""
     return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, n, b: (b, 0, n, 0))
 

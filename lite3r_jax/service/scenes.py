@@ -235,15 +235,15 @@ class Scenes:
             self._queue.remove(name)
             return self._change(record.given_up("cancelled"))
 
-    def extend(self, name: str, formats: str) -> Record:
-        """Queues a scene that is done again, to add further formats to its results.
+    def extend(self, name: str, file_format: str) -> Record:
+        """Queues a scene that is done again, to add another format to its results.
 
         Args:
             name: id of the scene.
-            formats: comma-separated formats, checked before.
+            file_format: name of an export format, checked before.
 
         Raises:
-            Refused: there is no such scene, it is not done, has no npz or has the formats, or too
+            Refused: there is no such scene, it is not done, has no npz or has the format, or too
                 many scenes wait.
         """
         with self._lock:
@@ -252,12 +252,12 @@ class Scenes:
                 raise Refused(f"the scene is {record.state}; files are added when it is done", 409)
             if "npz" not in record.outputs:
                 raise Refused("the scene was made without npz, of which others are made", 409)
-            if formats in record.outputs:
-                raise Refused(f"the scene has {formats} already", 409)
+            if file_format in record.outputs:
+                raise Refused(f"the scene has {file_format} already", 409)
             self._admit_another()
             self._queue.append(name)
             self._lock.notify_all()
-            return self._change(replace(record, state="waiting", adding=formats, error=""))
+            return self._change(replace(record, state="waiting", adding=file_format, error=""))
 
     def remove(self, name: str) -> None:
         """Deletes a scene with its photos and results.

@@ -58,7 +58,7 @@ def select_sorted(
         picked = choose(scores, k_used[:, None, None], kept, top, bottom)
         return tuple(jnp.where(used[:, None, :, None], ids, columns) for ids in picked)
 
-    def map_frame_chunks(x: jax.Array, axis: int) -> jax.Array:
+    def in_chunks(x: jax.Array, axis: int) -> jax.Array:
         pad = [(0, 0)] * x.ndim
         pad[axis] = (0, chunks * chunk - rows)
         shape = (*x.shape[:axis], chunks, chunk, *x.shape[axis + 1 :])
@@ -66,7 +66,7 @@ def select_sorted(
 
     critical, negligible = (
         jnp.moveaxis(ids, 0, 2).reshape(b, n, chunks * chunk, -1)[:, :, :rows]
-        for ids in lax.map(some_rows, (map_frame_chunks(q, 2), map_frame_chunks(q_used, 1)))
+        for ids in lax.map(some_rows, (in_chunks(q, 2), in_chunks(q_used, 1)))
     )
     return critical, negligible
 

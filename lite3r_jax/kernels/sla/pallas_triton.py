@@ -220,7 +220,7 @@ def _run(q, k, v, proj_lin, q_valid, bias, table, places, plan, *, residuals):
     if places is not None:
         inputs.append((places, pl.BlockSpec((plan.rows,), lambda i, n, b: (i,))))
         shape = b, plan.outputs, n, d
-        outputs = [(shape, v.dtype, at.all_variants(jax.ShapeDtypeStruct(shape, v.dtype)))]
+        outputs = [(shape, v.dtype, at.all_rows(jax.ShapeDtypeStruct(shape, v.dtype)))]
     if residuals:
         # The gradient subtracts do * o from do * v, which are equal where one key has all the
         # weight: there o that is rounded to half precision is not exact enough.
@@ -292,13 +292,13 @@ def _softmax_backward(q, k, v, bias, table, plan, o, lse, do):
         plan.tiles.key_gradient,
         (order, b),
         [
-            (q, at.all_variants(q)),
+            (q, at.all_rows(q)),
             (k, k_rows),
             (v, k_rows),
             (bias, at.mask(K_BLOCK)),
             (transposed.rows, at.head(transposed.rows.shape[-1])),
             (transposed.offsets, at.head(table.columns + 1)),
-            (do, at.all_variants(do)),
+            (do, at.all_rows(do)),
             (lse, at.head(tokens)),
             (delta, at.head(tokens)),
         ],
@@ -327,8 +327,8 @@ def _over_table(q, k, v, bias, table, plan):
         ids = jnp.concatenate([jnp.broadcast_to(every, (b, n, table.columns)), ids], axis=-1)
     return [
         (q, at.rows(plan.rows, q.shape[-1])),
-        (k, at.all_variants(k)),
-        (v, at.all_variants(v)),
+        (k, at.all_rows(k)),
+        (v, at.all_rows(v)),
         (bias, at.all_mask(bias)),
         (ids, at.head(ids.shape[-1])),
     ]
@@ -349,7 +349,7 @@ class _States:
 
 def _states(k, v, bias, proj_lin, plan) -> _States:
     kernel = functools.partial(kernels.sla_linear_state, phi=plan.phi)
-    inputs = [(k, at.all_variants(k)), (v, at.all_variants(v)), (bias, at.all_mask(bias))]
+    inputs = [(k, at.all_rows(k)), (v, at.all_rows(v)), (bias, at.all_mask(bias))]
     sums, totals = _sums(kernel, k, inputs, plan)
     b, n, parts, d, _ = sums.shape
     if d > 64:  # whose product in float32 would spill in a kernel
@@ -416,7 +416,7 @@ def _linear_backward(q, k, v, proj_lin, kept, plan, do):
         interpret=plan.interpret,
     )
     kernel = functools.partial(kernels.sla_linear_state_gradient, phi=phi, eps=eps)
-    inputs = [(q, at.all_variants(q)), *states, (do, at.all_variants(do))]
+    inputs = [(q, at.all_rows(q)), *states, (do, at.all_rows(do))]
     dstate, dtotal = (x.sum(axis=2) for x in _sums(kernel, q, inputs, plan))
     dproj = _product("bnij,bnik->jk", kept.mean, dstate)
     dmean = _product("bnik,jk->bnij", dstate, proj_lin.astype(jnp.float32)) / k.shape[1]

@@ -188,13 +188,13 @@ def _chosen_backward(plan, residuals, up):
         launch,
         (k.shape[1] // size, n, b),
         [
-            (q, at.all_variants(q)),
+            (q, at.all_rows(q)),
             (k, some),
             (v, some),
             (bias, at.mask(size)),
             (table.rows, at.head(table.rows.shape[-1])),
             (table.offsets, at.head(table.offsets.shape[-1])),
-            (do, at.all_variants(do)),
+            (do, at.all_rows(do)),
             (lse, at.head(tokens)),
             (delta, at.head(tokens)),
         ],
@@ -221,8 +221,8 @@ def _listed(q, k, v, bias, ids, size):
         bias = jnp.pad(bias, more[:2], constant_values=softmax.MASKED)
     return [
         (q, at.rows(size, q.shape[-1])),
-        (k, at.all_variants(k)),
-        (v, at.all_variants(v)),
+        (k, at.all_rows(k)),
+        (v, at.all_rows(v)),
         (bias, at.all_mask(bias)),
         (ids, at.part(ids.shape[-1])),
     ]
@@ -279,11 +279,11 @@ def _tokens_backward(plan, residuals, up):
         launch,
         (k.shape[1] // GATHERED, n, b),
         [
-            (q, at.all_variants(q)),
+            (q, at.all_rows(q)),
             (k, rows),
             (v, rows),
             (bias, at.mask(GATHERED)),
-            (do, at.all_variants(do)),
+            (do, at.all_rows(do)),
             (lse, at.head(tokens)),
             (delta, at.head(tokens)),
         ],
@@ -301,7 +301,7 @@ def _whole(q, k, v, bias, rows):
     """Returns a kernel's inputs with block specs; each program has some queries and all keys."""
     return [
         (q, rows),
-        (k, at.all_variants(k)),
-        (v, at.all_variants(v)),
+        (k, at.all_rows(k)),
+        (v, at.all_rows(v)),
         (bias, at.all_mask(bias)),
     ]
