@@ -8,6 +8,7 @@ the run of as many steps that nobody killed. Prints what was seen as JSON; the e
 anything was lost.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -17,7 +18,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+
+# Children are forks: threads of NumPy's BLAS that the parent had would hold locks for ever in them.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import jax
 import numpy as np
@@ -29,6 +34,7 @@ from lite3r_jax.training.run_dir import EVENTS, METRICS
 from tests.training.toy import ToyBatches, toy_trainer
 
 EVERY = 10
+LIMIT_S = 120  # a child that takes longer for one of its waits stands still
 
 
 def child(folder: Path, until: int | None = None) -> int:
@@ -36,6 +42,7 @@ def child(folder: Path, until: int | None = None) -> int:
     pid = os.fork()
     if pid:
         return pid
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
         constant = OptimizerOptions(learning_rate=1e-3, schedule="constant")
         train(
@@ -53,7 +60,15 @@ def child(folder: Path, until: int | None = None) -> int:
 
 
 def finish(pid: int) -> None:
-    _, status = os.waitpid(pid, 0)
+    """Wait for the end of a run that nobody kills, which has to succeed."""
+    status = 0
+
+    def ended() -> bool:
+        nonlocal status
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        return ended == pid
+
+    wait_for(ended, pid, 3 * LIMIT_S)
     if status:
         raise RuntimeError(f"a run that nobody killed failed ({status})")
 
@@ -86,11 +101,27 @@ def last_step(folder: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def wait_for(what, pid: int) -> None:
-    while not what():
+def wait_for(reached: Callable[[], bool], pid: int, limit_s: int = LIMIT_S) -> None:
+    """Wait until something is so; a child that stands still says where each of its threads is."""
+    end = time.monotonic() + limit_s
+    while not reached():
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(2)
+            os.kill(pid, signal.SIGKILL)
+            raise RuntimeError(f"the run stood still for {limit_s} s; its threads are above")
+        time.sleep(0.002)
+
+
+def wait_while_it_runs(reached: Callable[[], bool], pid: int) -> None:
+    """As `wait_for`, of a child that may not end before."""
+
+    def so() -> bool:
         if os.waitpid(pid, os.WNOHANG)[0]:
             raise RuntimeError("the run ended by itself")
-        time.sleep(0.002)
+        return reached()
+
+    wait_for(so, pid)
 
 
 def main(kills: int, seed: int) -> int:
@@ -106,13 +137,14 @@ def main(kills: int, seed: int) -> int:
         wanted = 0  # the step that the next run has to continue after
         for number in range(kills):
             pid = child(folder)
-            wait_for(lambda n=number: len(starts(folder)) > n, pid)
+            wait_while_it_runs(lambda n=number: len(starts(folder)) > n, pid)
             if starts(folder)[-1] < wanted:
                 seen["committed_steps_lost"] += 1
             target = wanted + rng.randint(1, 6 * EVERY)
-            wait_for(lambda t=target: last_step(folder) >= t, pid)
-            if number % 2:
-                wait_for(lambda: under_way(folder), pid)
+            wait_while_it_runs(lambda t=target: last_step(folder) >= t, pid)
+            while_saving = bool(number % 2)
+            wait_while_it_runs(lambda w=while_saving: bool(under_way(folder)) == w, pid)
+            if while_saving:
                 time.sleep(rng.uniform(0, 0.02))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -34,7 +34,11 @@ def start(module, *arguments, devices=1):
 
 
 def output(process, code=0):
-    out, errors = process.communicate(timeout=1200)
+    try:
+        out, errors = process.communicate(timeout=800)  # before the limit that ends all tests
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail("no end after 800 s\n{}\n{}".format(*process.communicate()))
     assert process.returncode == code, f"{out}\n{errors}"
     return out
 
