@@ -3,9 +3,9 @@
     python -m tests.training.kill [KILLS] [SEED]
 
 A child process trains; it gets SIGKILL after some random step, every other time while a
-checkpoint is being written; the next child continues. At the end the run has to be, bit for bit,
-the run of as many steps that nobody killed. Prints what was seen as JSON; the exit code is 1 if
-anything was lost.
+checkpoint is being written and else while none is; the next child continues. At the end the run
+has to be, bit for bit, the run of as many steps that nobody killed. Prints what was seen as JSON;
+the exit code is 1 if anything was lost.
 """
 
 import faulthandler
@@ -21,7 +21,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-# Children are forks: threads of NumPy's BLAS that the parent had would hold locks for ever in them.
+# A forked child has the locks of its parent's other threads, and not the threads. NumPy's BLAS
+# would start one for each further core.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import jax
@@ -34,7 +35,7 @@ from lite3r_jax.training.run_dir import EVENTS, METRICS
 from tests.training.toy import ToyBatches, toy_trainer
 
 EVERY = 10
-LIMIT_S = 120  # a child that takes longer for one of its waits stands still
+LIMIT_S = 120  # a child that has not come to its next step or save by then is stuck
 
 
 def child(folder: Path, until: int | None = None) -> int:
@@ -57,20 +58,6 @@ def child(folder: Path, until: int | None = None) -> int:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-
-
-def finish(pid: int) -> None:
-    """Wait for the end of a run that nobody kills, which has to succeed."""
-    status = 0
-
-    def ended() -> bool:
-        nonlocal status
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        return ended == pid
-
-    wait_for(ended, pid, 3 * LIMIT_S)
-    if status:
-        raise RuntimeError(f"a run that nobody killed failed ({status})")
 
 
 def starts(folder: Path) -> list[int]:
@@ -101,27 +88,24 @@ def last_step(folder: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def wait_for(reached: Callable[[], bool], pid: int, limit_s: int = LIMIT_S) -> None:
-    """Wait until something is so; a child that stands still says where each of its threads is."""
+def wait_for(reached: Callable[[], bool] | None, pid: int, limit_s: int = LIMIT_S) -> None:
+    """Waits until a condition holds while the child runs; None: until the child ends, with success.
+
+    A child that takes longer than the limit prints the stack of each of its threads and is killed.
+    """
     end = time.monotonic() + limit_s
-    while not reached():
+    while reached is None or not reached():
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended and reached is None and status == 0:
+            return
+        if ended:
+            raise RuntimeError(f"a run that nobody killed ended (wait status {status})")
         if time.monotonic() > end:
             os.kill(pid, signal.SIGUSR1)
             time.sleep(2)
             os.kill(pid, signal.SIGKILL)
-            raise RuntimeError(f"the run stood still for {limit_s} s; its threads are above")
+            raise RuntimeError(f"no progress within {limit_s} s; the stacks are above")
         time.sleep(0.002)
-
-
-def wait_while_it_runs(reached: Callable[[], bool], pid: int) -> None:
-    """As `wait_for`, of a child that may not end before."""
-
-    def so() -> bool:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            raise RuntimeError("the run ended by itself")
-        return reached()
-
-    wait_for(so, pid)
 
 
 def main(kills: int, seed: int) -> int:
@@ -137,13 +121,13 @@ def main(kills: int, seed: int) -> int:
         wanted = 0  # the step that the next run has to continue after
         for number in range(kills):
             pid = child(folder)
-            wait_while_it_runs(lambda n=number: len(starts(folder)) > n, pid)
+            wait_for(lambda n=number: len(starts(folder)) > n, pid)
             if starts(folder)[-1] < wanted:
                 seen["committed_steps_lost"] += 1
             target = wanted + rng.randint(1, 6 * EVERY)
-            wait_while_it_runs(lambda t=target: last_step(folder) >= t, pid)
+            wait_for(lambda t=target: last_step(folder) >= t, pid)
             while_saving = bool(number % 2)
-            wait_while_it_runs(lambda w=while_saving: bool(under_way(folder)) == w, pid)
+            wait_for(lambda w=while_saving: bool(under_way(folder)) == w, pid)
             if while_saving:
                 time.sleep(rng.uniform(0, 0.02))
             os.kill(pid, signal.SIGKILL)
@@ -158,9 +142,9 @@ def main(kills: int, seed: int) -> int:
             if repeated > EVERY * (1 + saving):
                 raise AssertionError(f"kill {number}: {repeated} steps lost")
         last = wanted + EVERY + 3
-        finish(child(folder, until=last))
+        wait_for(None, child(folder, until=last), 3 * LIMIT_S)
         straight = Path(parent) / "straight"
-        finish(child(straight, until=last))
+        wait_for(None, child(straight, until=last), 3 * LIMIT_S)
         seen["steps"] = last
         a, b = read_arrays(folder, last), read_arrays(straight, last)
         same = all(np.array_equal(a[path], b[path]) for path in a.keys() | b.keys())
