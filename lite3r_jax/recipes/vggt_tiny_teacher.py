@@ -4,22 +4,21 @@
 
 goes on where OUT is, and writes the moving average of the weights to OUT/weights at the end. On
 another machine, from the state that `python -m tools.training_state save OUT FOLDER` wrote, in a
-folder of its own: --config.train.init_from=FOLDER. The rate is constant, and helpers stay: without
-them each loss rises at this rate (docs/results.md). To end from any point, over the last 3,000
-steps: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+3000
---config.train.optimizer.decay_steps=3000, and --config.small_teacher.auxiliary.fade_from=STEP for
-the helpers to go with the rate.
+folder of its own: --config.train.init_from=FOLDER. The rate falls linearly to zero over the last
+8,000 steps, and the losses that only help training fade over the last 1,500. To end sooner, from
+any point: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+3000
+--config.train.optimizer.decay_steps=3000 --config.small_teacher.auxiliary.fade_from=STEP+1500.
 
-Hardware and time: one CPU core, 21 to 25 views a second beside another job (docs/benchmarks.md), so
-3.2 million views are 36 to 42 hours; 5 GB of memory. Two cores, 56 to 75 a second, 13 GB, by the
-environment's GLIBC_TUNABLES (see there) and
-XLA_FLAGS=--xla_force_host_platform_device_count=2, twice the scenes in each of
---config.train.data.buckets, --config.train.data.workers=1 --config.train.data.prefetch=4. Either
-needs scikit-image, whose photographs some rooms carry. Expected result: docs/results.md, which has
-the model of an earlier recipe and how far this one has come.
+Hardware and time: two CPU cores, about 28 steps of 128 views a minute, so 12 hours, and 14 GB of
+memory, with the environment's GLIBC_TUNABLES (docs/benchmarks.md),
+XLA_FLAGS=--xla_force_host_platform_device_count=2, --config.train.data.workers=1 and
+--config.train.data.prefetch=4. On one core 21 to 25 views a second were measured, which makes about
+30 hours. Either needs scikit-image, whose photographs some rooms carry. Expected result:
+docs/results.md. The model that is there saw as many views of the same kinds, but in parts, the
+first 786,000 of them 32 a step: this recipe was not run from start to end.
 
-`:gpu` sees as many views in batches of 512, its rate falling over the last quarter, for one GPU and
-16 cores that draw the rooms; it was not run on a GPU yet, only in small on a CPU.
+`:gpu` sees as many views in batches of 512, for one GPU and 16 cores that draw the rooms; it was
+not run on a GPU yet, only in small on a CPU.
 """
 
 from pathlib import Path
@@ -39,19 +38,19 @@ from lite3r_jax.training.step import StepOptions
 from lite3r_jax.training.task import LossOptions
 
 _GPU = {
-    "train.data.buckets": "256x2x112x112*2, 128x4x112x112*2, 64x8x112x112",
+    "train.data.buckets": "256x2x112x112*2, 128x4x112x112*2, 64x8x112x112, 32x16x112x112",
     # Each process draws scenes of its own, so a scene stays longer for one of them to use it again.
     "train.data.scenes": 500,
     "train.data.renew": 96,
     "train.data.workers": 15,
     "train.data.prefetch": 4,
     "train.loss.frame_chunk": 512,
-    "train.optimizer.decay_steps": 1600,
+    "train.optimizer.decay_steps": 2000,
     "train.step.average": 0.99,
-    "train.loop.steps": 6400,
-    "train.checkpoint.every": 800,
-    "small_teacher.auxiliary.fade_from": 4800,
-    "small_teacher.auxiliary.fade_steps": 1600,
+    "train.loop.steps": 5000,
+    "train.checkpoint.every": 500,
+    "small_teacher.auxiliary.fade_from": 4600,
+    "small_teacher.auxiliary.fade_steps": 400,
 }
 VARIANTS = {"gpu": _GPU}
 """Changes of the recipe by name."""
@@ -73,12 +72,13 @@ def get_config(variant: str = "") -> ConfigDict:
         task="small_teacher",
         data=DataOptions(
             source=(
-                "synthetic:train*3,synthetic:train_floating*4,synthetic:train_corridor*1,"
-                "synthetic:train_photographs*2"
+                "synthetic:train*4,synthetic:train_floating*2,synthetic:train_corridor*1,"
+                "synthetic:train_photographs*3"
             ),
-            buckets="32x2x112x112*2, 16x4x112x112*2, 8x8x112x112",
-            scenes=300,  # drawn again after every restart, so few; replaced after 24 uses
-            renew=24,
+            buckets="64x2x112x112*2, 32x4x112x112*2, 16x8x112x112, 8x16x112x112",
+            frames=16,
+            scenes=200,  # drawn again after every restart, so few; replaced after 40 uses
+            renew=40,
             prefetch=0,
             cache=True,
             strategy="pairs",
@@ -100,18 +100,19 @@ def get_config(variant: str = "") -> ConfigDict:
             learning_rate=3e-3,
             warmup=100,
             schedule="constant",
+            decay_steps=8_000,
             weight_decay=0.05,
             b2=0.98,
             muon=r"(blocks|trunk)/.*kernel$",
         ),
         step=StepOptions(average=0.998, products="bfloat16"),
-        loop=LoopOptions(steps=50_000, log_every=20),
-        checkpoint=CheckpointOptions(every=200, keep=2, keep_every=5_000),
+        loop=LoopOptions(steps=20_000, log_every=20),
+        checkpoint=CheckpointOptions(every=100, keep=2, keep_every=5_000),
     )
     teacher = SmallTeacherOptions(
         dense_fraction=0.5,
         unroll=True,
-        auxiliary=AuxiliaryOptions(fade_from=47_000, fade_steps=3_000),
+        auxiliary=AuxiliaryOptions(fade_from=18_500, fade_steps=1_500),
     )
     config = to_config(Experiment(backbone="vggt", train=train, small_teacher=teacher))
     config.update_from_flattened_dict(VARIANTS.get(variant, {}))
