@@ -60,3 +60,28 @@ def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(tmp_path, monke
     loaded = {f"model/{path}": x for path, x in split(load(str(out)))[1].items()}
     assert loaded.keys() < average.keys()  # without the heads that only help training
     assert all((np.asarray(x) == average[path]).all() for path, x in loaded.items())
+
+
+def test_charts_show_the_averaged_weights_on_new_textures(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "curve.csv"
+    shared = dict.fromkeys(teacher_curve.COLUMNS, 0.5) | {"views": 2, "weights": "average"}
+    lines = [
+        shared | {"split": "new_textures", "seen": 1_000_000},
+        shared | {"split": "new_textures", "seen": 2_000_000, "views": 8},
+        shared | {"split": "new_textures", "seen": 3_000_000, "views": 4, "weights": "raw"},
+        shared | {"split": "floating", "seen": 3_000_000, "views": 4},
+    ]
+    teacher_curve.append(table, lines)
+    call(teacher_curve, "--csv", table, "--charts", tmp_path / "out", monkeypatch=monkeypatch)
+    for name, titles in (
+        ("tiny_teacher_curve.svg", ["AbsRel, 2 views", "AUC@30, 2 views", "AUC@30, 8 views"]),
+        ("tiny_teacher_views.svg", ["wrong partner, 2 views", "wrong partner, 8 views"]),
+    ):
+        drawn = (tmp_path / "out" / name).read_text()
+        assert all(title in drawn for title in titles) and "4 views" not in drawn
+    capsys.readouterr()
+    table.unlink()
+    teacher_curve.append(table, lines[2:])
+    for text, file in (("has no line of averaged", table), ("No such file", tmp_path / "none")):
+        with pytest.raises(SystemExit, match=text):
+            call(teacher_curve, "--csv", file, "--charts", tmp_path, monkeypatch=monkeypatch)
