@@ -14,11 +14,11 @@ Both = Callable[..., Sequence[jax.Array]]
 
 def errors(got: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> list[float]:
     """Returns each array's largest error over its largest exact value, which is at least 1."""
-    found = []
+    relative_errors = []
     for x, y in zip(got, exact, strict=True):
         error = np.abs(np.asarray(x, np.float64) - y).max() / max(np.abs(y).max(), 1)
-        found.append(float(error) if np.isfinite(error) else float("inf"))
-    return found
+        relative_errors.append(float(error) if np.isfinite(error) else float("inf"))
+    return relative_errors
 
 
 def same_bits(first: Sequence[jax.Array], second: Sequence[jax.Array]) -> bool:

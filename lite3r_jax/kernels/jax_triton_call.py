@@ -27,11 +27,11 @@ _interpreter = threading.Lock()
 
 def unavailable() -> str | None:
     """Returns why jax-triton cannot be used here, with what to do about it, or None."""
-    found = {name: _version(name) for name in ("jax-triton", "triton")}
+    versions = {name: _version(name) for name in ("jax-triton", "triton")}
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     return why_not(
         jax.__version__,
-        {name: version for name, version in found.items() if version is not None},
+        {name: version for name, version in versions.items() if version is not None},
         any(importlib.util.find_spec(name) for name in plugins),
     )
 
@@ -134,11 +134,11 @@ def _interpret(kernel, launch, grid, arguments, results, constants, *arrays):
     """
     rest = iter(arrays)
     inputs = [x if isinstance(x, int) else _Buffer(np.asarray(next(rest))) for x in arguments]
-    found = [np.full(r.shape, np.nan if r.dtype.kind != "i" else -1, r.dtype) for r in results]
+    outputs = [np.full(r.shape, np.nan if r.dtype.kind != "i" else -1, r.dtype) for r in results]
     settings = {"num_warps": launch.warps, "num_stages": launch.stages}
     with _interpreter:
-        kernel[grid](*inputs, *map(_Buffer, found), **settings, **constants)
-    return tuple(found)
+        kernel[grid](*inputs, *map(_Buffer, outputs), **settings, **constants)
+    return tuple(outputs)
 
 
 class _Buffer:

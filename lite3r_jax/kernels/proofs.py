@@ -102,8 +102,8 @@ class Proof:
 
     def failure(self, scope: str) -> str | None:
         """Returns the first failed case of a kind of calls and what was wrong with it, or None."""
-        found = [f"{r.case}: {r.detail}" for r in self.failures if r.scope == scope]
-        return found[0] if found else None
+        failures = [f"{r.case}: {r.detail}" for r in self.failures if r.scope == scope]
+        return failures[0] if failures else None
 
     def speaks_of(self, scope: str) -> bool:
         """Returns whether a kind of calls has an outcome: a case failed, or all cases were run."""

@@ -108,8 +108,8 @@ def device() -> Device:
 
 def described(platform: str, kind: str) -> Device:
     """Returns a device that is not attached, with what is known of NVIDIA GPUs of its name."""
-    found = [c for c, names in _CAPABILITIES if re.search(rf"\b(?:{names})\b", kind)]
-    return Device(platform, kind, found[0] if found else None, described=True)
+    capabilities = [c for c, names in _CAPABILITIES if re.search(rf"\b(?:{names})\b", kind)]
+    return Device(platform, kind, capabilities[0] if capabilities else None, described=True)
 
 
 @functools.cache
@@ -118,10 +118,10 @@ def driver_version() -> str | None:
     text = ctypes.create_string_buffer(96)
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
-        found = library.nvmlInit_v2() == 0 and not library.nvmlSystemGetDriverVersion(text, 96)
+        known = library.nvmlInit_v2() == 0 and not library.nvmlSystemGetDriverVersion(text, 96)
     except (OSError, AttributeError):
         return None
-    return text.value.decode("ascii", "replace") if found else None
+    return text.value.decode("ascii", "replace") if known else None
 
 
 def libtpu_version(tpu: Any) -> str | None:

@@ -85,7 +85,7 @@ def find_candidates(
     """
     vectors = _compared(descriptors)
     needed = _usual_likeness(vectors)
-    found = []
+    candidates = []
     for a, chunk in enumerate(chunks):
         for b in range(a + 1, len(chunks)):
             if chunks[b].start < chunk.stop + len(chunk):
@@ -96,16 +96,16 @@ def find_candidates(
                 ahead, behind = (
                     c.start + int(described(len(c))[k]) for c, k in ((chunk, i), (chunks[b], j))
                 )
-                found.append(Candidate(a, b, ahead, behind, float(alike[i, j])))
-    found.sort(key=lambda each: (-each.alike, each.first, each.second))
+                candidates.append(Candidate(a, b, ahead, behind, float(alike[i, j])))
+    candidates.sort(key=lambda each: (-each.alike, each.first, each.second))
     spread: list[Candidate] = []
-    for each in found:
+    for each in candidates:
         if len(spread) == most:
             return spread
         if all(max(abs(each.first - k.first), abs(each.second - k.second)) > 1 for k in spread):
             spread.append(each)
     first = set(spread)
-    rest = [each for each in found if each not in first]
+    rest = [each for each in candidates if each not in first]
     return [*spread, *rest][:most]
 
 

@@ -62,12 +62,12 @@ class Kept:
                     f"{path}: cannot be used again ({error}); delete it, and the same command makes"
                     " it anew"
                 ) from error
-        found: dict[str, Any] = {
+        matches: dict[str, Any] = {
             name: np.asarray(values, _KINDS[name][0]) for name, values in make().items()
         }
         with atomic_write(path) as partial, partial.open("wb") as file:
-            np.savez(file, **found)
-        return found
+            np.savez(file, **matches)
+        return matches
 
 
 def key_of(

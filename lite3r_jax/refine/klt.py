@@ -40,12 +40,12 @@ def match(task: Task) -> Observations:
     seen: list[dict[int, np.ndarray]] = []  # track -> view -> pixel of the image
     in_view: list[list[int]] = [[] for _ in task.gray]
     for a in range(len(task.gray)):
-        found = task.keep(a, lambda a=a: _found_from(task, a, in_view[a], seen))
-        for pixel in found["corners"]:
+        matches = task.keep(a, lambda a=a: _matches_from(task, a, in_view[a], seen))
+        for pixel in matches["corners"]:
             in_view[a].append(len(seen))
             seen.append({a: pixel})
         for track, b, pixel in zip(
-            found["track"].tolist(), found["partner"].tolist(), found["pixel"], strict=True
+            matches["track"].tolist(), matches["partner"].tolist(), matches["pixel"], strict=True
         ):
             seen[track][b] = pixel
             in_view[b].append(track)
@@ -61,7 +61,7 @@ def match(task: Task) -> Observations:
     return Observations(table[:, 0].astype(np.intp), view, pixel)
 
 
-def _found_from(
+def _matches_from(
     task: Task, a: int, numbers: list[int], seen: Sequence[Mapping[int, np.ndarray]]
 ) -> Arrays:
     """Detects new corners [N, 2] of a view, and tracks its points into its partner views.
@@ -104,10 +104,10 @@ def _follow(
         return index, np.zeros((0, 2))
     gray, scene = task.gray, task.depth.scene
     where = _places(surface, task.cameras, scene, a, b, gray[a].shape, task.scales)
-    found, good = _track(gray[a], gray[b], where, start[index])
+    pixels, good = _track(gray[a], gray[b], where, start[index])
     into = np.full(int(good.sum()), b)
-    good[good] = task.depth.at(into, task.to_photo(into, found[good])) > 0  # and not masked
-    return index[good], found[good]
+    good[good] = task.depth.at(into, task.to_photo(into, pixels[good])) > 0  # and not masked
+    return index[good], pixels[good]
 
 
 def surface_points(scene: Scene, cameras: Cameras, view: int) -> np.ndarray:
@@ -188,16 +188,16 @@ def _track(
     there = q[:, 0].astype(np.float64)
     good = (forth[:, 0] == 1) & (home[:, 0] == 1)
     good &= np.linalg.norm(back[:, 0] - start, axis=-1) < _RETURN
-    found = cv.remap(where, q, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    found = found[:, 0].astype(np.float64)
+    pixels = cv.remap(where, q, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    pixels = pixels[:, 0].astype(np.float64)
     height, width = two.shape
-    inside = (found > _MARGIN) & (found < (width - 1 - _MARGIN, height - 1 - _MARGIN))
+    inside = (pixels > _MARGIN) & (pixels < (width - 1 - _MARGIN, height - 1 - _MARGIN))
     good &= np.all(inside, axis=-1)
     index = np.flatnonzero(good)
     if len(index):
         alike = _correlation(_patches(one, start[index]), _patches(drawn, there[index]))
         good[index] = alike > _ALIKE
-    return found, good
+    return pixels, good
 
 
 def _patches(image: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -243,10 +243,10 @@ def find_corners(
     free[:_MARGIN], free[-_MARGIN:], free[:, :_MARGIN], free[:, -_MARGIN:] = 0, 0, 0, 0
     for u, v in np.rint(known).astype(int).tolist():
         cv2.circle(free, (u, v), apart, 0, -1)
-    found = cv2.goodFeaturesToTrack(gray, _CANDIDATES * count, 0.002, apart, mask=free)
-    if found is None:
+    corners = cv2.goodFeaturesToTrack(gray, _CANDIDATES * count, 0.002, apart, mask=free)
+    if corners is None:
         return np.zeros((0, 2))
-    pixels = found[:, 0].astype(np.float64)  # strongest first
+    pixels = corners[:, 0].astype(np.float64)  # strongest first
     z = depth.at(np.full(len(pixels), view), (pixels + 0.5) / scale - 0.5)
     pixels, z = pixels[z > 0], z[z > 0]
     if not len(pixels):

@@ -87,7 +87,7 @@ class Task:
         good = (z > 0) & (other > 0) & (np.abs(other - there) < NEAR_ENOUGH * there)
         return np.where(good[:, None], place, np.nan)
 
-    def near(self, a: int, b: int, pixels: np.ndarray, found: np.ndarray) -> np.ndarray:
+    def near(self, a: int, b: int, pixels: np.ndarray, matched: np.ndarray) -> np.ndarray:
         """Checks whether matches in view b are near their predicted places and have depth.
 
         A match is near if it is within `reach` of the place.
@@ -96,15 +96,17 @@ class Task:
             a: index of a view.
             b: index of another view.
             pixels: pixels [N, 2] of the photo of view a.
-            found: matched pixels [N, 2] of the photo of view b.
+            matched: matched pixels [N, 2] of the photo of view b.
 
         Returns:
             bool [N].
         """
         side = float(self.depth.scene.source_sizes[b].max())
-        off = np.linalg.norm(self.places(a, b, pixels) - found, axis=-1)
+        off = np.linalg.norm(self.places(a, b, pixels) - matched, axis=-1)
         with np.errstate(invalid="ignore"):
-            return (off < self.reach * side) & (self.depth.at(np.full(len(found), b), found) > 0)
+            return (off < self.reach * side) & (
+                self.depth.at(np.full(len(matched), b), matched) > 0
+            )
 
 
 def merge(

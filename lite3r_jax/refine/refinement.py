@@ -127,10 +127,10 @@ def refine(
             tracker=tracker,
             progress=progress,
         )
-        found = MATCHERS[options.matches](task)
-        if found.tracks < FEW_TRACKS:
+        matched = MATCHERS[options.matches](task)
+        if matched.tracks < FEW_TRACKS:
             break
-        obs = found
+        obs = matched
         last = number + 1 == options.rounds
         solution = solve(obs, cameras, lenses, known, precisely=last)
         if not last and solution.used.any():

@@ -24,10 +24,10 @@ def match(task: Task) -> Observations:
     ones, twos, worths = [], [], []
     for a in range(len(features)):
         later = [b for b in task.pairs[a] if b > a]
-        found = task.keep(a, lambda a=a, later=later: _matches(task, features, a, later))
-        ones.append(found["one"] + starts[a])
-        twos.append(found["two"] + starts[found["partner"]])
-        worths.append(found["alike"])
+        matches = task.keep(a, lambda a=a, later=later: _matches(task, features, a, later))
+        ones.append(matches["one"] + starts[a])
+        twos.append(matches["two"] + starts[matches["partner"]])
+        worths.append(matches["alike"])
         task.progress()
     view = np.repeat(np.arange(len(features)), np.diff(starts))
     pixel = np.concatenate([pixels for pixels, _ in features])

@@ -26,24 +26,24 @@ def match(task: Task) -> Observations:
         raise InputError(
             "refine.matches=track: there is no track head; choose klt or sift, or give a tracker"
         )
-    queries, found = query_views(task.pairs), {}
+    queries, matches = query_views(task.pairs), {}
     for a in range(len(task.gray)):
         if a in queries:
-            found[a] = task.keep(a, lambda a=a: _followed(task, a))
+            matches[a] = task.keep(a, lambda a=a: _followed(task, a))
         task.progress()
-    view = [np.full(len(each["corners"]), a) for a, each in found.items()]
-    pixel = [each["corners"] for each in found.values()]
-    starts = dict(zip(found, np.cumsum([0, *map(len, pixel)]).tolist(), strict=False))
+    view = [np.full(len(each["corners"]), a) for a, each in matches.items()]
+    pixel = [each["corners"] for each in matches.values()]
+    starts = dict(zip(matches, np.cumsum([0, *map(len, pixel)]).tolist(), strict=False))
     count = sum(map(len, pixel))
     ones, twos, worths = [], [], []
-    for a, each in found.items():
+    for a, each in matches.items():
         place = np.arange(len(each["partner"])) + count
         count += len(place)
         view.append(each["partner"])
         pixel.append(each["pixel"])
-        for b in set(each["partner"].tolist()) & set(found):
+        for b in set(each["partner"].tolist()) & set(matches):
             mine = np.flatnonzero(each["partner"] == b)
-            place[mine] = _snapped(task, b, found[b]["corners"], each["pixel"][mine], place[mine],
+            place[mine] = _snapped(task, b, matches[b]["corners"], each["pixel"][mine], place[mine],
                                    starts[b])  # fmt: skip
         ones.append(each["corner"] + starts[a])
         twos.append(place)
@@ -85,10 +85,10 @@ def _followed(task: Task, a: int) -> Arrays:
         points = to_network(scene, of, corners).astype(np.float32)
         places, visible, sure = task.tracker([a, *partners], points)
         for b, place, seen, conf in zip(partners, places[1:], visible[1:], sure[1:], strict=True):
-            found = to_photo(scene, np.full(len(place), b), place.astype(np.float64))
-            good = (seen > _VISIBLE) & (conf > _SURE) & task.near(a, b, corners, found)
+            pixels = to_photo(scene, np.full(len(place), b), place.astype(np.float64))
+            good = (seen > _VISIBLE) & (conf > _SURE) & task.near(a, b, corners, pixels)
             index = np.flatnonzero(good)
-            columns.append((index, np.full(len(index), b), found[index], conf[index]))
+            columns.append((index, np.full(len(index), b), pixels[index], conf[index]))
     empty = (np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros((0, 2)), np.zeros(0))
     corner, partner, pixel, confidence = (
         np.concatenate(each) for each in zip(empty, *columns, strict=True)

@@ -46,7 +46,7 @@ def test_compiling_appends_a_line_to_the_record(tmp_path):
     lowered = jax.jit(lambda x: x @ x).lower(jnp.ones((8, 8)))
     for _ in range(2):
         outcome = plans.compiled(lowered, None, {"program": "a product"}, record)
-    assert isinstance(outcome, plans.Found)
+    assert isinstance(outcome, plans.Compiled)
     lines = plans.read(record)
     assert len(lines) == 2 and lines[0]["program"] == "a product" and lines[0]["fits"]
     assert lines[0]["arguments"] == 8 * 8 * 4 and lines[0]["collectives"] == {}

@@ -36,7 +36,7 @@ BEGIN, END = "<!-- plans of TPUs: begin -->", "<!-- plans of TPUs: end -->"
 
 
 @dataclass(frozen=True)
-class Found:
+class Compiled:
     """A program that was compiled, with its memory plan and the time it took.
 
     Attributes:
@@ -78,7 +78,7 @@ class TooLarge:
 
 def compiled(
     lowered: jax.stages.Lowered, device: str | None, row: Mapping[str, Any], record: Path | None
-) -> Found | TooLarge:
+) -> Compiled | TooLarge:
     """Compiles a program for its described device and appends its plan to a record.
 
     Args:
@@ -90,7 +90,7 @@ def compiled(
     # No GPU, no tuning: XLA's own Triton GEMMs cannot choose their tiles.
     options: Any = {"xla_gpu_enable_triton_gemm": False} if device == "h200" else None
     wall, cpu = time.perf_counter(), time.process_time()
-    outcome: Found | TooLarge
+    outcome: Compiled | TooLarge
     try:
         program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
@@ -101,7 +101,7 @@ def compiled(
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = program.memory_analysis()
         assert memory is not None, "XLA gives no memory plan for this device"
-        outcome = Found(program, memory, wall, cpu)
+        outcome = Compiled(program, memory, wall, cpu)
     if record is not None:
         line = {"device": device, "jax": jax.__version__, **row, **_measured(outcome)}
         if device in tpu.CHIPS:
@@ -122,7 +122,7 @@ def _exhausted(message: str) -> tuple[int, int]:
     return int(float(said[1]) * units[said[2]]), int(float(said[3]) * units[said[4]])
 
 
-def _measured(outcome: Found | TooLarge) -> dict[str, Any]:
+def _measured(outcome: Compiled | TooLarge) -> dict[str, Any]:
     if isinstance(outcome, TooLarge):
         return {
             "fits": False,

@@ -165,12 +165,12 @@ def _border(
                 reached = order >= (border + (j + 1) * step)[:, None]
                 new = new + (counts[j] + tl.sum(reached.to(tl.int32), 1),)
             counts = new
-        found = border
+        next_border = border
         for j in tl.static_range(15):  # from below, so that counts descend
             enough = counts[j] >= count
-            found += tl.where(enough, step, 0)
+            next_border += tl.where(enough, step, 0)
             above = tl.maximum(above, tl.where(enough, 0, counts[j]))
-        border = found
+        border = next_border
     return tl.where(count > 0, border, HIGHEST), tl.where(count > 0, above, 0)
 
 

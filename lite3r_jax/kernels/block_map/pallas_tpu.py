@@ -68,7 +68,7 @@ def _pick(
         return pl.BlockSpec((None, _ROWS, size), lambda i, j: (i, j, 0))
 
     widths = [size for size in (len(always) + top, bottom) if size]
-    found = pl.pallas_call(
+    tables = pl.pallas_call(
         functools.partial(block_map_select, columns=columns, top=top, bottom=bottom),
         grid=(b, programs),
         in_specs=[some(width), pl.BlockSpec((None, 1, width), lambda i, j: (i, 0, 0))],
@@ -78,7 +78,7 @@ def _pick(
         interpret=interpret,
         name="block_map_select",
     )(scores, kind)
-    ids = [x[:, : n * rows].reshape(b, n, rows, -1) for x in found]
+    ids = [x[:, : n * rows].reshape(b, n, rows, -1) for x in tables]
     return ids[0], ids[1] if bottom else jnp.zeros((b, n, rows, 0), jnp.int32)
 
 

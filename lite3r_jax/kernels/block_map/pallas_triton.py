@@ -210,8 +210,8 @@ def block_map_among(
         first = jnp.minimum(tile, tiles - 1) * _TILE
         where = pl.ds(first, _TILE)
         s = (k_ref[where, :].astype(jnp.float32) * q[None, :]).sum(axis=1)
-        found = jnp.where((used_ref[where] > 0) & (tile < tiles), _ordered(s), _NOTHING)
-        order = jnp.where(row == step, found[None, :], order)
+        scores = jnp.where((used_ref[where] > 0) & (tile < tiles), _ordered(s), _NOTHING)
+        order = jnp.where(row == step, scores[None, :], order)
         return order, jnp.where(entry == step, first, firsts)
 
     entry = lax.iota(jnp.int32, height)
@@ -234,14 +234,14 @@ def block_map_among(
     plt.store(ids_ref.at[place], ids, mask=chosen)
 
 
-def _count(found: jax.Array) -> jax.Array:
+def _count(mask: jax.Array) -> jax.Array:
     """Returns the number of True values of [A, B]."""
-    return found.astype(jnp.int32).sum(axis=1).sum(axis=0)
+    return mask.astype(jnp.int32).sum(axis=1).sum(axis=0)
 
 
-def _rank(found: jax.Array) -> jax.Array:
+def _rank(mask: jax.Array) -> jax.Array:
     """Counts the True values up to and including each place of [A, B], row by row."""
-    number = found.astype(jnp.int32)
+    number = mask.astype(jnp.int32)
     of_row = number.sum(axis=1)
     return (jnp.cumsum(of_row, axis=0) - of_row)[:, None] + jnp.cumsum(number, axis=1)
 

@@ -83,8 +83,10 @@ def select_within_views(
         )
         ids = ids.reshape(b, n, size, rows_of * top)
         view = jnp.minimum(ids // columns_of, views - 1)
-        found = kept + jnp.take_along_axis(chosen, view, axis=-1) * columns_of + ids % columns_of
-        return jnp.where(ids < views * columns_of, found, columns)
+        block_ids = (
+            kept + jnp.take_along_axis(chosen, view, axis=-1) * columns_of + ids % columns_of
+        )
+        return jnp.where(ids < views * columns_of, block_ids, columns)
 
     def in_chunks(x: jax.Array, axis: int) -> jax.Array:
         shape = (*x.shape[:axis], query_views // size, size, rows_of, *x.shape[axis + 1 :])

@@ -90,14 +90,14 @@ def outcome(run: Callable[..., jax.Array], case: Case, dtype: str) -> Outcome:
     plain = errors(defined(q, k, v, w, up), exact)
     compiled = jax.jit(functools.partial(both, run)).lower(q, k, v, w, up).compile()
     got, again = compiled(q, k, v, w, up), compiled(q, k, v, w, up)
-    found, cap, same = errors(got, exact), CAPS[dtype], same_bits(got, again)
+    run_errors, cap, same = errors(got, exact), CAPS[dtype], same_bits(got, again)
     wrong = [
         f"{name} is off by {error:.1e}, {plain_error:.1e} in plain JAX"
-        for name, error, plain_error in zip(RESULTS, found, plain, strict=True)
+        for name, error, plain_error in zip(RESULTS, run_errors, plain, strict=True)
         if not error <= min(2 * plain_error + cap / 2, cap)
     ]
     wrong += [] if same else ["two runs gave different bits"]
-    return Outcome(tuple(found), same, "; ".join(wrong) or None)
+    return Outcome(tuple(run_errors), same, "; ".join(wrong) or None)
 
 
 def problem(case: Case, dtype: str) -> tuple[jax.Array, ...]:

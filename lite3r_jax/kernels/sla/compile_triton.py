@@ -125,10 +125,10 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         done = subprocess.run(
             [program, "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", done.stdout)
-    if found is None:
+    usage = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", done.stdout)
+    if usage is None:
         raise ValueError(f"{program.name} says nothing of registers: {done.stdout[-200:]}")
-    return int(found[1]), max(int(found[2]), int(found[3]))
+    return int(usage[1]), max(int(usage[2]), int(usage[3]))
 
 
 def table(capability: float, report: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
@@ -145,9 +145,9 @@ def table(capability: float, report: Callable[[str], None] = lambda line: None) 
     for kernel in KERNELS:
         for dtype in ("half", "float32"):
             for head_dim in HEAD_DIMS:
-                found = list(_usages(kernel, dtype, head_dim, capability, report))
+                usages = list(_usages(kernel, dtype, head_dim, capability, report))
                 for q_block in Q_BLOCKS:
-                    fits = [x for x in found if x[0].rows <= q_block]
+                    fits = [x for x in usages if x[0].rows <= q_block]
                     if not fits:
                         continue
                     launch, usage = max(fits, key=lambda x: rank(*x, capability))

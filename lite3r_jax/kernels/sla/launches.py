@@ -102,8 +102,8 @@ class Row:
     @property
     def capability(self) -> float | None:
         """Compute capability of a row that is for one; None for a kind of device."""
-        found = re.fullmatch(r"compute capability (\d+\.\d)", self.device)
-        return float(found[1]) if found else None
+        match = re.fullmatch(r"compute capability (\d+\.\d)", self.device)
+        return float(match[1]) if match else None
 
 
 def launches(device: Device, call: SlaCall) -> Launches:
@@ -112,10 +112,10 @@ def launches(device: Device, call: SlaCall) -> Launches:
     Raises:
         ValueError: none of the tables has a row that fits the device.
     """
-    found = [_find(device, call, kernel) for kernel in KERNELS]
-    if None in found:
+    rows = [_find(device, call, kernel) for kernel in KERNELS]
+    if None in rows:
         raise ValueError(too_little_shared_memory(device, call))
-    return Launches(*(row.launch for row in found if row is not None))
+    return Launches(*(row.launch for row in rows if row is not None))
 
 
 def too_little_shared_memory(device: Device, call: SlaCall) -> str | None:

@@ -163,8 +163,8 @@ def sla_mosaic_query_gradient(
                 lax.fori_loop(0, count, add, None)
                 return dq[...]
 
-            found = pl.run_scoped(over_keys, _ACC((ROWS, d), jnp.float32))
-            q.at[group][...] = (found * scale).astype(dtype)
+            dq = pl.run_scoped(over_keys, _ACC((ROWS, d), jnp.float32))
+            q.at[group][...] = (dq * scale).astype(dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(q.at[group], dq_ref.at[sequence, rows, head])
             plgpu.wait_smem_to_gmem(0)
@@ -246,8 +246,8 @@ def sla_mosaic_key_gradient(
                 lax.fori_loop(0, count, add, None)
                 return dk[...], dv[...]
 
-            found = _ACC((K_BLOCK, d), jnp.float32)
-            dk, dv = pl.run_scoped(over_queries, found, found)
+            accumulator = _ACC((K_BLOCK, d), jnp.float32)
+            dk, dv = pl.run_scoped(over_queries, accumulator, accumulator)
 
             def give(x, number):
                 half[...] = x

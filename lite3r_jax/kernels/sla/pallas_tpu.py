@@ -220,8 +220,8 @@ def _forward(q, kv, words, ids, plan):
             plan.interpret,
         )
 
-    found = plan.map(call, plan.of_queries(q_pad), plan.table(ids))
-    o, lse = (plan.all_queries(x) for x in found)
+    outputs = plan.map(call, plan.of_queries(q_pad), plan.table(ids))
+    o, lse = (plan.all_queries(x) for x in outputs)
     return o, (q, kv, words, ids, o, lse)
 
 

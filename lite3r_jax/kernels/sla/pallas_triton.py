@@ -236,10 +236,10 @@ def _run(q, k, v, proj_lin, q_valid, bias, table, places, plan, *, residuals):
         scatter=places is not None,
         residuals=residuals,
     )
-    found = at.call(
+    results = at.call(
         kernel, plan.tiles.forward, (place.order, b), inputs, outputs, interpret=plan.interpret
     )
-    return *found, states
+    return *results, states
 
 
 def _attend_backward(plan, residuals, do):
@@ -361,7 +361,7 @@ def _states(k, v, bias, proj_lin, plan) -> _States:
     def at_rows(i, n, b):
         return b, n, i, 0
 
-    found = at.call(
+    projected = at.call(
         functools.partial(kernels.sla_linear_project, keys=k.shape[1]),
         plan.tiles.linear,
         (d // _STATE_ROWS, n, b),
@@ -384,7 +384,7 @@ def _states(k, v, bias, proj_lin, plan) -> _States:
         ],
         interpret=plan.interpret,
     )
-    return _States(*found)
+    return _States(*projected)
 
 
 def _linear_forward(q, states, plan):
