@@ -172,6 +172,13 @@ def train(
             run.close()
 
 
+def _named(start: Mapping[str, Any] | None) -> str:
+    """Names the state that a run began from, for a message."""
+    if start is None:
+        return "no state"
+    return f"a state at step {start['step']} (SHA-256 {start['sha256'][:12]})"
+
+
 class _Run:
     """The state of one call of `train`: batches, checkpoints, logs and sums of metrics."""
 
@@ -195,6 +202,8 @@ class _Run:
         self.saved = 0
         self.note = ""
         self.frozen = digest(trainer.frozen)
+        start = trainer.start
+        self.start = None if start is None else {"step": start.step, "sha256": start.digest}
         # What is saved besides the state, so that a continued run reports the same.
         self.sums: dict[str, list[float]] = {}
         self.bad: list[list[Any]] = []
@@ -218,6 +227,14 @@ class _Run:
                 raise InputError(
                     f"{self.folder}: its checkpoints were made with other frozen weights; use"
                     " those, or another folder"
+                )
+            # The rate counts the updates since then, so another state would change it without a
+            # word; checkpoints of before this was recorded have no entry.
+            if extra.get("start", self.start) != self.start:
+                raise InputError(
+                    f"{self.folder}: began from {_named(extra['start'])}, and train.init_from is"
+                    f" now {_named(self.start)}; give it a copy of the state that it was, or begin"
+                    " a run in another folder"
                 )
             if allow_changes and "step" in extra["data"]:
                 self._move_data(extra["data"]["step"])
@@ -300,6 +317,7 @@ class _Run:
             return
         extra = {
             "frozen": self.frozen,
+            "start": self.start,
             "data": json.loads(self.batches.get_state()),
             "sums": self.sums,
             "bad": self.bad,

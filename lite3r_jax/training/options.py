@@ -81,7 +81,8 @@ class TrainOptions:
         remat: whether gradients compute layers and dense heads again instead of keeping all that is
             in them: memory against about a third more time.
         init_from: folder of `tools.training_state`, to go on from its weights, their moving average
-            and its step; the learning rate warms up again.
+            and its step; the learning rate warms up again. The folder has to stay as it is until
+            the end of the run, which is not continued with another state in it.
         allow_changes: whether a run that was begun may go on with other settings, data or code,
             which is then recorded in its config.json; otherwise a change is refused.
         seed: of initial weights, order of data and whatever is random in a step.

@@ -79,6 +79,20 @@ def test_a_killed_run_that_began_from_it_continues_from_its_own_checkpoint(begun
         np.testing.assert_array_equal(x, outcome.state.params[path])
 
 
+def test_a_run_is_not_continued_from_another_state_than_it_began_from(begun, tmp_path):
+    start = read_portable(begun[0] / "state")
+    options = {"options": LoopOptions(9, log_every=1), "checkpoint": CheckpointOptions(every=100)}
+    folder = tmp_path / "run"
+    train(toy_trainer(9, start=start), ToyBatches(), folder, until=8, **options)
+    write_portable(folder, tmp_path / "later", views=1, parts=[])
+    later = read_portable(tmp_path / "later")
+    assert (start.step, later.step) == (6, 8)
+    for other, words in ((later, "now a state at step 8"), (None, "now no state")):
+        trainer = toy_trainer(9, start=other)
+        with pytest.raises(InputError, match=rf"began from a state at step 6 .*{words}"):
+            train(trainer, ToyBatches(), folder, **options, allow_changes=True)
+
+
 @pytest.mark.parametrize("name", [ARRAYS, RECORD])
 def test_damage_is_found(begun, tmp_path, name):
     write_portable(begun[0], tmp_path / "state", views=1, parts=[])
