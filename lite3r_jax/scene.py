@@ -56,7 +56,7 @@ class StillPhoto:
 UNITS: Mapping[str, str] = MappingProxyType(
     {
         "model": "the model's own, not meters",
-        "metre": "meters, as the model estimates them",
+        "meter": "meters, as the model estimates them",
         "known cameras": "that of the known cameras",
     }
 )

@@ -20,7 +20,7 @@ from lite3r_jax.attention.strategy import Role
 from lite3r_jax.errors import InputError, unknown_name
 from lite3r_jax.name_map import Checkpoint
 
-Unit = Literal["model", "metre", "known cameras"]
+Unit = Literal["model", "meter", "known cameras"]
 """Unit of all lengths of a prediction, see `Prediction.unit`."""
 POSE_STAGES = "camera/pose_enc"
 """Name of the tap of the pose encodings after every stage of a camera head.
@@ -84,7 +84,7 @@ class Prediction:
             not normalized, and origin.
         rays_conf: [B, S, h, w], 1 and more.
         unit: of all lengths: "model" is the model's own, which differs from scene to scene;
-            "metre"; or "known cameras", that of the cameras that were given.
+            "meter"; or "known cameras", that of the cameras that were given.
     """
 
     pose_enc: jax.Array | None = None

@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 _AGAIN = "write it again with this version"
 CONVENTIONS = """\
 Written by lite3r_jax. S views of H x W pixels; world: camera frame of the first view, or that of
-known cameras; unit of all lengths: model (its own), metre, or known cameras (theirs). Cameras:
+known cameras; unit of all lengths: model (its own), meter, or known cameras (theirs). Cameras:
 OpenCV (x right, y down, z forward).
 Pixel centers are at integers: (0, 0) is the center of the first pixel. names [S]; images [S, H, W,
 3] RGB; depth [S, H, W], z in the camera frame; depth_conf [S, H, W], larger is surer; extrinsics

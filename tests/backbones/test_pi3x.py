@@ -1,4 +1,4 @@
-"""Pi3X without conditions: its convolutions and metric branch as upstream, and what metres mean."""
+"""Pi3X without conditions: its convolutions and metric branch as upstream, and what meters mean."""
 
 import functools
 import math
@@ -197,12 +197,12 @@ def test_it_converts_and_goes_back_with_the_parts_for_conditions(checkpoint, wei
 
 
 @pytest.mark.slow
-def test_lengths_are_metres_views_permute_and_scenes_stay_apart(
+def test_lengths_are_meters_views_permute_and_scenes_stay_apart(
     checkpoint, weights, tiny_json, images, tmp_path
 ):
     model = load(weights)
     one, _ = model(images, points=True)
-    assert one.unit == "metre" and (one.depth > 0).all()
+    assert one.unit == "meter" and (one.depth > 0).all()
     order = [2, 0, 1]
     turned, _ = model(images[:, order], points=True)
     np.testing.assert_allclose(turned.depth, one.depth[:, order], rtol=1e-4)
@@ -252,7 +252,7 @@ def test_operations_are_those_of_a_trace(tiny_json):
 
 
 @pytest.mark.slow
-def test_photos_become_files_that_say_metres(weights, tmp_path):
+def test_photos_become_files_that_say_meters(weights, tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (28, 42, 3), np.uint8)
@@ -264,7 +264,7 @@ def test_photos_become_files_that_say_metres(weights, tmp_path):
     assert main([str(word) for word in words]) == 0
     said = "meters, as the model estimates them"
     scene = read_npz(out / "predictions.npz")
-    assert scene.unit == "metre"
+    assert scene.unit == "meter"
     files = [path for path in out.rglob("*") if path.is_file()]
     assert {path.name for path in files if said.encode() in path.read_bytes()} == {
         "points.ply", "scene.glb", "points3D.txt", "transforms.json", "depth.json",
@@ -291,6 +291,6 @@ def test_wrong_sizes_are_refused(change, message):
 def test_pi3_given_as_pi3x_is_told_apart(tiny_pi3_json, golden_dir, tmp_path):
     with (
         open_safetensors(golden_dir.parent / "pi3" / "model.safetensors") as source,
-        pytest.raises(InputError, match=r"but pi.3 without metres; leave metric out of --config"),
+        pytest.raises(InputError, match=r"but pi.3 without meters; leave metric out of --config"),
     ):
         convert(source, tmp_path / "out", backbone="pi3", config=tiny_pi3_json | {"metric": True})

@@ -21,7 +21,7 @@ def predicted(*names):
     """A prediction of two views with these arrays, all drawn at random."""
     rng = np.random.default_rng(0)
     arrays: Any = {n: rng.normal(size=(1, 2, *SHAPES[n])).astype(np.float32) for n in names}
-    return Prediction(**arrays, unit="metre")
+    return Prediction(**arrays, unit="meter")
 
 
 @pytest.mark.parametrize("names", [tuple(SHAPES), ("extrinsics", "intrinsics", "depth")])
@@ -29,7 +29,7 @@ def test_it_comes_back_bit_for_bit_and_is_made_once(tmp_path, names):
     assert set(SHAPES) | {"tracks", "unit"} == {field.name for field in fields(Prediction)}
     made = kept_prediction(tmp_path / "work", lambda: predicted(*names))
     again = kept_prediction(tmp_path / "work", lambda: pytest.fail("it was made again"))
-    assert again.unit == made.unit == "metre"
+    assert again.unit == made.unit == "meter"
     for name in SHAPES:
         one, two = getattr(made, name), getattr(again, name)
         assert (one is None) == (two is None) == (name not in names)

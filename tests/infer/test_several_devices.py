@@ -257,7 +257,7 @@ MORE = """
         compare("known", model, (4,), cameras)
         compare("known, split", model, (2,), cameras, split_weights=True)
 
-    def metres():
+    def meters():
         backbone = get_backbone("pi3")
         config = backbone.config_from_json(json.loads(pi3x))
         model = backbone.build(
@@ -269,7 +269,7 @@ MORE = """
         compare("pi3x", model, (4,))
         compare("split pi3x", model, (2,), split_weights=True)
 
-    cases = {"split": split, "split_sparse": split_sparse, "known": known, "metres": metres}
+    cases = {"split": split, "split_sparse": split_sparse, "known": known, "meters": meters}
     cases[case]() if case in cases else merging(case)
     print("compared")
 """
@@ -280,10 +280,10 @@ MORE = """
     "case",
     [
         "spark3r(query_factor=2,key_factor=2,others=1)", "merge_queries(factor=3)", "fastvggt",
-        "speed3r(window=2,top=2)", "split", "split_sparse", "known", "metres",
+        "speed3r(window=2,top=2)", "split", "split_sparse", "known", "meters",
     ],
 )  # fmt: skip
-def test_merging_cameras_metres_and_split_weights_are_those_of_one_device(
+def test_merging_cameras_meters_and_split_weights_are_those_of_one_device(
     case, tiny_dir, tiny_da3_dir, tiny_pi3_json
 ):
     sizes = {"conv_head": {"stages": [32, 16, 16], "last": 8}, "metric": True}

@@ -100,7 +100,7 @@ def test_dtu64_has_64_views_that_share_their_cameras(dtu64):
     assert np.abs(first.images - second.images).mean() > 0.05
     assert len(np.unique(first.extrinsics, axis=0)) == 64
     center = -np.einsum("vij,vi->vj", first.extrinsics[..., :3], first.extrinsics[..., 3])
-    assert 200 < np.ptp(center, axis=0).max() < 2000  # millimetres
+    assert 200 < np.ptp(center, axis=0).max() < 2000  # millimeters
     assert (dtu64 / "Cameras" / "00000000_cam.txt").read_text().endswith("\n425.0 2.5\n")
 
 

@@ -285,17 +285,17 @@ class Pi3(BackboneModel):
         if (metric := self.depth_head.metric) is not None:
             if call.on_host:
                 raise InputError(
-                    "compute.rest: the head for metres of these weights looks at the tokens of all"
+                    "compute.rest: the head for meters of these weights looks at the tokens of all"
                     " views together; leave it out"
                 )
-            scale = _metres(metric, kept, view_layout(self.config, grid), parts)[:, None, None]
+            scale = _meters(metric, kept, view_layout(self.config, grid), parts)[:, None, None]
             for name in ("depth", "points"):
                 if name in maps:
                     maps[name] = maps[name] * scale[..., None, None]
             if "pose" in maps:
                 translation, rotation = maps["pose"][..., :3], maps["pose"][..., 3:]
                 maps["pose"] = jnp.concatenate([translation * scale, rotation], -1)
-            predicted["unit"] = "metre"
+            predicted["unit"] = "meter"
         predicted["depth"] = maps["depth"]
         sums = maps["sums"]
         if call["intrinsics"] == "shared":
@@ -363,7 +363,7 @@ class Pi3(BackboneModel):
         return map_frames(one, state, kept, call.frame_chunk, call.remat, parts, call.on_host)
 
 
-def _metres(
+def _meters(
     metric: MetricHead, kept: jax.Array, view: TokenLayout, parts: ViewParts | None
 ) -> jax.Array:
     """Predicts the meters per unit of length [B] from the trunk's tokens [B, S, 1, P, 2C]."""

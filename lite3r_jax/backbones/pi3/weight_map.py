@@ -157,7 +157,7 @@ def _relatives(config: Pi3Config) -> dict[str, str]:
     command = "lite3r convert pi3"
     if config.metric:
         sign = r"(point|conf)_head\.proj\..*"
-        return signs | {sign: f"pi^3 without metres; leave metric out of --config: {command}"}
+        return signs | {sign: f"pi^3 without meters; leave metric out of --config: {command}"}
     conditions = r"(depth_encoder|ray_embed|pose_inject_blk)\..*"
     sign = rf"(point|conf)_head\.(?!proj\.).*|metric_.*|{conditions}"
     return signs | {sign: f'Pi3X; write {{"metric": true}} into FILE: {command} --config FILE'}
