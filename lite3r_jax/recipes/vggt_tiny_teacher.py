@@ -9,7 +9,7 @@ folder of its own: --config.train.init_from=FOLDER. The rate falls linearly to z
 any point: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+3000
 --config.train.optimizer.decay_steps=3000 --config.small_teacher.auxiliary.fade_from=STEP+1500.
 
-Hardware and time: two CPU cores, about 28 steps of 128 views a minute, so 12 hours, and 14 GB of
+Hardware and time: two CPU cores, about 28 steps of 128 views a minute, so 12 hours, and 17 GB of
 memory, with the environment's GLIBC_TUNABLES (docs/benchmarks.md),
 XLA_FLAGS=--xla_force_host_platform_device_count=2, --config.train.data.workers=1 and
 --config.train.data.prefetch=4. On one core 21 to 25 views a second were measured, which makes about
