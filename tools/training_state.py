@@ -22,7 +22,7 @@ from lite3r_jax.experiment import Experiment, from_config
 from lite3r_jax.runs.train import build, open_data
 from lite3r_jax.training.checkpoint import newest_step, read_arrays
 from lite3r_jax.training.parameters import split
-from lite3r_jax.training.portable import write_portable
+from lite3r_jax.training.portable import RECORD, write_portable
 from lite3r_jax.training.run_dir import CHANGES, CONFIG, EVENTS
 from lite3r_jax.training.tasks import make_task
 from lite3r_jax.weights import strict_json
@@ -59,12 +59,17 @@ def settings(run: Path) -> Experiment:
     return from_config({k: v for k, v in config.items() if k not in ("code", CHANGES)})
 
 
+def first_start(run: Path) -> dict[str, Any]:
+    """Reads the event of a run's first start from its folder."""
+    lines = [json.loads(line) for line in (run / EVENTS).read_text().splitlines()]
+    return next(line for line in lines if line["event"] == "start")
+
+
 def counted(run: Path, step: int) -> tuple[int, list[dict[str, Any]]]:
     """Returns (images seen up to a step, over all parts of the training; records of the parts)."""
     experiment = settings(run)
     config = strict_json.read_object(run / CONFIG)
-    lines = [json.loads(line) for line in (run / EVENTS).read_text().splitlines()]
-    begun = next(line for line in lines if line["event"] == "start")
+    begun = first_start(run)
     base = begun.get("init_from") or {"step": 0, "views": 0, "parts": []}
     schedule = open_data(experiment.train)[0].schedule
     views = schedule.views(step) - schedule.views(base["step"])
@@ -87,7 +92,23 @@ def _without_places(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_state(run: Path, folder: Path, step: int | None = None) -> dict[str, int]:
-    """Writes the state of a run to a folder, as `training.portable` describes it."""
+    """Writes the state of a run to a folder, as `training.portable` describes it.
+
+    Raises:
+        InputError: the folder holds the state that the run began from, or what `write_portable`
+            raises.
+    """
+    begun = first_start(run).get("init_from") or {}
+    record = folder / RECORD
+    if (
+        begun
+        and record.is_file()
+        and strict_json.read_object(record).get("sha256") == begun["sha256"]
+    ):
+        raise InputError(
+            f"{folder}: {run} began from this state and cannot be continued without it; write to"
+            " another folder"
+        )
     step = newest_step(run) if step is None else step
     views, parts = counted(run, step)
     write_portable(run, folder, views=views, parts=parts, step=step)

@@ -9,13 +9,14 @@ folder of its own: --config.train.init_from=FOLDER. The rate falls linearly to z
 any point: --config.train.init_from=FOLDER --config.train.loop.steps=STEP+3000
 --config.train.optimizer.decay_steps=3000 --config.small_teacher.auxiliary.fade_from=STEP+1500.
 
-Hardware and time: two CPU cores, about 28 steps of 128 views a minute, so 12 hours, and 17 GB of
-memory, with the environment's GLIBC_TUNABLES (docs/benchmarks.md),
-XLA_FLAGS=--xla_force_host_platform_device_count=2, --config.train.data.workers=1 and
---config.train.data.prefetch=4. On one core 21 to 25 views a second were measured, which makes about
-30 hours. Either needs scikit-image, whose photographs some rooms carry. Expected result:
-docs/results.md. The model that is there saw as many views of the same kinds, but in parts, the
-first 786,000 of them 32 a step: this recipe was not run from start to end.
+Hardware and time: two CPU cores, about 28 steps of 128 views a minute, so 12 hours, and 19 GB of
+memory with the process that draws rooms, with the environment's GLIBC_TUNABLES
+(docs/benchmarks.md), XLA_FLAGS=--xla_force_host_platform_device_count=2,
+--config.train.data.workers=1 and --config.train.data.prefetch=4. On one core 21 to 25 views a
+second were measured, which makes about 30 hours. Either needs scikit-image, whose photographs some
+rooms carry. Expected result: docs/small_teacher.md, for weights that came to be in parts and with
+changes on the way: this recipe was not run from start to end. The model in the package is still
+that of an earlier recipe (docs/results.md).
 
 `:gpu` sees as many views in batches of 512, for one GPU and 16 cores that draw the rooms; it was
 not run on a GPU yet, only in small on a CPU.

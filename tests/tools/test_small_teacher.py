@@ -45,6 +45,11 @@ def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(tmp_path, monke
     (begun,) = [e for e in map(json.loads, events) if e["event"] == "start"]
     assert (begun["init_from"]["step"], begun["init_from"]["views"]) == (1, 4)
 
+    with pytest.raises(SystemExit, match="began from this state"):
+        call(
+            training_state, "save", tmp_path / "second", tmp_path / "state", monkeypatch=monkeypatch
+        )
+
     table = tmp_path / "curve.csv"
     options = ["--csv", table, "--protocols", "synthetic:photographs", "--views", 2, "--scenes", 2]
     call(teacher_curve, tmp_path / "second", *options, monkeypatch=monkeypatch)
