@@ -136,7 +136,6 @@ def measure(
             views=views,
             scenes=scenes,
             pictures=0,
-            resamples=1,
             batch=8,
             score=ScoreOptions(alignment="median", points=False),
         )
