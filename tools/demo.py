@@ -33,7 +33,7 @@ DISTILLATION: Sequence[str] = ()
 HIDDEN = 10
 """Percentage of the points that the page hides at first: nothing in a room is sky or far away."""
 NOTICE = (
-    "the model has seen nothing but generated rooms at 112 x 112 pixels; on photographs it shows"
+    "the model has seen nothing but generated scenes at 112 x 112 pixels; on photographs it shows"
     " how things work, not what VGGT-1B can do"
 )
 

@@ -1,7 +1,7 @@
 """Saves the state of a training as a small folder to be committed, or the weights in it.
 
     python -m tools.training_state save RUN FOLDER
-    python -m tools.training_state weights RUN OUT [--raw] [--dtype bfloat16]
+    python -m tools.training_state weights RUN OUT [--raw] [--dtype bfloat16] [--license ID --license-from WHO]
 
 `save` writes weights and their moving average of the newest checkpoint of RUN, 12 MB for the small
 teacher; a training goes on from FOLDER with --config.train.init_from=FOLDER, on any machine.
@@ -26,6 +26,7 @@ from lite3r_jax.training.portable import RECORD, write_portable
 from lite3r_jax.training.run_dir import CHANGES, CONFIG, EVENTS
 from lite3r_jax.training.tasks import make_task
 from lite3r_jax.weights import strict_json
+from lite3r_jax.weights.manifest import Origin
 from lite3r_jax.weights.save import save
 
 
@@ -43,12 +44,16 @@ def main() -> None:
         command.add_argument("--step", type=int, help="of which checkpoint; default: the newest")
     two.add_argument("--raw", action="store_true")
     two.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    two.add_argument("--license", default=Origin.license, help="of the weights")
+    two.add_argument("--license-from", default=Origin.license_from, help="who says so")
     args = parser.parse_args()
     try:
         if args.command == "save":
             print(json.dumps(save_state(args.run, args.folder, args.step)))
         else:
-            print(json.dumps(save_weights(args.run, args.out, args.step, args.raw, args.dtype)))
+            origin = Origin(args.license, args.license_from)
+            written = save_weights(args.run, args.out, args.step, args.raw, args.dtype, origin)
+            print(json.dumps(written))
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -116,9 +121,14 @@ def save_state(run: Path, folder: Path, step: int | None = None) -> dict[str, in
 
 
 def save_weights(
-    run: Path, out: Path, step: int | None = None, raw: bool = False, dtype: str = "float32"
+    run: Path,
+    out: Path,
+    step: int | None = None,
+    raw: bool = False,
+    dtype: str = "float32",
+    origin: Origin | None = None,
 ) -> dict[str, int]:
-    """Write weights for `load`: of the model alone, without what only its training needs."""
+    """Writes weights for `load`, of the model alone without what only its training needs."""
     step = newest_step(run) if step is None else step
     experiment = settings(run)
     task = make_task(experiment)
@@ -127,7 +137,14 @@ def save_weights(
     arrays = {} if raw else read_arrays(run, step, "average")
     params = params | {k: jnp.asarray(x) for k, x in (arrays or read_arrays(run, step)).items()}
     model = task.unwrap(layout.merge(params, frozen))
-    save(model, out, backbone=experiment.backbone, dtype=jnp.dtype(dtype), overwrite=True)
+    save(
+        model,
+        out,
+        backbone=experiment.backbone,
+        dtype=jnp.dtype(dtype),
+        origin=origin,
+        overwrite=True,
+    )
     return {"step": step, "views": counted(run, step)[0]}
 
 

@@ -15,8 +15,7 @@ memory with the process that draws rooms, with the environment's GLIBC_TUNABLES
 --config.train.data.workers=1 and --config.train.data.prefetch=4. On one core 21 to 25 views a
 second were measured, which makes about 30 hours. Either needs scikit-image, whose photographs some
 rooms carry. Expected result: docs/small_teacher.md, for weights that came to be in parts and with
-changes on the way: this recipe was not run from start to end. The model in the package is still
-that of an earlier recipe (docs/results.md).
+changes on the way: this recipe was not run from start to end.
 
 `:gpu` sees as many views in batches of 512, for one GPU and 16 cores that draw the rooms; it was
 not run on a GPU yet, only in small on a CPU.

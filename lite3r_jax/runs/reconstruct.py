@@ -317,7 +317,7 @@ def about_bundled(name: str) -> str:
     repo = "facebook/VGGT-1B"
     model = hub.known()[repo].model
     return (
-        f"{name} comes with the package: a small model of generated rooms, to try things with.\n"
+        f"{name} comes with the package: a small model of generated scenes, to try things with.\n"
         f"For real photos add --weights {repo} ({model.download}, downloaded once,"
         f" {model.license})."
     )
