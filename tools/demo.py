@@ -4,8 +4,8 @@
 
 The model is the small one that comes with the package. A generated scene that it was not trained
 on is reconstructed and compared with its exact cameras and depth; then two real photographs are,
-for which it was not made. Then a student with sparse attention and simulated float8 is distilled
-from it and compared with it on held-out scenes.
+for which it was not made. Then a student with sparse attention is distilled from it and compared
+with it on held-out scenes.
 """
 
 import argparse

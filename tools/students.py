@@ -57,13 +57,13 @@ from lite3r_jax.weights import strict_json
 from tools.reduction import attention_share
 
 SIZE = (112, 112)
-WITHOUT = "without FP8"
+RECIPE = "recipe"
 # row -> variant of the recipe
 ROWS: Mapping[str, str] = {
-    "recipe": "tiny",
+    RECIPE: "tiny",
+    "float8 in training": "tiny,fp8",
     "proj_lin only": "tiny,strategy",
     "attention weights": "tiny,attention",
-    WITHOUT: "tiny,no_fp8",
     "keep 0.1": "tiny,keep10",
     "keep 0.1, proj_lin only": "tiny,keep10,strategy",
     "keep 0.05": "tiny,keep05",
@@ -253,21 +253,21 @@ def gains(results: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> str
     """Formats as Markdown how rows differ from the teacher and from themselves before training.
 
     Differences are of the same scenes. The teacher is that in float32. Values of a scene are the
-    means of all seeds. Brackets are 95 % intervals over scenes. Students in float8 that began as
-    the one that is trained without float8 are compared with that one in float8, too.
+    means of all seeds. Brackets are 95 % intervals over scenes. Students that began as the
+    recipe's are compared with it, too.
 
     Args:
         results: as for `table`.
         split: of the generated world.
     """
-    after = f"{WITHOUT}: {PRECISIONS[-1]}"
     lines = [" | ".join(["row", "less", *PAIRED]), "|".join("---" for _ in range(2 + len(PAIRED)))]
     for row, entries in results.items():
         others = {TEACHER: f"{TEACHER}: {PRECISIONS[0]}"}
         if before := entries[0].get("before"):
             others["before"] = before
-            if after in results and row != after and results[after][0]["before"] == before:
-                others["float8 after training"] = after
+            recipe = f"{RECIPE}: {row.rpartition(': ')[2]}"
+            if recipe in results and results[recipe][0]["before"] == before:
+                others[RECIPE] = recipe
         for what, other in others.items():
             if other == row:
                 continue

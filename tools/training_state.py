@@ -1,7 +1,8 @@
 """Saves the state of a training as a small folder to be committed, or the weights in it.
 
     python -m tools.training_state save RUN FOLDER
-    python -m tools.training_state weights RUN OUT [--raw] [--dtype bfloat16] [--license ID --license-from WHO]
+    python -m tools.training_state weights RUN OUT [--raw] [--dtype bfloat16] \
+        [--license ID --license-from WHO]
 
 `save` writes weights and their moving average of the newest checkpoint of RUN, 12 MB for the small
 teacher; a training goes on from FOLDER with --config.train.init_from=FOLDER, on any machine.

@@ -30,7 +30,6 @@ TRAINING: dict[str, Any] = {
     "train.optimizer.weight_decay": 0.0,
     "distill.plan": "sla_global",
     "distill.trainable": "lora",
-    "distill.precision": "default",
 }
 """Settings to distill students of published models, as changes of `Experiment`'s defaults."""
 PAPER: dict[str, Any] = {
@@ -61,7 +60,6 @@ SPEED3R: dict[str, Any] = {
     "train.optimizer.learning_rate": 1e-5,
     "distill.plan": "speed3r",
     "distill.trainable": "all_but_encoder",
-    "distill.precision": "none",
     "distill.targets": "teacher",
     "distill.match.weight": 0.0,
     "distill.match.final_weight": 0.0,

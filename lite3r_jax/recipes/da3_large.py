@@ -15,7 +15,7 @@ an NPZ); the results are then in their world and unit.
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
 published weights: not yet measured.
 
-A student with sparse attention and simulated float8, distilled from these weights:
+A student with sparse attention, distilled from these weights:
 
     python -m lite3r_jax.main --config=configs/da3_large.py --mode=train \
         --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN

@@ -18,7 +18,7 @@ go in.
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
 published weights: not yet measured.
 
-A student with sparse attention in its 18 global layers and simulated float8:
+A student with sparse attention in its 18 global layers:
 
     python -m lite3r_jax.main --config=configs/pi3.py --mode=train \
         --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN

@@ -11,7 +11,7 @@ is downloaded and converted once (license: CC-BY-NC-4.0, non-commercial).
 Hardware and time: see docs/benchmarks.md; on a GPU not yet measured. Expected quality with the
 published weights: not yet measured.
 
-A student with sparse attention and simulated float8, distilled from these weights:
+A student with sparse attention, distilled from these weights:
 
     python -m lite3r_jax.main --config=configs/vggt.py --mode=train \
         --config.weights=WEIGHTS --config.train.data.source=blendedmvs:FOLDER --config.output=RUN
@@ -76,13 +76,14 @@ Further variants, several with commas between, the later ones change the earlier
     whole                       after tiny: the student learns as a whole, with a task loss
     unlabeled                  the teacher's predictions are the truth, frames near each other
     no_match                    task loss only
-    no_fp8, fp8, paper_fp8      precision that is simulated
+    fp8, paper_fp8              float8 that is simulated in training; a student runs in float8 as
+                                well without (docs/results.md)
     backbone                    no student: the weights themselves are trained further
 
 Each has the command, hardware and time of the recipe that it changes; what was measured of them
 stands in docs/results.md:
 
-    python -m lite3r_jax.main --config=configs/vggt.py:tiny,keep10,no_fp8 --mode=train ...
+    python -m lite3r_jax.main --config=configs/vggt.py:tiny,keep10,fp8 --mode=train ...
 """
 
 from collections.abc import Mapping
@@ -164,7 +165,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     },
     "unlabeled": {"distill.targets": "teacher", "train.data.strategy": "spaced"},
     "no_match": {"distill.match.weight": 0.0, "distill.match.final_weight": 0.0},
-    "no_fp8": {"distill.precision": "none"},
     "fp8": {"distill.precision": "default"},
     "paper_fp8": {"distill.precision": "paper"},
     "backbone": {"distill.plan": "", "train.count": 0},

@@ -67,7 +67,7 @@ def test_every_variant_of_every_recipe_can_be_built(name, variant):
 
 def test_variants_add_up_and_unknown_ones_are_named():
     vggt = importlib.import_module("lite3r_jax.recipes.vggt")
-    settings = from_config(vggt.get_config("tiny,keep10,no_fp8").to_dict())
+    settings = from_config(vggt.get_config("tiny,keep10").to_dict())
     assert settings.weights == "vggt-tiny" and settings.train.data.source == "synthetic"
     assert settings.distill.plan == "sla_global(block=4,keep=0.1)"
     assert settings.distill.precision == "none"

@@ -60,7 +60,10 @@ def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(tmp_path, monke
     assert 0 < float(line["abs_rel"]) < 10 and float(line["wrong_partner"]) > 0
 
     out = tmp_path / "weights"
-    call(training_state, "weights", tmp_path / "second", out, monkeypatch=monkeypatch)
+    licence = ("--license", "Apache-2.0", "--license-from", "us")
+    call(training_state, "weights", tmp_path / "second", out, *licence, monkeypatch=monkeypatch)
+    origin = json.loads((out / "manifest.json").read_text())["origin"]
+    assert (origin["license"], origin["license_from"]) == ("Apache-2.0", "us")
     average = read_arrays(tmp_path / "second", 2, "average")
     loaded = {f"model/{path}": x for path, x in split(load(str(out)))[1].items()}
     assert loaded.keys() < average.keys()  # without the heads that only help training

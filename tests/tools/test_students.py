@@ -61,7 +61,7 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
         ),
         "b, before: fp8_dynamic": entries([2.5, 5.5, 9.5]),  # has another plan
         "b: fp8_dynamic": entries([1.5, 4.5, 8.5], before="b, before: fp8_dynamic"),
-        "without FP8: fp8_dynamic": entries([0.5, 4.5, 8.5], before="a, before: fp8_dynamic"),
+        "recipe: fp8_dynamic": entries([0.5, 4.5, 8.5], before="a, before: fp8_dynamic"),
     }
     lines = [line.strip("| ").split(" | ") for line in students.gains(results, "sky").splitlines()]
     of_teacher = [line for line in lines[2:] if line[1] == "teacher"]
@@ -69,9 +69,9 @@ def test_gains_are_paired_by_scenes_and_the_mean_of_seeds():
     assert of_teacher[1][2].startswith("+4.2500 [")
     assert [line[:3] for line in lines[2:] if line[1] != "teacher"] == [
         ["a: fp8_dynamic", "before", "-1.7500 [-1.7500, -1.7500]"],
-        ["a: fp8_dynamic", "float8 after training", "-0.2500 [-0.2500, -0.2500]"],
+        ["a: fp8_dynamic", "recipe", "-0.2500 [-0.2500, -0.2500]"],
         ["b: fp8_dynamic", "before", "-1.0000 [-1.0000, -1.0000]"],
-        ["without FP8: fp8_dynamic", "before", "-1.5000 [-1.5000, -1.5000]"],
+        ["recipe: fp8_dynamic", "before", "-1.5000 [-1.5000, -1.5000]"],
     ]
 
 

@@ -209,7 +209,7 @@ class Step:
         names = zip(("--data", "--fsdp", "--view"), self.mesh, strict=True)
         axes = [word for name, size in names for word in (name, str(size))]
         return [
-            "tools.benchmark.train_memory", "--recipe", "--plan", self.chip, *axes,
+            "tools.benchmark.train_memory", "--recipe", "fp8", "--plan", self.chip, *axes,
             "--views", str(self.views),
         ]  # fmt: skip
 

@@ -2,17 +2,16 @@
 
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --views 2 8 24
     JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --data 1 --fsdp 4 --views 8
-    JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe --views 2 8 24
-    PYTHONPATH=.venv/tpu JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe \
+    JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe fp8 --views 2 8 24
+    PYTHONPATH=.venv/tpu JAX_PLATFORMS=cpu python -m tools.benchmark.train_memory --recipe fp8 \
         --plan v5e --fsdp 4 --views 2
 
 The step is that of `--mode=train`: bfloat16 compute, float32 parameters, AdamW, the multitask loss.
-With --recipe it is that of `configs/vggt.py`: a student with simulated float8 beside its teacher,
-or what the variants make of it that are named. The model is VGGT-1B with camera and depth heads, or
-has the sizes in --config. Needs
-jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, no GPU and no driver. cuDNN cannot be
-compiled for that way, so attention has its blocked form, and Triton GEMMs are off because nothing
-can be tuned.
+With --recipe it is that of `configs/vggt.py`, a student beside its teacher, or what the variants
+make of it that are named (fp8: with simulated float8). The model is VGGT-1B with camera and depth
+heads, or has the sizes in --config. Needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's version,
+no GPU and no driver. cuDNN cannot be compiled for that way, so attention has its blocked form, and
+Triton GEMMs are off because nothing can be tuned.
 
 With --plan v5e, v5p or v6e it is compiled for the chips of a slice (see `tools.benchmark.tpu`), and
 with --here for the devices of this machine.
