@@ -33,8 +33,8 @@ The same without weights or data, on any machine:
 
 Layers learn apart from each other there, which keeps students nearer to their teacher than the
 whole objective (`:tiny,whole`) and takes less time (docs/results.md). It ends with a table.
-Hardware: CPU, 4 to 5 minutes on one core. Expected result: AbsRel within 2 % and AUC@30 within 0.01
-of the teacher.
+Hardware: CPU, 4 to 5 minutes on one core. Expected result: AbsRel within 3 % and AUC@30 within
+0.015 of the teacher.
 
 Lite3R as published (arXiv 2605.11354; its code trains in two stages, its text has the second only):
 
