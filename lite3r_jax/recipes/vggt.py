@@ -74,10 +74,10 @@ Further variants, several with commas between, the later ones change the earlier
     block16                     key blocks of 16 tokens
     apart                       layers learn on the teacher's inputs, without a task loss
     whole                       after tiny: the student learns as a whole, with a task loss
-    unlabeled                  the teacher's predictions are the truth, frames near each other
+    unlabeled                   the teacher's predictions are the truth, frames near each other
     no_match                    task loss only
-    fp8, paper_fp8              float8 that is simulated in training; a student runs in float8 as
-                                well without (docs/results.md)
+    fp8, paper_fp8              float8 that is simulated in training; students of the small teacher
+                                are as good in float8 without (docs/results.md)
     backbone                    no student: the weights themselves are trained further
 
 Each has the command, hardware and time of the recipe that it changes; what was measured of them

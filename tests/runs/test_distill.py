@@ -71,6 +71,7 @@ def test_variants_add_up_and_unknown_ones_are_named():
     assert settings.weights == "vggt-tiny" and settings.train.data.source == "synthetic"
     assert settings.distill.plan == "sla_global(block=4,keep=0.1)"
     assert settings.distill.precision == "none"
+    assert from_config(vggt.get_config("tiny,fp8").to_dict()).distill.precision == "default"
     gated = from_config(vggt.get_config("tiny,speed3r,qkv").to_dict())
     assert gated.distill.plan == "speed3r(window=2,top=14)" and gated.train.count == 0
     assert gated.distill.trainable == "strategy+qkv" and gated.weights == "vggt-tiny"

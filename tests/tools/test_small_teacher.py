@@ -60,8 +60,8 @@ def test_the_small_teacher_is_trained_gone_on_with_and_evaluated(tmp_path, monke
     assert 0 < float(line["abs_rel"]) < 10 and float(line["wrong_partner"]) > 0
 
     out = tmp_path / "weights"
-    licence = ("--license", "Apache-2.0", "--license-from", "us")
-    call(training_state, "weights", tmp_path / "second", out, *licence, monkeypatch=monkeypatch)
+    words = ("--license", "Apache-2.0", "--license-from", "us")
+    call(training_state, "weights", tmp_path / "second", out, *words, monkeypatch=monkeypatch)
     origin = json.loads((out / "manifest.json").read_text())["origin"]
     assert (origin["license"], origin["license_from"]) == ("Apache-2.0", "us")
     average = read_arrays(tmp_path / "second", 2, "average")
